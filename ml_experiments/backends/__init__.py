@@ -1,0 +1,32 @@
+"""Where runs execute, by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ml_experiments.backends.base import Backend
+from ml_experiments.errors import BackendError
+from ml_experiments.suggestions import suggest
+
+# name -> module, class; imported on first use
+BACKENDS = {
+    "local": ("ml_experiments.backends.local_backend", "LocalBackend"),
+    "debug": ("ml_experiments.backends.debug_backend", "DebugBackend"),
+    "modal": ("ml_experiments.backends.modal_backend", "ModalBackend"),
+}
+
+
+def open_backend(name: str, **options: Any) -> Backend:
+    """Return a new backend; use it in a `with` block.
+
+    Raises:
+        BackendError: If there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise BackendError(
+            f"{name!r} is not a backend{suggest(name, BACKENDS)}; known: {', '.join(BACKENDS)}"
+        )
+    module, attribute = BACKENDS[name]
+    backend: Backend = getattr(importlib.import_module(module), attribute)(**options)
+    return backend

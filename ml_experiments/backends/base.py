@@ -1,0 +1,106 @@
+"""What a backend is: it takes a run spec and an open run folder, and sees the run to its end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from ml_experiments.errors import BackendError
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runs import PreparedRun, RunResult, RunSpec
+
+
+class Observer:
+    """Hears what happens in runs while it happens; every method may be left as it is.
+
+    Methods are called from the backend's threads, one at a time for each run.
+    """
+
+    def started(self, spec: RunSpec) -> None:
+        """A run has started where it executes."""
+
+    def notice(self, spec: RunSpec, text: str) -> None:
+        """The backend has something to tell, such as where to watch the run."""
+
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        """The experiment printed something; not always whole lines."""
+
+    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
+        """The experiment said how far it is."""
+
+    def metrics(self, spec: RunSpec, metrics: Mapping[str, Any], step: int | None) -> None:
+        """The experiment logged metrics."""
+
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        """A run has ended."""
+
+
+class RunHandle(ABC):
+    """A run that was handed to a backend."""
+
+    def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
+        self.spec = spec
+        self.folder = folder
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.spec.run_id
+
+    @abstractmethod
+    def result(self, timeout_s: float | None = None) -> RunResult:
+        """Wait for the run to end and return its result.
+
+        Raises:
+            TimeoutError: If it hasn't ended after so many seconds; it goes on.
+        """
+
+    @abstractmethod
+    def cancel(self, *, at_once: bool = False) -> None:
+        """End the run: by an interrupt that the experiment sees, or at once."""
+
+
+class Backend(ABC):
+    """A place where runs execute. Use it in a `with` block, which waits for its runs."""
+
+    name: ClassVar[str]
+
+    def check(self, spec: RunSpec) -> RunSpec:
+        """Find what would fail there, before anything is started.
+
+        Returns:
+            The spec as it will run, with the backend's defaults filled in.
+
+        Raises:
+            Error: If the run could not work.
+        """
+        return spec
+
+    @abstractmethod
+    def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
+        """Hand over a run; returns at once."""
+
+    def attach(self, folder: RunFolder, observer: Observer) -> RunHandle:  # noqa: ARG002
+        """Take up a run again that has outlived the client that submitted it.
+
+        Raises:
+            BackendError: If its runs end with their client.
+        """
+        raise BackendError(f"runs on the {self.name} backend end with the client that started them")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for the runs that were submitted, and release everything."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

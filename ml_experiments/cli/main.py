@@ -1,0 +1,86 @@
+"""The root command: finds the subcommand, and turns errors into messages and exit codes.
+
+Exit codes: 0 success, 1 the run ended in an error, 2 bad usage or config (nothing was started),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from ml_experiments import __version__
+
+# command -> module, help; the module is imported when the command is called
+COMMANDS = {
+    "run": ("run_cli", "Run an experiment, here or on Modal."),
+    "runs": ("runs_cli", "List, show and resume runs."),
+    "cache": ("cache_cli", "See, fill and trim the model cache."),
+    "gpus": ("gpus_cli", "List GPU types with memory and price."),
+    "emulator": ("emulator_cli", "Run Modal programs against a local Modal server."),
+    "doctor": ("doctor_cli", "Say what works on this machine."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ml_experiments.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, or name the one that was probably meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from ml_experiments.suggestions import suggest
+
+            ctx.fail(f"no such command {args[0]!r}{suggest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ml-experiments")
+def cli() -> None:
+    """Run any ML experiment class on Modal GPUs, or on this machine, with one call."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    from ml_experiments.errors import Error
+
+    try:
+        code: Any = cli.main(arguments, prog_name="ml-experiments", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message())
+        code = 2
+    except click.ClickException as e:
+        e.show()
+        code = e.exit_code
+    except Error as e:
+        click.echo(f"error: {e}", err=True)
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

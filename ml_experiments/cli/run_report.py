@@ -1,0 +1,113 @@
+"""What a person sees when a run has ended, and under `runs show`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_experiments.runs import RunResult
+
+MOST_ROWS = 20
+LONGEST_VALUE = 100
+_COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
+_FILE_TYPES = {"file", "image", "ndarray", "tensor", "dataframe", "series", "bytes"}
+
+
+def print_report(result: RunResult) -> None:
+    """Print status, id, time, results, artifacts, and what went wrong."""
+    status = click.style(str(result.status), fg=_COLOURS.get(result.status), bold=True)
+    rows = [("status", status), ("run", result.run_id)]
+    if "total_s" in result.timings:
+        rows.append(("seconds", _seconds(result.timings)))
+    if "peak_memory_bytes" in result.environment:
+        rows.append(("peak memory", _peak_memory(result.environment)))
+    if result.cost:
+        rows.append(("cost", _cost(result.cost)))
+    rows.extend(_result_rows(result))
+    if result.run_dir is not None:
+        rows.append(("artifacts", _artifacts(result)))
+        rows.append(("run folder", _short_path(result.run_dir)))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name:<{width}}  {text}")
+    if result.error is not None:
+        _print_error(result)
+
+
+def _print_error(result: RunResult) -> None:
+    error = result.error
+    assert error is not None
+    click.echo("")
+    if error.traceback:
+        click.echo(error.traceback.rstrip())
+    else:
+        click.echo(f"{error.type}: {error.message}")
+    click.echo(f"{click.style('error kind', bold=True)}  {error.kind}")
+    if error.hint:
+        click.echo(f"{click.style('hint', bold=True)}        {error.hint}")
+
+
+def _seconds(timings: dict[str, float]) -> str:
+    parts = ", ".join(
+        f"{name.removesuffix('_s')} {seconds:.2f}"
+        for name, seconds in timings.items()
+        if name != "total_s"
+    )
+    return f"{timings['total_s']:.2f}" + (f" ({parts})" if parts else "")
+
+
+def _cost(cost: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_usd').replace('_', ' ')} ${usd:.4f}" for name, usd in cost.items()
+    )
+
+
+def _peak_memory(environment: dict[str, Any]) -> str:
+    text = f"{environment['peak_memory_bytes'] / 1e6:,.0f} MB"
+    if "peak_gpu_memory_bytes" in environment:
+        text += f", GPU {environment['peak_gpu_memory_bytes'] / 1e6:,.0f} MB"
+    return text
+
+
+def _result_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    if result.results is None:
+        return
+    if not isinstance(result.results, dict):
+        yield "results", _value(result.results, result.run_dir)
+        return
+    for count, (name, value) in enumerate(result.results.items()):
+        if count == MOST_ROWS:
+            yield "...", f"{len(result.results) - MOST_ROWS} more in result.json"
+            return
+        yield str(name), _value(value, result.run_dir)
+
+
+def _value(value: Any, run_dir: Path | None) -> str:
+    if isinstance(value, dict) and value.get("$type") in _FILE_TYPES:
+        return _short_path((run_dir or Path()) / str(value.get("path", "")))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"{len(value)} entries in result.json"
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _artifacts(result: RunResult) -> str:
+    if not result.artifacts:
+        return "none"
+    size = sum(artifact.size_bytes for artifact in result.artifacts)
+    folder = _short_path((result.run_dir or Path()) / "artifacts")
+    count = len(result.artifacts)
+    return f"{count} file{'s' if count != 1 else ''}, {size / 1e6:.2f} MB, in {folder}"
+
+
+def _short_path(path: Path) -> str:
+    shorter = os.path.relpath(path)
+    fits = len(shorter) < min(len(str(path)), shutil.get_terminal_size().columns)
+    return shorter if fits else str(path)

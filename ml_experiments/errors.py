@@ -1,0 +1,124 @@
+"""Every exception that this package raises on purpose.
+
+Error
+├── ConfigError               a config file, override or field is not valid
+├── ExperimentPathError       a class path does not lead to an experiment
+├── GpuTypeError              a GPU type, count or fallback list is not valid
+├── PreflightError            the run could not work where it would be sent
+├── BackendError              the place where runs execute refused or failed
+│   └── AuthError             no credentials, or rejected ones
+├── CacheError                a cache pattern, folder or download is not usable
+├── RunNotFoundError          no run folder matches an id
+├── RunFolderError            a run folder is not readable
+├── UnportableResultError     a value that JSON and files cannot represent
+├── InsufficientMemoryError   the smallest unit of work does not fit in memory
+└── RunFailedError            raised by `RunResult.raise_for_error()`
+
+SoftTimeout (a BaseException) is raised inside an experiment when its time is nearly up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_experiments.runs import RunResult
+
+
+class Error(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class ConfigError(Error):
+    """Raised when a config file, an override or a config field is not valid.
+
+    Attributes:
+        problems: One message per problem; all of them, not just the first.
+    """
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {p}" for p in problems)]))
+        self.problems = problems
+
+
+class ExperimentPathError(Error):
+    """Raised when a class path does not lead to an experiment.
+
+    Attributes:
+        missing_module: The module that could not be imported, when that was the cause.
+    """
+
+    def __init__(self, message: str, missing_module: str | None = None) -> None:
+        super().__init__(message)
+        self.missing_module = missing_module
+
+
+class GpuTypeError(Error):
+    """Raised when a GPU type, a count or a fallback list is not valid."""
+
+
+class PreflightError(Error):
+    """Raised when a run could not work where it would be sent; nothing was started."""
+
+
+class BackendError(Error):
+    """Raised when the place where runs execute refused or failed."""
+
+
+class AuthError(BackendError):
+    """Raised when credentials are missing or were rejected."""
+
+
+class CacheError(Error):
+    """Raised when a cache pattern, a cache folder or a download is not usable."""
+
+
+class RunNotFoundError(Error):
+    """Raised when no run folder, or more than one, matches an id."""
+
+
+class RunFolderError(Error):
+    """Raised when a run folder is not readable."""
+
+
+class UnportableResultError(Error):
+    """Raised when a value cannot be represented as JSON and files.
+
+    Attributes:
+        problems: One message per value, each naming its path in the results.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class InsufficientMemoryError(Error):
+    """Raised when the smallest unit of work does not fit in memory."""
+
+
+class RunFailedError(Error):
+    """Raised by `RunResult.raise_for_error()` when the run did not succeed.
+
+    Attributes:
+        result: The result of the run that failed.
+    """
+
+    def __init__(self, result: RunResult) -> None:
+        error = result.error
+        text = f"run {result.run_id} ended with status {result.status}"
+        if error is not None:
+            text += f": {error.kind}: {error.type}: {error.message}"
+            if error.hint:
+                text += f"\nhint: {error.hint}"
+        super().__init__(text)
+        self.result = result
+
+
+class SoftTimeout(BaseException):
+    """Raised inside an experiment shortly before its timeout ends it.
+
+    It is not an `Exception`, so that a retry loop around a training step cannot swallow it.
+    An experiment may catch it, save, and return partial results: the run then ends with the
+    error kind `timeout` and keeps them.
+    """

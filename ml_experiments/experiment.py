@@ -1,0 +1,103 @@
+"""What an experiment is, and what it can use while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pydantic
+
+from ml_experiments.errors import Error
+
+
+class ExperimentConfig(pydantic.BaseModel):
+    """Base of an experiment's config: unknown keys are errors, values don't change later."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Experiment:
+    """Base class that buys validation before spending, warm reuse and a typed config.
+
+    Any class with `__init__(config)` and `run()` is an experiment too; deriving from this
+    one adds `Config` (checked before anything starts) and `setup()` (kept for later runs
+    while the class and the values of `setup_fields` stay the same).
+    """
+
+    Config: ClassVar[type[pydantic.BaseModel]]
+    setup_fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def setup(self) -> None:
+        """Do what is expensive and depends only on `setup_fields`, such as loading a model."""
+
+    def run(self) -> Any:
+        """Run once and return results."""
+        raise NotImplementedError(f"{type(self).__name__} does not define run()")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a running experiment can ask for and report to.
+
+    Attributes:
+        output_dir: Files written here are the run's artifacts.
+        checkpoint_dir: State from which the same run resumes; survives its retries.
+        seed: The run's seed; random, numpy and torch are already seeded with it.
+        device: `cuda`, `cuda:0`, `mps` or `cpu`: what this run may use.
+    """
+
+    run_id: str
+    output_dir: Path
+    checkpoint_dir: Path
+    seed: int
+    _log: Callable[[Mapping[str, Any], int | None], None]
+    _progress: Callable[[float, float | None, str], None]
+
+    @property
+    def device(self) -> str:
+        """The best device that this run may use, as torch names it."""
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+
+    def log(self, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
+        """Record metrics, at a step when there is one.
+
+        Raises:
+            UnportableResultError: If a value can't be represented; it names the metric.
+        """
+        self._log(metrics, step)
+
+    def progress(self, done: float, total: float | None = None, *, text: str = "") -> None:
+        """Say how far the run is; shown live, not recorded."""
+        self._progress(done, total, text)
+
+
+_current: RunContext | None = None
+
+
+def current_run() -> RunContext:
+    """Return the run that this process executes.
+
+    Raises:
+        Error: If no run is executing in this process.
+    """
+    if _current is None:
+        raise Error(
+            "current_run() has a value only while an experiment runs; start one with "
+            "run_experiment(...) or `ml-experiments run`"
+        )
+    return _current
+
+
+def set_current_run(context: RunContext | None) -> None:
+    """Say which run this process executes; for `execution` only."""
+    global _current
+    _current = context

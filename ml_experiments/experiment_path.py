@@ -1,0 +1,246 @@
+"""From a class path to the class, and from a class to its path.
+
+Three forms: `pkg.module.Class`, `pkg.module:Class` and `path/to/file.py:Class`. The last part
+may also be a function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_experiments.errors import ExperimentPathError
+from ml_experiments.suggestions import suggest
+
+FORMS = "pkg.module.Class, pkg.module:Class or path/to/file.py:Class"
+
+# import name -> what pip calls it, where the two differ
+PIP_NAMES = {
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
+    "fitz": "pymupdf",
+    "git": "gitpython",
+    "jwt": "pyjwt",
+    "mpl_toolkits": "matplotlib",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "skopt": "scikit-optimize",
+    "umap": "umap-learn",
+    "yaml": "PyYAML",
+}
+
+
+@dataclass(frozen=True)
+class ExperimentPath:
+    """A class path, taken apart.
+
+    Attributes:
+        module: Dotted name of the module.
+        name: Name of the class or function in it; dotted when nested.
+        file: The module's file, when the path named one.
+        root: The folder that the module is imported from, when the path named a file.
+    """
+
+    module: str
+    name: str
+    file: Path | None = None
+    root: Path | None = None
+
+
+def parse_experiment_path(text: str) -> ExperimentPath:
+    """Take a class path apart.
+
+    Raises:
+        ExperimentPathError: If it has none of the three forms, or its file doesn't exist.
+    """
+    location, colon, name = text.rpartition(":")
+    if colon and location.endswith(".py"):
+        return _in_file(text, Path(location), name)
+    if not colon:
+        location, _, name = text.rpartition(".")
+    parts = [*location.split("."), *name.split(".")]
+    if not location or not all(part.isidentifier() for part in parts):
+        raise ExperimentPathError(f"{text!r} is not a class path; write {FORMS}")
+    return ExperimentPath(module=location, name=name)
+
+
+def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[..., Any]:
+    """Import the class or function that a class path names.
+
+    Args:
+        path: The class path.
+        import_paths: Folders put first on `sys.path`.
+
+    Raises:
+        ExperimentPathError: If the module doesn't import, or holds no such experiment.
+    """
+    parsed = parse_experiment_path(path)
+    for folder in [*import_paths, *([str(parsed.root)] if parsed.root else [])][::-1]:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    module = _import(parsed)
+    target: Any = module
+    for part in parsed.name.split("."):
+        target = getattr(target, part, None)
+    if target is None:
+        raise ExperimentPathError(_not_in_module(parsed, module))
+    return check_experiment(target, path)
+
+
+def check_experiment(target: Any, path: str) -> Callable[..., Any]:
+    """Return `target` if it's a class with `run()`, or a function; else say why it isn't."""
+    if inspect.isclass(target):
+        if not callable(getattr(target, "run", None)):
+            raise ExperimentPathError(
+                f"{path} has no run() method; an experiment is a class with "
+                "__init__(self, config) and run(self)"
+            )
+        return target
+    if inspect.isfunction(target):
+        return target
+    raise ExperimentPathError(f"{path} is a {type(target).__name__}, not a class or a function")
+
+
+def path_of(experiment: Callable[..., Any]) -> tuple[str, str | None]:
+    """Return the class path of a class or function, and the folder to import it from.
+
+    Raises:
+        ExperimentPathError: If another process could not import it.
+    """
+    check_experiment(experiment, getattr(experiment, "__qualname__", repr(experiment)))
+    name = experiment.__qualname__
+    if "<locals>" in name or "<lambda>" in name:
+        raise ExperimentPathError(
+            f"{name} is defined inside a function, where no other process can import it; "
+            "move it to the top level of its module"
+        )
+    module = sys.modules.get(experiment.__module__)
+    file = getattr(module, "__file__", None)
+    if experiment.__module__ != "__main__":
+        return f"{experiment.__module__}:{name}", _root_of(experiment.__module__, file)
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:  # started with python -m
+        return f"{spec.name}:{name}", _root_of(spec.name, file)
+    if file is None or not Path(file).is_file():
+        raise ExperimentPathError(
+            f"{name} is defined in a notebook or an interactive session, where no other process "
+            f"can import it; save it in a file, such as experiment.py, and run experiment.py:{name}"
+        )
+    return f"{Path(file).resolve()}:{name}", None
+
+
+def pip_name(module: str) -> str:
+    """Return what to `pip install` for an import of `module`."""
+    top = module.partition(".")[0]
+    return PIP_NAMES.get(top, top)
+
+
+def _in_file(text: str, file: Path, name: str) -> ExperimentPath:
+    if not name or not all(part.isidentifier() for part in name.split(".")):
+        raise ExperimentPathError(f"{text!r} names no class; write {FORMS}")
+    file = file.expanduser().resolve()
+    if not file.is_file():
+        raise ExperimentPathError(f"{file} does not exist")
+    root, module = file.parent, file.stem
+    while (root / "__init__.py").is_file() and root.parent != root:
+        root, module = root.parent, f"{root.name}.{module}"
+    return ExperimentPath(module=module, name=name, file=file, root=root)
+
+
+def _root_of(module: str, file: str | None) -> str | None:
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    depth = module.count(".") + (1 if path.name == "__init__.py" else 0)
+    return str(path.parents[depth])
+
+
+def _import(parsed: ExperimentPath) -> ModuleType:
+    try:
+        if parsed.file is None:
+            return importlib.import_module(parsed.module)
+        return _import_file(parsed, parsed.file)
+    except ModuleNotFoundError as e:
+        raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
+    except (Exception, SystemExit) as e:
+        raise ExperimentPathError(
+            f"importing {parsed.module} failed: {type(e).__name__}: {e}"
+        ) from e
+
+
+def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:
+    name = parsed.module
+    found = sys.modules.get(name)
+    if found is None and importlib.util.find_spec(name) is not None:
+        found = importlib.import_module(name)
+    if found is not None and getattr(found, "__file__", None):
+        if Path(str(found.__file__)).resolve() == file:
+            return found
+        # another module has the name already, as with a user's random.py
+        name = f"experiment_file_{re.sub(r'[^0-9A-Za-z_]', '_', str(file))}"
+        if name in sys.modules:
+            return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
+    missing = error.name or ""
+    if missing and (parsed.module == missing or parsed.module.startswith(f"{missing}.")):
+        parent, _, last = missing.rpartition(".")
+        return (
+            f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
+            f"in {parent or 'the current folder and the installed packages'}"
+        )
+    return (
+        f"importing {parsed.module} needs the module {missing!r}, which is not installed here; "
+        f"install it with: pip install {pip_name(missing)}"
+    )
+
+
+def _siblings(package: str) -> list[str]:
+    import pkgutil
+
+    if not package:
+        return [m.name for m in pkgutil.iter_modules([str(Path.cwd())])]
+    module = sys.modules.get(package)
+    return [m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))]
+
+
+def _not_in_module(parsed: ExperimentPath, module: ModuleType) -> str:
+    names = sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and callable(getattr(value, "run", None))
+    )
+    known = ", ".join(names) if names else "none"
+    return (
+        f"{parsed.module} has no {parsed.name!r}{suggest(parsed.name, names)}; "
+        f"experiments in it: {known}"
+    )

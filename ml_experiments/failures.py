@@ -1,0 +1,156 @@
+"""From an exception to a `RunError`: its kind, the experiment's own traceback, what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from ml_experiments.errors import (
+    AuthError,
+    BackendError,
+    ConfigError,
+    ExperimentPathError,
+    InsufficientMemoryError,
+    SoftTimeout,
+)
+from ml_experiments.experiment_path import pip_name
+from ml_experiments.gpus import next_larger, parse_gpu
+from ml_experiments.runs import ErrorKind, RunError, RunSpec
+
+LONGEST_TRACEBACK = 64 * 1024
+LONGEST_MESSAGE = 16 * 1024
+
+_PACKAGE = Path(__file__).parent
+_OWN_EXPERIMENTS = _PACKAGE / "tasks"
+_CUDA_OOM_TYPES = {"OutOfMemoryError"}
+_CUDA_OOM_TEXT = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_ALLOC_FAILED|HIP out of memory|RESOURCE_EXHAUSTED"
+)
+_HOST_OOM_TEXT = re.compile(r"DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
+_AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
+
+
+def describe_failure(error: BaseException, spec: RunSpec) -> RunError:
+    """Return the error of a run that this exception ended."""
+    kind = classify(error)
+    return RunError(
+        kind=kind,
+        type=type(error).__name__,
+        message=_text_of(error)[:LONGEST_MESSAGE],
+        traceback=_own_traceback(error),
+        hint=hint_for(kind, error, spec),
+    )
+
+
+def classify(error: BaseException) -> ErrorKind:
+    """Return the kind of an exception, looking through what it was raised from."""
+    kinds = [_kind_of_one(link) for link in _chain(error)]
+    return next((kind for kind in kinds if kind is not None), ErrorKind.EXPERIMENT)
+
+
+def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str:
+    """Return what the user can do about an error of this kind; empty when nothing is known."""
+    if kind is ErrorKind.CUDA_OOM:
+        return f"{_larger_gpu(spec)}lower batch_size or the image size, or quantize (int8)"
+    if kind is ErrorKind.HOST_OOM:
+        return "lower batch_size or the amount of data held in memory, or ask for more memory"
+    if kind is ErrorKind.TIMEOUT:
+        given = f"it is {spec.timeout_s:g} s now" if spec.timeout_s else "none is set"
+        return (
+            f"raise the timeout ({given}), use a faster GPU type, or do less per run; "
+            "what the run saved in checkpoint_dir is kept: `ml-experiments runs resume "
+            f"{spec.run_id}` goes on from there"
+        )
+    if kind is ErrorKind.IMPORT:
+        missing = next((e.name for e in _chain(error) if isinstance(e, ImportError)), None)
+        if isinstance(error, ExperimentPathError):
+            missing = error.missing_module
+        if missing:
+            return f"pip install {pip_name(missing)}"
+    if kind is ErrorKind.AUTH:
+        return "accept the model's terms on its page and set HF_TOKEN to a token that may read it"
+    if kind is ErrorKind.INFRASTRUCTURE and _is_disk_full(error):
+        return "free some disk space, or set ML_EXPERIMENTS_RUNS_DIR to a larger disk"
+    return ""
+
+
+def _kind_of_one(error: BaseException) -> ErrorKind | None:
+    name, text = type(error).__name__, _text_of(error)
+    if isinstance(error, SoftTimeout):
+        return ErrorKind.TIMEOUT
+    if isinstance(error, InsufficientMemoryError):
+        return None  # what it was raised from tells which memory
+    if name in _CUDA_OOM_TYPES or _CUDA_OOM_TEXT.search(text):
+        return ErrorKind.CUDA_OOM
+    if isinstance(error, MemoryError) or _HOST_OOM_TEXT.search(text):
+        return ErrorKind.HOST_OOM
+    if isinstance(error, ConfigError):
+        return ErrorKind.CONFIG
+    if isinstance(error, ImportError | ExperimentPathError):
+        return ErrorKind.IMPORT
+    if isinstance(error, AuthError) or name in _AUTH_TYPES:
+        return ErrorKind.AUTH
+    if isinstance(error, BackendError) or _is_disk_full(error):
+        return ErrorKind.INFRASTRUCTURE
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        suppressed = error.__suppress_context__
+        error = error.__cause__ or (None if suppressed else error.__context__)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return any(isinstance(e, OSError) and e.errno in full for e in _chain(error))
+
+
+def _larger_gpu(spec: RunSpec) -> str:
+    if spec.gpu is None:
+        return ""
+    largest = max(parse_gpu(spec.gpu).choices, key=lambda choice: choice.memory_gb)
+    larger = next_larger(largest)
+    return f"use a larger GPU type (next: {larger}), " if larger else ""
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as e:  # noqa: BLE001 - a broken __str__ must not hide the error itself
+        return f"(its message could not be read: {type(e).__name__})"
+
+
+def _own_traceback(error: BaseException) -> str:
+    """Format a traceback from the experiment's first frame on."""
+    for link in _chain(error):
+        link.__traceback__ = _skip_own_frames(link.__traceback__)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as e:  # noqa: BLE001 - a broken __str__ must not hide the error itself
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        text = f"{frames}{type(error).__name__} (not printable: {type(e).__name__})\n"
+    if len(text) > LONGEST_TRACEBACK:
+        half = LONGEST_TRACEBACK // 2
+        text = (
+            f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+        )
+    return text
+
+
+def _skip_own_frames(frame: TracebackType | None) -> TracebackType | None:
+    while frame is not None and _is_own(Path(frame.tb_frame.f_code.co_filename)):
+        frame = frame.tb_next
+    return frame
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_relative_to(_PACKAGE) and not file.is_relative_to(_OWN_EXPERIMENTS)

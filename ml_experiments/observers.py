@@ -1,0 +1,54 @@
+"""What hears runs live: by default, a printer of their logs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from ml_experiments.backends.base import Observer
+from ml_experiments.runs import RunResult, RunSpec
+
+
+class PrintLogs(Observer):
+    """Passes on what experiments print; whole lines with a prefix while several runs are live."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: set[str] = set()
+        self._rest: dict[str, bytes] = {}
+
+    def started(self, spec: RunSpec) -> None:
+        """Count the live runs."""
+        with self._lock:
+            self._live.add(spec.run_id)
+
+    def notice(self, spec: RunSpec, text: str) -> None:  # noqa: ARG002 - one terminal for all
+        """Say on standard error what the backend has to tell."""
+        with self._lock:
+            sys.stderr.write(f"{text}\n")
+
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        """Print what the experiment printed."""
+        with self._lock:
+            if len(self._live) < 2 and not self._rest.get(spec.run_id):
+                self.write(data)
+                return
+            *lines, rest = (self._rest.pop(spec.run_id, b"") + data).split(b"\n")
+            prefix = f"[{spec.name or spec.run_id}] ".encode()
+            self.write(b"".join(prefix + line + b"\n" for line in lines))
+            if rest:
+                self._rest[spec.run_id] = rest
+
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        """Print a last line that had no end."""
+        with self._lock:
+            self._live.discard(result.run_id)
+            rest = self._rest.pop(spec.run_id, b"")
+            if rest:
+                self.write(f"[{spec.name or spec.run_id}] ".encode() + rest + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Write to standard output, whatever stands in for it."""
+        if data:
+            sys.stdout.write(data.decode("utf-8", "backslashreplace"))
+            sys.stdout.flush()

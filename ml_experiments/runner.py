@@ -1,0 +1,242 @@
+"""Runs experiments: preflight, an open run folder, a backend, and the result."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from ml_experiments.backends import open_backend
+from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.config import secret_config_values, validate_config
+from ml_experiments.errors import ConfigError, Error
+from ml_experiments.experiment import Experiment
+from ml_experiments.experiment_path import load_experiment, parse_experiment_path, path_of
+from ml_experiments.observers import PrintLogs
+from ml_experiments.provenance import describe_code
+from ml_experiments.redaction import Redactor
+from ml_experiments.run_folder import RunFolder, this_process
+from ml_experiments.runs import PreparedRun, RunResult, RunSpec, RunStatus, new_run_id
+from ml_experiments.settings import runs_dir as default_runs_dir
+from ml_experiments.settings import secret_values
+
+_LARGEST_SEED = 2**31
+
+
+class RunOptions(TypedDict, total=False):
+    """What can be asked of a run besides its experiment and config.
+
+    Attributes:
+        timeout_s: The run is ended after so many seconds, and told a little earlier.
+        seed: Seeds random, numpy and torch; drawn and recorded when None.
+        gpu: A GPU type, count or fallback list, such as `h100:2` or `h100,a100-80gb`.
+        name: What the run is called in lists.
+        tags: Recorded with the run.
+    """
+
+    timeout_s: float | None
+    seed: int | None
+    gpu: str | None
+    name: str | None
+    tags: Mapping[str, str] | None
+
+
+def run_experiment(
+    experiment: Callable[..., Any] | str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    backend: Backend | str = "local",
+    runs_dir: Path | None = None,
+    observer: Observer | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    **options: Unpack[RunOptions],
+) -> RunResult:
+    """Run an experiment and wait for its result.
+
+    Args:
+        experiment: A class with `run()`, a function, or the import path of one.
+        config: Its config; validated by the experiment's own `Config`.
+        backend: A name, or an open backend, whose warm workers then serve many runs.
+        runs_dir: Where the run folder goes; by default what the settings say.
+        observer: Hears logs, progress and metrics live; by default logs are printed.
+        backend_options: Passed to the backend that a name stands for, such as `max_workers`.
+        **options: See `RunOptions`.
+
+    Raises:
+        Error: If the run could not be started: a bad class path, config, GPU type, backend.
+            What happens in the run itself is in the result.
+    """
+    if isinstance(backend, str):
+        with open_backend(backend, **(backend_options or {})) as opened:
+            return run_experiment(
+                experiment,
+                config,
+                backend=opened,
+                runs_dir=runs_dir,
+                observer=observer,
+                **options,
+            )
+    if backend_options:
+        raise ConfigError("backend_options go with a backend's name; this one is open already")
+    handle = submit_experiment(
+        experiment, config, backend=backend, runs_dir=runs_dir, observer=observer, **options
+    )
+    return wait_for(handle)
+
+
+def submit_experiment(
+    experiment: Callable[..., Any] | str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    backend: Backend,
+    runs_dir: Path | None = None,
+    observer: Observer | None = None,
+    **options: Unpack[RunOptions],
+) -> RunHandle:
+    """Start a run on an open backend and return at once; see `run_experiment`."""
+    prepared = prepare_run(experiment, config, backend=backend, **options)
+    return submit_run(prepared, backend=backend, runs_dir=runs_dir, observer=observer)
+
+
+def prepare_run(
+    experiment: Callable[..., Any] | str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    backend: Backend,
+    **options: Unpack[RunOptions],
+) -> PreparedRun:
+    """Find every mistake that can be found before anything starts; see `run_experiment`.
+
+    Raises:
+        Error: If the run could not work; the message says what to do.
+    """
+    timeout_s, seed = options.get("timeout_s"), options.get("seed")
+    if timeout_s is not None and not timeout_s > 0:
+        raise ConfigError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
+    path, import_paths = _locate(experiment)
+    target = load_experiment(path, import_paths)
+    _check_setup_fields(target)
+    config_object, config_json = validate_config(target, config or {})
+    spec = RunSpec(
+        run_id=new_run_id(),
+        experiment=path,
+        config=config_json,
+        seed=secrets.randbelow(_LARGEST_SEED) if seed is None else seed,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        backend=backend.name,
+        gpu=options.get("gpu"),
+        timeout_s=timeout_s,
+        name=options.get("name"),
+        tags=dict(options.get("tags") or {}),
+        import_paths=import_paths,
+    )
+    spec = backend.check(spec)
+    return PreparedRun(spec, (*secret_values(), *secret_config_values(config_object)))
+
+
+def submit_run(
+    prepared: PreparedRun,
+    *,
+    backend: Backend,
+    runs_dir: Path | None = None,
+    observer: Observer | None = None,
+) -> RunHandle:
+    """Open the run folder and hand a prepared run to its backend."""
+    spec = prepared.spec
+    manifest = {
+        "run_id": spec.run_id,
+        "seed": spec.seed,
+        "code": describe_code(Path.cwd()),
+        "client": this_process(),
+    }
+    redactor = Redactor(prepared.secrets)
+    folder = RunFolder.create(runs_dir or default_runs_dir(), spec, manifest, redactor)
+    return backend.submit(prepared, folder, observer or PrintLogs())
+
+
+def wait_for(handle: RunHandle) -> RunResult:
+    """Return a run's result; Ctrl-C cancels the run, a second one ends it at once.
+
+    Raises:
+        KeyboardInterrupt: After the run was cancelled; its folder has the status `cancelled`.
+    """
+    try:
+        return handle.result()
+    except KeyboardInterrupt:
+        handle.cancel()
+        try:
+            handle.result()
+        except KeyboardInterrupt:
+            handle.cancel(at_once=True)
+            handle.result()
+        raise
+
+
+def resume_run(
+    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
+) -> RunHandle:
+    """Run a run again that did not succeed, in its own folder, from its checkpoints.
+
+    Raises:
+        Error: If it succeeded, is still going on, or its record had secrets taken out.
+    """
+    outcome = folder.outcome()
+    if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
+        raise Error(f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume")
+    spec = folder.read_spec()
+    if Redactor.MARK in str(spec.config):
+        raise Error(
+            f"the config of run {spec.run_id} held a secret, which was not recorded; "
+            "start a new run with it"
+        )
+    if spec.backend != backend.name:
+        raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
+    spec = backend.check(spec)
+    folder.result_file.unlink(missing_ok=True)
+    return backend.submit(PreparedRun(spec, secret_values()), folder, observer or PrintLogs())
+
+
+def attach_run(
+    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
+) -> RunHandle:
+    """Take up a run again that has outlived the client that submitted it.
+
+    Raises:
+        Error: If it has ended already, or the backend's runs end with their client.
+    """
+    outcome = folder.outcome()
+    if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
+        raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
+    return backend.attach(folder, observer or PrintLogs())
+
+
+def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
+    """Return the class path, and the folders to import it from, the current one included."""
+    folders = [str(Path.cwd())]
+    if isinstance(experiment, str):
+        path, root = experiment, parse_experiment_path(experiment).root
+        if root is not None:  # absolute, so that it holds wherever the worker runs
+            location, _, name = path.rpartition(":")
+            path = f"{Path(location).expanduser().resolve()}:{name}"
+    else:
+        path, found = path_of(experiment)
+        root = Path(found) if found else parse_experiment_path(path).root
+    if root is not None:
+        folders.insert(0, str(root))
+    return path, tuple(dict.fromkeys(folders))
+
+
+def _check_setup_fields(target: Callable[..., Any]) -> None:
+    if not inspect.isclass(target) or not issubclass(target, Experiment):
+        return
+    config = getattr(target, "Config", None)
+    known = set(config.model_fields) | {"seed"} if config else set(target.setup_fields)
+    unknown = sorted(set(target.setup_fields) - known)
+    if unknown:
+        raise ConfigError(
+            f"{target.__qualname__}.setup_fields names {unknown}, which its Config does not have; "
+            f"known: {', '.join(sorted(known))}"
+        )

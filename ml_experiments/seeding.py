@@ -1,0 +1,38 @@
+"""Seeds every source of random numbers, those of modules imported later too."""
+
+from __future__ import annotations
+
+import random
+import sys
+from types import ModuleType
+
+import wrapt
+
+_LARGEST_NUMPY_SEED = 2**32
+
+_seed: int | None = None
+_hooked = False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed random, numpy and torch; the last two when they are imported, if they aren't yet."""
+    global _seed, _hooked
+    _seed = seed
+    random.seed(seed)
+    if _hooked:
+        for name in ("numpy", "torch"):
+            if name in sys.modules:
+                _seed_module(sys.modules[name])
+        return
+    _hooked = True
+    for name in ("numpy", "torch"):  # called at once for a module that is imported already
+        wrapt.register_post_import_hook(_seed_module, name)
+
+
+def _seed_module(module: ModuleType) -> None:
+    if _seed is None:
+        return
+    if module.__name__ == "numpy":
+        module.random.seed(_seed % _LARGEST_NUMPY_SEED)
+    else:
+        module.manual_seed(_seed)

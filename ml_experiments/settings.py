@@ -1,0 +1,99 @@
+"""The only reader of environment variables, and the home of default paths.
+
+| environment variable | `[tool.ml-experiments]` | meaning | default |
+|---|---|---|---|
+| ML_EXPERIMENTS_RUNS_DIR | runs_dir | where run folders are written | ./runs |
+
+An environment variable wins over pyproject.toml. The table of pyproject.toml is read from
+the current folder or its nearest parent that has one; a relative path is relative to that file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_experiments.errors import ConfigError
+
+_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "APIKEY", "ACCESS_KEY")
+_SHORTEST_SECRET = 8
+KNOWN_KEYS = ("runs_dir",)
+
+
+def runs_dir() -> Path:
+    """Return the folder that holds run folders."""
+    from_environment = os.environ.get("ML_EXPERIMENTS_RUNS_DIR")
+    if from_environment:
+        return Path(from_environment).expanduser().resolve()
+    found = _project_table()
+    if found is not None and "runs_dir" in found[1]:
+        folder, table = found
+        return (folder / Path(str(table["runs_dir"])).expanduser()).resolve()
+    return Path("runs").resolve()
+
+
+def visible_cuda_devices() -> tuple[str, ...] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES allows; None when it isn't set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    devices = tuple(device.strip() for device in value.split(",") if device.strip())
+    return () if devices == ("-1",) else devices
+
+
+def modal_credentials_source() -> str | None:
+    """Return where Modal's token is set, or None without one; it's read by modal itself."""
+    if os.environ.get("MODAL_TOKEN_ID") and os.environ.get("MODAL_TOKEN_SECRET"):
+        return "the environment"
+    file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
+    try:
+        profiles = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
+    has_token = any(isinstance(p, dict) and p.get("token_id") for p in profiles.values())
+    return str(file) if has_token else None
+
+
+def worker_environment(gpu: str | None) -> dict[str, str]:
+    """Return the environment of a local worker process: this one's, with its GPU."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    return environment
+
+
+def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the values of environment variables that look like secrets, longest first.
+
+    Records are searched for these values, so short ones, which would match by accident, are
+    left out.
+    """
+    variables = os.environ if environment is None else environment
+    found = {
+        value
+        for name, value in variables.items()
+        if len(value) >= _SHORTEST_SECRET and any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+def _project_table() -> tuple[Path, dict[str, object]] | None:
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        file = folder / "pyproject.toml"
+        if not file.is_file():
+            continue
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+            raise ConfigError(f"{file} is not readable as TOML: {e}") from e
+        settings = table.get("ml-experiments", {})
+        unknown = sorted(set(settings) - set(KNOWN_KEYS))
+        if unknown:
+            raise ConfigError(
+                f"{file}: [tool.ml-experiments] has unknown keys {unknown}; "
+                f"known: {', '.join(KNOWN_KEYS)}"
+            )
+        return folder, settings
+    return None

@@ -1,0 +1,291 @@
+"""`ml-experiments run` and `runs`, as a whole process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENDS = "tests.support.experiments:Ends"
+FIT = "tests.support.experiments:Fit"
+PLAIN = "tests.support.experiments.Plain"
+COMMAND = [sys.executable, "-m", "ml_experiments"]
+
+
+def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+def test_success_exits_0_and_reports(runs_dir: Path) -> None:
+    done = call("run", FIT, "steps=2", "--name", "quick", "--tag", "team=vision", "--seed", "4")
+    assert done.returncode == 0, done.stderr
+    assert "step 0\nstep 1\n" in done.stdout
+    assert "success" in done.stdout
+    assert "artifacts/weights.txt" not in done.stderr
+    (folder,) = runs_dir.iterdir()
+    assert folder.name in done.stdout
+    spec = json.loads((folder / "spec.json").read_text())
+    assert (spec["name"], spec["tags"], spec["seed"]) == ("quick", {"team": "vision"}, 4)
+
+
+def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> None:
+    done = call("run", ENDS, "how=missing_module")
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stdout
+    assert "error kind  import" in done.stdout
+    assert "hint        pip install a_package_that_is_not_there" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([FIT, "stepz=2"], "did you mean 'steps'"),
+        ([FIT, "steps=many", "optimizer=adm"], "optimizer"),
+        (["tests.support.experiments.Fitt"], "did you mean 'Fit'"),
+        (["tests.support.experimentz.Fit"], "did you mean 'experiments'"),
+        (["tests.support.experiments.NoRun"], "has no run() method"),
+        (["nodots"], "is not a class path"),
+        (["no/such/file.py:Thing"], "does not exist"),
+        ([FIT, "--config", "no-such-file.yaml"], "no-such-file.yaml"),
+        ([FIT, "--timeout", "soon"], "is not a duration"),
+        ([FIT, "--timeout", "0"], "must be above 0"),
+        ([FIT, "--tag", "nothing"], "key=value"),
+        ([FIT, "--backend", "locall"], "did you mean 'local'"),
+        ([FIT, "--backend", "local", "--gpu", "a10g"], "this machine's own GPUs"),
+        ([FIT, "--secret", "mine"], "--backend modal"),
+        ([FIT, "steps"], "steps"),
+    ],
+)
+def test_bad_usage_exits_2_and_starts_nothing(
+    arguments: list[str], told: str, runs_dir: Path
+) -> None:
+    done = call("run", *arguments)
+    assert done.returncode == 2, done.stdout
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(runs_dir.iterdir()) == []
+
+
+def test_every_config_problem_is_told_at_once() -> None:
+    done = call("run", FIT, "stepz=2", "steps=many", "optimizer=adm")
+    for told in ("stepz", "steps", "many", "optimizer", "adm", "'adam'", "'sgd'"):
+        assert told in done.stderr
+
+
+def test_json_prints_one_object_and_everything_else_on_stderr() -> None:
+    done = call("run", FIT, "steps=2", "--json")
+    result = json.loads(done.stdout)
+    assert result["status"] == "success"
+    assert result["results"]["steps"] == 2
+    assert "step 0" in done.stderr
+
+
+def test_json_of_an_error_is_still_one_object() -> None:
+    done = call("run", ENDS, "how=value_error", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["kind"] == "experiment"
+
+
+def test_dry_run_prints_the_spec_and_starts_nothing(runs_dir: Path) -> None:
+    done = call("run", FIT, "steps=7", "--dry-run", "--timeout", "1h30m")
+    spec = json.loads(done.stdout)
+    assert spec["config"] == {"model_name": "tiny", "steps": 7, "optimizer": "adam"}
+    assert spec["timeout_s"] == 5400
+    assert list(runs_dir.iterdir()) == []
+
+
+def test_a_config_file_is_overridden_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 5\noptimizer: sgd\n")
+    done = call("run", FIT, "--config", str(tmp_path / "config.yaml"), "steps=1", "--dry-run")
+    assert json.loads(done.stdout)["config"] == {
+        "model_name": "tiny",
+        "steps": 1,
+        "optimizer": "sgd",
+    }
+
+
+def test_the_current_folder_is_importable(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine:\n  def __init__(s, c): 0\n  def run(s): return 5\n")
+    done = call("run", "mine.Mine", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["results"] == 5
+
+
+def test_a_file_with_relative_imports_runs_by_its_path(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "pack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text("VALUE = 6\n")
+    (package / "train.py").write_text("from .other import VALUE\ndef train(config): return VALUE\n")
+    done = call("run", f"{package}/train.py:train", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["results"] == 6
+
+
+def test_a_file_named_like_an_installed_module_is_the_one_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("def train(config): return 'mine'\n")
+    done = call("run", f"{tmp_path}/yaml.py:train", "--json")
+    assert json.loads(done.stdout)["results"] == "mine", done.stderr
+
+
+def test_functions_are_experiments_too() -> None:
+    done = call("run", "tests.support.experiments:fit", "lr=3e-4", "--json")
+    assert json.loads(done.stdout)["results"] == {"lr": 3e-4, "epochs": 2, "name": "x"}
+    done = call("run", "tests.support.experiments:train", "a.b=1", "--json")
+    assert json.loads(done.stdout)["results"] == {"got": {"a": {"b": 1}}}
+    done = call("run", "tests.support.experiments:fit", "epoch=3", "--json")
+    assert done.returncode == 2
+    assert "did you mean 'epochs'" in done.stderr
+
+
+def test_debug_runs_in_the_commands_own_process() -> None:
+    done = call("run", PLAIN, "--debug", "--json")
+    result = json.loads(done.stdout)
+    process = json.loads((Path(result["run_dir"]) / "manifest.json").read_text())["process"]
+    client = json.loads((Path(result["run_dir"]) / "manifest.json").read_text())["client"]
+    assert result["results"]["pid"] == process["pid"] == client["pid"]
+
+
+def test_debug_keeps_the_log_too() -> None:
+    done = call("run", FIT, "steps=2", "--debug", "--json")
+    assert (Path(json.loads(done.stdout)["run_dir"]) / "log.txt").read_text() == "step 0\nstep 1\n"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_exits_130_and_leaves_a_cancelled_run(runs_dir: Path, presses: int) -> None:
+    how = "sleeps" if presses == 1 else "ignores_interrupt"
+    command = subprocess.Popen(
+        [*COMMAND, "run", ENDS, f"how={how}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not list(runs_dir.glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    for _ in range(presses):
+        command.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    stdout, _ = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert b"cancelled" in stdout
+    (result,) = runs_dir.glob("*/result.json")
+    assert json.loads(result.read_text())["status"] == "cancelled"
+
+
+def test_progress_is_shown_on_a_terminal() -> None:
+    leader, follower = pty.openpty()
+    command = subprocess.Popen(
+        [*COMMAND, "run", FIT, "steps=4"],
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            data = os.read(leader, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(leader)
+    assert command.wait(60) == 0
+    assert b"step 3" in shown
+    assert b"success" in shown
+
+
+def test_secrets_are_in_no_record(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", "tok-5f4dcc3b5aa765d61d83")
+    for note in ("", "raise"):
+        done = call(
+            *("run", "tests.support.experiments:Secretive", f"note={note}"),
+            *("api_key=key-0123456789abcdef", "--json"),
+        )
+        result = json.loads(done.stdout)
+        if not note:
+            assert result["status"] == "success"
+            assert result["results"]["works"] == len("key-0123456789abcdef")
+        texts = [done.stdout, done.stderr]
+        files = [file for file in runs_dir.rglob("*") if file.is_file()]
+        texts += [file.read_text() for file in files]
+        assert len(files) >= 5
+        for text in texts:
+            assert "tok-5f4dcc3b5aa765d61d83" not in text
+            assert "key-0123456789abcdef" not in text
+
+
+def test_runs_list_and_show(runs_dir: Path) -> None:
+    assert "no runs in" in call("runs", "list").stdout
+    run_id = json.loads(call("run", FIT, "--json").stdout)["run_id"]
+    call("run", ENDS, "how=value_error")
+    listed = json.loads(call("runs", "list", "--json").stdout)
+    assert [row["status"] for row in listed] == ["error", "success"]
+    table = call("runs", "list").stdout
+    assert run_id in table
+    shown = json.loads(call("runs", "show", run_id[:-1], "--json").stdout)
+    assert shown["run_id"] == run_id
+    assert [entry["step"] for entry in shown["metrics"]] == [0, 1, 2]
+    assert shown["manifest"]["environment"]["packages"]["pydantic"]
+    assert "the loss is not a number" in call("runs", "show", "last").stdout
+    assert call("runs", "show", run_id, "--log").stdout.endswith("step 0\nstep 1\nstep 2\n")
+    assert call("runs", "show", "nope").returncode == 2
+
+
+def test_runs_resume_goes_on_from_the_checkpoint() -> None:
+    died = call("run", "tests.support.experiments:Counts")
+    assert died.returncode == 1
+    resumed = call("runs", "resume", "last", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["results"] == {"first": 5, "until": 10}
+    assert call("runs", "resume", "last").returncode == 2
+
+
+def test_the_runs_folder_is_a_setting_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ML_EXPERIMENTS_RUNS_DIR")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "mine.py").write_text("def train(config): return 1\n")
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text('[tool.ml-experiments]\nruns_dir = "kept"\n')
+    done = call("run", "mine.train", "--json", cwd=tmp_path / "deep")
+    assert json.loads(done.stdout)["run_dir"].startswith(str(tmp_path / "kept"))
+    pyproject.write_text('[tool.ml-experiments]\nrun_dir = "kept"\n')
+    done = call("run", "mine.train", cwd=tmp_path / "deep")
+    assert done.returncode == 2
+    assert "unknown keys ['run_dir']" in done.stderr
+
+
+def test_a_runs_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = call("run", FIT, env={**os.environ, "ML_EXPERIMENTS_RUNS_DIR": str(tmp_path / "file")})
+    assert done.returncode == 2
+    assert "can't be written" in done.stderr
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    done = call("--help")
+    assert done.returncode == 0
+    for command in ("run", "runs", "cache", "gpus", "emulator", "doctor"):
+        assert f"  {command} " in done.stdout
+    done = call("rum")
+    assert done.returncode == 2
+    assert "did you mean 'run'" in done.stderr
+
+
+def test_doctor_says_what_works_and_what_to_do() -> None:
+    checks = {check["name"]: check for check in json.loads(call("doctor", "--json").stdout)}
+    assert checks["python"]["ok"] is True
+    assert {"gpu", "torch", "modal token", "model hub", "run folders"} <= checks.keys()
+    assert all(check["advice"] for check in checks.values() if not check["ok"])
+    assert "python" in call("doctor").stdout

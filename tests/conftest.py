@@ -1,0 +1,15 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Send run folders to a temporary folder, never to the project's own."""
+    folder = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(folder))
+    return folder
