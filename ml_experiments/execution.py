@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -76,6 +76,7 @@ def execute_run(
     emit: Emit,
     warm: WarmExperiment,
     interrupt: Literal["cancels", "preempts"],
+    secrets: Iterable[str] = (),
 ) -> RunResult:
     """Execute a run in this process, in its folder, and return what was written there.
 
@@ -87,9 +88,11 @@ def execute_run(
         interrupt: What a KeyboardInterrupt means here: the user cancels the run, or the
             platform takes the machine away. A preempted run leaves no result, and the
             interrupt goes on, so that the platform starts the run again.
+        secrets: Values that no record may hold, besides those that the environment and the
+            config name as secrets.
     """
     started = time.perf_counter()
-    attempt = _Attempt(spec, folder, emit, warm)
+    attempt = _Attempt(spec, folder, emit, warm, (*secret_values(), *secrets))
     reset_peak_memory()
     try:
         attempt.note_start()
@@ -119,13 +122,14 @@ class _Attempt:
     folder: RunFolder
     emit: Emit
     warm: WarmExperiment
+    secrets: tuple[str, ...]
     status: RunStatus = RunStatus.SUCCESS
     error: RunError | None = None
     results: Any = None
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.redactor = Redactor(secret_values())
+        self.redactor = Redactor(self.secrets)
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
@@ -142,7 +146,7 @@ class _Attempt:
         with self._timed("import_s"):
             target = load_experiment(spec.experiment, spec.import_paths)
             config = config_for(target, spec.config)
-        self.redactor = Redactor((*secret_values(), *secret_config_values(config)))
+        self.redactor = Redactor((*self.secrets, *secret_config_values(config)))
         seed_everything(spec.seed)
         if not isinstance(target, type):
             with self._timed("run_s"):

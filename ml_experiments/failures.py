@@ -12,6 +12,7 @@ from types import TracebackType
 from ml_experiments.errors import (
     AuthError,
     BackendError,
+    CacheError,
     ConfigError,
     ExperimentPathError,
     InsufficientMemoryError,
@@ -95,7 +96,7 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
         return ErrorKind.IMPORT
     if isinstance(error, AuthError) or name in _AUTH_TYPES:
         return ErrorKind.AUTH
-    if isinstance(error, BackendError) or _is_disk_full(error):
+    if isinstance(error, BackendError | CacheError) or _is_disk_full(error):
         return ErrorKind.INFRASTRUCTURE
     return None
 

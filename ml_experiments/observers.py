@@ -10,17 +10,23 @@ from ml_experiments.runs import RunResult, RunSpec
 
 
 class PrintLogs(Observer):
-    """Passes on what experiments print; whole lines with a prefix while several runs are live."""
+    """Passes on what experiments print; as whole lines with a prefix once several runs are live.
+
+    A run that has shared the terminal keeps its prefix to its end.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._live: set[str] = set()
+        self._sharing: set[str] = set()
         self._rest: dict[str, bytes] = {}
 
     def started(self, spec: RunSpec) -> None:
-        """Count the live runs."""
+        """Note which runs share the terminal."""
         with self._lock:
             self._live.add(spec.run_id)
+            if len(self._live) > 1:
+                self._sharing |= self._live
 
     def notice(self, spec: RunSpec, text: str) -> None:  # noqa: ARG002 - one terminal for all
         """Say on standard error what the backend has to tell."""
@@ -30,7 +36,7 @@ class PrintLogs(Observer):
     def log(self, spec: RunSpec, data: bytes) -> None:
         """Print what the experiment printed."""
         with self._lock:
-            if len(self._live) < 2 and not self._rest.get(spec.run_id):
+            if spec.run_id not in self._sharing:
                 self.write(data)
                 return
             *lines, rest = (self._rest.pop(spec.run_id, b"") + data).split(b"\n")
@@ -39,10 +45,11 @@ class PrintLogs(Observer):
             if rest:
                 self._rest[spec.run_id] = rest
 
-    def finished(self, spec: RunSpec, result: RunResult) -> None:
+    def finished(self, spec: RunSpec, result: RunResult) -> None:  # noqa: ARG002
         """Print a last line that had no end."""
         with self._lock:
-            self._live.discard(result.run_id)
+            self._live.discard(spec.run_id)
+            self._sharing.discard(spec.run_id)
             rest = self._rest.pop(spec.run_id, b"")
             if rest:
                 self.write(f"[{spec.name or spec.run_id}] ".encode() + rest + b"\n")

@@ -11,12 +11,12 @@ from typing import Any, TypedDict, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.code_memory import CodeMemory
 from ml_experiments.config import secret_config_values, validate_config
 from ml_experiments.errors import ConfigError, Error
 from ml_experiments.experiment import Experiment
 from ml_experiments.experiment_path import load_experiment, parse_experiment_path, path_of
 from ml_experiments.observers import PrintLogs
-from ml_experiments.provenance import describe_code
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder, this_process
 from ml_experiments.runs import PreparedRun, RunResult, RunSpec, RunStatus, new_run_id
@@ -24,6 +24,8 @@ from ml_experiments.settings import runs_dir as default_runs_dir
 from ml_experiments.settings import secret_values
 
 _LARGEST_SEED = 2**31
+_CODE = CodeMemory()
+_PRINT_LOGS = PrintLogs()  # one for all runs of this process, so that it knows how many are live
 
 
 class RunOptions(TypedDict, total=False):
@@ -149,12 +151,12 @@ def submit_run(
     manifest = {
         "run_id": spec.run_id,
         "seed": spec.seed,
-        "code": describe_code(Path.cwd()),
+        "code": _CODE.describe(Path.cwd()),
         "client": this_process(),
     }
     redactor = Redactor(prepared.secrets)
     folder = RunFolder.create(runs_dir or default_runs_dir(), spec, manifest, redactor)
-    return backend.submit(prepared, folder, observer or PrintLogs())
+    return backend.submit(prepared, folder, observer or _PRINT_LOGS)
 
 
 def wait_for(handle: RunHandle) -> RunResult:
@@ -196,7 +198,7 @@ def resume_run(
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
     spec = backend.check(spec)
     folder.result_file.unlink(missing_ok=True)
-    return backend.submit(PreparedRun(spec, secret_values()), folder, observer or PrintLogs())
+    return backend.submit(PreparedRun(spec, secret_values()), folder, observer or _PRINT_LOGS)
 
 
 def attach_run(
@@ -210,7 +212,7 @@ def attach_run(
     outcome = folder.outcome()
     if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
         raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
-    return backend.attach(folder, observer or PrintLogs())
+    return backend.attach(folder, observer or _PRINT_LOGS)
 
 
 def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:

@@ -64,6 +64,17 @@ def worker_environment(gpu: str | None) -> dict[str, str]:
     return environment
 
 
+def git_environment() -> dict[str, str]:
+    """Return the environment of a git that looks at the folder it is told, and asks nothing."""
+    # GIT_DIR and the like, set inside a hook, would lead to another repository
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
+    }
+    return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+
+
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the values of environment variables that look like secrets, longest first.
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# one local Modal server for all tests of a worker process: `modal_emulator`
+pytest_plugins = ["ml_experiments.emulator.pytest_plugin"]
+
 
 @pytest.fixture(autouse=True)
 def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:

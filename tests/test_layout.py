@@ -18,12 +18,12 @@ PACKAGE = Path(ml_experiments.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "core", "__main__"),
     ("runner", "doctor", "observers"),
-    ("backends", "run_registry", "config"),
+    ("backends", "run_registry"),
     ("preflight", "gpu_image"),
     ("execution", "cache"),
-    ("failures", "run_folder", "seeding", "resource_use"),
-    ("experiment", "experiment_path", "provenance", "runs"),
-    ("results", "redaction", "gpus", "pricing"),
+    ("failures", "run_folder", "seeding", "resource_use", "config"),
+    ("experiment", "experiment_path", "provenance", "code_memory", "runs"),
+    ("results", "redaction", "gpus", "pricing", "code_state"),
     ("files", "suggestions"),
     ("errors", "settings"),
 )
@@ -115,7 +115,9 @@ def test_tasks_are_imported_by_nothing_above_them() -> None:
 
 def test_heavy_packages_are_never_imported_at_the_top() -> None:
     heavy = {"torch", "diffusers", "transformers", "sklearn", "pandas", "numpy", "modal"}
-    allowed = ("backends.modal_", "core", "emulator", "gpu_image")
+    # these are themselves imported only once they are needed
+    late = ("results.table", "tasks.diffusion.", "tasks.tiny_digits.")
+    allowed = ("backends.modal_", "core", "emulator", "gpu_image", *late)
     found = [
         f"{module} imports {name}"
         for module, file in modules()
@@ -130,6 +132,25 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, ml_experiments\n"
         "print(sorted({'modal', 'torch', 'pydantic', 'click', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ml_experiments.tasks.text_to_image:TextToImageExperiment",
+        "ml_experiments.tasks.tiny_digits:TrainTinyDigits",
+    ],
+)
+def test_a_config_is_validated_without_importing_torch(path: str) -> None:
+    code = (
+        "import sys\n"
+        "from ml_experiments.experiment_path import load_experiment\n"
+        "from ml_experiments.config import validate_config\n"
+        f"validate_config(load_experiment({path!r}), {{}})\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -80,11 +80,12 @@ def _result_rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if not isinstance(result.results, dict):
         yield "results", _value(result.results, result.run_dir)
         return
-    for count, (name, value) in enumerate(result.results.items()):
+    given = {name: value for name, value in result.results.items() if value is not None}
+    for count, (name, value) in enumerate(given.items()):
         if count == MOST_ROWS:
-            yield "...", f"{len(result.results) - MOST_ROWS} more in result.json"
+            yield "...", f"{len(given) - MOST_ROWS} more in result.json"
             return
-        yield str(name), _value(value, result.run_dir)
+        yield str(name).replace("_", " "), _value(value, result.run_dir)
 
 
 def _value(value: Any, run_dir: Path | None) -> str:
@@ -94,7 +95,13 @@ def _value(value: Any, run_dir: Path | None) -> str:
         return f"{value:.6g}"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return f"{len(value)} entries in result.json"
-    text = str(value)
+    if isinstance(value, dict):
+        text = ", ".join(f"{name} {_value(inner, run_dir)}" for name, inner in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(_value(inner, run_dir) for inner in value)
+    else:
+        text = str(value)
+    text = text or "none"
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 

@@ -83,7 +83,7 @@ def resume(run: str, as_json: bool) -> int:
 @runs.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def wait(run: str, as_json: bool) -> int:
+def attach(run: str, as_json: bool) -> int:
     """Follow a run on Modal that outlived its client, and bring its result here."""
     from ml_experiments.runner import attach_run
 

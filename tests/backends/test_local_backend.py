@@ -243,10 +243,10 @@ def test_output_of_child_processes_is_kept(backend: LocalBackend) -> None:
     assert (result.run_dir / "log.txt").read_text() == "from a child\n"
 
 
-@pytest.mark.parametrize(("how", "size"), [("many_lines", 1_088_890), ("one_long_line", 10_000_001)])
-def test_much_output_neither_blocks_nor_is_lost(
-    backend: LocalBackend, how: str, size: int
-) -> None:
+@pytest.mark.parametrize(
+    ("how", "size"), [("many_lines", 1_088_890), ("one_long_line", 10_000_001)]
+)
+def test_much_output_neither_blocks_nor_is_lost(backend: LocalBackend, how: str, size: int) -> None:
     recorder = Recorder()
     result = run_ends(backend, how, observer=recorder)
     assert result.status is RunStatus.SUCCESS
@@ -395,9 +395,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(runs_dir: Path) -> None:
     assert resumed.run_id == died.run_id
 
 
-def test_gpus_are_given_out_one_per_worker(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_gpus_are_given_out_one_per_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sees.py").write_text(
         "import os\ndef sees(config):\n    return os.environ.get('CUDA_VISIBLE_DEVICES')\n"
     )

@@ -1,0 +1,191 @@
+"""Config files: YAML or JSON to a dict, with the file and line of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ml_experiments.errors import ConfigError
+
+MAX_DEPTH = 100
+MAX_VALUES = 1_000_000
+
+_NULL = re.compile(r"null|Null|NULL|~|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+")
+_FLOAT = re.compile(
+    r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_TRUE = {"true", "yes", "on"}
+
+
+def parse_scalar(text: str) -> Any:
+    """Return the null, bool, int or float that an unquoted YAML scalar means, else the text.
+
+    As in YAML 1.1, except what surprises there: `1e-3` is a number; `16:9`, `010` and dates
+    are text.
+    """
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() in _TRUE
+    if _INT.fullmatch(text):
+        digits = text.replace("_", "")
+        return int(digits, 0) if digits.lstrip("+-") != "0" else 0
+    if _FLOAT.fullmatch(text):
+        plain = text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
+        number = float(plain)
+        # 12e3456 overflows: it's a commit hash, say, and no number
+        return text if math.isinf(number) and "inf" not in plain else number
+    return text
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """Return what a config file holds.
+
+    Raises:
+        ConfigError: If it can't be read, isn't YAML or JSON by name and content, or doesn't
+            hold fields with text names.
+    """
+    parsers: dict[str, Callable[[str], Any]] = {
+        ".yaml": parse_yaml,
+        ".yml": parse_yaml,
+        ".json": _parse_json,
+    }
+    parse = parsers.get(file.suffix.lower())
+    if parse is None:
+        raise ConfigError(f"{file}: a config file is named *.yaml, *.yml or *.json")
+    try:
+        data = parse(file.read_bytes().decode("utf-8-sig"))
+    except OSError as e:
+        raise ConfigError(f"{file} can't be read: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file} is not UTF-8 text (byte {e.start})") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{file}{describe_parse_error(e)}") from e
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{file} holds a {type(data).__name__}, not fields; write them as `name: value`"
+        )
+    problems = tree_problems(data)
+    if problems:
+        raise ConfigError(f"{file} is not a valid config:", problems)
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML text means; duplicate keys are errors.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: If the text isn't YAML, or too deep.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def describe_parse_error(error: Exception) -> str:
+    """Return ` line N: what is wrong`, to stand after the name of a file or an override."""
+    if isinstance(error, RecursionError):
+        return f": nested deeper than {MAX_DEPTH} levels"
+    if isinstance(error, json.JSONDecodeError):
+        return f", line {error.lineno}, column {error.colno}: {error.msg}"
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f": {error}"
+    what = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+    if what and "'\\t'" in what:
+        what = "a tab; YAML indents with spaces only"
+    return f", line {mark.line + 1}, column {mark.column + 1}: {what}"
+
+
+def tree_problems(data: Any) -> tuple[str, ...]:
+    """Return why data can't be a config: not JSON, or so deep or large that it's a mistake."""
+    problems: list[str] = []
+    waiting: list[tuple[str, Any, int]] = [("", data, 0)]
+    count = 0
+    while waiting:
+        path, value, depth = waiting.pop()
+        count += 1
+        if count > MAX_VALUES:
+            return (*problems, f"more than {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            return (*problems, f"{path[:80]}: nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    problems.append(f"{path or 'top level'}: the key {key!r} is not text")
+                waiting.append((f"{path}.{key}" if path else str(key), item, depth + 1))
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
+        elif not (value is None or type(value) in (bool, int, float, str)):
+            problems.append(
+                f"{path or 'top level'}: {_article(type(value))} is not JSON; use text, a number, "
+                "true or false, null, a list or a dict"
+            )
+    return tuple(reversed(problems))
+
+
+def _article(kind: type) -> str:
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique_pairs)
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys and with the scalars of `parse_scalar`."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
+    seen: dict[Any, yaml.Node] = {}
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is not text", key_node.start_mark
+            )
+        key = key_node.value
+        if key in seen and key != "<<":
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"the key {key!r} is there twice, first in line {seen[key].start_mark.line + 1}",
+                key_node.start_mark,
+            )
+        seen[key] = key_node
+        if key_node.tag != "tag:yaml.org,2002:merge":
+            key_node.style = "'"  # the names of fields are text, also `1:` and `on:`
+    # two steps, as in SafeConstructor, so that an anchor may refer to what is around it
+    data: dict[Any, Any] = {}
+    yield data
+    data.update(loader.construct_mapping(node, deep=False))
+
+
+def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    text = loader.construct_scalar(node)
+    return parse_scalar(text) if node.style is None else text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_scalar)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])

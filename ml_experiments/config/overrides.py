@@ -1,0 +1,119 @@
+"""`key=value` on the command line: dotted keys, values as in YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ml_experiments.config.files import (
+    MAX_DEPTH,
+    describe_parse_error,
+    parse_scalar,
+    parse_yaml,
+    tree_problems,
+)
+from ml_experiments.errors import ConfigError
+from ml_experiments.redaction import Redactor, is_secret_name
+
+_QUOTES = ('"', "'")
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Return the parts of the key, and the value, of one `key=value`.
+
+    Raises:
+        ConfigError: If there is no `=`, a part of the key is empty, or a list or dict is cut
+            short.
+    """
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals:
+        raise ConfigError(f"{_shorten(text)!r} is not an override; write it as key=value")
+    if not all(parts) or key.startswith("-") or len(parts) > MAX_DEPTH:
+        raise ConfigError(
+            f"{_shorten(key)!r} is not the name of a field; write optimizer.lr=3e-4 or sizes.0=64"
+        )
+    return parts, parse_value(value, key)
+
+
+def parse_value(text: str, key: str) -> Any:
+    """Return what the value of an override means.
+
+    Lists, dicts and quoted texts are YAML; `null`, `true` and numbers are what they say;
+    anything else is the text as it was typed, so that it may hold `: ` and ` #`.
+
+    Raises:
+        ConfigError: If a text that begins like a list or dict isn't one.
+    """
+    stripped = text.strip()
+    if not stripped:
+        return text
+    if stripped[0] in _QUOTES:
+        return _unquote(stripped, text)
+    try:
+        if stripped[0] not in "[{":
+            parsed = parse_scalar(stripped)
+            return text if isinstance(parsed, str) else parsed
+        parsed = parse_yaml(stripped)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(
+            f"{key}={_show(key, text)}{describe_parse_error(e)}; for a text that begins with "
+            f"{stripped[0]}, put it in quotes: {key}='\"...\"'"
+        ) from e
+    problems = tree_problems(parsed)
+    if problems:
+        raise ConfigError(f"{key}={_show(key, text)} is not valid: {'; '.join(problems)}")
+    return parsed
+
+
+def assign(config: dict[str, Any], parts: list[str], value: Any) -> None:
+    """Set the field that a dotted key names; a list item is named by its number.
+
+    Raises:
+        ConfigError: If the key leads through something without fields, or past a list's end.
+    """
+    here: Any = config
+    for depth, part in enumerate(parts[:-1]):
+        place = ".".join(parts[: depth + 1])
+        if isinstance(here, list):
+            here = here[_index(here, part, parts[:depth])]
+        else:
+            if here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+        if not isinstance(here, dict | list):
+            raise ConfigError(
+                f"{'.'.join(parts)}: {place} is {_show(place, repr(here))}, which has no fields"
+            )
+    if isinstance(here, list):
+        here[_index(here, parts[-1], parts[:-1])] = value
+    else:
+        here[parts[-1]] = value
+
+
+def _index(items: list[Any], part: str, parents: list[str]) -> int:
+    if not (part.isascii() and part.isdigit() and int(part) < len(items)):
+        allowed = f"0 to {len(items) - 1}" if items else "none, it is empty"
+        raise ConfigError(
+            f"{'.'.join([*parents, part])}: {part!r} is no item of the list {'.'.join(parents)}; "
+            f"items: {allowed}"
+        )
+    return int(part)
+
+
+def _unquote(stripped: str, text: str) -> Any:
+    try:
+        parsed = parse_yaml(stripped)
+    except (yaml.YAMLError, ValueError):
+        return text  # quotes within a text, as in: "yes" is what it said
+    return parsed if isinstance(parsed, str) else text
+
+
+def _show(key: str, text: str) -> str:
+    is_secret = any(is_secret_name(part) for part in key.split("."))
+    return Redactor.MARK if is_secret else _shorten(text)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

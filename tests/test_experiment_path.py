@@ -1,0 +1,139 @@
+"""Class paths: taken apart, imported, and made from classes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml_experiments.errors import ExperimentPathError
+from ml_experiments.experiment_path import load_experiment, parse_experiment_path, path_of
+from tests.support.experiments import Fit, train
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "name"),
+    [
+        ("pkg.module.Class", "pkg.module", "Class"),
+        ("pkg.module:Class", "pkg.module", "Class"),
+        ("module:Outer.Inner", "module", "Outer.Inner"),
+        ("module.Class", "module", "Class"),
+    ],
+)
+def test_both_dotted_forms_are_taken_apart(text: str, module: str, name: str) -> None:
+    parsed = parse_experiment_path(text)
+    assert (parsed.module, parsed.name) == (module, name)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Class", ":", "a:", ":b", "a b.c", "a..b", "a.b:", "1a.b", "a.py:", "../x.py:A"]
+)
+def test_anything_else_is_an_error_that_names_the_forms(text: str) -> None:
+    with pytest.raises(ExperimentPathError, match=r"write pkg\.module\.Class|does not exist|names"):
+        parse_experiment_path(text)
+
+
+@given(st.text(max_size=40))
+def test_no_text_gives_any_other_exception(text: str) -> None:
+    try:
+        parsed = parse_experiment_path(text)
+    except ExperimentPathError:
+        return
+    assert parsed.module
+    assert parsed.name
+
+
+def test_the_package_of_a_file_is_found_from_its_folders(tmp_path: Path) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").touch()
+    (inner / "train.py").touch()
+    parsed = parse_experiment_path(f"{inner}/train.py:Train")
+    assert (parsed.module, parsed.root) == ("outer.inner.train", tmp_path)
+
+
+def test_a_class_in_a_module_is_found_again_by_its_path() -> None:
+    path, root = path_of(Fit)
+    assert path == "tests.support.experiments:Fit"
+    assert root == str(Path(__file__).parent.parent)
+    assert load_experiment(path) is Fit
+    assert load_experiment(path_of(train)[0]) is train
+
+
+def test_a_class_defined_in_a_function_is_refused() -> None:
+    class Local:
+        def run(self) -> None:
+            """Do nothing."""
+
+    with pytest.raises(ExperimentPathError, match="top level of its module"):
+        path_of(Local)
+
+
+@pytest.mark.parametrize("target", [3, "text", [], object()])
+def test_what_is_no_class_or_function_is_refused(target: object) -> None:
+    with pytest.raises(ExperimentPathError, match="not a class or a function"):
+        path_of(target)  # type: ignore[arg-type]
+
+
+def run_python(code: str, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments, "-c", code] if code else [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+SCRIPT = """
+from ml_experiments import run_experiment
+
+class Mine:
+    def __init__(self, config): ...
+    def run(self): return "ran"
+
+if __name__ == "__main__":
+    print(run_experiment(Mine).to_dict()["results"])
+"""
+
+
+def test_a_class_of_the_script_itself_runs(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    assert run_python("", tmp_path, "script.py") == "ran\n"
+    assert run_python("", tmp_path, "-m", "script") == "ran\n"
+
+
+def test_a_class_typed_into_a_session_says_why_it_cannot_run(tmp_path: Path) -> None:
+    told = run_python(SCRIPT, tmp_path)
+    assert "save it in a file" in told
+
+
+def test_a_failing_import_names_the_cause_and_a_missing_one_the_package(tmp_path: Path) -> None:
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    with pytest.raises(ExperimentPathError, match="ZeroDivisionError: division by zero"):
+        load_experiment("broken_module.Thing", [str(tmp_path)])
+    (tmp_path / "exits.py").write_text("import sys; sys.exit('bye')\n")
+    with pytest.raises(ExperimentPathError, match="SystemExit: bye"):
+        load_experiment("exits.Thing", [str(tmp_path)])
+    (tmp_path / "needs_cv2.py").write_text("import cv2_not_here.sub\n")
+    with pytest.raises(ExperimentPathError, match="pip install cv2_not_here"):
+        load_experiment("needs_cv2.Thing", [str(tmp_path)])
+
+
+def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
+    with pytest.raises(ExperimentPathError) as caught:
+        load_experiment("tests.support.experiments.Plane")
+    assert "did you mean 'Plain'" in str(caught.value)
+    assert "Fit" in str(caught.value)
+    assert "NoRun" not in str(caught.value)
+
+
+def test_a_value_that_is_no_experiment_says_what_it_is() -> None:
+    with pytest.raises(ExperimentPathError, match="is a module, not a class"):
+        load_experiment("tests.support.experiments.ctypes")

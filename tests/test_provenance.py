@@ -1,0 +1,309 @@
+"""What the manifest says of the code and the machine is true, and gathering it is harmless."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ml_experiments import code_state
+from ml_experiments.provenance import describe_code, describe_environment, package_versions
+
+
+@pytest.fixture(autouse=True)
+def git_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the git config of this machine out."""
+    config = tmp_path_factory.mktemp("git") / "config"
+    config.write_text("[user]\nname = Tester\nemail = tester@example.com\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    return config
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "protocol.file.allow=always", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-b", "main")
+    (folder / "train.py").write_text("lr = 1\n")
+    (folder / ".gitignore").write_text("ignored/\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", "first")
+    return folder
+
+
+def test_a_clean_repository_is_its_commit_and_branch(repository: Path) -> None:
+    (repository / "ignored").mkdir()
+    (repository / "ignored" / "x").write_text("x")
+    inside = repository / "ignored"
+    assert describe_code(inside) == {
+        "root": str(repository),
+        "commit": git(repository, "rev-parse", "HEAD"),
+        "branch": "main",
+        "dirty": False,
+        "untracked": [],
+    }
+
+
+def test_a_dirty_tree_is_recorded_so_that_it_can_be_rebuilt(
+    repository: Path, tmp_path: Path
+) -> None:
+    (repository / "train.py").write_text("lr = 2\n")
+    (repository / "staged file ü.py").write_text("new\n")
+    git(repository, "add", "staged file ü.py")
+    (repository / "pkg").mkdir()
+    (repository / "pkg" / "new.py").write_text("untracked\n")
+    state = describe_code(repository)
+    assert state["dirty"] is True
+    assert state["untracked"] == ["pkg/new.py"]
+    assert state["diff_truncated"] is False
+    assert state["diff_sha256"] == hashlib.sha256(state["diff"].encode()).hexdigest()
+    git(tmp_path, "clone", str(repository), "copy")
+    subprocess.run(
+        ["git", "apply"], cwd=tmp_path / "copy", input=state["diff"].encode(), check=True
+    )
+    assert (tmp_path / "copy" / "train.py").read_text() == "lr = 2\n"
+    assert (tmp_path / "copy" / "staged file ü.py").read_text() == "new\n"
+    json.dumps(state, allow_nan=False).encode()
+
+
+def test_an_untracked_file_alone_makes_the_tree_dirty(repository: Path) -> None:
+    (repository / "new.py").write_text("x")
+    state = describe_code(repository)
+    assert (state["dirty"], state["untracked"]) == (True, ["new.py"])
+    assert "diff" not in state
+
+
+def test_a_large_diff_is_cut_and_hashed_whole(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_state, "MOST_UNTRACKED", 5)
+    (repository / "train.py").write_text("x = 'ü'\n" * 200_000)
+    for i in range(10):
+        (repository / f"{i}.py").touch()
+    state = describe_code(repository)
+    whole = subprocess.run(
+        ["git", "diff", "--full-index", "HEAD"], cwd=repository, capture_output=True, check=True
+    ).stdout
+    assert state["diff_truncated"] is True
+    assert len(state["diff"].encode()) <= 256 * 1024 + 3
+    assert state["diff_sha256"] == hashlib.sha256(whole).hexdigest()
+    assert (len(state["untracked"]), state["untracked_count"]) == (5, 10)
+
+
+def test_two_changes_of_a_binary_file_are_told_apart(repository: Path) -> None:
+    file = repository / "weights.bin"
+    hashes = set()
+    for content in (b"\0one", b"\0two", b"\0three"):
+        file.write_bytes(content)
+        git(repository, "add", "weights.bin")
+        hashes.add(describe_code(repository)["diff_sha256"])
+    assert len(hashes) == 3
+
+
+def test_no_repository_or_no_git_is_empty(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert describe_code(tmp_path) == {}
+    git(tmp_path, "init", "--bare", "bare.git")
+    assert describe_code(tmp_path / "bare.git") == {}
+    assert describe_code(tmp_path / "does not exist") == {}
+    monkeypatch.setenv("PATH", "")
+    assert describe_code(repository) == {}
+
+
+def test_a_repository_without_commits_is_described(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-b", "fresh")
+    (tmp_path / "a.py").write_text("a\n")
+    git(tmp_path, "add", "a.py")
+    state = describe_code(tmp_path)
+    assert (state["commit"], state["branch"], state["dirty"]) == (None, "fresh", True)
+    assert "+a" in state["diff"]
+
+
+def test_a_detached_head_and_a_linked_work_tree_are_described(
+    repository: Path, tmp_path: Path
+) -> None:
+    git(repository, "worktree", "add", "--detach", str(tmp_path / "linked"))
+    state = describe_code(tmp_path / "linked")
+    assert state["root"] == str(tmp_path / "linked")
+    assert (state["branch"], state["dirty"]) == (None, False)
+    assert state["commit"] == git(repository, "rev-parse", "HEAD")
+
+
+def test_git_variables_of_a_hook_do_not_lead_elsewhere(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    state = describe_code(repository)
+    assert (state["branch"], state["dirty"]) == ("main", False)
+
+
+def test_a_damaged_repository_says_so(repository: Path) -> None:
+    (repository / ".git" / "HEAD").write_text("garbage")
+    state = describe_code(repository)
+    assert state["commit"] is None
+    assert "git " in state["problem"]
+
+
+def test_changes_inside_a_submodule_are_seen(repository: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-b", "main")
+    git(outer, "submodule", "add", str(repository), "libs/inner")
+    git(outer, "commit", "-m", "with submodule")
+    clean = describe_code(outer)
+    assert clean["dirty"] is False
+    assert clean["submodules"]["libs/inner"]["commit"] == git(repository, "rev-parse", "HEAD")
+    (outer / "libs" / "inner" / "train.py").write_text("lr = 3\n")
+    dirty = describe_code(outer)
+    assert dirty["dirty"] is True
+    assert "+lr = 3" in dirty["submodules"]["libs/inner"]["diff"]
+
+
+def test_no_program_that_a_repository_names_is_run(repository: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap.sh"
+    trap.write_text(f'#!/bin/sh\necho "$0 $@" >> {tmp_path}/sprung\ncat\n')
+    trap.chmod(0o755)
+    inner = repository / "inner"
+    git(repository, "submodule", "add", str(repository), "inner")
+    git(repository, "commit", "-m", "submodule")
+    for place in (repository, inner):
+        for key in (
+            *("core.fsmonitor", "core.pager", "core.sshCommand", "core.editor", "diff.external"),
+            *("diff.evil.command", "diff.evil.textconv", "interactive.diffFilter", "pager.diff"),
+            *("filter.evil.clean", "filter.evil.smudge", "filter.evil.process"),
+        ):
+            git(place, "config", key, str(trap))
+        git(place, "config", "filter.evil.required", "true")
+        git(place, "config", "core.hooksPath", str(tmp_path))
+        (tmp_path / "post-index-change").write_text(trap.read_text())
+        (tmp_path / "post-index-change").chmod(0o755)
+        (place / ".gitattributes").write_text("* diff=evil filter=evil\n")
+        (place / "train.py").write_text("changed = True\n")
+    state = describe_code(repository)
+    assert "problem" not in state
+    assert "+changed = True" in state["diff"]
+    assert "+changed = True" in state["submodules"]["inner"]["diff"]
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_slow_git_is_given_up(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 1000 & wait\n")
+    slow.chmod(slow.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(code_state, "TIME_LIMIT_S", 1.0)
+    state = describe_code(repository)
+    assert "took more than 1 s" in state["problem"]
+    assert state["dirty"] is None
+    group = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 20
+    while any(_is_alive_in(group, p) for p in psutil.process_iter()):
+        assert time.monotonic() < deadline, "git's own children live on"
+        time.sleep(0.05)
+
+
+def _is_alive_in(group: int, process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, psutil.NoSuchProcess):
+        return False
+
+
+def test_the_environment_is_this_one() -> None:
+    environment = describe_environment()
+    assert environment["python"] == platform.python_version()
+    assert environment["hostname"] == socket.gethostname()
+    assert environment["executable"] == sys.executable
+    assert 1 <= environment["cpu_count"] <= (os.cpu_count() or 1)
+    assert 0 < environment["memory_bytes"] <= psutil.virtual_memory().total
+    assert environment["packages"] == package_versions()
+    assert isinstance(environment["gpus"], list)
+    assert json.loads(json.dumps(environment, allow_nan=False)) == environment
+
+
+def test_package_versions_are_those_that_are_installed() -> None:
+    found = package_versions()
+    assert list(found) == sorted(found)
+    for name in ("pydantic", "pyyaml", "huggingface-hub", "ml-experiments", "typing-extensions"):
+        assert found[name] == importlib.metadata.version(name)
+    names = {
+        re.sub(r"[-_.]+", "-", distribution.name).lower()
+        for distribution in importlib.metadata.distributions()
+    }
+    assert set(found) == names
+
+
+def test_a_package_that_comes_first_on_the_path_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pydantic-0.0.1.dist-info").mkdir()
+    (tmp_path / "~broken-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "missing"), "file.zip"])
+    assert package_versions()["pydantic"] == "0.0.1"
+    assert not any("broken" in name for name in package_versions())
+
+
+def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a stand-in for the program, which prints in its documented CSV form
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n"
+        'echo "0, NVIDIA A10G, GPU-1f5b, 23028, 550.54.15"\n'
+        'echo "1, NVIDIA GB10, GPU-2a, [N/A], 580.1"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert describe_environment()["gpus"] == [
+        {
+            "index": 0,
+            "name": "NVIDIA A10G",
+            "uuid": "GPU-1f5b",
+            "driver": "550.54.15",
+            "memory_bytes": 23028 * 1024**2,
+        },
+        {"index": 1, "name": "NVIDIA GB10", "uuid": "GPU-2a", "driver": "580.1"},
+    ]
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2\nexit 9\n")
+    assert describe_environment()["gpus"] == []
+
+
+def test_gathering_it_all_does_not_import_torch() -> None:
+    code = """
+import sys
+from pathlib import Path
+from ml_experiments.provenance import describe_code, describe_environment
+describe_environment(); describe_code(Path.cwd())
+assert not {"torch", "numpy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
