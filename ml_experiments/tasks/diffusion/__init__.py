@@ -1,0 +1,1 @@
+"""Parts of experiments that run diffusers pipelines; they import torch, so import them lazily."""

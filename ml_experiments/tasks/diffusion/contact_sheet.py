@@ -1,0 +1,124 @@
+"""A contact sheet: all pictures of a run on one, small, with labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw, ImageFont
+
+LARGEST_COUNT = 200
+_SMALLEST_SIDE, _LARGEST_SIDE = 160, 256
+_COLUMNS = 8
+_GAP, _LINE, _TEXT_SIZE, _TITLE_SIZE = 12, 18, 14, 18
+_LABEL_LINES = 2
+_LONGEST_LINE = 400
+_BACKGROUND, _INK, _FAINT = "#ffffff", "#1f2328", "#59636e"
+
+
+@dataclass
+class ContactSheet:
+    """Collects pictures, reduced to the size that they are shown in.
+
+    Attributes:
+        row_length: How many pictures belong together, in a row of their own where that fits.
+        left_out: How many pictures more than `LARGEST_COUNT` were added.
+    """
+
+    title: str
+    row_length: int
+    left_out: int = 0
+    _cells: list[tuple[Image.Image, str]] = field(default_factory=list)
+
+    def add(self, picture: Image.Image, label: str) -> None:
+        """Take a picture in, unless the sheet is full."""
+        if len(self._cells) < LARGEST_COUNT:
+            self._cells.append((_resized(picture), label))
+        else:
+            self.left_out += 1
+
+    def render(self) -> Image.Image:
+        """Return the sheet as one picture.
+
+        Raises:
+            ValueError: If it is empty.
+        """
+        if not self._cells:
+            raise ValueError("a contact sheet needs at least one picture")
+        cell_width = max(picture.width for picture, _ in self._cells)
+        cell_height = max(picture.height for picture, _ in self._cells)
+        label_height = _LABEL_LINES * _LINE + _GAP // 2
+        columns = self._columns()
+        top = 2 * _GAP + _TITLE_SIZE
+        rows = math.ceil(len(self._cells) / columns)
+        sheet = Image.new(
+            "RGB",
+            (
+                _GAP + columns * (cell_width + _GAP),
+                top + rows * (cell_height + label_height + _GAP),
+            ),
+            _BACKGROUND,
+        )
+        pen = ImageDraw.Draw(sheet)
+        _write_line(
+            pen, (_GAP, _GAP), self._full_title(), sheet.width - 2 * _GAP, _TITLE_SIZE, _INK
+        )
+        for position, (picture, label) in enumerate(self._cells):
+            x = _GAP + position % columns * (cell_width + _GAP)
+            y = top + position // columns * (cell_height + label_height + _GAP)
+            sheet.paste(picture, (x, y))
+            _write_label(pen, (x, y + cell_height + 4), label, cell_width)
+        return sheet
+
+    def _columns(self) -> int:
+        if 2 <= self.row_length <= _COLUMNS and self.row_length < len(self._cells):
+            return self.row_length
+        return min(_COLUMNS, math.ceil(math.sqrt(len(self._cells))))
+
+    def _full_title(self) -> str:
+        if not self.left_out:
+            return self.title
+        return f"the first {len(self._cells)} of {len(self._cells) + self.left_out} · {self.title}"
+
+
+def _resized(picture: Image.Image) -> Image.Image:
+    """Return a copy that is large enough to see and small enough to lay out."""
+    longest = max(picture.size)
+    if longest < _SMALLEST_SIDE:  # whole pixels, so that a small picture isn't blurred
+        factor = math.ceil(_SMALLEST_SIDE / longest)
+        size = (picture.width * factor, picture.height * factor)
+        return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    small = picture.convert("RGB")
+    small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return small
+
+
+def _write_label(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    font = ImageFont.load_default(_TEXT_SIZE)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > _LABEL_LINES:
+        lines[_LABEL_LINES - 1] = " ".join(lines[_LABEL_LINES - 1 :])
+    for number, line in enumerate(lines[:_LABEL_LINES]):
+        x, y = place[0], place[1] + number * _LINE
+        _write_line(pen, (x, y), line, width, _TEXT_SIZE, _FAINT)
+
+
+def _write_line(
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, ink: str
+) -> None:
+    """Write a line of text, cut to a width in pixels."""
+    text = text[:_LONGEST_LINE]
+    font = ImageFont.load_default(size)
+    shown = text
+    while shown and font.getlength(shown) > width:
+        text = text[:-1]
+        shown = f"{text.rstrip()}…"
+        if not text:
+            return
+    pen.text(place, shown, fill=ink, font=font)

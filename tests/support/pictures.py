@@ -1,0 +1,257 @@
+"""Draws with TextToImageExperiment in a real worker, and looks at what comes back."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from ml_experiments import (
+    ExperimentConfig,
+    LocalBackend,
+    SoftTimeout,
+    current_run,
+    run_experiment,
+)
+from ml_experiments.runs import RunResult
+from ml_experiments.tasks.text_to_image import TextToImageExperiment
+from ml_experiments.tasks.tiny_digits import model_dir
+
+Pixels = np.ndarray[Any, np.dtype[np.int16]]
+PROMPT = "a red handwritten seven"
+
+
+def draw(
+    backend: LocalBackend,
+    experiment: type[TextToImageExperiment] = TextToImageExperiment,
+    *,
+    run_seed: int = 1,
+    **config: Any,
+) -> RunResult:
+    """Run with few steps, unless the config says otherwise; the run may end in an error."""
+    config = {"prompt": PROMPT, "num_inference_steps": 2, **config}
+    return run_experiment(experiment, config, backend=backend, seed=run_seed)
+
+
+def pixels(result: RunResult) -> Pixels:
+    """Return the pictures of a run in the order of its results: count, height, width, 3."""
+    result.raise_for_error()
+    pictures = [Image.open(result.load(image["path"])) for image in result.results["images"]]
+    return np.stack([np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in pictures])
+
+
+def difference(a: Pixels, b: Pixels) -> int:
+    """Return the largest difference of any two pixels, out of 255."""
+    return int(np.abs(a - b).max())
+
+
+class LooksInside(TextToImageExperiment):
+    """Adds to the results what only the loaded pipeline can tell."""
+
+    def run(self) -> dict[str, Any]:
+        results = super().run()
+        pipeline = self._loaded.pipeline
+        processors = pipeline.unet.attn_processors.values()
+        return {
+            **results,
+            "attention": sorted({type(processor).__name__ for processor in processors}),
+            "unet_dtype": str(pipeline.unet.dtype),
+            "vae_tiles": pipeline.vae.use_tiling,
+        }
+
+
+class FailsInNetwork(TextToImageExperiment):
+    """Raises real exceptions from the denoising network's forward pass."""
+
+    class Config(TextToImageExperiment.Config):
+        most_pictures: int | None = None
+        soft_timeout_in_batch: int | None = None
+        failure: str | None = None
+        returns_failure: bool = False
+
+    config: Config
+
+    def setup(self) -> None:
+        import torch
+
+        super().setup()
+        experiment = self
+
+        def before_forward(_network: Any, inputs: tuple[Any, ...]) -> None:
+            config = experiment.config
+            steps = config.num_inference_steps or 20
+            batch, experiment.steps = experiment.steps // steps, experiment.steps + 1
+            pictures = inputs[0].shape[0] // 2  # guidance draws each twice
+            if config.most_pictures is not None and pictures > config.most_pictures:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried {pictures} pictures")
+            if batch == config.soft_timeout_in_batch:
+                raise SoftTimeout("4 s have passed")
+            if config.failure is not None:
+                raise RuntimeError(config.failure)
+
+        self._loaded.pipeline.unet.register_forward_pre_hook(before_forward)
+
+    def run(self) -> dict[str, Any]:
+        self.steps = 0
+        try:
+            return super().run()
+        except RuntimeError as e:  # a run that ends in an error costs the next one a new worker
+            if self.config.returns_failure:
+                return {"type": type(e).__name__, "message": str(e)}
+            raise
+
+
+class LimitedMemory(TextToImageExperiment):
+    """Has next to no memory left when it decodes more pictures than so many together."""
+
+    class Config(TextToImageExperiment.Config):
+        most_pictures: int
+        spare_mb: int = 16
+
+    config: Config
+
+    def setup(self) -> None:
+        super().setup()
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        experiment = self
+
+        def lift(*_: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_AS, unlimited)
+
+        def limit(_decoder: Any, inputs: tuple[Any, ...]) -> None:
+            if inputs[0].shape[0] > experiment.config.most_pictures:
+                allowed = psutil.Process().memory_info().vms + experiment.config.spare_mb * 2**20
+                resource.setrlimit(resource.RLIMIT_AS, (allowed, unlimited[1]))
+
+        pipeline = self._loaded.pipeline
+        pipeline.unet.register_forward_pre_hook(lift)
+        pipeline.vae.decoder.register_forward_pre_hook(limit)
+        pipeline.vae.decoder.register_forward_hook(lift)
+
+
+class LimitedFiles(TextToImageExperiment):
+    """Lets no file grow beyond so many bytes, as a full disk would, while it loads and draws."""
+
+    class Config(TextToImageExperiment.Config):
+        most_bytes: int
+
+    config: Config
+    limited_in: ClassVar[str] = "run"
+
+    def setup(self) -> None:
+        self._limited("setup", super().setup)
+
+    def run(self) -> dict[str, Any]:
+        return dict(self._limited("run", super().run))
+
+    def _limited(self, method: str, call: Any) -> Any:
+        if method != self.limited_in:
+            return call()
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.config.most_bytes, before[1]))
+        try:
+            return call()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class LimitedDownload(LimitedFiles):
+    limited_in: ClassVar[str] = "setup"
+
+
+class Refusals:
+    """Says how each of several configs is refused, by which method; in one worker, to be quick."""
+
+    class Config(ExperimentConfig):
+        configs: list[dict[str, Any]]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def run(self) -> list[str]:
+        from ml_experiments.errors import Error
+
+        answers = []
+        for given in self.config.configs:
+            experiment, method = TextToImageExperiment(None), "Config"
+            try:
+                experiment.config = TextToImageExperiment.Config(**given)
+                for method in ("setup", "run"):
+                    getattr(experiment, method)()
+                answers.append(f"accepted: {experiment._loaded.files.commit}")
+            except (Error, ValueError) as e:
+                answers.append(f"{method}: {type(e).__name__}: {e}")
+        return answers
+
+
+def refusals(backend: LocalBackend, *configs: dict[str, Any]) -> list[str]:
+    """Return how each config is refused: `method: exception class: text`."""
+    few = [{"prompt": PROMPT, "num_inference_steps": 1, **config} for config in configs]
+    result = run_experiment(Refusals, {"configs": few}, backend=backend, seed=1)
+    answers: list[str] = result.raise_for_error().results
+    return answers
+
+
+class PlainDiffusers:
+    """Draws one picture as a user of diffusers would."""
+
+    class Config(ExperimentConfig):
+        seed: int
+        num_inference_steps: int
+        guidance_scale: float
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def run(self) -> Any:
+        import torch
+        from diffusers import DiffusionPipeline
+
+        pipeline = DiffusionPipeline.from_pretrained(model_dir(), dtype=torch.float32)
+        return pipeline(
+            PROMPT,
+            generator=torch.Generator("cpu").manual_seed(self.config.seed),
+            num_inference_steps=self.config.num_inference_steps,
+            guidance_scale=self.config.guidance_scale,
+        ).images[0]
+
+
+class MakeLora:
+    """Writes a LoRA with random weights, for the network of tiny-digits or a wider one."""
+
+    class Config(ExperimentConfig):
+        fits: bool = True
+        prefix: str = "unet"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def run(self) -> Path:
+        import torch
+        from diffusers import UNet2DConditionModel
+        from peft import LoraConfig
+        from peft.utils import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_pretrained(model_dir() / "unet", dtype=torch.float32)
+        targets = ["to_q", "to_k", "to_v"]
+        unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=targets))
+        weights = get_peft_model_state_dict(unet)
+        if not self.config.fits:
+            weights = {name: weight.repeat(2, 2) for name, weight in weights.items()}
+        folder = current_run().output_dir / "lora"
+        folder.mkdir()
+        file = folder / "pytorch_lora_weights.safetensors"
+        save_file({f"{self.config.prefix}.{n}": w.contiguous() for n, w in weights.items()}, file)
+        return file
+
+
+def make_lora(backend: LocalBackend, **config: Any) -> Path:
+    """Return the file of a new LoRA."""
+    result = run_experiment(MakeLora, config, backend=backend, seed=1).raise_for_error()
+    return Path(result.load(result.results))
