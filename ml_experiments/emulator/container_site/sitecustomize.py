@@ -1,0 +1,43 @@
+"""Runs at the start of every Python process of a container.
+
+Python reads the `.pth` files of site-packages before this. Those of editable installs put the
+user's working folders on the path, so that code would run here that was never shipped and would
+be missing on Modal. This takes them away again: the folders that `.pth` files added, and the
+import hooks of editable installs. Packages that are really installed stay.
+"""
+
+import os
+import site
+import sys
+
+
+def _installed_folders() -> list[str]:
+    named = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    standard_library = os.path.dirname(os.__file__)  # noqa: PTH120 - pathlib would slow the start
+    folders = [*named, *site.getsitepackages(), standard_library]
+    return [os.path.realpath(folder) for folder in folders]
+
+
+def _is_below(path: str, folders: list[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(real == folder or real.startswith(folder + os.sep) for folder in folders)
+
+
+def _is_editable_hook(hook: object) -> bool:
+    owners = (hook, type(hook), getattr(hook, "__self__", None))
+    return any(getattr(each, "__module__", "").startswith("__editable__") for each in owners)
+
+
+def _forget_editable_installs() -> None:
+    folders = _installed_folders()
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if not entry.startswith("__editable__")
+        and (not entry or entry.endswith(".zip") or _is_below(entry, folders))
+    ]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_editable_hook(finder)]
+    sys.path_hooks[:] = [hook for hook in sys.path_hooks if not _is_editable_hook(hook)]
+
+
+_forget_editable_installs()

@@ -1,0 +1,116 @@
+"""Control of a running server: look at it and make things go wrong, from Python or HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ml_experiments.emulator.containers import Container
+from ml_experiments.emulator.endings import Endings
+from ml_experiments.emulator.faults import Faults, InputFault, RpcFault
+from ml_experiments.emulator.inspection import Inspection
+from ml_experiments.emulator.pools import Pools
+from ml_experiments.emulator.rpc import rpc_names
+from ml_experiments.emulator.scaling import Scaling
+from ml_experiments.emulator.volumes import VolumeService
+
+
+class NothingToDisturbError(LookupError):
+    """Raised when no container is there to be preempted or killed."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Everything that a test may ask of a server; called in the server's thread."""
+
+    inspection: Inspection
+    _faults: Faults
+    _pools: Pools
+    _endings: Endings
+    _scaling: Scaling
+    _volumes: VolumeService
+
+    def _containers(self, task_id: str | None) -> list[Container]:
+        if task_id is not None:
+            container = self._pools.container(task_id)
+            found = [container] if container else []
+        else:
+            found = [each for each in self._pools.containers() if each.running]
+        if not found:
+            which = f"container {task_id}" if task_id else "container that runs an input"
+            raise NothingToDisturbError(f"There is no {which}.")
+        return found
+
+    def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
+        """Send SIGINT, then SIGKILL after the grace; the inputs run again elsewhere.
+
+        Without a task id, every container that runs an input is preempted. Returns task ids.
+
+        Raises:
+            NothingToDisturbError: when there is no such container.
+        """
+        found = self._containers(task_id)
+        for container in found:
+            self._endings.preempt(container, grace_s)
+        return [container.task_id for container in found]
+
+    def kill(self, task_id: str | None = None) -> list[str]:
+        """Kill a container as a crash would; its inputs fail, or are retried by their policy.
+
+        Without a task id, every container that runs an input is killed. Returns task ids.
+
+        Raises:
+            NothingToDisturbError: when there is no such container.
+        """
+        found = self._containers(task_id)
+        for container in found:
+            self._endings.kill(container)
+        return [container.task_id for container in found]
+
+    def preempt_input(self, nth: int = 1, *, after_s: float = 0.0, grace_s: float = 30.0) -> None:
+        """Preempt the container that gets the n-th input from now, some time after it did."""
+        self._faults.disturb_input(InputFault("preempt", nth, after_s, grace_s))
+
+    def kill_input(self, nth: int = 1, *, after_s: float = 0.0) -> None:
+        """Kill the container that gets the n-th input from now, some time after it did."""
+        self._faults.disturb_input(InputFault("kill", nth, after_s))
+
+    def delay_starts(self, seconds: float) -> None:
+        """Let every container start that much later; 0 ends it.
+
+        Raises:
+            ValueError: for a negative time.
+        """
+        if seconds < 0:
+            raise ValueError(f"A delay is 0 seconds or more, not {seconds}.")
+        self._faults.start_delay_s = seconds
+
+    def fail_rpc(self, name: str, *, nth: int = 1, status: str = "UNAVAILABLE") -> None:
+        """Fail the n-th call of an RPC from now with a gRPC status.
+
+        Raises:
+            ValueError: for an unknown RPC or status.
+        """
+        if name not in rpc_names():
+            raise ValueError(f'"{name}" is not an RPC of the modal client, such as FunctionMap.')
+        self._faults.fail_rpc(RpcFault(name, nth, status))
+
+    def fail_image_builds(self, message: str | None) -> None:
+        """Let every image build fail with a message; None ends it."""
+        self._faults.image_build_error = message
+
+    def limit_gpu(self, name: str, count: int | None) -> None:
+        """Set how many GPUs of a type exist; 0 is out of capacity, None is without limit."""
+        self._faults.limit_gpu(name, count)
+        self._scaling.scale_all()
+
+    def limit_volume(
+        self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
+    ) -> None:
+        """Let a volume be full beyond a size or a number of files, in containers started later."""
+        self._volumes.set_limit(name, max_bytes, max_files)
+
+    def clear_faults(self) -> None:
+        """End every fault that is armed or lasts."""
+        self._faults.clear()
+        self._volumes.store.clear_limits()
+        self._scaling.scale_all()

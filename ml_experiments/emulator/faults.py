@@ -1,0 +1,125 @@
+"""Faults on demand: what goes wrong, when, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from grpclib import GRPCError, Status
+
+from ml_experiments.emulator import gpus
+
+# What a client may see: retried by the modal client, or not.
+RPC_STATUSES = tuple(status.name for status in Status if status is not Status.OK)
+
+InputFaultKind = Literal["preempt", "kill"]
+
+
+@dataclass(frozen=True)
+class RpcFault:
+    """Fails the n-th call (counted from the fault's creation) of an RPC."""
+
+    name: str
+    nth: int = 1
+    status: str = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class InputFault:
+    """Preempts or kills the container that runs the n-th input handed out from now on."""
+
+    kind: InputFaultKind
+    nth: int = 1
+    after_s: float = 0.0
+    grace_s: float = 30.0
+
+
+class Faults:
+    """The faults that are armed now; services ask it at the places where faults happen."""
+
+    def __init__(self) -> None:
+        self.start_delay_s = 0.0
+        self.image_build_error: str | None = None
+        self._gpu_capacity: dict[str, int] = {}
+        self._rpc_faults: list[tuple[RpcFault, int]] = []
+        self._rpc_calls: Counter[str] = Counter()
+        self._input_faults: list[tuple[InputFault, int]] = []
+        self._inputs_handed_out = 0
+
+    def fail_rpc(self, fault: RpcFault) -> None:
+        """Arm a failing RPC.
+
+        Raises:
+            ValueError: for an unknown status or an ordinal below 1.
+        """
+        if fault.status not in RPC_STATUSES:
+            known = ", ".join(RPC_STATUSES)
+            raise ValueError(f'"{fault.status}" is not a gRPC status. Known: {known}.')
+        if fault.nth < 1:
+            raise ValueError(f"The calls of an RPC are counted from 1, not {fault.nth}.")
+        self._rpc_faults.append((fault, self._rpc_calls[fault.name] + fault.nth))
+
+    def disturb_input(self, fault: InputFault) -> None:
+        """Arm a preemption or a kill of the container that gets the n-th input from now.
+
+        Raises:
+            ValueError: for an ordinal below 1 or a negative time.
+        """
+        if fault.nth < 1:
+            raise ValueError(f"Inputs are counted from 1, not {fault.nth}.")
+        if fault.after_s < 0 or fault.grace_s < 0:
+            raise ValueError("A fault's times are 0 seconds or more.")
+        self._input_faults.append((fault, self._inputs_handed_out + fault.nth))
+
+    def limit_gpu(self, name: str, count: int | None) -> None:
+        """Set how many GPUs of a type there are; None is without limit.
+
+        Raises:
+            UnknownGpuError: for a name that Modal does not offer.
+            ValueError: for a negative count.
+        """
+        device = gpus.device_of(gpus.check_name(name))
+        if count is None:
+            self._gpu_capacity.pop(device, None)
+            return
+        if count < 0:
+            raise ValueError(f"A GPU capacity is 0 or more, not {count}.")
+        self._gpu_capacity[device] = count
+
+    def gpu_capacity(self, device: str) -> int | None:
+        """Return how many GPUs of a device exist, or None for no limit."""
+        return self._gpu_capacity.get(device)
+
+    def before_rpc(self, name: str) -> None:
+        """Fail this call when a fault is armed for it.
+
+        Raises:
+            GRPCError: with the armed status.
+        """
+        self._rpc_calls[name] += 1
+        for armed in self._rpc_faults:
+            fault, at = armed
+            if fault.name == name and at == self._rpc_calls[name]:
+                self._rpc_faults.remove(armed)
+                raise GRPCError(
+                    Status[fault.status], f"{name} failed on demand (call {at}, {fault.status})"
+                )
+
+    def next_input(self) -> InputFault | None:
+        """Count an input as handed out and return the fault armed for it."""
+        self._inputs_handed_out += 1
+        for armed in self._input_faults:
+            fault, at = armed
+            if at == self._inputs_handed_out:
+                self._input_faults.remove(armed)
+                return fault
+        return None
+
+    def clear(self) -> None:
+        """Disarm everything."""
+        self.start_delay_s = 0.0
+        self.image_build_error = None
+        self._gpu_capacity.clear()
+        self._rpc_faults.clear()
+        self._input_faults.clear()

@@ -1,0 +1,88 @@
+"""GPU names and counts that Modal offers, checked when a function is created.
+
+Source: https://modal.com/docs/guide/gpu (October 2026). The `modal` client checks no names, and
+the service refuses an unknown one only when the app starts; the emulator refuses it at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+MAX_COUNT: dict[str, int] = {
+    "T4": 8,
+    "L4": 8,
+    "A10": 4,
+    "L40S": 8,
+    "A100": 8,
+    "A100-40GB": 8,
+    "A100-80GB": 8,
+    "RTX-PRO-6000": 8,
+    "H100": 8,
+    "H100!": 8,
+    "H200": 8,
+    "B200": 8,
+    "B200+": 8,
+}
+
+# What a name runs on: capacity and the allocated type are counted under these.
+_DEVICE = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
+
+
+class UnknownGpuError(ValueError):
+    """Raised for a GPU name or count that Modal does not offer."""
+
+
+@dataclass(frozen=True)
+class GpuRequest:
+    """A GPU as a function asked for it."""
+
+    name: str
+    count: int
+
+    @property
+    def device(self) -> str:
+        """The type that is allocated, such as `A100-40GB` for `A100`."""
+        return device_of(self.name)
+
+    def __str__(self) -> str:
+        return self.name if self.count == 1 else f"{self.name}:{self.count}"
+
+
+def device_of(name: str) -> str:
+    """Return the device that a GPU name stands for."""
+    return _DEVICE.get(name, name)
+
+
+def check_name(name: str) -> str:
+    """Return the name in Modal's spelling.
+
+    Raises:
+        UnknownGpuError: when Modal does not offer it.
+    """
+    known = name.upper()
+    if known in MAX_COUNT:
+        return known
+    matches = get_close_matches(known, MAX_COUNT, n=1)
+    hint = f"; did you mean {matches[0]}?" if matches else "."
+    raise UnknownGpuError(
+        f'"{name}" is not a GPU type that Modal offers{hint} Known: {", ".join(MAX_COUNT)}.'
+    )
+
+
+def requested_gpu(gpu_config: Any) -> GpuRequest | None:
+    """Return what a `GPUConfig` message asks for, or None for no GPU.
+
+    Raises:
+        UnknownGpuError: when the name or the count is not offered.
+    """
+    if not gpu_config.gpu_type and not gpu_config.count:
+        return None
+    name = check_name(gpu_config.gpu_type)
+    if not 1 <= gpu_config.count <= MAX_COUNT[name]:
+        raise UnknownGpuError(
+            f'gpu="{name}:{gpu_config.count}" asks for {gpu_config.count} GPUs; '
+            f"{name} is offered with 1 to {MAX_COUNT[name]} per container."
+        )
+    return GpuRequest(name, gpu_config.count)

@@ -1,0 +1,32 @@
+"""A JSON file that is replaced as a whole, so that a killed server never leaves half of one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """Return the content of a JSON file, or `default` when there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return default
+    return json.loads(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file, which only its owner can read, by way of a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mkstemp creates with mode 0600: the file may hold secrets
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

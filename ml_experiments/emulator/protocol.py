@@ -1,0 +1,11 @@
+"""Differences between the protocols of the supported `modal` versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def known_fields(message_type: Any, **fields: Any) -> dict[str, Any]:
+    """Return the fields that the installed version's message has; older versions lack some."""
+    known = message_type.DESCRIPTOR.fields_by_name
+    return {name: value for name, value in fields.items() if name in known}

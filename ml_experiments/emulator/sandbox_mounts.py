@@ -1,0 +1,205 @@
+"""Runs as a script: gives the calling process its own root folder and mounts, then becomes it.
+
+    python sandbox_mounts.py enter PLAN.json COMMAND ...
+    python sandbox_mounts.py remount PID TARGET   (then one line of JSON on standard input)
+
+It stands alone, so that Python starts it without `site` in some milliseconds. Everything that it
+mounts is in a mount namespace of its own, and gone when the last process in there has ended.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+MS_RDONLY, MS_BIND, MS_REC, MS_SLAVE = 0x1, 0x1000, 0x4000, 0x80000
+MNT_DETACH = 2
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_ATTR_RDONLY = 0x1
+# the same on every architecture for newer calls; pivot_root is older
+SYS_MOUNT_SETATTR = 442
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+# host folders that stay as they are: devices and what the kernel tells
+KERNEL_FOLDERS = ("/dev", "/proc", "/sys")
+
+EXIT_BUSY = 3
+EXIT_FAILED = 125
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the command line says."""
+    if arguments[0] == "enter":
+        plan = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
+        if plan["root"] is not None:
+            enter(plan)
+        os.chdir(plan["working_folder"])
+        os.execv(arguments[2], arguments[2:])
+    else:
+        remount(int(arguments[1]), arguments[2])
+
+
+def enter(plan: dict[str, Any]) -> None:
+    """Move this process into a new root folder, as the plan says."""
+    _unshare(user_namespace=plan["user_namespace"])
+    # what is mounted in here must not reach the host
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    root = plan["root"]
+    for path in [*plan["private"], *plan["hidden"]]:
+        _make_folder(root + path)
+    # before anything else is mounted below the scratch folder, which may be in a visible one
+    for path in [*plan["visible"], *plan["kept"]]:
+        bind(path, root + path)
+    for each in plan["volumes"]:
+        _make_folder(root + each["target"])
+        bind(each["snapshots"], root + each["inner_snapshots"])
+        _make_folder(root + each["inner_private"])
+        if each["private"] is None:
+            mount("tmpfs", root + each["inner_private"], "tmpfs", 0, each["tmpfs_options"])
+        else:
+            bind(each["private"], root + each["inner_private"], read_only=False)
+    own = {*plan["private"], *plan["hidden"], *plan["visible"], *plan["kept"]}
+    _fill("/", root, own | {each["target"] for each in plan["volumes"]})
+    mount(root, root, None, MS_BIND | MS_REC)
+    os.chdir(root)
+    _check(_libc.syscall(_pivot_root_number(), b".", b"."), "pivot_root", root)
+    _check(_libc.umount2(b".", MNT_DETACH), "umount", "the old root")
+    os.chdir("/")
+    for each in plan["volumes"]:
+        mount_volume(each)
+
+
+def mount_volume(plan: dict[str, Any]) -> None:
+    """Mount a volume in the root folder of this process."""
+    target, lower = plan["target"], plan["lower"]
+    _make_folder(target)
+    if plan["read_only"]:
+        bind(lower, target)
+        return
+    upper, work = plan["upper"], plan["work"]
+    _make_folder(upper)
+    _make_folder(work)
+    layers = f"lowerdir={_escape(lower)},upperdir={upper},workdir={work}"
+    mount("overlay", target, "overlay", 0, f"{layers},{plan['overlay_options']}")
+
+
+def remount(pid: int, target: str) -> None:
+    """Mount a volume anew in the namespace of a process, once the server says how."""
+    namespaces = [("user", CLONE_NEWUSER), ("mnt", CLONE_NEWNS)]
+    opened = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in namespaces]
+    same_user = Path(f"/proc/{pid}/ns/user").samefile("/proc/self/ns/user")
+    for descriptor, kind in opened:
+        # entering the user namespace that one is in already is an error
+        if not (same_user and kind == CLONE_NEWUSER):
+            _check(_libc.setns(descriptor, kind), "setns", f"process {pid}")
+    if _libc.umount2(os.fsencode(target), 0):
+        code = ctypes.get_errno()
+        if code == errno.EBUSY:
+            sys.exit(EXIT_BUSY)
+        raise OSError(code, os.strerror(code), target)
+    os.write(1, b"unmounted\n")
+    mount_volume(json.loads(sys.stdin.readline()))
+
+
+def bind(source: str, target: str, *, read_only: bool = True) -> None:
+    """Show a file or folder at another place too."""
+    if Path(source).is_dir():
+        _make_folder(target)
+    else:
+        _make_folder(str(Path(target).parent))
+        Path(target).touch()
+    mount(source, target, None, MS_BIND | MS_REC)
+    if read_only:
+        _make_read_only(target)
+
+
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, options: str | None = None
+) -> None:
+    """Call mount(2)."""
+    arguments = [None if each is None else os.fsencode(each) for each in (source, target, kind)]
+    data = None if options is None else os.fsencode(options)
+    result = _libc.mount(*arguments, ctypes.c_ulong(flags), data)
+    _check(result, "mount", f"{source} at {target}")
+
+
+def _unshare(*, user_namespace: bool) -> None:
+    uid, gid = os.getuid(), os.getgid()
+    flags = CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0)
+    _check(_libc.unshare(flags), "unshare", "mount namespace")
+    if user_namespace:
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="ascii")
+
+
+def _fill(host_folder: str, root: str, own: set[str]) -> None:
+    """Show what the host has in a folder, except where the new root has something of its own."""
+    with os.scandir(host_folder) as entries:
+        for entry in entries:
+            inner = root + entry.path
+            if entry.path in own:
+                _make_folder(inner)
+            elif not os.path.lexists(inner):
+                _show(entry, inner)
+            elif entry.is_dir(follow_symlinks=False) and Path(inner).is_dir():
+                _fill(entry.path, root, own)
+
+
+def _show(entry: "os.DirEntry[str]", inner: str) -> None:
+    if entry.is_symlink():
+        Path(inner).symlink_to(Path(entry.path).readlink())
+    else:
+        bind(entry.path, inner, read_only=entry.path not in KERNEL_FOLDERS)
+
+
+def _make_folder(path: str) -> None:
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def _make_read_only(target: str) -> None:
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    result = _libc.syscall(
+        SYS_MOUNT_SETATTR,
+        AT_FDCWD,
+        os.fsencode(target),
+        AT_RECURSIVE,
+        attributes,
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _check(result, "mount_setattr", target)
+
+
+def _pivot_root_number() -> int:
+    machine = os.uname().machine
+    if machine not in SYS_PIVOT_ROOT:
+        raise OSError(errno.ENOSYS, f"pivot_root is not known for {machine}")
+    return SYS_PIVOT_ROOT[machine]
+
+
+def _escape(path: str) -> str:
+    # in the options of an overlay, these separate options and layers
+    for character in "\\,:":
+        path = path.replace(character, "\\" + character)
+    return path
+
+
+def _check(result: int, action: str, what: str) -> None:
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{action} ({what}): {os.strerror(code)}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except OSError as error:
+        os.write(2, f"The container's file system could not be set up: {error}\n".encode())
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,249 @@
+"""The server: composes the services and listens on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_experiments.emulator.app_clients import AppClients
+from ml_experiments.emulator.app_service import AppService
+from ml_experiments.emulator.apps import Apps
+from ml_experiments.emulator.background_commits import commit_in_background
+from ml_experiments.emulator.blobs import BlobStore
+from ml_experiments.emulator.call_service import CallService
+from ml_experiments.emulator.caller import current_caller
+from ml_experiments.emulator.calls import Calls
+from ml_experiments.emulator.container_launch import Launcher
+from ml_experiments.emulator.container_service import ContainerService
+from ml_experiments.emulator.containers import Container, launch_container
+from ml_experiments.emulator.control import Control
+from ml_experiments.emulator.control_http import serve_control
+from ml_experiments.emulator.dicts import DictService
+from ml_experiments.emulator.dispatch import Dispatch
+from ml_experiments.emulator.endings import Endings
+from ml_experiments.emulator.environments import EnvironmentService
+from ml_experiments.emulator.faults import Faults
+from ml_experiments.emulator.function_service import FunctionService
+from ml_experiments.emulator.functions import Functions
+from ml_experiments.emulator.http_endpoint import HttpEndpoint
+from ml_experiments.emulator.images import ImageService
+from ml_experiments.emulator.inspection import Inspection
+from ml_experiments.emulator.logs import Logs, LogService
+from ml_experiments.emulator.mounts import MountService
+from ml_experiments.emulator.pools import Pools
+from ml_experiments.emulator.queues import QueueService
+from ml_experiments.emulator.rpc import Guard, RpcServer, Servicer, compose
+from ml_experiments.emulator.sandbox import Sandbox, SandboxMode
+from ml_experiments.emulator.scaling import Scaling
+from ml_experiments.emulator.secrets import SecretService
+from ml_experiments.emulator.state import State
+from ml_experiments.emulator.versions import check_installed
+from ml_experiments.emulator.volumes import VolumeService
+
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server behaves; the defaults suit tests and a laptop."""
+
+    port: int = 0
+    # How long a container that is stopped may take before it is killed.
+    stop_grace_s: float = 5.0
+    # How long a client may be without a connection before it counts as gone.
+    reconnect_s: float = 2.0
+    # How long a client may send no heartbeat; it sends one every 15 seconds.
+    heartbeat_limit_s: float = 50.0
+    # How often what containers wrote to their volumes is committed without their asking.
+    commit_every_s: float = 3.0
+    # How containers are isolated; None is the best that this machine allows.
+    sandbox_mode: SandboxMode | None = None
+
+
+class Server:
+    """One server over one state folder."""
+
+    def __init__(self, state_dir: Path, options: ServerOptions) -> None:
+        check_installed()
+        self.state_dir = state_dir
+        self.options = options
+        self.token_id = f"ak-{secrets.token_hex(11)}"
+        self.token_secret = f"as-{secrets.token_hex(24)}"
+        self.url = ""
+        self.http = HttpEndpoint()
+        self._faults = Faults()
+        self._state = State(state_dir)
+        self._make_storage(state_dir)
+        self._make_registries()
+        self._make_runtime(state_dir)
+        self.control = self._make_control()
+        self._methods = compose(self._services())
+        self._guard = Guard(self.token_id, self.token_secret, self._faults)
+        self._rpc: RpcServer | None = None
+        self._background: list[asyncio.Task[None]] = []
+
+    def _make_storage(self, state_dir: Path) -> None:
+        self._environments = EnvironmentService(self._state)
+        self._blobs = BlobStore(state_dir, self.http)
+        self._mounts = MountService(state_dir, self._blobs)
+        self._secrets = SecretService(state_dir)
+        self._volumes = VolumeService(state_dir, self.http, self._mounts, self._current_sandbox)
+        self._dicts, self._queues = DictService(state_dir), QueueService(state_dir)
+        self._images = ImageService(self._state, self._faults)
+
+    def _make_registries(self) -> None:
+        self._functions = Functions(self._state)
+        self._apps = Apps(self._state, self._environments, self._functions)
+        self._calls = Calls(self._state)
+        self._logs = Logs(self._state)
+        self._pools = Pools()
+
+    def _make_runtime(self, state_dir: Path) -> None:
+        self._launcher = Launcher(
+            self._apps,
+            self._images,
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            state_dir=state_dir,
+            sandbox_mode=self.options.sandbox_mode,
+        )
+        # Containers, inputs and apps end each other, hence the calls by name.
+        self._scaling = Scaling(
+            self._pools,
+            self._functions,
+            self._apps,
+            self._logs,
+            self._faults,
+            spawn=self._spawn,
+            on_exit=lambda *exited: self._dispatch.on_exit(*exited),
+            on_gone=lambda app: self._endings.settle_stopped(app),
+            # Short: the path of a unix socket has at most 107 characters.
+            run_dir=Path(tempfile.mkdtemp(prefix="mle-")),
+        )
+        self._dispatch = Dispatch(
+            self._pools,
+            self._functions,
+            self._apps,
+            self._calls,
+            self._faults,
+            scale=self._scaling.scale,
+            scale_all=self._scaling.scale_all,
+            on_done=lambda app: self._clients.on_done(app),
+            preempt=lambda container, grace_s: self._endings.preempt(container, grace_s),
+            kill=lambda container: self._endings.kill(container),
+        )
+        self._endings = Endings(
+            self._pools,
+            self._apps,
+            self._calls,
+            self._logs,
+            self._dispatch,
+            self._scaling,
+            stop_grace_s=self.options.stop_grace_s,
+        )
+        self._clients = AppClients(
+            self._apps,
+            self._endings,
+            reconnect_s=self.options.reconnect_s,
+            heartbeat_limit_s=self.options.heartbeat_limit_s,
+        )
+
+    def _services(self) -> list[object]:
+        function_service = FunctionService(
+            self._functions,
+            self._apps,
+            images=self._images,
+            mounts=self._mounts,
+            secrets=self._secrets,
+            volumes=self._volumes,
+            on_settings=self._scaling.scale_function,
+        )
+        app_service = AppService(
+            self._apps, self._functions, self._pools, self._clients, self._scaling, self._endings
+        )
+        return [
+            self._environments,
+            self._blobs,
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            self._dicts,
+            self._queues,
+            self._images,
+            function_service,
+            app_service,
+            LogService(self._logs, self._apps),
+            CallService(self._calls, self._functions, self._apps, self._pools, self._dispatch),
+            ContainerService(self._pools, self._calls, self._apps, self._dispatch, self._endings),
+        ]
+
+    def _make_control(self) -> Control:
+        inspection = Inspection(
+            self._functions,
+            self._apps,
+            self._calls,
+            self._images,
+            self._logs,
+            self._pools,
+            self._secrets,
+            self._volumes,
+        )
+        control = Control(
+            inspection, self._faults, self._pools, self._endings, self._scaling, self._volumes
+        )
+        serve_control(self.http.app, control, self.token_secret)
+        return control
+
+    def _current_sandbox(self) -> Sandbox | None:
+        task_id = current_caller.get().task_id
+        container = self._pools.container(task_id) if task_id else None
+        return container.sandbox if container else None
+
+    async def _spawn(self, container: Container) -> None:
+        await launch_container(container, self._launcher, self._container_server)
+
+    def _container_server(self, task_id: str) -> RpcServer:
+        return RpcServer(Servicer(self._methods, self._guard, task_id))
+
+    async def start(self) -> None:
+        """Listen on loopback and start what runs in the background."""
+        try:
+            await self._listen()
+        except BaseException:
+            await self.stop()
+            raise
+        self._background = [
+            asyncio.create_task(self._clients.watch_heartbeats()),
+            asyncio.create_task(commit_in_background(self._pools, self.options.commit_every_s)),
+        ]
+        self._scaling.keep_deployed_warm()
+
+    async def _listen(self) -> None:
+        await self.http.start(_LOOPBACK)
+        self._rpc = RpcServer(
+            Servicer(self._methods, self._guard, None), self._clients.connection_lost
+        )
+        # By host and port, not by a socket of ours: asyncio then sets TCP_NODELAY.
+        await self._rpc.start(_LOOPBACK, self.options.port)
+        listening = self._rpc._server.sockets[0]
+        self.url = f"http://{_LOOPBACK}:{listening.getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """End every container, stop listening and close the state."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._endings.close()
+        if self.url and self._rpc is not None:
+            self._rpc.close()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._rpc.wait_closed(), 5.0)
+        await self.http.stop()
+        self._dicts.close()
+        self._queues.close()
+        self._state.close()
