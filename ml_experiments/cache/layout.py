@@ -1,0 +1,104 @@
+"""Where each kind of file stands in a cache folder.
+
+    /cache                        the root, as on the volume; ~/.cache on this machine
+      huggingface/                HF_HOME
+        hub/                      models--org--name/{blobs,refs,snapshots}, .locks, blobs
+        transformers/             TRANSFORMERS_CACHE of older versions: flat files or models--…
+        datasets/                 HF_DATASETS_CACHE: prepared tables
+        .ml-experiments/uses/     ours: when a run last used a revision
+      torch/hub/checkpoints/      TORCH_HOME
+
+The root may also be an HF_HOME, a hub folder or a TORCH_HOME itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ml_experiments.errors import CacheError
+
+Kind = Literal["model", "dataset", "space", "kernel", "torch"]
+KINDS: tuple[Kind, ...] = ("model", "dataset", "space", "kernel", "torch")
+
+LOCKS_FOLDER = ".locks"
+SHARED_BLOBS_FOLDER = "blobs"
+_REPO_PREFIXES = ("models--", "datasets--", "spaces--", "kernels--")
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The folders of one cache; None where the root leaves no place for one."""
+
+    root: Path
+    hub: Path | None
+    transformers: Path | None
+    datasets: Path | None
+    checkpoints: Path | None
+    uses: Path | None
+
+    @property
+    def hub_folders(self) -> tuple[Path, ...]:
+        """The folders in which repositories stand as `models--org--name`."""
+        return tuple(folder for folder in (self.hub, self.transformers) if folder is not None)
+
+
+def find_layout(cache_dir: str | os.PathLike[str]) -> CacheLayout:
+    """Tell from what a folder holds which of its subfolders is which.
+
+    Raises:
+        CacheError: If the path is empty or leads to something that is no folder.
+    """
+    if not os.fspath(cache_dir).strip():
+        raise CacheError("the cache folder is an empty text; give a path such as ~/.cache")
+    try:
+        root = Path(cache_dir).expanduser().resolve()
+        if root.exists() and not root.is_dir():
+            raise CacheError(f"the cache folder {root} is not a folder")
+    except (OSError, RuntimeError, ValueError) as e:
+        raise CacheError(f"the cache folder {os.fspath(cache_dir)!r} is not usable: {e}") from e
+    if (root / "huggingface").is_dir():
+        return _of_hf_home(root, root / "huggingface", root / "torch")
+    if (root / "hub" / "checkpoints").is_dir():
+        return CacheLayout(root, None, None, None, root / "hub" / "checkpoints", None)
+    if any((root / name).exists() for name in ("hub", "transformers", "stored_tokens", "token")):
+        return _of_hf_home(root, root, None)
+    if root.is_dir() and any(e.name.startswith(_REPO_PREFIXES) for e in os.scandir(root)):
+        return CacheLayout(root, root, None, None, None, root / ".ml-experiments" / "uses")
+    return _of_hf_home(root, root / "huggingface", root / "torch")
+
+
+def this_machine() -> Path:
+    """Return this machine's own cache folder, as huggingface_hub has it."""
+    from huggingface_hub import constants  # reads HF_HOME and HF_HUB_CACHE when imported
+
+    home, hub = Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE)
+    if hub != home / "hub":
+        return hub
+    return home.parent if home.name == "huggingface" else home
+
+
+def is_real_folder(path: Path, root: Path) -> bool:
+    """Return whether a folder below `root` is reached without a symbolic link."""
+    while path != root:
+        try:
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                return False
+        except OSError:
+            return False
+        path = path.parent
+    return root.is_dir()
+
+
+def _of_hf_home(root: Path, hf_home: Path, torch_home: Path | None) -> CacheLayout:
+    return CacheLayout(
+        root=root,
+        hub=hf_home / "hub",
+        transformers=hf_home / "transformers",
+        datasets=hf_home / "datasets",
+        checkpoints=None if torch_home is None else torch_home / "hub" / "checkpoints",
+        uses=hf_home / ".ml-experiments" / "uses",
+    )

@@ -1,0 +1,176 @@
+"""What can be done to a cache, as functions from JSON to JSON.
+
+The same function serves a folder of this machine and, called in a container, the volume.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from ml_experiments.cache.deletion import plan_deletion
+from ml_experiments.cache.items import CachedItem
+from ml_experiments.cache.layout import Kind
+from ml_experiments.cache.patterns import NamePattern
+from ml_experiments.cache.scanning import scan
+from ml_experiments.cache.verification import verify
+from ml_experiments.errors import CacheError
+from ml_experiments.suggestions import suggest
+
+if TYPE_CHECKING:
+    from ml_experiments.cache.pulling import PullProgress
+
+_SORT_KEYS: dict[str, Callable[[CachedItem], Any]] = {
+    "name": lambda item: item.name.casefold(),
+    "size": lambda item: -item.bytes,
+    "used": lambda item: -item.last_used,
+}
+
+
+def list_cache(
+    cache_dir: str | Path, pattern: str | None = None, kind: str | None = None, sort: str = "name"
+) -> dict[str, Any]:
+    """Return what is in a cache.
+
+    Raises:
+        CacheError: If the pattern, kind, order or folder is not usable.
+    """
+    if sort not in _SORT_KEYS:
+        raise CacheError(f"{sort!r} is not an order; known: {', '.join(_SORT_KEYS)}")
+    if kind is not None and kind not in get_args(Kind):
+        raise CacheError(f"{kind!r} is not a kind; known: {', '.join(get_args(Kind))}")
+    parsed = None if pattern is None else NamePattern.parse(pattern)
+    found = scan(cache_dir)
+    items = [
+        item
+        for item in found.items
+        if (kind is None or item.kind == kind) and (parsed is None or _means(parsed, item))
+    ]
+    items.sort(key=_SORT_KEYS[sort])
+    return {**found.to_dict(), "items": [item.to_dict() for item in items]}
+
+
+def show_cached(cache_dir: str | Path, name: str) -> dict[str, Any]:
+    """Return the revisions and files of one name, from each part of the cache that has it.
+
+    Raises:
+        CacheError: If nothing in the cache has that name.
+    """
+    found = scan(cache_dir)
+    items = [item for item in found.items if item.name.casefold() == name.casefold()]
+    if not items:
+        hint = suggest(name, [item.name for item in found.items])
+        raise CacheError(f"nothing in the cache is named {name!r}{hint}")
+    return {"items": [{**item.to_dict(), "contents": _contents(item)} for item in items]}
+
+
+def clear(
+    cache_dir: str | Path,
+    pattern: str | None = None,
+    force: bool = False,
+    kinds: Sequence[Kind] = ("model",),
+    older_than_s: float | None = None,
+    larger_than: int | None = None,
+    keep_latest: bool = False,
+    only: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return what would be deleted or, with `force`, delete exactly that and return it.
+
+    Raises:
+        CacheError: If the pattern, a filter or the folder is not usable.
+    """
+    plan = plan_deletion(
+        cache_dir,
+        pattern,
+        kinds=kinds,
+        older_than=None if older_than_s is None else timedelta(seconds=older_than_s),
+        larger_than=larger_than,
+        keep_latest=keep_latest,
+        only=only,
+    )
+    return plan.execute().to_dict() if force else plan.to_dict()
+
+
+def pull_repo(
+    cache_dir: str | Path,
+    name: str,
+    revision: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    kind: str = "model",
+    on_progress: Callable[[PullProgress], None] | None = None,
+) -> dict[str, Any]:
+    """Download a repository.
+
+    Raises:
+        CacheError: If it can't be downloaded.
+    """
+    from ml_experiments.cache.pulling import pull  # the client of the Hub is slow to import
+
+    outcome = pull(
+        name,
+        cache_dir=cache_dir,
+        revision=revision,
+        include=include,
+        exclude=exclude,
+        kind=kind,
+        on_progress=on_progress,
+    )
+    return outcome.to_dict()
+
+
+def verify_cache(
+    cache_dir: str | Path, name: str | None = None, repair: bool = False
+) -> dict[str, Any]:
+    """Compare contents with hashes.
+
+    Raises:
+        CacheError: If the pattern or folder is not usable, or nothing matches.
+    """
+    return verify(cache_dir, name, repair=repair).to_dict()
+
+
+OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "list": list_cache,
+    "show": show_cached,
+    "clear": clear,
+    "pull": pull_repo,
+    "verify": verify_cache,
+}
+
+
+def _means(pattern: NamePattern, item: CachedItem) -> bool:
+    if not pattern.matches(item.name):
+        return False
+    return pattern.revision is None or any(
+        pattern.matches_revision(revision.commit, revision.refs) for revision in item.revisions
+    )
+
+
+def _contents(item: CachedItem) -> list[dict[str, Any]]:
+    if item.repo is None:
+        return [
+            {"revision": None, "path": os.path.relpath(file, item.path.parent), "bytes": size}
+            for file in item.files
+            if (size := _size(file)) is not None
+        ]
+    return [
+        {
+            "revision": revision.commit_hash,
+            "path": file.file_path.relative_to(revision.snapshot_path).as_posix(),
+            "bytes": file.size_on_disk,
+            "blob": file.blob_path.name,
+        }
+        for revision in item.repo.revisions
+        for file in sorted(revision.files, key=lambda file: file.file_path)
+    ]
+
+
+def _size(file: str) -> int | None:
+    try:
+        return Path(file).stat().st_size
+    except FileNotFoundError:
+        return None  # deleted since the scan

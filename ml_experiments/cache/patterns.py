@@ -1,0 +1,91 @@
+"""Patterns that choose from the cache: `stabilityai/*`, `*sdxl*`, `org/name@abc123`.
+
+A pattern is compared with names that a scan found. It is never made into a path, so nothing
+outside the cache can be named by one; the checks here are for clear messages.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from ml_experiments.errors import CacheError
+
+_LONGEST = 512
+_ALLOWED = "a name as on the Hub, with * ? [abc] as wildcards and @REVISION at its end"
+_SHORTEST_COMMIT_PREFIX = 4
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """A glob over names, and a revision: a commit hash, its beginning, a branch or a tag."""
+
+    text: str
+    name: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> NamePattern:
+        """Read a pattern.
+
+        Raises:
+            CacheError: If it is empty, too long, a path, or not a glob.
+        """
+        if not isinstance(text, str):
+            raise CacheError(f"a pattern is a text, not {type(text).__name__}: {_ALLOWED}")
+        if not text.strip():
+            raise CacheError(f"the pattern is empty; use '*' to mean everything, or {_ALLOWED}")
+        if len(text) > _LONGEST:
+            raise CacheError(f"the pattern has {len(text)} characters; {_LONGEST} are allowed")
+        name, at, revision = text.partition("@")
+        problem = _problem(name) or (_revision_problem(revision) if at else None)
+        if problem:
+            shown = text if text.isprintable() else ascii(text)
+            raise CacheError(f"{shown!r} is not a pattern: {problem}; allowed: {_ALLOWED}")
+        return cls(text, _fold(name), revision if at else None)
+
+    def matches(self, name: str) -> bool:
+        """Return whether a name is meant, upper and lower case alike."""
+        return fnmatch.fnmatchcase(_fold(name), self.name)
+
+    def matches_revision(self, commit: str, refs: tuple[str, ...]) -> bool:
+        """Return whether a revision is meant, by its commit hash or by a branch or tag."""
+        if self.revision is None or self.revision in refs:
+            return True
+        return len(self.revision) >= _SHORTEST_COMMIT_PREFIX and commit.lower().startswith(
+            self.revision.lower()
+        )
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _problem(name: str) -> str | None:
+    if not name:
+        return "there is no name before '@'"
+    if name.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", name):
+        return "it is a path, not a name"
+    if "\\" in name:
+        return "it has a backslash"
+    if ".." in name:
+        return "it has '..'"
+    if not name.isprintable() or name != name.strip():
+        return "it has a space at an end, or characters that can't be printed"
+    if name.endswith("/"):
+        return f"it ends in '/' (did you mean {name + '*'!r}?)"
+    if name.count("[") != len(re.findall(r"\[!?\]?[^\]]*\]", name)):
+        return "a '[' is never closed"
+    return None
+
+
+def _revision_problem(revision: str) -> str | None:
+    if not revision:
+        return "there is no revision after '@'"
+    if ".." in revision or revision.startswith("/") or re.search(r"[\s*?\[\]\\@]", revision):
+        return f"{revision!r} is not a commit hash, branch or tag"
+    if not revision.isprintable():
+        return "the revision has characters that can't be printed"
+    return None

@@ -1,0 +1,185 @@
+"""How the commands of `ml-experiments cache` print what they found or did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.cells import cell_len
+from rich.filesize import decimal
+
+if TYPE_CHECKING:
+    from ml_experiments.cache import PullProgress
+
+_SHORT_COMMIT = 8
+
+
+def print_list(found: dict[str, Any]) -> None:
+    """Print what is cached, with totals."""
+    if found["items"]:
+        rows = []
+        for item in found["items"]:
+            revisions = str(len(item["revisions"])) if item["revisions"] else ""
+            size, used = decimal(item["bytes"]), _ago(item["last_used"])
+            rows.append((item["name"], item["kind"], size, revisions, used))
+        _print_table(("name", "kind", "size>", "revisions>", "last use"), rows)
+    else:
+        click.echo("nothing matches" if found["bytes"] else "the cache is empty")
+    partial = [lo["bytes"] for lo in found["leftovers"] if lo["reason"] == "incomplete"]
+    if partial:
+        click.echo(f"interrupted downloads: {len(partial)}, {decimal(sum(partial))}")
+    for entry in found["unrecognised"]:
+        click.echo(f"not touched: {_plain(entry['path'])} {_plain(entry['why'])}")
+    total = f"{decimal(found['bytes'])} in {found['cache_dir']}"
+    if found["disk_total"] is not None:
+        total += f"; {decimal(found['disk_free'])} of {decimal(found['disk_total'])} free"
+    click.echo(total)
+
+
+def print_item(shown: dict[str, Any]) -> None:
+    """Print revisions and files of what has one name."""
+    for item in shown["items"]:
+        click.echo(
+            f"{item['name']}  {item['kind']}, {decimal(item['bytes'])}, "
+            f"used {_ago(item['last_used'])}, in {item['store']}"
+        )
+        for revision in item["revisions"]:
+            refs = ", ".join(revision["refs"]) or "no branch or tag"
+            click.echo(f"{revision['commit']}  {refs}, {decimal(revision['bytes'])}")
+            _print_files([f for f in item["contents"] if _is_of(f, revision)])
+        if not item["revisions"]:
+            _print_files(item["contents"])
+
+
+def print_deletion(outcome: dict[str, Any]) -> None:
+    """Print what would go or went, what stays and why."""
+    if outcome["entries"]:
+        rows = []
+        for entry in outcome["entries"]:
+            revisions = ", ".join(commit[:_SHORT_COMMIT] for commit in entry["revisions"])
+            name = f"{entry['name']}@{revisions}" if revisions else entry["name"]
+            used = _ago(entry["last_used"])
+            rows.append((name, entry["kind"], decimal(entry["bytes"]), used))
+        _print_table(("name", "kind", "frees>", "last use"), rows)
+    if outcome["leftovers"]:
+        click.echo(f"interrupted downloads and stale locks: {len(outcome['leftovers'])}")
+    for kept in outcome["kept"]:
+        name, at, commit = kept["name"].partition("@")
+        name = _plain(f"{name}{at}{commit[:_SHORT_COMMIT]}")
+        click.echo(f"kept: {name} ({decimal(kept['bytes'])}) {_plain(kept['why'])}")
+    for failed in outcome["failed"]:
+        click.secho(f"failed: {_plain(failed['name'])} {_plain(failed['why'])}", fg="red")
+    for note in outcome["notes"]:
+        click.echo(note)
+    what = "to delete, would free" if outcome["dry_run"] else "deleted, freed"
+    click.echo(f"{outcome['deleted']} {what} {decimal(outcome['freed_bytes'])}")
+
+
+def print_pull(outcome: dict[str, Any]) -> None:
+    """Print what a pull downloaded."""
+    what = f"{outcome['name']}@{outcome['revision'][:_SHORT_COMMIT]}"
+    size = f"{decimal(outcome['bytes'])} in {outcome['files']} file(s)"
+    if outcome["downloaded_files"]:
+        size += f"; downloaded {decimal(outcome['downloaded_bytes'])}"
+    else:
+        size += "; all of it was there"
+    click.echo(f"{what}: {size}")
+    click.echo(outcome["path"])
+
+
+def print_verification(outcome: dict[str, Any]) -> None:
+    """Print what doesn't hold what its name says."""
+    for problem in outcome["problems"]:
+        click.secho(f"{_plain(problem['path'])} {_trouble(problem)}", fg="red")
+    checked = f"{outcome['checked']} files, {decimal(outcome['checked_bytes'])} checked"
+    wrong = f"{len(outcome['problems'])} wrong" if outcome["problems"] else "all as they should be"
+    click.echo(f"{checked}; {wrong}")
+    if outcome["unchecked"]:
+        click.echo(f"{len(outcome['unchecked'])} files have no hash to compare with")
+
+
+def print_stats(stats: dict[str, Any]) -> None:
+    """Print which downloads the cache saved."""
+    if stats["revisions"]:
+        rows = []
+        for row in stats["revisions"]:
+            counts = (str(row["hits"]), str(row["downloads"]), decimal(row["bytes_saved"]))
+            rows.append((row["repo_id"], row["revision"][:_SHORT_COMMIT], *counts))
+        _print_table(("name", "revision", "hits>", "downloads>", "saved>"), rows)
+    click.echo(
+        f"{stats['runs']} runs: {stats['hits']} hits saved {decimal(stats['bytes_saved'])}, "
+        f"{stats['downloads']} downloads took {decimal(stats['bytes_downloaded'])}"
+    )
+    if stats["unreadable"]:
+        click.echo(f"manifests that can't be read: {', '.join(stats['unreadable'])}")
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[PullProgress], None]]:
+    """Show a progress bar on stderr while bytes arrive."""
+    from rich.console import Console  # slow to import, and the other commands need neither
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        task = progress.add_task("downloading", total=None)
+
+        def update(state: PullProgress) -> None:
+            progress.update(task, completed=state.done_bytes, total=state.total_bytes)
+
+        yield update
+
+
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows below their headings; a column named `x>` is set to the right.
+
+    rich's tables would take longer for 2,000 rows than the scan of 2,000 repositories.
+    """
+    headings = tuple(column.rstrip(">") for column in columns)
+    shown = [headings, *(tuple(map(_plain, row)) for row in rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*shown, strict=True)]
+    for row in shown:
+        cells = []
+        for cell, width, column in zip(row, widths, columns, strict=True):
+            padding = " " * (width - cell_len(cell))
+            cells.append(padding + cell if column.endswith(">") else cell + padding)
+        line = "  ".join(cells).rstrip()
+        click.echo(click.style(line, bold=True) if row is headings else line)
+
+
+def _plain(text: str) -> str:
+    """Return a text that can do nothing to a terminal: names of folders may hold anything."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _print_files(files: list[dict[str, Any]]) -> None:
+    rows = [(decimal(f["bytes"]), f["path"], f.get("blob", "")[:_SHORT_COMMIT]) for f in files]
+    _print_table(("size>", "file", "blob"), rows)
+
+
+def _is_of(file: dict[str, Any], revision: dict[str, Any]) -> bool:
+    return bool(file["revision"] == revision["commit"])
+
+
+def _trouble(problem: dict[str, Any]) -> str:
+    trouble = "leads to content that is missing"
+    if problem["actual"] is not None:
+        trouble = f"has the hash {problem['actual'][:_SHORT_COMMIT]}…"
+    if problem["repaired"]:
+        return f"{trouble}: removed, pull again to fetch it"
+    if problem["why_not_repaired"]:
+        return f"{trouble}: not removed, {problem['why_not_repaired']}"
+    return f"{trouble}: --repair removes it"
+
+
+def _ago(moment: float) -> str:
+    seconds = max(time.time() - moment, 0)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit} ago"
+    return "just now"

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import scan_cache_dir
+
+from ml_experiments.cache import PullProgress, plan_deletion, pull, scan
+from ml_experiments.errors import CacheError
+from tests.support.hub_cache import fingerprint
+from tests.support.hub_server import HubServer
+
+MB = 1_000_000
+TOKEN = "hf_a_token_of_some_length"
+
+
+def test_a_pull_fills_the_cache_as_the_library_would(cache_dir: Path, hub: HubServer) -> None:
+    files = {"config.json": b"{}", "unet/m.safetensors": b"w" * 1000}
+    repo = hub.add_repo("org/pulled", files)
+    outcome = pull("org/pulled", cache_dir=cache_dir, **hub.anonymous)
+    assert outcome.to_dict() == {
+        "name": "org/pulled",
+        "kind": "model",
+        "revision": repo.commit,
+        "path": str(cache_dir / "huggingface/hub/models--org--pulled/snapshots" / repo.commit),
+        "files": 2,
+        "bytes": 1002,
+        "downloaded_files": 2,
+        "downloaded_bytes": 1002,
+    }
+    assert {name: Path(outcome.path, name).read_bytes() for name in files} == files
+    [found] = scan_cache_dir(cache_dir / "huggingface" / "hub").repos
+    assert found.repo_id == "org/pulled"
+
+
+def test_what_is_there_is_not_downloaded_again(cache_dir: Path, hub: HubServer) -> None:
+    hub.add_repo("org/twice", {"a.json": b"{}", "b.safetensors": b"w" * 50})
+    pull("org/twice", cache_dir=cache_dir, **hub.anonymous)
+    before = len(hub.requests)
+    outcome = pull("org/twice", cache_dir=cache_dir, **hub.anonymous)
+    assert (outcome.downloaded_files, outcome.downloaded_bytes) == (0, 0)
+    assert not [r for r in hub.requests[before:] if "/resolve/" in r.path]
+
+
+def test_a_new_revision_downloads_only_what_changed(cache_dir: Path, hub: HubServer) -> None:
+    files = {"a.json": b"{}", "b.safetensors": b"w" * 50}
+    hub.add_repo("org/rev", files, revisions={"v2": {**files, "a.json": b"[1]"}})
+    pull("org/rev", cache_dir=cache_dir, **hub.anonymous)
+    outcome = pull("org/rev", cache_dir=cache_dir, **hub.anonymous, revision="v2")
+    assert (outcome.files, outcome.downloaded_files, outcome.downloaded_bytes) == (2, 1, 3)
+
+
+def test_include_and_exclude_choose_files(cache_dir: Path, hub: HubServer) -> None:
+    hub.add_repo("org/part", {"a.json": b"{}", "b.json": b"[]", "c.safetensors": b"w" * 50})
+    outcome = pull(
+        "org/part",
+        cache_dir=cache_dir,
+        **hub.anonymous,
+        include=["*.json"],
+        exclude=["b.*"],
+    )
+    assert sorted(p.name for p in Path(outcome.path).iterdir()) == ["a.json"]
+    assert (outcome.files, outcome.bytes) == (1, 2)
+
+
+def test_datasets_can_be_pulled(cache_dir: Path, hub: HubServer) -> None:
+    hub.add_repo("org/rows", {"data.csv": b"a,b"}, kind="dataset")
+    pull("org/rows", cache_dir=cache_dir, **hub.anonymous, kind="dataset")
+    assert [(i.name, i.kind) for i in scan(cache_dir).items] == [("org/rows", "dataset")]
+
+
+def test_progress_grows_to_the_total(cache_dir: Path, hub: HubServer) -> None:
+    hub.add_repo("org/live", {"a.json": b"{}", "b.safetensors": os.urandom(25 * MB)})
+    seen: list[PullProgress] = []
+    pull("org/live", cache_dir=cache_dir, **hub.anonymous, on_progress=seen.append)
+    done = [state.done_bytes for state in seen]
+    assert len(done) > 2
+    assert done == sorted(set(done))
+    assert seen[-1] == PullProgress(25 * MB + 2, 25 * MB + 2)
+
+
+def test_a_connection_that_breaks_is_resumed_in_the_middle_of_the_file(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    weights = os.urandom(25 * MB)
+    hub.add_repo("org/broken", {"breaks.safetensors": weights})
+    hub.break_after("breaks.safetensors", 12 * MB)
+    before = len(hub.requests)
+    outcome = pull("org/broken", cache_dir=cache_dir, **hub.anonymous)
+    assert Path(outcome.path, "breaks.safetensors").read_bytes() == weights
+    ranges = [r.range for r in hub.requests[before:] if r.method == "GET" and r.range]
+    assert ranges == [f"bytes={10 * 1024 * 1024}-"]
+
+
+PULL = """
+import sys
+from ml_experiments.cache import pull
+pull("org/killed", cache_dir=sys.argv[1], endpoint=sys.argv[2])
+"""
+
+
+def test_a_killed_pull_goes_on_with_the_files_that_it_had_not_finished(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    hub.add_repo("org/killed", {"done.safetensors": b"d" * MB, "stalls.safetensors": b"s" * MB})
+    release = hub.stall_after("stalls.safetensors", 1000)
+    blobs = cache_dir / "huggingface" / "hub" / "models--org--killed" / "blobs"
+    with subprocess.Popen([sys.executable, "-c", PULL, cache_dir, hub.endpoint]) as running:
+        deadline = time.monotonic() + 60
+        while not [p for p in blobs.glob("*") if p.suffix != ".incomplete"] or not [
+            *blobs.glob("*.incomplete")
+        ]:
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.02)
+        assert "is being downloaded" in plan_deletion(cache_dir).kept[0].why
+        running.send_signal(signal.SIGKILL)
+    release.set()
+    assert [lo.reason for lo in scan(cache_dir).leftovers if lo.reason != "lock"] == ["incomplete"]
+    outcome = pull("org/killed", cache_dir=cache_dir, **hub.anonymous)
+    assert (outcome.downloaded_files, outcome.downloaded_bytes) == (1, MB)
+    assert Path(outcome.path, "stalls.safetensors").read_bytes() == b"s" * MB
+
+
+def test_what_can_not_be_pulled_is_an_error_that_says_what_to_do(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    files = {"a.json": b"{}", "b.safetensors": b"w"}
+    hub.add_repo("org/gated", files, gated=True, allowed_tokens=frozenset({TOKEN}))
+    hub.add_repo("org/private", files, private=True, allowed_tokens=frozenset({TOKEN}))
+    hub.add_repo("org/open", files)
+    hub.add_token("hf_valid_but_not_allowed")
+    for name, arguments, message in (
+        ("org/gated", {}, "is gated: accept its terms at https://huggingface.co/org/gated"),
+        ("org/gated", {"token": "hf_valid_but_not_allowed"}, "is gated: accept its terms"),
+        ("org/missing", {}, "there is no model 'org/missing' on the Hub, or it is private"),
+        ("org/missing", {"token": TOKEN}, "there is no model 'org/missing'"),
+        ("org/private", {}, "there is no model 'org/private' on the Hub, or it is private"),
+        ("org/open", {"token": "hf_wrong_token"}, "rejected the token"),
+        ("org/open", {"revision": "v9"}, "has no revision 'v9'"),
+        ("org/open", {"include": ["*.gguf"]}, "no file of org/open matches"),
+        ("a/b/c", {}, "is not a name on the Hub"),
+        ("../../etc", {}, "is not a name on the Hub"),
+        ("", {}, "is not a name on the Hub"),
+    ):
+        started = len(hub.requests)
+        with pytest.raises(CacheError, match=message) as caught:
+            pull(name, cache_dir=cache_dir, **{**hub.anonymous, **arguments})
+        assert str(arguments.get("token", TOKEN)) not in str(caught.value)
+        downloads = [
+            r for r in hub.requests[started:] if r.method == "GET" and "/resolve/" in r.path
+        ]
+        assert downloads == []
+    assert scan(cache_dir).items == ()
+
+
+def test_a_token_with_access_opens_gated_and_private_repositories(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    for name, flags in (("org/g", {"gated": True}), ("org/p", {"private": True})):
+        hub.add_repo(name, {"a.json": b"{}"}, allowed_tokens=frozenset({TOKEN}), **flags)
+        pull(name, cache_dir=cache_dir, endpoint=hub.endpoint, token=TOKEN)
+    assert scan(cache_dir).model_names() == ["org/g", "org/p"]
+
+
+def test_too_little_space_is_an_error_before_anything_is_downloaded(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    hub.add_repo("org/huge", {"a.safetensors": b"w"}, declared_sizes={"a.safetensors": 10**15})
+    before = len(hub.requests)
+    with pytest.raises(CacheError, match=r"needs 1\.0 PB more and .* has .* free; make room"):
+        pull("org/huge", cache_dir=cache_dir, **hub.anonymous)
+    assert not [r for r in hub.requests[before:] if r.method == "GET" and "/resolve/" in r.path]
+
+
+def test_a_hub_that_can_not_be_reached_is_an_error(cache_dir: Path) -> None:
+    with pytest.raises(CacheError, match="the download of org/name stopped: ConnectError"):
+        pull("org/name", cache_dir=cache_dir, endpoint="http://127.0.0.1:9")
+
+
+def test_a_hub_folder_that_is_a_link_is_not_written_through(
+    cache_dir: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    hub.add_repo("org/link", {"a.json": b"{}"})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (cache_dir / "huggingface").mkdir()
+    (cache_dir / "huggingface" / "hub").symlink_to(elsewhere)
+    with pytest.raises(CacheError, match="symbolic link"):
+        pull("org/link", cache_dir=cache_dir, **hub.anonymous)
+    assert fingerprint(elsewhere) == {}

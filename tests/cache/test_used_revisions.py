@@ -1,0 +1,186 @@
+"""Which cached revisions a run is charged with: real downloads and loads, each in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_experiments.cache import CacheWatch, pull, read_stats, record_uses, scan
+from ml_experiments.errors import CacheError
+from tests.support.hub_cache import commit_of, set_age, write_repo
+from tests.support.hub_server import HubServer
+
+A = commit_of("a")
+
+WATCH = """
+import json, sys
+from pathlib import Path
+from ml_experiments.cache import CacheWatch
+hub = sys.argv[1] + "/huggingface/hub"
+with CacheWatch(sys.argv[1]) as watch:
+{body}
+print(json.dumps([used.to_dict() for used in watch.used()]))
+"""
+
+
+def uses(cache_dir: Path, hub: HubServer | None, body: str, **environment: str) -> Any:
+    code = WATCH.format(body="\n".join(f"    {line}" for line in body.strip().splitlines()))
+    variables = {**os.environ, **(hub.environment() if hub else {}), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cache_dir)],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_download_is_no_hit_and_the_next_use_is(cache_dir: Path, hub: HubServer) -> None:
+    repo = hub.add_repo("org/used", {"config.json": b"{}", "m.safetensors": b"w" * 100})
+    body = """
+from huggingface_hub import snapshot_download
+Path(snapshot_download("org/used", cache_dir=hub), "config.json").read_text()
+"""
+    entry = {"repo_id": "org/used", "kind": "model", "revision": repo.commit, "bytes": 102}
+    assert uses(cache_dir, hub, body) == [{**entry, "hit": False}]
+    assert uses(cache_dir, hub, body) == [{**entry, "hit": True}]
+    assert uses(cache_dir, None, body, HF_HUB_OFFLINE="1") == [{**entry, "hit": True}]
+
+
+def test_a_new_revision_of_content_that_was_there_is_a_hit(cache_dir: Path, hub: HubServer) -> None:
+    files = {"m.safetensors": b"w" * 100}
+    hub.add_repo("org/again", {**files, "x": b"1"}, revisions={"v2": files})
+    pull("org/again", cache_dir=cache_dir, **hub.anonymous)
+    body = """
+from huggingface_hub import snapshot_download
+Path(snapshot_download("org/again", cache_dir=hub, revision="v2"))
+"""
+    [use] = uses(cache_dir, hub, body)
+    assert (use["hit"], use["bytes"]) == (True, 100)
+
+
+def test_weights_alone_read_outside_python_are_seen(cache_dir: Path, hub: HubServer) -> None:
+    content = _safetensors()
+    repo = hub.add_repo("org/rust", {"m.safetensors": content})
+    pull("org/rust", cache_dir=cache_dir, **hub.anonymous)
+    by_branch = """
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+with safe_open(hf_hub_download("org/rust", "m.safetensors", cache_dir=hub), "np") as file:
+    file.get_tensor("x")
+"""
+    mapped = f"""
+from safetensors import safe_open
+kept = safe_open(hub + "/models--org--rust/snapshots/{repo.commit}/m.safetensors", "np")
+kept = kept.__enter__()
+"""
+    for body in (by_branch, mapped):
+        [use] = uses(cache_dir, hub, body)
+        assert (use["repo_id"], use["revision"], use["hit"]) == ("org/rust", repo.commit, True)
+
+
+def test_listing_the_cache_is_no_use_of_what_it_lists(cache_dir: Path) -> None:
+    write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    body = """
+from huggingface_hub import scan_cache_dir
+from ml_experiments.cache import scan
+assert len(scan_cache_dir(hub).repos) == len(scan(sys.argv[1]).items) == 1
+"""
+    assert uses(cache_dir, None, body) == []
+
+
+def test_what_other_processes_do_meanwhile_is_not_charged(cache_dir: Path) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    with CacheWatch(cache_dir) as watch:
+        subprocess.run(["cat", repo / "snapshots" / A / "x"], check=True, capture_output=True)
+    assert watch.used() == ()
+
+
+def test_only_the_time_of_the_block_counts(cache_dir: Path) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    file = repo / "snapshots" / A / "x"
+    file.read_bytes()
+    with CacheWatch(cache_dir) as watch:
+        pass
+    file.read_bytes()
+    assert watch.used() == ()
+    with CacheWatch(cache_dir) as outer, CacheWatch(cache_dir) as inner:
+        file.read_bytes()
+    assert [use.revision for use in inner.used()] == [A]
+    assert outer.used() == inner.used()
+
+
+@pytest.mark.parametrize("spelling", [str, os.fsencode, Path])
+def test_every_spelling_of_a_path_is_seen(cache_dir: Path, spelling: Any) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    with CacheWatch(cache_dir) as watch:
+        os.close(os.open(spelling(str(repo / "snapshots" / A / "x")), os.O_RDONLY))
+    assert [use.revision for use in watch.used()] == [A]
+
+
+def test_a_recorded_use_is_when_it_was_last_used(cache_dir: Path) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    with CacheWatch(cache_dir) as watch:
+        (repo / "snapshots" / A / "x").read_bytes()
+    set_age(repo, days=90)
+    now = time.time()
+    record_uses(cache_dir, watch.used(), at=now)
+    [item] = scan(cache_dir).items
+    assert item.last_used == item.revisions[0].last_used == now
+
+
+def test_watching_a_large_cache_costs_little(cache_dir: Path) -> None:
+    hub = cache_dir / "huggingface" / "hub"
+    for number in range(300):
+        write_repo(hub, f"org/m{number}", {commit_of(str(number)): {"x": b"1"}})
+    file = hub / "models--org--m7" / "snapshots" / commit_of("7") / "x"
+    costs = []
+    for _ in range(5):
+        started = time.process_time()
+        with CacheWatch(cache_dir) as watch:
+            file.read_bytes()
+        assert len(watch.used()) == 1
+        costs.append(time.process_time() - started)
+    assert min(costs) < 0.05
+
+
+def test_stats_count_hits_and_downloads_of_runs(tmp_path: Path) -> None:
+    def use(name: str, hit: bool) -> dict[str, Any]:
+        return {"repo_id": name, "kind": "model", "revision": A, "bytes": 1000, "hit": hit}
+
+    manifests: dict[str, Any] = {
+        "r1": {"cached_models": [use("org/a", False)]},
+        "r2": {"cached_models": [use("org/a", True), use("org/b", False)]},
+        "r3": {"cached_models": [use("org/a", True)]},
+        "before-this": {"git": {}},
+    }
+    for run, manifest in manifests.items():
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "cut-short").mkdir()
+    (tmp_path / "cut-short" / "manifest.json").write_text('{"cached_models": [')
+    stats = read_stats(tmp_path).to_dict()
+    assert (stats["runs"], stats["hits"], stats["downloads"]) == (3, 2, 2)
+    assert (stats["bytes_saved"], stats["bytes_downloaded"]) == (2000, 2000)
+    assert [(r["repo_id"], r["hits"]) for r in stats["revisions"]] == [("org/a", 2), ("org/b", 0)]
+    assert stats["unreadable"] == ["cut-short"]
+
+
+def test_stats_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="no folder of runs"):
+        read_stats(tmp_path / "missing")
+
+
+def _safetensors() -> bytes:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0\0\0\0"

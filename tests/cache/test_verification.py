@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.cache import pull, scan, verify
+from ml_experiments.errors import CacheError
+from tests.support.held_files import OPEN, held_by_process
+from tests.support.hub_cache import (
+    commit_of,
+    fingerprint,
+    share_blobs,
+    write_flat_file,
+    write_repo,
+)
+from tests.support.hub_server import HubServer
+
+A, B = commit_of("a"), commit_of("b")
+WEIGHTS = b"w" * 3_000_000
+
+
+def damage(link: Path) -> None:
+    blob = link.resolve()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(content)
+
+
+def test_a_download_is_as_it_should_be(cache_dir: Path, hub: HubServer) -> None:
+    hub.add_repo("org/fine", {"config.json": b"{}", "empty.txt": b"", "m.safetensors": WEIGHTS})
+    pull("org/fine", cache_dir=cache_dir, **hub.anonymous)
+    outcome = verify(cache_dir)
+    assert (outcome.checked, outcome.checked_bytes) == (3, len(WEIGHTS) + 2)
+    assert (outcome.problems, outcome.unchecked) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["config.json", "m.safetensors"])
+def test_one_wrong_bit_is_found_and_repair_makes_the_next_pull_fetch_it(
+    cache_dir: Path, hub: HubServer, name: str
+) -> None:
+    files = {"config.json": b"{}", "m.safetensors": WEIGHTS}
+    hub.add_repo("org/bit", files)
+    snapshot = Path(pull("org/bit", cache_dir=cache_dir, **hub.anonymous).path)
+    damage(snapshot / name)
+    before = fingerprint(cache_dir)
+    [problem] = verify(cache_dir).problems
+    assert fingerprint(cache_dir) == before, "looking changes nothing"
+    assert (problem.name, problem.repaired) == ("org/bit", False)
+    assert problem.expected == (snapshot / name).resolve().name != problem.actual
+    [problem] = verify(cache_dir, "org/*", repair=True).problems
+    assert problem.repaired
+    assert verify(cache_dir).problems == ()
+    assert scan(cache_dir).model_names() == ["org/bit"], "the rest of it is still usable"
+    outcome = pull("org/bit", cache_dir=cache_dir, **hub.anonymous)
+    assert outcome.downloaded_files == 1
+    assert (snapshot / name).read_bytes() == files[name]
+
+
+def test_a_link_to_missing_content_is_found_and_removed(cache_dir: Path) -> None:
+    hub = cache_dir / "huggingface" / "hub"
+    repo = write_repo(hub, "org/hole", {A: {"x": b"1", "y": b"22"}})
+    (repo / "snapshots" / A / "y").resolve().unlink()
+    assert scan(cache_dir).items == ()
+    [problem] = verify(cache_dir, repair=True).problems
+    assert problem.path == f"huggingface/hub/models--org--hole/snapshots/{A}/y"
+    assert (problem.expected, problem.actual, problem.repaired) == (None, None, True)
+    assert scan(cache_dir).model_names() == ["org/hole"]
+
+
+def test_a_shared_blob_that_is_wrong_is_removed_from_the_store(cache_dir: Path) -> None:
+    hub = cache_dir / "huggingface" / "hub"
+    for name, commit in (("org/a", A), ("org/b", B)):
+        write_repo(hub, name, {commit: {"m.safetensors": WEIGHTS, "x": b"1"}})
+    stored = share_blobs(hub, "org--a", "org--b")
+    assert verify(cache_dir).problems == ()
+    damage(stored)
+    problems = verify(cache_dir, repair=True).problems
+    assert [problem.name for problem in problems] == ["org/a", "org/b"]
+    assert all(problem.repaired for problem in problems)
+    assert not stored.exists()
+    assert scan(cache_dir).model_names() == ["org/a", "org/b"]
+    assert verify(cache_dir).problems == ()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_what_is_in_use_is_not_repaired(cache_dir: Path) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"123"}})
+    damage(repo / "snapshots" / A / "x")
+    with held_by_process(OPEN, str(repo / "snapshots" / A / "x")):
+        [problem] = verify(cache_dir, repair=True).problems
+    assert not problem.repaired
+    assert "is in use by python" in str(problem.why_not_repaired)
+    assert (repo / "snapshots" / A / "x").exists()
+
+
+def test_torch_checkpoints_and_flat_files_are_checked_too(cache_dir: Path) -> None:
+    folder = cache_dir / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    (folder / f"good-{digest}.pth").write_bytes(b"weights")
+    (folder / "bad-00000000.pth").write_bytes(b"weights")
+    (folder / "no_hash.pth").write_bytes(b"weights")
+    flat = cache_dir / "huggingface" / "transformers"
+    write_flat_file(flat, "https://huggingface.co/org/old/resolve/v1/m.bin", b"weights")
+    outcome = verify(cache_dir)
+    assert outcome.checked == 3
+    assert [p.name for p in outcome.problems] == ["bad-00000000.pth"]
+    assert outcome.unchecked == ("torch/hub/checkpoints/no_hash.pth",)
+
+
+def test_a_pattern_limits_what_is_read(cache_dir: Path) -> None:
+    hub = cache_dir / "huggingface" / "hub"
+    write_repo(hub, "org/a", {A: {"x": b"1"}})
+    write_repo(hub, "org/b", {B: {"x": b"22"}})
+    read: list[str] = []
+    assert verify(cache_dir, "org/B", on_file=read.append).checked_bytes == 2
+    assert [Path(path).parent.parent.name for path in read] == ["models--org--b"]
+
+
+def test_a_name_that_is_not_there_is_an_error(cache_dir: Path) -> None:
+    write_repo(cache_dir / "huggingface" / "hub", "org/name", {A: {"x": b"1"}})
+    with pytest.raises(CacheError, match=r"nothing .* 'org/nam' \(did you mean 'org/name'\?\)"):
+        verify(cache_dir, "org/nam")
+
+
+def test_a_link_out_of_the_cache_is_neither_read_nor_removed(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    (repo / "blobs" / ("0" * 40)).symlink_to(mine)
+    read: list[str] = []
+    outcome = verify(cache_dir, repair=True, on_file=read.append)
+    assert outcome.problems == ()
+    assert outcome.unchecked == (f"huggingface/hub/models--org--a/blobs/{'0' * 40}",)
+    assert len(read) == 1
+    assert mine.read_text() == "mine"
+
+
+def test_checking_is_not_a_use(cache_dir: Path) -> None:
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    blob = (repo / "snapshots" / A / "x").resolve()
+    os.utime(blob, (1000, 1000))
+    assert verify(cache_dir).checked == 1
+    assert blob.stat().st_atime == 1000

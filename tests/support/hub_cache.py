@@ -1,0 +1,126 @@
+"""Writes caches in the layout of huggingface_hub, and takes their measure.
+
+`write_repo()` is for the many small caches of property tests and the large ones of benchmarks;
+a test compares what it writes with what huggingface_hub itself writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub.utils import _shared_blobs
+
+_LFS_SUFFIX = ".safetensors"
+
+
+def commit_of(text: str) -> str:
+    """Return a commit hash."""
+    return hashlib.sha1(text.encode()).hexdigest()
+
+
+def etag_of(name: str, content: bytes) -> str:
+    """Return the name of a blob: sha256 of a large file, git's own sha1 of any other."""
+    if name.endswith(_LFS_SUFFIX):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def write_repo(
+    hub: Path,
+    name: str,
+    revisions: Mapping[str, Mapping[str, bytes]],
+    *,
+    refs: Mapping[str, str] | None = None,
+    kind: str = "model",
+) -> Path:
+    """Write a repository as a download does: blobs, links to them by revision, branches.
+
+    Args:
+        hub: The hub folder.
+        name: As on the Hub.
+        revisions: Contents by path, by commit hash.
+        refs: Commit hashes by branch or tag; main is the first revision by default.
+        kind: model, dataset or space.
+    """
+    repo = hub / f"{kind}s--{name.replace('/', '--')}"
+    (repo / "blobs").mkdir(parents=True, exist_ok=True)
+    for commit, files in revisions.items():
+        snapshot = repo / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for path, content in files.items():
+            blob = repo / "blobs" / etag_of(path, content)
+            if not blob.exists():
+                blob.write_bytes(content)
+            link = snapshot / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    named = {"main": next(iter(revisions))} if refs is None and revisions else refs or {}
+    for ref, commit in named.items():
+        file = repo / "refs" / ref
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(commit)
+    return repo
+
+
+def write_flat_file(folder: Path, url: str, content: bytes) -> None:
+    """Write a file as transformers did before 4.22, with what it wrote beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    name = ".".join(hashlib.sha256(text.encode()).hexdigest() for text in (url, etag))
+    (folder / name).write_bytes(content)
+    (folder / f"{name}.json").write_text(json.dumps({"url": url, "etag": etag}))
+    (folder / f"{name}.lock").touch()
+
+
+def share_blobs(hub_dir: Path, *names: str) -> Path:
+    """Let huggingface_hub move the weights of repositories into its shared store."""
+    xet_hash = "ab" + "0" * 62
+    for name in names:
+        [blob] = (p for p in (hub_dir / f"models--{name}" / "blobs").iterdir() if len(p.name) == 64)
+        shared = _shared_blobs.publish_blob_to_shared_store(
+            blob_path=str(blob),
+            xet_hash=xet_hash,
+            cache_dir=hub_dir,
+            expected_size=blob.stat().st_size,
+        )
+        assert shared
+    return hub_dir / "blobs" / "ab" / xet_hash
+
+
+def set_age(folder: Path, days: float) -> None:
+    """Make everything below a folder as old as this."""
+    moment = time.time() - days * 86400
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (moment, moment), follow_symlinks=False)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return what the regular files below a folder hold, each inode once."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            status = Path(parent, name).lstat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Return the content of everything below a folder: hashes of files, targets of links."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            if path.is_symlink():
+                found[str(path)] = f"-> {path.readlink()}"
+            elif path.is_dir():
+                found[str(path)] = "folder"
+            else:
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

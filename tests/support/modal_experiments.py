@@ -1,0 +1,171 @@
+"""Experiments that the Modal tests send to the emulator."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_experiments import Experiment, ExperimentConfig, current_run
+
+
+class Greet(Experiment):
+    """Uses a bit of everything."""
+
+    class Config(ExperimentConfig):
+        name: str = "world"
+        steps: int = 2
+
+    def run(self) -> dict[str, Any]:
+        run = current_run()
+        for step in range(self.config.steps):
+            print(f"greeting {self.config.name}, step {step}")
+            run.log({"loss": 1 / (step + 1)}, step=step)
+            run.progress(step + 1, self.config.steps, text="greeting")
+        (run.output_dir / "deep").mkdir()
+        (run.output_dir / "deep" / "greeting.txt").write_text(f"hello {self.config.name}")
+        (run.checkpoint_dir / "large.bin").write_bytes(b"x")
+        return {"greeting": f"hello {self.config.name}", "nan": float("nan"), "seed": run.seed}
+
+
+class Environment(Experiment):
+    """Returns what its process can see of the environment."""
+
+    class Config(ExperimentConfig):
+        names: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        return {
+            "variables": {name: os.environ.get(name) for name in self.config.names},
+            "cache_is_mounted": Path(os.environ["HF_HOME"]).parent.is_dir(),
+            "gpu": os.environ.get("MODAL_EMULATOR_GPU"),
+            "gpu_count": os.environ.get("MODAL_EMULATOR_GPU_COUNT"),
+            "pid": os.getpid(),
+            "import_path": sys.path[:1],
+        }
+
+
+class Leaks(Experiment):
+    """Prints, logs, raises and returns a secret."""
+
+    class Config(ExperimentConfig):
+        api_key: str = ""
+        variable: str = "PLANTED"
+
+    def run(self) -> dict[str, Any]:
+        secrets = [os.environ.get(self.config.variable, ""), self.config.api_key]
+        text = " and ".join(filter(None, secrets))
+        run = current_run()
+        print("printed", text, flush=True)
+        os.write(2, f"written {text}\n".encode())
+        run.log({"note": text})
+        run.progress(1, 2, text=text)
+        raise ValueError(f"raised {text}")
+
+
+class Odd(Exception):  # noqa: N818 - only ever raised in a container
+    """An exception that the client may not be able to import."""
+
+
+class Fails(Experiment):
+    """Fails in one of several ways."""
+
+    class Config(ExperimentConfig):
+        how: str
+
+    def run(self) -> Any:
+        run = current_run()
+        run.log({"loss": 0.5}, step=1)
+        (run.output_dir / "partial.txt").write_text("so far")
+        print("before the end", flush=True)
+        match self.config.how:
+            case "odd":
+                raise Odd("only the container knows me")
+            case "oom":
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            case "exit":
+                os._exit(3)
+            case "kill":
+                time.sleep(5)  # long enough for a background commit
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "sys.exit":
+                sys.exit(4)
+            case "object":
+                return {"fine": 1, "bad": Odd()}
+            case "soft":
+                time.sleep(300)
+            case "hard":
+                stubborn_sleep(300)
+        return None
+
+
+def stubborn_sleep(seconds: float) -> None:
+    """Sleep through every signal that Python can see."""
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        try:
+            time.sleep(1)
+        except BaseException:
+            continue
+
+
+class Resumes(Experiment):
+    """Counts steps in a checkpoint, and says from which step it started."""
+
+    class Config(ExperimentConfig):
+        steps: int = 6
+        step_s: float = 0.4
+
+    def run(self) -> dict[str, Any]:
+        run = current_run()
+        file = run.checkpoint_dir / "step.txt"
+        first = int(file.read_text()) if file.exists() else 0
+        for step in range(first, self.config.steps):
+            print(f"step {step}", flush=True)
+            time.sleep(self.config.step_s)
+            file.write_text(str(step + 1))
+        return {"started_at": first, "steps": self.config.steps}
+
+
+class Warm(Experiment):
+    """Says whether setup() was kept from the run before."""
+
+    setup_fields = ("model",)
+
+    class Config(ExperimentConfig):
+        model: str = "a"
+        x: int = 0
+
+    def setup(self) -> None:
+        self.set_up_in = f"{os.getpid()}-{time.monotonic()}"
+
+    def run(self) -> dict[str, Any]:
+        return {"x": self.config.x, "set_up_in": self.set_up_in}
+
+
+class Counts(Experiment):
+    """A plain class that waits to be cancelled."""
+
+    class Config(ExperimentConfig):
+        seconds: float = 300
+
+    def run(self) -> dict[str, Any]:
+        print("waiting", flush=True)
+        current_run().log({"seen": 1})
+        time.sleep(self.config.seconds)
+        return {"waited": self.config.seconds}
+
+
+class Plain:
+    """Any class with a config and run()."""
+
+    requirements = ("einops>=0.8",)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def run(self) -> dict[str, Any]:
+        return {"doubled": self.config["x"] * 2}
