@@ -7,7 +7,7 @@ CONSTRAINTS := constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test constraints check lint types fast-tests bench format clean
+.PHONY: help demo test test-lowest-modal check lint types fast-tests bench format clean constraints lock check-lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,23 @@ format: $(VENV)/.installed-dev  ## rewrite the code in the house style
 	$(BIN)/ruff format -q .
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
 
 constraints: $(VENV)/.installed-dev  ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > $(CONSTRAINTS)
+
+LOWEST := .venv-lowest
+$(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(LOWEST)
+	grep -v '^modal==' $(CONSTRAINTS) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt modal==1.6.0 pytest pytest-timeout pytest-xdist hypothesis -e .
+	@touch $@
+
+test-lowest-modal: $(LOWEST)/.installed  ## the emulator's tests against the lowest supported modal
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/emulator
+
+lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
+	$(BIN)/python scripts/gpu_lock.py make
+
+check-lock: $(VENV)/.installed-dev  ## let pip resolve the lock of the GPU image
+	$(BIN)/python scripts/gpu_lock.py check

@@ -17,7 +17,7 @@ PACKAGE = Path(ml_experiments.__file__).parent
 # each layer may import from itself and from those below it
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "core", "__main__"),
-    ("runner", "doctor", "observers"),
+    ("runner", "doctor", "observers", "log_relay"),
     ("backends", "run_registry"),
     ("preflight", "gpu_image"),
     ("execution", "cache"),
@@ -138,18 +138,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "config"),
     [
-        "ml_experiments.tasks.text_to_image:TextToImageExperiment",
-        "ml_experiments.tasks.tiny_digits:TrainTinyDigits",
+        ("ml_experiments.tasks.text_to_image:TextToImageExperiment", {"prompt": "a seven"}),
+        ("ml_experiments.tasks.tiny_digits:TrainTinyDigits", {}),
     ],
 )
-def test_a_config_is_validated_without_importing_torch(path: str) -> None:
+def test_a_config_is_validated_without_importing_torch(path: str, config: object) -> None:
     code = (
         "import sys\n"
         "from ml_experiments.experiment_path import load_experiment\n"
         "from ml_experiments.config import validate_config\n"
-        f"validate_config(load_experiment({path!r}), {{}})\n"
+        f"validate_config(load_experiment({path!r}), {config!r})\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

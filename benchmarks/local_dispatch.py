@@ -1,0 +1,83 @@
+"""What a run costs besides the experiment: 200 trivial runs, warm, with full run folders.
+
+Against submitit's local executor (a process and a pickle a job) and a bare ProcessPoolExecutor
+(no record at all), in the same process, in turn.
+
+    python benchmarks/local_dispatch.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from ml_experiments import LocalBackend, run_experiment
+
+
+def trivial(config: dict[str, Any]) -> int:
+    return int(config["x"]) + 1
+
+
+def with_ours(runs: int, folder: Path) -> list[float]:
+    costs = []
+    with LocalBackend() as backend:
+        for x in range(-1, runs):
+            started = time.perf_counter()
+            result = run_experiment(trivial, {"x": x}, backend=backend, runs_dir=folder)
+            costs.append(time.perf_counter() - started)
+            assert result.results == x + 1
+    return costs[1:]
+
+
+def with_submitit(runs: int, folder: Path) -> list[float]:
+    executor = submitit.LocalExecutor(folder=folder)
+    costs = []
+    for x in range(-1, runs):
+        started = time.perf_counter()
+        assert executor.submit(trivial, {"x": x}).result() == x + 1
+        costs.append(time.perf_counter() - started)
+    return costs[1:]
+
+
+def with_process_pool(runs: int) -> list[float]:
+    costs = []
+    with ProcessPoolExecutor(1) as pool:
+        for x in range(-1, runs):
+            started = time.perf_counter()
+            assert pool.submit(trivial, {"x": x}).result() == x + 1
+            costs.append(time.perf_counter() - started)
+    return costs[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--submitit-runs", type=int, default=10, help="it takes a second a run")
+    arguments = parser.parse_args()
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as scratch:
+        costs = {
+            "ml_experiments": with_ours(arguments.runs, Path(scratch) / "ours"),
+            "submitit local": with_submitit(arguments.submitit_runs, Path(scratch) / "submitit"),
+            "process pool": with_process_pool(arguments.runs),
+        }
+    ours = statistics.median(costs["ml_experiments"])
+    print(f"{'executor':<16} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
+    for name, values in costs.items():
+        median, p95 = statistics.median(values), statistics.quantiles(values, n=20)[-1]
+        print(
+            f"{name:<16} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
+            f"{median / ours:>11.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What runs inside Modal's containers: plain functions, decorated where an app is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import secrets as random_tokens
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import modal
+
+import ml_experiments
+from ml_experiments.backends.modal_image import CACHE_VOLUME, RUNS_VOLUME
+from ml_experiments.backends.modal_output import ContainerOutput
+from ml_experiments.backends.modal_secrets import attached_values
+from ml_experiments.cache import OPERATIONS
+from ml_experiments.execution import WarmExperiment, execute_run
+from ml_experiments.redaction import Redactor
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+from ml_experiments.settings import runs_dir, secret_values
+
+# next to this package; searched for the experiment only, not by the container as a whole: a
+# user's random.py must not hide the standard one from it
+SOURCE_FOLDER = "experiment_source"
+
+logger = logging.getLogger(__name__)
+
+_warm = WarmExperiment()
+_served_before = False
+
+
+def make_request(spec: RunSpec, manifest: dict[str, Any], secrets: Iterable[str]) -> dict[str, Any]:
+    """Return what `run_remote` takes: JSON.
+
+    Args:
+        spec: What to run.
+        manifest: What the client knows of the run's origin.
+        secrets: Values that no record may hold; only those that the config holds travel.
+    """
+    config = json.dumps(spec.config, ensure_ascii=False)
+    return {
+        "spec": spec.to_dict(),
+        # tells a new submission, after which old results don't count, from a rerun
+        "manifest": {**manifest, "submission": random_tokens.token_hex(8)},
+        "secrets": [value for value in secrets if value and value in config],
+    }
+
+
+def run_remote(request: dict[str, Any]) -> dict[str, Any]:
+    """Execute one run in this container and return its result as JSON.
+
+    Args:
+        request: What `make_request` returned.
+    """
+    shipped = Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER
+    spec = RunSpec.from_dict({**request["spec"], "import_paths": [str(shipped)]})
+    volume = modal.Volume.from_name(RUNS_VOLUME)
+    _see_earlier_attempts(volume, spec.run_id)
+    hidden = (*secret_values(), *attached_values(os.environ), *request["secrets"])
+    folder = _open_folder(spec, request["manifest"], Redactor(hidden))
+    if folder.result_file.exists():  # it had ended when its container was taken away
+        return _portable(folder.read_result())
+    output = _container_output()
+    output.send({"event": "started", "container": os.environ.get("MODAL_TASK_ID", "")})
+    try:
+        with output.capture(folder.log_file, hidden):
+            result = execute_run(
+                spec,
+                folder,
+                emit=output.send,
+                warm=_warm,
+                interrupt="preempts",
+                secrets=hidden,
+            )
+    except BaseException:
+        # a preempted run goes on from its checkpoints, a cancelled one keeps what it has
+        volume.commit()
+        raise
+    result = _commit(volume, result)
+    output.send({"event": "finished"})
+    return _portable(result)
+
+
+def list_cached_models() -> list[str]:
+    """Return the names of the models in the cache."""
+    found = cache_operation("list", {"kind": "model"})
+    return [item["name"] for item in found["items"]]
+
+
+def clear_cache(pattern: str | None, force: bool) -> dict[str, Any]:
+    """Delete models from the cache, or say what would be deleted."""
+    return cache_operation("clear", {"pattern": pattern, "force": force})
+
+
+def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do one of `OPERATIONS` to the cache volume, as it is now, and keep what has changed."""
+    volume = modal.Volume.from_name(CACHE_VOLUME)
+    volume.reload()
+    cache_dir = Path(os.environ["HF_HOME"]).parent
+    outcome = OPERATIONS[operation](cache_dir, **arguments)
+    volume.commit()
+    return outcome
+
+
+@functools.cache
+def _container_output() -> ContainerOutput:
+    return ContainerOutput()
+
+
+def _open_folder(spec: RunSpec, manifest: dict[str, Any], redactor: Redactor) -> RunFolder:
+    folder = RunFolder(runs_dir() / spec.run_id)
+    if not folder.path.is_dir():
+        return RunFolder.create(runs_dir(), spec, manifest, redactor)
+    if folder.read_manifest()["submission"] != manifest["submission"]:
+        # the user resumes the run: its checkpoints count, its old result doesn't
+        folder.result_file.unlink(missing_ok=True)
+        folder.write_manifest(manifest, redactor)
+    return folder
+
+
+def _see_earlier_attempts(volume: modal.Volume, run_id: str) -> None:
+    """Make visible what an attempt in another container has left; a new container sees it.
+
+    A reload takes long, the more so the more runs there are; the question whether there is
+    anything to see does not.
+    """
+    global _served_before
+    if _served_before and _is_on_volume(volume, run_id):
+        try:
+            volume.reload()
+        except RuntimeError as e:
+            # a file that the last run left open; only a preempted run needs what it hides
+            logger.warning("checkpoints of an earlier attempt may not be seen: %s", e)
+    _served_before = True
+
+
+def _is_on_volume(volume: modal.Volume, run_id: str) -> bool:
+    try:
+        return bool(volume.listdir(f"/{run_id}"))
+    except modal.exception.NotFoundError:
+        return False
+
+
+def _commit(volume: modal.Volume, result: RunResult) -> RunResult:
+    try:
+        volume.commit()
+    except (modal.exception.Error, RuntimeError) as e:
+        error = RunError(
+            ErrorKind.INFRASTRUCTURE,
+            type(e).__name__,
+            f"the run ended with status {result.status}, but the volume {RUNS_VOLUME} did not "
+            f"take its files: {e}",
+            hint=f"free space: modal volume rm -r {RUNS_VOLUME} RUN_ID",
+        )
+        return dataclasses.replace(result, status=RunStatus.ERROR, error=result.error or error)
+    return result
+
+
+def _portable(result: RunResult) -> dict[str, Any]:
+    return {**result.to_dict(), "run_dir": None}

@@ -1,0 +1,112 @@
+"""What Modal itself refuses or fails at, as errors of this package that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import grpclib
+import modal
+
+from ml_experiments.errors import AuthError, BackendError, Error
+
+ANSWER_LIMIT_S = 15.0
+LOCAL_ALTERNATIVE = "or run on this machine: --backend local"
+
+
+@contextlib.contextmanager
+def platform_errors(action: str) -> Iterator[None]:
+    """Turn what Modal raises in a block into a `BackendError`.
+
+    Args:
+        action: What was being done, to finish "Modal could not …".
+
+    Raises:
+        AuthError: If there is no token, or Modal rejected it.
+        BackendError: For all else that Modal refuses or fails at.
+    """
+    try:
+        yield
+    except Error:
+        raise
+    except (modal.exception.Error, grpclib.GRPCError, OSError, RuntimeError) as e:
+        raise describe_platform_error(e, action) from e
+
+
+def require_token() -> None:
+    """Make sure that there is a token and that Modal accepts it.
+
+    Raises:
+        AuthError: If there is none, or Modal rejected it.
+        BackendError: If Modal can't be reached.
+    """
+    answer: Future[None] = Future()
+
+    def ask() -> None:
+        try:
+            modal.Client.from_env().hello()
+        except Exception as e:  # noqa: BLE001 - raised again where it is waited for
+            answer.set_exception(e)
+        else:
+            answer.set_result(None)
+
+    # the client itself would try for a minute; it can't be told not to
+    threading.Thread(target=ask, daemon=True, name="modal-hello").start()
+    with platform_errors("check the token"):
+        try:
+            answer.result(ANSWER_LIMIT_S)
+        except TimeoutError as e:
+            text = f"no answer within {ANSWER_LIMIT_S:g} s"
+            raise modal.exception.ConnectionError(text) from e
+
+
+def describe_platform_error(error: BaseException, action: str) -> BackendError:
+    """Return the error that tells a user what happened and what to do about it."""
+    text = str(error).strip() or type(error).__name__
+    match error:
+        case modal.exception.AuthError() if "missing" in text.lower():
+            return AuthError(
+                "there is no Modal token on this machine; get one with: modal token new "
+                f"({LOCAL_ALTERNATIVE})"
+            )
+        case modal.exception.AuthError():
+            return AuthError(
+                f"Modal rejected the token ({text}); get a new one with: modal token new "
+                f"({LOCAL_ALTERNATIVE})"
+            )
+        case modal.exception.ImageBuildError():
+            return BackendError(
+                f"the image could not be built: {text}; the build log above has the cause. Check "
+                "the names and versions of --pip and requirements"
+            )
+        case modal.exception.NotFoundError() if is_missing_environment(error):
+            return BackendError(
+                f"{text}; `modal environment list` shows those that exist, and MODAL_ENVIRONMENT "
+                "or `modal config set-environment` chooses one"
+            )
+        case modal.exception.ResourceExhaustedError() | modal.exception.PermissionDeniedError():
+            return BackendError(
+                f"Modal did not allow to {action}: {text}; wait for other runs to end, or raise "
+                "the limit at https://modal.com/settings"
+            )
+        case modal.exception.InvalidError():
+            return BackendError(f"Modal refused to {action}: {text}")
+        case modal.exception.VersionError():
+            return BackendError(f"{text}; upgrade with: pip install --upgrade modal")
+        case modal.exception.ConnectionError() | OSError():
+            return BackendError(
+                f"Modal can't be reached, so it could not {action}: {text}; check the network "
+                f"and https://status.modal.com, {LOCAL_ALTERNATIVE}"
+            )
+        case _:
+            return BackendError(
+                f"Modal could not {action}: {type(error).__name__}: {text}; "
+                "https://status.modal.com says whether it has a problem"
+            )
+
+
+def is_missing_environment(error: BaseException) -> bool:
+    """Return whether what was not found is the environment, not something in it."""
+    return str(error).strip().lower().startswith("environment")

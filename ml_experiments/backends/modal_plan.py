@@ -1,0 +1,132 @@
+"""What a run needs on Modal, worked out on this machine before anything is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ml_experiments.errors import BackendError, PreflightError
+from ml_experiments.experiment_path import load_experiment, parse_experiment_path
+from ml_experiments.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
+from ml_experiments.preflight.closure import ImportClosure, walk_imports
+from ml_experiments.preflight.packages import (
+    missing_packages,
+    read_lock,
+    read_requirements,
+    requirement_name,
+)
+from ml_experiments.runs import RunSpec
+
+DEFAULT_TIMEOUT_S = 4 * 3600
+LONGEST_TIMEOUT_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Additions:
+    """Packages that the image needs besides the locked ones.
+
+    Attributes:
+        pip: Requirements such as `timm>=1.0`.
+        file: A requirements file.
+    """
+
+    pip: tuple[str, ...] = ()
+    file: Path | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Return all requirements, checked.
+
+        Raises:
+            PreflightError: If one is not a requirement, or the file isn't readable.
+        """
+        for requirement in self.pip:
+            requirement_name(requirement)
+        return (*self.pip, *(read_requirements(self.file) if self.file else ()))
+
+
+def complete_spec(spec: RunSpec) -> RunSpec:
+    """Return the spec with a GPU type and a timeout, which Modal needs, and check them.
+
+    Raises:
+        GpuTypeError: If the GPU type is not valid.
+        BackendError: If the timeout is more than Modal allows.
+    """
+    timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
+    if timeout_s > LONGEST_TIMEOUT_S:
+        raise BackendError(
+            f"the timeout is {timeout_s:g} s; Modal ends every call after 24 h "
+            f"({LONGEST_TIMEOUT_S} s). Save checkpoints and resume the run instead"
+        )
+    return replace(spec, gpu=str(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE)), timeout_s=timeout_s)
+
+
+def gpu_of(spec: RunSpec) -> GpuRequest:
+    """Return the GPU request of a complete spec."""
+    return parse_gpu(spec.gpu or DEFAULT_GPU_TYPE)
+
+
+def modal_timeout_s(spec: RunSpec) -> int:
+    """Return the timeout in Modal's unit, whole seconds, of a complete spec."""
+    return math.ceil(spec.timeout_s or DEFAULT_TIMEOUT_S)
+
+
+def requirements_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return what the experiment's own `requirements` attribute asks for.
+
+    Raises:
+        PreflightError: If it is not a list of requirements.
+    """
+    target: Callable[..., Any] = load_experiment(spec.experiment, spec.import_paths)
+    found = getattr(target, "requirements", ())
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        raise PreflightError(
+            f"{spec.experiment}: requirements is {found!r}; write a list such as ['timm>=1.0']"
+        )
+    for requirement in found:
+        requirement_name(requirement)
+    return tuple(found)
+
+
+def import_closure(spec: RunSpec) -> ImportClosure:
+    """Return the user's own modules that the experiment needs, and all other imports."""
+    parsed = parse_experiment_path(spec.experiment)
+    paths = [parsed.root] if parsed.root else []
+    return walk_imports(parsed.module, [*paths, *map(Path, spec.import_paths)])
+
+
+def check_imports(closure: ImportClosure, additions: Additions) -> None:
+    """Make sure that a container could import all that the experiment imports.
+
+    Raises:
+        PreflightError: If not; it names every missing module and package, and the fix.
+    """
+    missing = missing_packages(closure.external, read_lock(), additions.names())
+    problems = [*closure.problems, *map(str, missing)]
+    if not problems:
+        return
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    hint = ""
+    if missing:
+        names = sorted({package.distribution for package in missing})
+        hint = (
+            f"\nadd all with: {' '.join(f'--pip {name}' for name in names)}\n"
+            f"or on the class: requirements = {names}\n"
+            "or list them in a file for --requirements; an import that may fail belongs in "
+            "try/except ImportError"
+        )
+    raise PreflightError(f"the experiment would not import on Modal:\n{lines}{hint}")
+
+
+def remote_path(experiment: str) -> str:
+    """Return the class path as a container knows it, where modules stand in one folder."""
+    parsed = parse_experiment_path(experiment)
+    parts = parsed.module.split(".")
+    if all(part.isidentifier() for part in parts):
+        return f"{parsed.module}:{parsed.name}"
+    raise PreflightError(
+        f"{parsed.file or parsed.module}: a container can't import a file of this name; rename it "
+        "to letters, digits and underscores"
+    )

@@ -1,0 +1,157 @@
+"""One run on Modal, followed from this machine: its logs live, its result and files after."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import modal
+
+from ml_experiments.backends.base import Observer, RunHandle
+from ml_experiments.backends.modal_cost import cost_of
+from ml_experiments.backends.modal_errors import platform_errors
+from ml_experiments.backends.modal_image import RUNS_VOLUME, runs_volume
+from ml_experiments.backends.modal_logs import LiveLogs
+from ml_experiments.backends.modal_outcome import describe_lost_call
+from ml_experiments.backends.modal_volume import fetch_run_folder
+from ml_experiments.errors import AuthError, BackendError
+from ml_experiments.redaction import Redactor
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+from ml_experiments.settings import secret_values
+
+
+class OpenApp(Protocol):
+    """An app that is running, its function, and its page on Modal's dashboard."""
+
+    @property
+    def function(self) -> Any:
+        """Modal's function around `run_remote`."""
+
+    @property
+    def url(self) -> str:
+        """Where a person sees the app."""
+
+
+class ModalRunHandle(RunHandle):
+    """A run that was handed to Modal."""
+
+    future: Future[RunResult]
+
+    def __init__(self, spec: RunSpec, folder: RunFolder, observer: Observer) -> None:
+        super().__init__(spec, folder)
+        self._observer = observer
+        self._redactor = Redactor(secret_values())
+        self._call: Any = None
+        self._cancel_asked = threading.Event()
+        self._lock = threading.Lock()
+
+    def result(self, timeout_s: float | None = None) -> RunResult:
+        """Wait for the run to end and return its result."""
+        return self.future.result(timeout_s)
+
+    def cancel(self, *, at_once: bool = False) -> None:
+        """End the run: by an interrupt in its container, or with the container."""
+        with self._lock:
+            self._cancel_asked.set()
+            call = self._call
+        if call is not None:
+            with platform_errors("cancel the run"):
+                call.cancel(terminate_containers=at_once)
+
+    def notice(self, text: str) -> None:
+        """Tell the observer something."""
+        self._observer.notice(self.spec, text)
+
+    def see_through(self, open_app: Callable[[], OpenApp], request: dict[str, Any]) -> RunResult:
+        """Start the run and see it to its end; for the backend's thread."""
+        try:
+            app = open_app()
+            with self._lock:
+                if not self._cancel_asked.is_set():
+                    with platform_errors("start the run"):
+                        self._call = app.function.spawn(request)
+        except BackendError as e:
+            # nothing ran; the folder says so too, for those who look at it later
+            kind = ErrorKind.AUTH if isinstance(e, AuthError) else ErrorKind.INFRASTRUCTURE
+            self._end(RunStatus.ERROR, RunError(kind, type(e).__name__, str(e)))
+            raise
+        if self._call is None:
+            return self._end(RunStatus.CANCELLED, None)
+        place = {"app_url": app.url, "function_call_id": self._call.object_id}
+        manifest = {**request["manifest"], "modal": {**request["manifest"]["modal"], **place}}
+        self.folder.write_manifest(manifest, self._redactor)
+        self.notice(f"run {self.run_id} on Modal: {app.url}")
+        return self._follow()
+
+    def collect(self, call_id: str) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread."""
+        with platform_errors("find the run"):
+            self._call = modal.FunctionCall.from_id(call_id)
+        return self._follow()
+
+    def _follow(self) -> RunResult:
+        place = self.folder.read_manifest()["modal"]
+        logs = LiveLogs(self._call, self.spec, self.folder, self._observer, self._redactor)
+        logs.start()
+        try:
+            status, error, result = self._wait()
+        finally:
+            logs.finish()
+        with platform_errors(
+            f"bring the files of run {self.run_id} here; they are safe on the volume "
+            f"{RUNS_VOLUME}: `modal volume get {RUNS_VOLUME} {self.run_id}`"
+        ):
+            fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+        # the container's manifest has replaced the one here, which knew more of Modal
+        manifest = {**self.folder.read_manifest(), "modal": place}
+        self.folder.write_manifest(manifest, self._redactor)
+        if result is None and self.folder.result_file.exists():
+            result = self.folder.read_result()
+        return self._end(status, error) if result is None else self._finish(result)
+
+    def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
+        """Wait for the call; return its result, or how it ended without one."""
+        try:
+            data = self._call.get()
+        except (modal.exception.ConnectionError, OSError) as e:
+            if isinstance(e, TimeoutError):
+                return RunStatus.ERROR, describe_lost_call(e, self.spec), None
+            raise BackendError(
+                f"the connection to Modal was lost ({e}); the run goes on there. Collect it "
+                f"with: ml-experiments runs attach {self.run_id}"
+            ) from e
+        except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
+            if self._cancel_asked.is_set():
+                return RunStatus.CANCELLED, None, None
+            return RunStatus.ERROR, describe_lost_call(e, self.spec), None
+        result = RunResult.from_dict(data, run_dir=self.folder.path)
+        return result.status, result.error, result
+
+    def _finish(self, result: RunResult) -> RunResult:
+        """Write the result as the client knows it: with its own class path and the cost."""
+        result = dataclasses.replace(
+            result,
+            experiment_class=self.spec.experiment,
+            run_dir=self.folder.path,
+            cost=cost_of(result, self.spec, self.folder.read_manifest()),
+        )
+        result = self.folder.write_result(result, self._redactor)
+        self._observer.finished(self.spec, result)
+        return result
+
+    def _end(self, status: RunStatus, error: RunError | None) -> RunResult:
+        """Write the result of a run that left none."""
+        return self._finish(
+            RunResult(
+                run_id=self.run_id,
+                status=status,
+                experiment_class=self.spec.experiment,
+                results=None,
+                error=error,
+                artifacts=self.folder.list_artifacts(),
+            )
+        )

@@ -1,0 +1,235 @@
+"""The documented entry point: run experiments on Modal's GPUs, and manage the model cache.
+
+From Python, `run_experiment_local` runs an experiment class on a GPU and returns its results.
+From the shell, `modal run` and `modal deploy` take this file:
+
+    modal run ml_experiments/core/modal_runner.py::list_cached_models
+    modal deploy ml_experiments/core/modal_runner.py
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from ml_experiments.backends import modal_app
+from ml_experiments.backends.modal_errors import require_token
+from ml_experiments.backends.modal_image import (
+    CACHE_MOUNT,
+    RUNS_MOUNT,
+    cache_image,
+    cache_volume,
+    package_image,
+    runs_volume,
+    with_this_package,
+)
+from ml_experiments.backends.modal_plan import DEFAULT_TIMEOUT_S
+from ml_experiments.config import secret_config_values, validate_config
+from ml_experiments.errors import ConfigError
+from ml_experiments.experiment_path import load_experiment
+from ml_experiments.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS, parse_gpu
+from ml_experiments.runs import RunSpec, new_run_id
+
+__all__ = [
+    "GPU_CONFIGS",
+    "app",
+    "cache_operation",
+    "clear_cache",
+    "create_gpu_function",
+    "gpu_image",
+    "gpu_toolkit_image",
+    "hf_cache_volume",
+    "list_cached_models",
+    "run_experiment",
+    "run_experiment_local",
+]
+
+app = modal.App("ml-experiments")
+
+gpu_image = with_this_package(package_image())
+gpu_toolkit_image = with_this_package(package_image(cuda_toolkit=True))
+hf_cache_volume = cache_volume()
+
+_cache_function = app.function(
+    image=with_this_package(cache_image()), volumes={CACHE_MOUNT: hf_cache_volume}, timeout=3600
+)
+
+
+@_cache_function
+def list_cached_models() -> list[str]:
+    """Print and return the names of the models in the cache volume."""
+    names = modal_app.list_cached_models()
+    sys.stdout.write("".join(f"{name}\n" for name in names) or "the cache holds no models\n")
+    return names
+
+
+@_cache_function
+def clear_cache(pattern: str | None = None, force: bool = False) -> dict[str, Any]:
+    """Delete models from the cache volume; without `force`, only say what would be deleted.
+
+    Args:
+        pattern: A glob such as `stabilityai/*`; all models without one.
+        force: Delete.
+    """
+    outcome = modal_app.clear_cache(pattern, force)
+    verb = "would delete" if outcome["dry_run"] else "deleted"
+    sys.stdout.write(f"{verb} {outcome['deleted']} models, {outcome['freed_mb']:.2f} MB\n")
+    return outcome
+
+
+@_cache_function
+def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do one of `ml_experiments.cache.OPERATIONS` to the cache volume."""
+    return modal_app.cache_operation(operation, arguments)
+
+
+@app.function(
+    image=gpu_image,
+    gpu=GPU_CONFIGS[DEFAULT_GPU_TYPE],
+    timeout=DEFAULT_TIMEOUT_S,
+    volumes={CACHE_MOUNT: hf_cache_volume, RUNS_MOUNT: runs_volume()},
+)
+def run_experiment(
+    experiment_config: str, experiment_class_path: str, seed: int | None = None
+) -> dict[str, Any]:
+    """Run an experiment of an installed package in this container.
+
+    For `modal run` and for calls of the deployed app from elsewhere. It has the default GPU
+    type: `with_options(gpu=…)` changes it. An experiment of one's own modules, other packages
+    and secrets take `run_experiment_local` or `ml-experiments run --gpu`.
+
+    Args:
+        experiment_config: The config as JSON text; from Python, a dict does too.
+        experiment_class_path: Import path of the class.
+        seed: Drawn and recorded when None.
+    """
+    request = _request_for(experiment_config, experiment_class_path, seed)
+    result = modal_app.run_remote(request)
+    sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def create_gpu_function(
+    gpu_type: str = DEFAULT_GPU_TYPE,
+    timeout: int = 3600,
+    cpu: float | None = None,
+    memory: int | None = None,
+    *,
+    secrets: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a function run on Modal with a GPU and the model cache.
+
+    Args:
+        gpu_type: A GPU type, `h100:8` for several, `h100,a100-80gb` for alternatives.
+        timeout: Seconds after which a call is ended.
+        cpu: CPU cores to reserve.
+        memory: Memory to reserve, in MiB.
+        secrets: Names of Modal secrets to attach.
+
+    Raises:
+        GpuTypeError: If the GPU type is not valid.
+    """
+    gpu = parse_gpu(gpu_type).modal
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        # `modal deploy file.py` looks for a name `app` in the file
+        function.__globals__.setdefault("app", app)
+        return app.function(
+            image=gpu_image,
+            gpu=gpu,
+            timeout=timeout,
+            cpu=cpu,
+            memory=memory,
+            secrets=[modal.Secret.from_name(name) for name in secrets],
+            volumes={CACHE_MOUNT: hf_cache_volume},
+        )(function)
+
+    return decorate
+
+
+def run_experiment_local(
+    experiment_config: Mapping[str, Any],
+    experiment_class_path: str,
+    gpu_type: str = DEFAULT_GPU_TYPE,
+    timeout: int = DEFAULT_TIMEOUT_S,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
+    pip: Sequence[str] = (),
+    requirements: str | Path | None = None,
+    runs_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run an experiment on Modal from this machine, and wait for its result.
+
+    Logs and progress are shown while it runs. Artifacts come back into a run folder, which the result
+    names. An error of the experiment is in the result; what keeps it from starting is raised.
+
+    Args:
+        experiment_config: The config, as the experiment's own fields.
+        experiment_class_path: Import path of the class.
+        gpu_type: A GPU type, `h100:8` for several, `h100,a100-80gb` for alternatives.
+        timeout: Seconds after which the run is ended.
+        seed: Seeds random, numpy and torch; drawn and recorded when None.
+        name: What the run is called in lists.
+        tags: Recorded with the run.
+        secrets: Modal secrets to attach besides the known ones that exist.
+        pip: Packages to add to the image.
+        requirements: A requirements file to add to the image.
+        runs_dir: Where the run folder goes; by default what the settings say.
+
+    Returns:
+        `status`, `results`, `experiment_class`, `run_id`, `error`, `artifacts`, `timings`,
+        `environment` and `run_dir`, as JSON.
+
+    Raises:
+        AuthError: If there is no Modal token, or Modal rejected it.
+        Error: If the run could not work; the message says what to do.
+    """
+    require_token()
+    from ml_experiments import runner
+    from ml_experiments.cli.live_display import live_display
+
+    with live_display(quiet_stdout=False) as observer:
+        result = runner.run_experiment(
+            experiment_class_path,
+            experiment_config,
+            backend="modal",
+            backend_options={"secrets": secrets, "pip": pip, "requirements": requirements},
+            runs_dir=Path(runs_dir) if runs_dir else None,
+            observer=observer,
+            gpu=gpu_type,
+            timeout_s=timeout,
+            seed=seed,
+            name=name,
+            tags=tags,
+        )
+    return result.to_dict()
+
+
+def _request_for(config: Any, experiment: str, seed: int | None) -> dict[str, Any]:
+    """Return what `run_remote` takes, for a class path and a config, or one as JSON text."""
+    if isinstance(config, str):
+        try:
+            config = json.loads(config)
+        except ValueError as e:
+            raise ConfigError(f"experiment_config is not JSON: {e}") from e
+    checked, values = validate_config(load_experiment(experiment), config)
+    spec = RunSpec(
+        run_id=new_run_id(),
+        experiment=experiment,
+        config=values,
+        seed=random.randrange(2**31) if seed is None else seed,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        backend="modal",
+        timeout_s=DEFAULT_TIMEOUT_S,
+    )
+    return modal_app.make_request(spec, {"run_id": spec.run_id}, secret_config_values(checked))

@@ -1,0 +1,514 @@
+"""Runs on Modal, as the emulator serves it: the real client, real containers."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import modal
+import pytest
+
+from ml_experiments.backends.base import Observer
+from ml_experiments.backends.modal_backend import ModalBackend
+from ml_experiments.emulator import Emulator
+from ml_experiments.errors import Error, RunFolderError
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runner import resume_run, run_experiment, submit_experiment
+from ml_experiments.runs import ErrorKind, RunResult, RunSpec, RunStatus
+from tests.support.modal_experiments import (
+    Counts,
+    Environment,
+    Fails,
+    Greet,
+    Leaks,
+    Plain,
+    Resumes,
+    Warm,
+)
+
+pytestmark = pytest.mark.slow
+WAIT_S = 120
+
+
+class Recorder(Observer):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines = b""
+        self.events: list[str] = []
+        self.notices: list[str] = []
+        self.metric_values: list[Any] = []
+        self.progress_texts: list[str] = []
+        self.printed = threading.Event()
+
+    def started(self, spec: RunSpec) -> None:
+        self.events.append("started")
+
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        self.lines += data
+        self.printed.set()
+
+    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
+        self.events.append(f"progress {done:g}/{total:g}")
+        self.progress_texts.append(text)
+
+    def metrics(self, spec: RunSpec, metrics: Any, step: int | None) -> None:
+        self.events.append(f"metrics at {step}")
+        self.metric_values.append(metrics)
+
+    def notice(self, spec: RunSpec, text: str) -> None:
+        self.notices.append(text)
+
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        self.events.append(f"finished: {result.status}")
+
+
+@pytest.fixture(scope="module")
+def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
+    with ModalBackend() as opened:
+        yield opened
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def folder_of(result: RunResult) -> RunFolder:
+    assert result.run_dir is not None
+    return RunFolder(result.run_dir)
+
+
+def function_of(emulator: Emulator, run_id: str) -> Any:
+    """Return the function that the server received for the app of a run."""
+    [found] = [f for f in emulator.functions("run_remote") if f.app_name.endswith(run_id)]
+    return found
+
+
+def test_a_run_comes_back_with_results_logs_metrics_and_artifacts(
+    modal_emulator: Emulator, backend: ModalBackend, recorder: Recorder
+) -> None:
+    result = run_experiment(
+        Greet, {"name": "Ada", "steps": 3}, backend=backend, observer=recorder, seed=7
+    )
+
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results["greeting"] == "hello Ada"
+    assert math.isnan(result.results["nan"])
+    assert result.results["seed"] == 7
+    assert result.experiment_class == "tests.support.modal_experiments:Greet"
+    assert [a.path for a in result.artifacts] == ["artifacts/deep/greeting.txt"]
+    folder = folder_of(result)
+    assert (folder.path / "artifacts/deep/greeting.txt").read_text() == "hello Ada"
+    assert [m["metrics"]["loss"] for m in folder.read_metrics()] == [1, 0.5, 1 / 3]
+    log = "".join(f"greeting Ada, step {step}\n" for step in range(3))
+    assert folder.log_file.read_text() == log
+    assert recorder.lines.decode() == log
+    assert recorder.events[0] == "started"
+    assert recorder.events[-1] == "finished: success"
+    assert {"progress 3/3", "metrics at 2"} <= set(recorder.events)
+    assert folder.read_result().to_dict() == result.to_dict()
+    # checkpoints may be large and stay on the volume
+    assert not (folder.checkpoint_dir / "large.bin").exists()
+
+
+def test_the_manifest_says_where_the_run_was_and_what_it_ran_on(
+    modal_emulator: Emulator, backend: ModalBackend, recorder: Recorder
+) -> None:
+    result = run_experiment(Greet, {}, backend=backend, observer=recorder)
+    manifest = folder_of(result).read_manifest()
+    assert manifest["modal"]["gpu"] == "A10"
+    assert manifest["modal"]["function_call_id"].startswith("fc-")
+    assert "python" in manifest["environment"]
+    assert manifest["client"]["pid"] != manifest["process"]["pid"]
+    assert any(manifest["modal"]["app_url"] in notice for notice in recorder.notices)
+
+
+def test_gpu_timeout_and_resources_are_what_the_server_receives(
+    modal_emulator: Emulator, recorder: Recorder
+) -> None:
+    modal_emulator.limit_gpu("H100", 0)
+    with ModalBackend(cpu=2, memory_gib=3) as backend:
+        result = run_experiment(
+            Environment,
+            {},
+            backend=backend,
+            gpu="h100:2,a100-80gb",
+            timeout_s=77,
+            observer=recorder,
+        )
+    assert result.results["gpu"] == "A100-80GB"
+    assert result.results["gpu_count"] == "1"
+    function = function_of(modal_emulator, result.run_id)
+    assert function.gpus == ("H100:2", "A100-80GB")
+    assert function.timeout_s == 77
+    assert function.startup_timeout_s == 600
+    assert function.retries == 0
+    assert function.cpu == (2, 32)
+    assert function.memory_mb == (3 * 1024, 320 * 1024)
+    volumes = {path: use.name for path, use in function.volumes.items()}
+    assert volumes == {"/cache": "hf-model-cache", "/runs": "ml-experiments-runs"}
+    spec = folder_of(result).read_spec()
+    assert (spec.gpu, spec.timeout_s) == ("h100:2,a100-80gb", 77)
+    # 2 H100 + 32 cores + 320 GiB for 77 s
+    price = 2 * 0.001097 + 32 * 0.0000131 + 320 * 0.00000222
+    assert result.cost["worst_case_usd"] == pytest.approx(price * 77)
+    assert any(f"${price * 77:.2f}" in notice for notice in recorder.notices)
+    assert 0 < result.cost["estimate_usd"] < result.cost["worst_case_usd"]
+
+
+def test_without_gpu_and_timeout_a_run_gets_the_documented_defaults(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(Environment, {}, backend=backend)
+    assert result.results["gpu"] == "A10"
+    assert result.results["cache_is_mounted"]
+    spec = folder_of(result).read_spec()
+    assert (spec.gpu, spec.timeout_s) == ("a10g", 14400)
+
+
+def test_the_app_is_named_and_tagged_so_that_a_person_finds_the_run(
+    modal_emulator: Emulator,
+) -> None:
+    with ModalBackend() as backend:
+        result = run_experiment(Greet, {}, backend=backend)
+    [app] = [a for a in modal_emulator.apps() if a.description.endswith(result.run_id)]
+    assert app.description == f"ml-experiments-{result.run_id}"
+    assert app.tags == {"run_id": result.run_id, "experiment": "Greet"}
+
+
+def test_the_container_has_the_documented_environment(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    expected = {
+        "HF_HOME": "/cache/huggingface",
+        "TRANSFORMERS_CACHE": "/cache/huggingface/transformers",
+        "HF_DATASETS_CACHE": "/cache/huggingface/datasets",
+        "TORCH_HOME": "/cache/torch",
+        "HF_XET_HIGH_PERFORMANCE": "1",
+    }
+    result = run_experiment(Environment, {"names": list(expected)}, backend=backend)
+    assert result.results["variables"] == expected
+
+
+def test_warm_runs_share_a_container_and_what_they_have_set_up(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    results = [
+        run_experiment(Warm, config, backend=backend).raise_for_error().results
+        for config in ({"x": 1}, {"x": 2}, {"model": "b"})
+    ]
+    assert [r["x"] for r in results] == [1, 2, 0]
+    assert results[0]["set_up_in"] == results[1]["set_up_in"] != results[2]["set_up_in"]
+
+
+def test_runs_go_on_side_by_side(modal_emulator: Emulator, backend: ModalBackend) -> None:
+    handles = [
+        submit_experiment(Counts, {"seconds": 1}, backend=backend, observer=Recorder())
+        for _ in range(3)
+    ]
+    results = [handle.result(WAIT_S) for handle in handles]
+    assert [r.status for r in results] == [RunStatus.SUCCESS] * 3
+    assert len({r.run_id for r in results}) == 3
+
+
+def test_a_plain_class_runs_with_its_own_requirements_in_the_image(
+    modal_emulator: Emulator,
+) -> None:
+    with ModalBackend(pip=["timm==1.0.0"]) as backend:
+        result = run_experiment(Plain, {"x": 4}, backend=backend)
+    assert result.results == {"doubled": 8}
+    images = {image.image_id: image for image in modal_emulator.images()}
+    packages = images[function_of(modal_emulator, result.run_id).image_id].packages
+    assert {"timm==1.0.0", "einops>=0.8"} <= set(packages)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "name", "says"),
+    [
+        ("odd", ErrorKind.EXPERIMENT, "Odd", "only the container knows me"),
+        ("oom", ErrorKind.CUDA_OOM, "RuntimeError", "CUDA out of memory"),
+        ("sys.exit", ErrorKind.EXPERIMENT, "SystemExit", "4"),
+        ("object", ErrorKind.EXPERIMENT, "UnportableResultError", "results.bad"),
+        ("exit", ErrorKind.INFRASTRUCTURE, "", ""),
+        # most often the system's out-of-memory killer
+        ("kill", ErrorKind.HOST_OOM, "", ""),
+    ],
+)
+def test_an_error_comes_back_as_data_with_what_the_run_had_so_far(
+    modal_emulator: Emulator,
+    backend: ModalBackend,
+    how: str,
+    kind: ErrorKind,
+    name: str,
+    says: str,
+) -> None:
+    result = run_experiment(Fails, {"how": how}, backend=backend, observer=Recorder())
+    assert result.status is RunStatus.ERROR
+    assert result.error is not None
+    assert result.error.kind is kind, result.error
+    assert name in result.error.type
+    assert says in result.error.message
+    folder = folder_of(result)
+    assert "before the end" in folder.log_file.read_text()
+    if how != "exit":  # too soon for a commit
+        assert [m["metrics"] for m in folder.read_metrics()] == [{"loss": 0.5}]
+        assert (folder.artifacts_dir / "partial.txt").read_text() == "so far"
+
+
+def test_an_out_of_memory_error_names_the_next_larger_gpu(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(Fails, {"how": "oom"}, backend=backend, observer=Recorder())
+    assert result.error is not None
+    assert "a100" in result.error.hint
+
+
+def test_a_soft_timeout_keeps_metrics_logs_and_artifacts(modal_emulator: Emulator) -> None:
+    with ModalBackend() as backend:
+        result = run_experiment(
+            Fails, {"how": "soft"}, backend=backend, timeout_s=10, observer=Recorder()
+        )
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.TIMEOUT
+    assert result.error.type == "SoftTimeout"
+    assert result.timings["total_s"] < 10
+    folder = folder_of(result)
+    assert [m["metrics"] for m in folder.read_metrics()] == [{"loss": 0.5}]
+    assert (folder.artifacts_dir / "partial.txt").exists()
+
+
+def test_a_run_that_ignores_the_soft_timeout_is_ended_by_the_hard_one(
+    modal_emulator: Emulator,
+) -> None:
+    with ModalBackend() as backend:
+        result = run_experiment(
+            Fails, {"how": "hard"}, backend=backend, timeout_s=12, observer=Recorder()
+        )
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.TIMEOUT
+    assert "12 s" in result.error.message
+    # committed in the background, while it ran
+    folder = folder_of(result)
+    assert [m["metrics"] for m in folder.read_metrics()] == [{"loss": 0.5}]
+    assert (folder.artifacts_dir / "partial.txt").exists()
+
+
+def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -> None:
+    recorder = Recorder()
+    modal_emulator.preempt_input(1, after_s=2, grace_s=20)
+    with ModalBackend() as backend:
+        result = run_experiment(
+            Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=recorder
+        )
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert 0 < result.results["started_at"] < 12
+    function = function_of(modal_emulator, result.run_id)
+    ran_in = [c for c in modal_emulator.containers() if c.function_id == function.function_id]
+    assert len(ran_in) == 2
+    # the log has both attempts
+    log = folder_of(result).log_file.read_text()
+    assert "step 0\n" in log
+    assert log.endswith("step 11\n")
+
+
+def test_a_cancelled_run_says_so_and_keeps_what_it_had(
+    modal_emulator: Emulator, recorder: Recorder
+) -> None:
+    with ModalBackend() as backend:
+        handle = submit_experiment(Counts, {}, backend=backend, observer=recorder)
+        assert recorder.printed.wait(WAIT_S)
+        with pytest.raises(TimeoutError):
+            handle.result(timeout_s=0.01)
+        handle.cancel()
+        result = handle.result(WAIT_S)
+    assert result.status is RunStatus.CANCELLED
+    folder = folder_of(result)
+    assert folder.outcome().status is RunStatus.CANCELLED
+    assert [m["metrics"] for m in folder.read_metrics()] == [{"seen": 1}]
+
+
+def test_a_resumed_run_starts_from_the_checkpoints_on_the_volume(
+    modal_emulator: Emulator,
+) -> None:
+    with ModalBackend() as backend:
+        first = run_experiment(
+            Resumes, {"steps": 60, "step_s": 0.2}, backend=backend, timeout_s=6, seed=3
+        )
+        assert first.error is not None
+        assert first.error.kind is ErrorKind.TIMEOUT
+        handle = resume_run(folder_of(first), backend=backend, observer=Recorder())
+        second = handle.result(WAIT_S)
+    # ended again by the timeout, or finished: either way not from the start
+    log = folder_of(second).log_file.read_text()
+    assert second.run_id == first.run_id
+    assert log.count("step 0\n") == 1
+
+
+def test_a_run_survives_its_client_and_is_collected_later(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal, threading, time
+            from ml_experiments.backends.modal_backend import ModalBackend
+            from ml_experiments.backends.base import Observer
+            from ml_experiments.runner import submit_experiment
+            from slow_one import Slow
+
+            class Killer(Observer):
+                def log(self, spec, data):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            with ModalBackend() as backend:
+                submit_experiment(Slow, {}, backend=backend, observer=Killer()).result()
+        """)
+    )
+    (tmp_path / "slow_one.py").write_text(
+        textwrap.dedent("""
+            import time
+
+            class Slow:
+                def __init__(self, config): ...
+                def run(self):
+                    print("begun", flush=True)
+                    time.sleep(4)
+                    print("done", flush=True)
+                    return {"finished": True}
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, timeout=WAIT_S, check=False)
+    assert done.returncode == -9
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    folder = RunFolder(path)
+    assert folder.outcome().status in (RunStatus.PENDING, RunStatus.RUNNING)
+
+    recorder = Recorder()
+    with ModalBackend() as backend:
+        result = backend.attach(folder, recorder).result(WAIT_S)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results == {"finished": True}
+    assert folder.log_file.read_text() == "begun\ndone\n"
+    assert folder.outcome().status is RunStatus.SUCCESS
+
+
+def test_a_run_that_never_reached_modal_cannot_be_collected(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(Greet, {}, backend="local", observer=Recorder())
+    with pytest.raises(RunFolderError, match="never handed over to Modal"):
+        backend.attach(folder_of(result), Recorder())
+
+
+def test_code_is_frozen_when_the_run_is_submitted(
+    modal_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the container starts only after the file has changed
+    file = tmp_path / "frozen_exp.py"
+    source = "class Which:\n    def __init__(self, c): ...\n    def run(self): return {!r}\n"
+    file.write_text(source.format("old"))
+    monkeypatch.chdir(tmp_path)
+    modal_emulator.delay_starts(2)
+    with ModalBackend() as backend:
+        handle = submit_experiment(f"{file}:Which", {}, backend=backend, observer=Recorder())
+        file.write_text(source.format("new"))
+        assert handle.result(WAIT_S).results == "old"
+
+
+def test_secrets_reach_the_container_and_no_record(
+    modal_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    planted, config_secret = "planted-7f3a91c2", "config-key-55d1e0"
+    modal.Secret.objects.create("my-secret", {"PLANTED_DSN": planted})
+    recorder = Recorder()
+    with ModalBackend(secrets=["my-secret"]) as backend:
+        result = run_experiment(
+            Leaks,
+            {"api_key": config_secret, "variable": "PLANTED_DSN"},
+            backend=backend,
+            observer=recorder,
+        )
+    function = function_of(modal_emulator, result.run_id)
+    assert "my-secret" in {use.name for use in function.secrets}
+    assert result.error is not None
+    assert result.error.message == "raised <redacted> and <redacted>"
+    seen = [json.dumps(result.to_dict()), repr(recorder.__dict__), *capfd.readouterr()]
+    seen += [line.text for line in modal_emulator.logs(function.app_id)]
+    folder = folder_of(result).path
+    seen += [p.read_text(errors="replace") for p in folder.rglob("*") if p.is_file()]
+    volume = modal.Volume.from_name("ml-experiments-runs")
+    for entry in volume.iterdir(f"/{result.run_id}", recursive=True):
+        if entry.type == modal.types.FileEntryType.FILE:
+            seen.append(b"".join(volume.read_file(entry.path)).decode(errors="replace"))
+    assert any("printed <redacted>" in text for text in seen)
+    for text in seen:
+        assert planted not in text
+        assert config_secret not in text
+
+
+def test_known_secrets_are_attached_when_they_exist_and_mentioned_when_not(
+    modal_emulator: Emulator, recorder: Recorder
+) -> None:
+    modal.Secret.objects.create("wandb-secret", {"WANDB_API_KEY": "wandb-0123456789"})
+    try:
+        with ModalBackend() as backend:
+            result = run_experiment(
+                Environment, {"names": ["WANDB_API_KEY"]}, backend=backend, observer=recorder
+            )
+        names = {use.name for use in function_of(modal_emulator, result.run_id).secrets}
+    finally:
+        modal.Secret.objects.delete("wandb-secret")
+    assert names == {"wandb-secret"}
+    assert result.results["variables"] == {"WANDB_API_KEY": "<redacted>"}
+    notices = "\n".join(recorder.notices)
+    assert "modal secret create huggingface-secret HF_TOKEN=..." in notices
+    assert "wandb-secret" not in notices
+
+
+def test_a_fallback_list_runs_where_there_is_capacity_and_is_priced_as_the_dearest(
+    modal_emulator: Emulator,
+) -> None:
+    modal_emulator.limit_gpu("B200", 0)
+    with ModalBackend() as backend:
+        result = run_experiment(Environment, {}, backend=backend, gpu="b200,t4")
+    assert result.results["gpu"] == "T4"
+
+
+def test_an_error_on_the_way_is_a_backend_error_and_the_folder_says_so(
+    modal_emulator: Emulator, runs_dir: Path
+) -> None:
+    modal_emulator.fail_image_builds("no matching distribution: timm==99")
+    with ModalBackend(pip=["timm==99"]) as backend, pytest.raises(Error) as e:
+        run_experiment(Greet, {}, backend=backend, observer=Recorder())
+    assert "the image could not be built" in str(e.value)
+    assert "timm==99" in str(e.value)
+    [path] = runs_dir.iterdir()
+    outcome = RunFolder(path).outcome()
+    assert outcome.status is RunStatus.ERROR
+    assert outcome.error is not None
+    assert outcome.error.kind is ErrorKind.INFRASTRUCTURE
+
+
+def test_a_full_volume_loses_no_result(modal_emulator: Emulator) -> None:
+    modal_emulator.limit_volume("ml-experiments-runs", max_bytes=1)
+    with ModalBackend() as backend:
+        result = run_experiment(Greet, {}, backend=backend, observer=Recorder())
+    assert result.status is RunStatus.ERROR
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.INFRASTRUCTURE

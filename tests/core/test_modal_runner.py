@@ -1,0 +1,333 @@
+"""The documented entry point, from Python, `modal run`, `modal deploy` and other processes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import modal
+import pytest
+
+from ml_experiments.backends.modal_image import (
+    CORE_PACKAGES,
+    ENVIRONMENT,
+    LOCK_FILE,
+    TOOLKIT_BASE,
+)
+from ml_experiments.core import modal_runner
+from ml_experiments.core.modal_runner import (
+    GPU_CONFIGS,
+    app,
+    cache_operation,
+    clear_cache,
+    create_gpu_function,
+    list_cached_models,
+    run_experiment_local,
+)
+from ml_experiments.emulator import Emulator
+from ml_experiments.errors import AuthError, ConfigError, ExperimentPathError, GpuTypeError
+from ml_experiments.preflight.packages import read_lock
+from tests.core.conftest import Modal
+from tests.support.hub_server import HubServer
+
+RUNNER = Path(modal_runner.__file__)
+GREET = "tests.support.modal_experiments.Greet"
+ENVIRONMENT_OF_RUN = "tests.support.modal_experiments.Environment"
+
+slow = pytest.mark.slow
+
+
+def write(project: Path, name: str, source: str) -> str:
+    (project / name).write_text(textwrap.dedent(source))
+    return name
+
+
+def newest(emulator: Emulator, name: str) -> Any:
+    return emulator.functions(name)[-1]
+
+
+def fill_cache(hub: HubServer, *names: str) -> None:
+    """Download repositories into the cache volume, in containers, as runs do."""
+    pull = cache_operation.with_options(secrets=[modal.Secret.from_dict(hub.environment())])
+    for name in names:
+        hub.add_repo(name, {"config.json": b"{}", "model.safetensors": name.encode() * 100_000})
+        pull.remote("pull", {"name": name})
+
+
+def test_the_documented_names_have_the_documented_signatures() -> None:
+    local = inspect.signature(run_experiment_local).parameters
+    assert list(local)[:4] == ["experiment_config", "experiment_class_path", "gpu_type", "timeout"]
+    assert local["gpu_type"].default == "a10g"
+    assert local["timeout"].default == 14400
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(local.values())[4:])
+    declared = inspect.signature(create_gpu_function).parameters
+    assert {n: p.default for n, p in list(declared.items())[:4]} == {
+        "gpu_type": "a10g",
+        "timeout": 3600,
+        "cpu": None,
+        "memory": None,
+    }
+    assert set(GPU_CONFIGS) >= {"t4", "a10g", "a100", "a100-80gb", "h100", "l4", "a10", "b200"}
+    assert modal_runner.hf_cache_volume.name == "hf-model-cache"
+
+
+def test_the_toolkit_image_has_the_cuda_version_of_the_locked_pytorch() -> None:
+    version = TOOLKIT_BASE.partition(":")[2].partition("-")[0].rsplit(".", 1)[0]
+    assert read_lock()["cuda-toolkit"].startswith(f"{version}.")
+
+
+def test_the_small_image_has_what_this_package_needs() -> None:
+    import tomllib
+
+    project = tomllib.loads((RUNNER.parents[2] / "pyproject.toml").read_text())["project"]
+    needed = {
+        dependency.partition(">")[0].lower().replace("_", "-")
+        for dependency in project["dependencies"]
+    }
+    assert set(CORE_PACKAGES) == needed
+
+
+@slow
+def test_run_experiment_local_returns_the_documented_keys(
+    modal_emulator: Emulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run_experiment_local({"name": "Ada"}, GREET, gpu_type="l4", timeout=300, seed=5)
+    assert result["status"] == "success"
+    assert result["experiment_class"] == GREET
+    assert result["results"]["greeting"] == "hello Ada"
+    assert result["results"]["seed"] == 5
+    assert result["error"] is None
+    assert {"run_id", "artifacts", "timings", "cost", "run_dir", "environment"} <= set(result)
+    [artifact] = result["artifacts"]
+    assert (Path(result["run_dir"]) / artifact["path"]).read_text() == "hello Ada"
+    json.dumps(result, allow_nan=False)
+    printed = capfd.readouterr()
+    assert "greeting Ada, step 1" in printed.out
+    assert "2/2 greeting" in printed.err
+    assert "https://modal.com/id/" in printed.err
+    function = newest(modal_emulator, "run_remote")
+    assert function.gpus == ("L4",)
+    assert function.timeout_s == 300
+
+
+@slow
+def test_further_arguments_of_run_experiment_local_take_effect(
+    modal_emulator: Emulator, tmp_path: Path
+) -> None:
+    modal.Secret.objects.create("further", {"FURTHER": "value-of-further"}, allow_existing=True)
+    requirements = tmp_path / "more.txt"
+    requirements.write_text("einops\n")
+    result = run_experiment_local(
+        {"names": ["FURTHER"]},
+        ENVIRONMENT_OF_RUN,
+        name="a name",
+        tags={"team": "vision"},
+        secrets=["further"],
+        pip=["timm"],
+        requirements=requirements,
+        runs_dir=tmp_path / "elsewhere",
+    )
+    assert result["results"]["variables"] == {"FURTHER": "<redacted>"}
+    run_dir = Path(result["run_dir"])
+    assert run_dir.parent == tmp_path / "elsewhere"
+    spec = json.loads((run_dir / "spec.json").read_text())
+    assert (spec["name"], spec["tags"]) == ("a name", {"team": "vision"})
+    function = newest(modal_emulator, "run_remote")
+    [image] = [i for i in modal_emulator.images() if i.image_id == function.image_id]
+    assert "timm" in image.packages
+    assert any("einops" in content for content in image.context_files.values())
+
+
+@slow
+def test_mistakes_are_raised_before_anything_starts(modal_emulator: Emulator) -> None:
+    apps = len(modal_emulator.apps())
+    with pytest.raises(ConfigError, match="nam"):
+        run_experiment_local({"nam": 1}, GREET)
+    with pytest.raises(ExperimentPathError, match="did you mean 'Greet'"):
+        run_experiment_local({}, f"{GREET}e")
+    with pytest.raises(GpuTypeError, match="did you mean 'h100'"):
+        run_experiment_local({}, GREET, gpu_type="h1000")
+    assert len(modal_emulator.apps()) == apps
+
+
+def test_without_a_token_nothing_else_is_looked_at(tmp_path: Path) -> None:
+    code = (
+        "from ml_experiments.core.modal_runner import run_experiment_local\n"
+        "run_experiment_local({'no': 'such'}, 'class.Path')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MODAL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "MODAL_CONFIG_PATH": str(tmp_path / "none.toml")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{AuthError.__module__}.AuthError")
+    assert "modal token new" in last
+    assert "--backend local" in last
+
+
+@slow
+def test_create_gpu_function_works_in_a_users_own_file(
+    modal_emulator: Emulator, project: Path, run_modal: Modal
+) -> None:
+    file = write(
+        project,
+        "train.py",
+        """
+        import os
+        from ml_experiments.core.modal_runner import create_gpu_function
+
+        @create_gpu_function(gpu_type="a100", timeout=7200, memory=32768)
+        def my_custom_training():
+            print("on", os.environ["MODAL_EMULATOR_GPU"], os.environ["HF_HOME"])
+
+        @create_gpu_function("h100:2,a100-80gb", cpu=4.0, secrets=["for-training"])
+        def with_everything(): ...
+        """,
+    )
+    run_modal("secret", "create", "for-training", "A=b", "--force")
+    assert "on A100-40GB /cache/huggingface" in run_modal("run", f"{file}::my_custom_training")
+    first = newest(modal_emulator, "my_custom_training")
+    assert first.gpus == ("A100-40GB",)
+    assert (first.timeout_s, first.memory_mb, first.cpu) == (7200, (32768, None), None)
+    assert first.volumes["/cache"].name == "hf-model-cache"
+    second = newest(modal_emulator, "with_everything")
+    assert second.gpus == ("H100:2", "A100-80GB")
+    assert (second.timeout_s, second.memory_mb, second.cpu) == (3600, None, (4.0, None))
+    assert [use.name for use in second.secrets] == ["for-training"]
+    assert "App deployed" in run_modal("deploy", file)
+
+
+def test_create_gpu_function_refuses_a_gpu_type_at_once() -> None:
+    with pytest.raises(GpuTypeError, match="did you mean 'a100'"):
+        create_gpu_function("a1000")
+
+
+@slow
+def test_the_parts_compose_as_in_the_documents_multi_gpu_example(
+    modal_emulator: Emulator, project: Path, run_modal: Modal
+) -> None:
+    file = write(
+        project,
+        "multi.py",
+        """
+        from ml_experiments.core.modal_runner import app, gpu_image, hf_cache_volume
+
+        @app.function(
+            image=gpu_image.uv_pip_install("einops"),  # and steps can still be added
+            gpu="A100:2",
+            volumes={"/cache": hf_cache_volume},
+            timeout=7200,
+        )
+        def multi_gpu_training():
+            import os
+            print("GPUs:", os.environ["MODAL_EMULATOR_GPU_COUNT"])
+        """,
+    )
+    assert "GPUs: 2" in run_modal("run", f"{file}::multi_gpu_training")
+    function = newest(modal_emulator, "multi_gpu_training")
+    assert function.gpus == ("A100:2",)
+    [image] = [i for i in modal_emulator.images() if i.image_id == function.image_id]
+    assert image.env.items() >= ENVIRONMENT.items()
+    assert "einops" in image.packages
+    assert LOCK_FILE.read_text() in image.context_files.values()
+    assert image.python_version == "3.11"
+
+
+@slow
+def test_the_cache_functions_work_from_python_and_from_the_shell(
+    modal_emulator: Emulator, run_modal: Modal
+) -> None:
+    with HubServer() as hub, app.run():
+        fill_cache(hub, "org/one", "org/two", "other/three")
+        assert list_cached_models.remote() == ["org/one", "org/two", "other/three"]
+        planned = clear_cache.remote(pattern="org/*", force=False)
+        assert (planned["deleted"], planned["dry_run"]) == (2, True)
+        assert planned["freed_mb"] > 1
+        assert list_cached_models.remote() == ["org/one", "org/two", "other/three"]
+        done = clear_cache.remote(pattern="org/*", force=True)
+    assert (done["deleted"], done["dry_run"]) == (2, False)
+    assert done["freed_mb"] == planned["freed_mb"]
+
+    listed = run_modal("run", f"{RUNNER}::list_cached_models")
+    assert "other/three" in listed
+    assert "org/one" not in listed
+    assert "would delete 1 models" in run_modal("run", f"{RUNNER}::clear_cache")
+    options = ("--pattern", "other/*", "--force")
+    assert "deleted 1 models" in run_modal("run", f"{RUNNER}::clear_cache", *options)
+    assert "the cache holds no models" in run_modal("run", f"{RUNNER}::list_cached_models")
+
+
+@slow
+def test_a_model_that_a_run_downloads_is_cached_for_the_next(modal_emulator: Emulator) -> None:
+    from ml_experiments.tasks.tiny_digits import model_dir
+
+    with HubServer() as hub:
+        hub.add_repo("org/tiny", Path(model_dir()))
+        modal.Secret.objects.create("huggingface-secret", hub.environment())
+        try:
+            config = {"model_name": "org/tiny", "prompt": "a red seven", "num_inference_steps": 1}
+            path = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
+            first = run_experiment_local(config, path)
+            assert first["status"] == "success", first["error"]
+            downloads = sum(r.method == "GET" and "/resolve/" in r.path for r in hub.requests)
+            assert downloads > 0
+            second = run_experiment_local(config, path)
+            assert second["status"] == "success", second["error"]
+            again = sum(r.method == "GET" and "/resolve/" in r.path for r in hub.requests)
+            assert again == downloads
+        finally:
+            modal.Secret.objects.delete("huggingface-secret")
+    with app.run():
+        assert "org/tiny" in list_cached_models.remote()
+        clear_cache.remote(force=True)
+
+
+@slow
+def test_modal_run_of_an_experiment_says_what_is_wrong_with_its_config(
+    modal_emulator: Emulator, run_modal: Modal
+) -> None:
+    path = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
+    for config, says in (("{", "experiment_config is not JSON"), ('{"promt": 1}', "prompt")):
+        options = ("--experiment-config", config, "--experiment-class-path", path)
+        assert says in run_modal("run", f"{RUNNER}::run_experiment", *options, exit_code=1)
+
+
+@slow
+def test_a_deployed_app_is_called_from_another_process_by_name(
+    modal_emulator: Emulator, project: Path, run_modal: Modal
+) -> None:
+    run_modal("deploy", str(RUNNER))
+    file = write(
+        project,
+        "caller.py",
+        """
+        import json, modal
+        run = modal.Function.from_name("ml-experiments", "run_experiment").with_options(gpu="T4")
+        result = run.remote(
+            {"prompt": "a red seven", "num_inference_steps": 1},
+            "ml_experiments.tasks.text_to_image.TextToImageExperiment",
+        )
+        print(json.dumps(result))
+        """,
+    )
+    done = subprocess.run(
+        [sys.executable, file], cwd=project, capture_output=True, text=True, timeout=240, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["status"] == "success"
+    volume = modal.Volume.from_name("ml-experiments-runs")
+    stored = b"".join(volume.read_file(f"{result['run_id']}/result.json"))
+    assert json.loads(stored)["status"] == "success"
+    gpus = {info.gpus for info in modal_emulator.functions("run_experiment")}
+    assert ("T4",) in gpus

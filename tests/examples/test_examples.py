@@ -1,0 +1,97 @@
+"""The examples, as a user starts them: from the shell and under `modal run`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ml_experiments.emulator import Emulator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = ("text_to_image_modal.py", "benchmark_modal.py", "cache_management.py")
+
+
+def start(emulator: Emulator, folder: Path, *command: str, exit_code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, **emulator.environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == exit_code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help(modal_emulator: Emulator, tmp_path: Path, name: str) -> None:
+    shell = start(modal_emulator, tmp_path, str(EXAMPLES / name), "--help")
+    modal_run = start(
+        modal_emulator, tmp_path, "-m", "modal", "run", str(EXAMPLES / name), "--help"
+    )
+    options = [word for word in shell.split() if word.startswith("--") and word != "--help"]
+    assert options
+    assert all(option.strip("],") in modal_run for option in options if option[2:3].isalpha())
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "modal", "run")], ids=["shell", "modal run"])
+def test_text_to_image_draws(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, launcher: tuple[str, ...]
+) -> None:
+    options = ("--prompt", "a blue two", "--num-images", "2", "--gpu-type", "l4")
+    printed = start(
+        modal_emulator, tmp_path, *launcher, str(EXAMPLES / "text_to_image_modal.py"), *options
+    )
+    assert "about $" in printed
+    assert "ml-experiments: {" not in printed  # events are not for people
+    [folder] = runs_dir.iterdir()
+    pictures = sorted((folder / "artifacts").glob("0*.png"))
+    assert len(pictures) == 2
+    assert all(str(picture) in printed for picture in pictures)
+    assert Image.open(pictures[0]).size == (32, 32)
+    assert modal_emulator.functions("run_remote")[-1].gpus == ("L4",)
+
+
+def test_benchmark_compares_gpu_types(modal_emulator: Emulator, tmp_path: Path) -> None:
+    options = ("--gpu-types", "t4,h100", "--num-images", "2", "--output-dir", "out")
+    printed = start(modal_emulator, tmp_path, str(EXAMPLES / "benchmark_modal.py"), *options)
+    with (tmp_path / "out" / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["gpu_type"] for row in rows] == ["t4", "h100"]
+    for row in rows:
+        assert float(row["images_per_s"]) > 0
+        assert float(row["seconds"]) > 0
+        assert float(row["usd_per_image"]) > 0
+        assert row["gpu_type"] in printed
+    assert Image.open(tmp_path / "out" / "benchmark.png").size == (900, 600)
+    gpus = {info.gpus for info in modal_emulator.functions("run_remote")[-2:]}
+    assert gpus == {("T4",), ("H100",)}
+
+
+def test_benchmark_under_modal_run_refuses_a_wrong_gpu_type_before_any_run(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    file = str(EXAMPLES / "benchmark_modal.py")
+    options = ("--gpu-types", "t4,h1000")
+    printed = start(modal_emulator, tmp_path, "-m", "modal", "run", file, *options, exit_code=1)
+    assert "did you mean 'h100'" in printed
+    assert list(runs_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "modal", "run")], ids=["shell", "modal run"])
+def test_cache_management_shows_before_it_deletes(
+    modal_emulator: Emulator, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    command = (*launcher, str(EXAMPLES / "cache_management.py"), "--clear", "nobody/*")
+    assert "nothing was deleted: add --force" in start(modal_emulator, tmp_path, *command)
+    assert "freed 0.00 MB in 0 models" in start(modal_emulator, tmp_path, *command, "--force")

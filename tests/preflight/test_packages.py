@@ -1,0 +1,140 @@
+"""Imported packages against the image's lock."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ml_experiments.errors import PreflightError
+from ml_experiments.preflight.imports import Import
+from ml_experiments.preflight.packages import (
+    INPUT_FILE,
+    LOCK_FILE,
+    missing_packages,
+    read_lock,
+    read_requirements,
+    requirement_name,
+)
+
+PROJECT = Path(__file__).parents[2]
+
+
+def imported(module: str, *names: str, optional: bool = False) -> Import:
+    return Import(module, names, Path("exp.py"), 7, optional)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["torch.nn", "PIL.Image", "sklearn", "yaml", "dateutil", "huggingface_hub", "google.protobuf"],
+)
+def test_what_the_lock_has_under_another_name_is_present(module: str) -> None:
+    assert missing_packages([imported(module)], read_lock()) == ()
+
+
+def test_a_missing_package_is_named_with_its_place_and_the_fix() -> None:
+    [missing] = missing_packages([imported("einops.layers")], read_lock())
+    text = "exp.py:7 imports einops.layers: the image has no package 'einops'; add it with"
+    assert str(missing) == f"{text} --pip einops"
+
+
+def test_the_package_of_a_missing_import_may_have_another_name() -> None:
+    [missing] = missing_packages([imported("skimage")], read_lock())
+    assert missing.distribution == "scikit-image"
+
+
+def test_a_requirement_makes_its_package_present() -> None:
+    requirements = ("einops>=0.8", "Scikit_Image[optional]==0.25")
+    needed = [imported("einops"), imported("skimage.io")]
+    assert missing_packages(needed, read_lock(), requirements) == ()
+
+
+def test_an_optional_import_is_never_missing() -> None:
+    assert missing_packages([imported("einops", optional=True)], read_lock()) == ()
+
+
+def test_an_installed_package_is_named_by_its_own_metadata() -> None:
+    # pytest's import name _pytest belongs to the distribution pytest
+    [missing] = missing_packages([imported("_pytest.fixtures")], read_lock())
+    assert missing.distribution == "pytest"
+
+
+def test_a_shared_namespace_is_told_apart_by_the_submodule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, file in (("acme-one", "acme/one/__init__.py"), ("acme-two", "acme/two.py")):
+        info = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"{file},,\n")
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    lock = {"acme-one": "1.0"}
+    assert missing_packages([imported("acme.one")], lock) == ()
+    assert missing_packages([imported("acme", "one")], lock) == ()
+    [missing] = missing_packages([imported("acme", "two")], lock)
+    assert missing.distribution == "acme-two"
+
+
+@pytest.mark.parametrize("text", ["-r other.txt", "two words", "--no-deps", "==1"])
+def test_what_is_not_a_requirement_is_named(text: str) -> None:
+    with pytest.raises(PreflightError, match="is not a requirement such as"):
+        requirement_name(text)
+
+
+def test_a_requirements_file_is_read_without_comments(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(
+        "# for the eval\neinops>=0.8  # layers\n\ntimm @ https://example.com/t.whl#sha256=0\n"
+    )
+    expected = ("einops>=0.8", "timm @ https://example.com/t.whl#sha256=0")
+    assert read_requirements(file) == expected
+
+
+def test_an_unreadable_requirements_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match=r"nothere\.txt' is not readable"):
+        read_requirements(tmp_path / "nothere.txt")
+
+
+def test_the_lock_holds_all_that_its_input_names() -> None:
+    lock = read_lock()
+    for line in INPUT_FILE.read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), line
+
+
+def test_the_lock_holds_all_that_this_package_needs() -> None:
+    lock = read_lock()
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["diffusion"], *extras["training"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), text
+
+
+def test_the_lock_pins_the_versions_that_the_tests_ran_with() -> None:
+    lock = read_lock()
+    for name in ("diffusers", "transformers", "torch", "peft", "accelerate", "huggingface_hub"):
+        tested = importlib.metadata.version(name).partition("+")[0]
+        assert lock[canonicalize_name(name)] == tested
+
+
+def test_the_lock_names_no_machine_and_no_cpu_build() -> None:
+    text = LOCK_FILE.read_text()
+    assert "+cpu" not in text
+    assert "file:" not in text
+    assert " @ " not in text
+    assert any(name.startswith("nvidia-") for name in read_lock())
+
+
+def test_a_line_that_pins_nothing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.write_text("torch>=2\n")
+    with pytest.raises(PreflightError, match="torch>=2"):
+        read_lock(file)

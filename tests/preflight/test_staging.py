@@ -1,0 +1,95 @@
+"""The frozen copy of the user's modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_experiments.preflight.closure import walk_imports
+from ml_experiments.preflight.staging import (
+    LARGEST_DATA_FILE,
+    StagedSource,
+    stage_source,
+    stage_this_package,
+)
+from tests.preflight.test_closure import write
+
+
+def stage(module: str, *roots: Path, into: Path) -> StagedSource:
+    return stage_source(walk_imports(module, list(roots)), into)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_package_goes_as_a_whole_and_a_file_alone(tmp_path: Path) -> None:
+    project, copy = tmp_path / "project", tmp_path / "copy"
+    write(
+        project,
+        {
+            "proj/__init__.py": "",
+            "proj/train.py": "import near",
+            "proj/plugins/found_by_name.py": "",
+            "proj/prompts/list.txt": "a seven",
+            "proj/.hidden/secret.txt": "",
+            "proj/__pycache__/train.pyc": "",
+            "proj/node_modules/x.py": "",
+            "near.py": "",
+            "unrelated.py": "",
+        },
+    )
+    staged = stage("proj.train", project, into=copy)
+    assert files_below(copy) == {
+        "proj/__init__.py",
+        "proj/train.py",
+        "proj/plugins/found_by_name.py",
+        "proj/prompts/list.txt",
+        "near.py",
+    }
+    assert staged.notes == ()
+
+
+def test_of_a_namespace_package_only_what_is_imported_goes(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one, {"space/a.py": "import space.b, space.c", "space/not_imported.py": ""})
+    write(two, {"space/b.py": "", "space/c/__init__.py": "", "space/c/d.py": ""})
+    stage("space.a", one, two, into=tmp_path / "copy")
+    expected = {"space/a.py", "space/b.py", "space/c/__init__.py", "space/c/d.py"}
+    assert files_below(tmp_path / "copy") == expected
+
+
+def test_large_data_files_stay_behind_and_are_mentioned(tmp_path: Path) -> None:
+    project, copy = tmp_path / "project", tmp_path / "copy"
+    write(project, {"proj/__init__.py": "", "proj/train.py": ""})
+    (project / "proj" / "weights.bin").write_bytes(b"x" * (LARGEST_DATA_FILE + 1))
+    staged = stage("proj.train", project, into=copy)
+    assert files_below(copy) == {"proj/__init__.py", "proj/train.py"}
+    assert staged.notes == ("1 data files of proj are larger than 1 MiB and are not sent along",)
+
+
+def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
+    project = write(tmp_path / "project", {"proj/__init__.py": "", "proj/train.py": ""})
+    (project / "proj" / "loop").symlink_to(project)
+    stage("proj.train", project, into=tmp_path / "copy")
+    assert files_below(tmp_path / "copy") == {"proj/__init__.py", "proj/train.py"}
+
+
+def test_the_digest_tells_contents_apart(tmp_path: Path) -> None:
+    project = write(tmp_path / "project", {"exp.py": "x = 1"})
+    first = stage("exp", project, into=tmp_path / "1")
+    again = stage("exp", project, into=tmp_path / "2")
+    (project / "exp.py").write_text("x = 2")
+    edited = stage("exp", project, into=tmp_path / "3")
+    assert first.digest == again.digest != edited.digest
+
+
+def test_an_experiment_of_this_package_stages_nothing_of_the_users(tmp_path: Path) -> None:
+    stage("ml_experiments.tasks.text_to_image", into=tmp_path / "copy")
+    assert files_below(tmp_path / "copy") == set()
+
+
+def test_this_package_is_copied_with_its_data(tmp_path: Path) -> None:
+    stage_this_package(tmp_path / "ml_experiments")
+    files = files_below(tmp_path / "ml_experiments")
+    assert {"__init__.py", "py.typed", "tasks/tiny_digits/model/model_index.json"} <= files
+    assert not any("__pycache__" in file for file in files)
