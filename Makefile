@@ -21,7 +21,7 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(INSTALL) -e '.[diffusion,training,dev]'
+	$(INSTALL) -e '.[diffusion,training,plot,dev]'
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine

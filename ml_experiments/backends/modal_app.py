@@ -58,8 +58,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: What `make_request` returned.
     """
-    shipped = Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER
-    spec = RunSpec.from_dict({**request["spec"], "import_paths": [str(shipped)]})
+    spec = _here(RunSpec.from_dict(request["spec"]))
     volume = modal.Volume.from_name(RUNS_VOLUME)
     _see_earlier_attempts(volume, spec.run_id)
     hidden = (*secret_values(), *attached_values(os.environ), *request["secrets"])
@@ -106,6 +105,15 @@ def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]
     outcome = OPERATIONS[operation](cache_dir, **arguments)
     volume.commit()
     return outcome
+
+
+def _here(spec: RunSpec) -> RunSpec:
+    """Return the spec with the place where this container has the user's modules."""
+    shipped = Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER
+    experiment = spec.experiment
+    if ".py:" in experiment:
+        experiment = str(shipped / experiment)
+    return dataclasses.replace(spec, experiment=experiment, import_paths=(str(shipped),))
 
 
 @functools.cache

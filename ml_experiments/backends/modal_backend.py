@@ -117,7 +117,6 @@ class ModalBackend(Backend):
         require_token()
         spec = complete_spec(spec)
         host_resources(gpu_of(spec), self._cpu, self._memory_gib)
-        remote_path(spec.experiment)
         check_imports(import_closure(spec), self._additions_for(spec))
         self._find_secrets()
         return spec

@@ -121,12 +121,9 @@ def check_imports(closure: ImportClosure, additions: Additions) -> None:
 
 
 def remote_path(experiment: str) -> str:
-    """Return the class path as a container knows it, where modules stand in one folder."""
+    """Return the class path below the folder in which a container has the user's modules."""
     parsed = parse_experiment_path(experiment)
-    parts = parsed.module.split(".")
-    if all(part.isidentifier() for part in parts):
+    if parsed.file is None:
         return f"{parsed.module}:{parsed.name}"
-    raise PreflightError(
-        f"{parsed.file or parsed.module}: a container can't import a file of this name; rename it "
-        "to letters, digits and underscores"
-    )
+    # as a file: its name may be that of another module, such as random.py
+    return f"{parsed.module.replace('.', '/')}.py:{parsed.name}"

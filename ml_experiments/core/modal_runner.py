@@ -170,8 +170,9 @@ def run_experiment_local(
 ) -> dict[str, Any]:
     """Run an experiment on Modal from this machine, and wait for its result.
 
-    Logs and progress are shown while it runs. Artifacts come back into a run folder, which the result
-    names. An error of the experiment is in the result; what keeps it from starting is raised.
+    Logs and progress are shown while it runs. Artifacts come back into a run folder, which the
+    result names. An error of the experiment is in the result; what keeps it from starting is
+    raised.
 
     Args:
         experiment_config: The config, as the experiment's own fields.

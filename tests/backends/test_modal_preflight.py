@@ -121,16 +121,6 @@ def test_a_missing_own_module_is_a_problem(backend: ModalBackend, project: Path)
         check(backend, path)
 
 
-def test_a_file_whose_name_is_no_module_name_is_refused(
-    backend: ModalBackend, project: Path
-) -> None:
-    (project / "my-exp.py").write_text(
-        "class Exp:\n    def __init__(self, c): ...\n    def run(self): ..."
-    )
-    with pytest.raises(PreflightError, match="rename it"):
-        check(backend, f"{project}/my-exp.py:Exp")
-
-
 def test_an_unknown_gpu_is_refused_with_a_suggestion(backend: ModalBackend) -> None:
     with pytest.raises(GpuTypeError, match="did you mean 'a10g'"):
         check(backend, Greet, gpu="a10gg")

@@ -113,8 +113,15 @@ def test_a_class_in_a_notebook_cell_says_why_not(modal_emulator: Emulator, tmp_p
             None,
             "random.py:Exp",
         ),
+        ({"my-exp.py": EXPERIMENT, "near_by.py": NEAR_BY}, None, "my-exp.py:Exp"),
     ],
-    ids=["src layout", "namespace package", "file", "named like a standard module"],
+    ids=[
+        "src layout",
+        "namespace package",
+        "file",
+        "named like a standard module",
+        "no module name",
+    ],
 )
 def test_a_layout_works(
     modal_emulator: Emulator,

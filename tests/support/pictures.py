@@ -128,7 +128,7 @@ class LimitedMemory(TextToImageExperiment):
                 resource.setrlimit(resource.RLIMIT_AS, (allowed, unlimited[1]))
 
         pipeline = self._loaded.pipeline
-        pipeline.unet.register_forward_pre_hook(lift)
+        pipeline.text_encoder.register_forward_pre_hook(lift)
         pipeline.vae.decoder.register_forward_pre_hook(limit)
         pipeline.vae.decoder.register_forward_hook(lift)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.neighbors import NearestNeighbors
 
 from ml_experiments.experiment import current_run
 from ml_experiments.tasks.tiny_digits.autoencoder import paint
@@ -117,5 +118,5 @@ def _reconstruction_mse(autoencoder: Any, digits: Digits, device: str) -> float:
 
 def _nearest_distance(features: Features, training: Digits) -> float:
     """Return the median distance to the nearest training digit, in 8x8 ink strengths."""
-    apart = features[:, None] - ink_features(training.ink)[None]
-    return float(np.median(np.sqrt(np.square(apart).sum(2)).min(1)))
+    neighbours = NearestNeighbors(n_neighbors=1).fit(ink_features(training.ink))
+    return float(np.median(neighbours.kneighbors(features)[0]))
