@@ -220,13 +220,7 @@ class ModalBackend(Backend):
             cuda_toolkit=self._cuda_toolkit, pip=additions.pip, requirements=additions.file
         )
         handle.notice("preparing the image on Modal; the first time takes some minutes")
-        # its log is for people: where output is data, on stdout, it must not get between
-        with (
-            platform_errors("build the image"),
-            contextlib.redirect_stdout(sys.stderr),
-            modal.enable_output(),
-        ):
-            packages.build()
+        _build(packages)
         image = packages.add_local_dir(self._this_package(), f"/root/{OWN_PACKAGE}")
         if any(source.folder.iterdir()):  # nothing of the user's: an experiment of this package
             image = image.add_local_dir(source.folder, f"/root/{modal_app.SOURCE_FOLDER}")
@@ -247,6 +241,15 @@ class ModalBackend(Backend):
             # detached: the runs go on when this process dies
             self._open.enter_context(app.run(detach=True))
         return _OpenApp(app, function, app.get_dashboard_url())
+
+
+def _build(image: modal.Image) -> None:
+    """Build an image, if it isn't yet, and show how that goes."""
+    builder = modal.App("ml-experiments-image-build")
+    with platform_errors("build the image"), without_modals_output(), builder.run():
+        # its log is for people: where output is data, on stdout, it must not get between
+        with contextlib.redirect_stdout(sys.stderr), modal.enable_output():
+            image.build(builder)
 
 
 def _tags(spec: RunSpec) -> dict[str, str]:

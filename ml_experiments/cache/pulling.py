@@ -95,10 +95,10 @@ def pull(
         commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
         missing = [file for file in files if not _is_there(hub, name, kind, commit, file)]
         if missing:
-            # names and sizes of a gated repository are public, its files are not
-            url = hf_hub_url(
-                name, missing[0].path, repo_type=kind, revision=commit, endpoint=endpoint
-            )
+            # names, sizes and the README of a gated repository are public, its weights are not:
+            # asked for now, because a download that is refused leaves half a repository behind
+            largest = max(missing, key=lambda file: file.size).path
+            url = hf_hub_url(name, largest, repo_type=kind, revision=commit, endpoint=endpoint)
             get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
         needed = sum(file.size for file in missing)
         _check_space(name, needed, hub)

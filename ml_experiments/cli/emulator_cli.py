@@ -73,18 +73,15 @@ _SHARED = [
         "--after",
         "after_s",
         type=click.FloatRange(min=0),
-        default=0.0,
         metavar="SECONDS",
-        help="How long after it got the input it is preempted or killed.",
+        help="How long after it got the input it is preempted or killed. Default: at once.",
     ),
     click.option(
         "--grace",
         "grace_s",
         type=click.FloatRange(min=0),
-        default=30.0,
-        show_default=True,
         metavar="SECONDS",
-        help="Time between a preemption's SIGINT and SIGKILL.",
+        help="Time between a preemption's SIGINT and SIGKILL. Default: 30.",
     ),
     click.option("-v", "--verbose", is_flag=True, help="Log what the server does."),
 ]
@@ -110,7 +107,7 @@ def _requested(faults: dict[str, Any]) -> RequestedFaults:
     return RequestedFaults(**faults)
 
 
-@emulator.command(context_settings={"ignore_unknown_options": False})
+@emulator.command()
 @_shared_options
 @click.argument("command", nargs=-1, required=True)
 def run(command: tuple[str, ...], state_dir: Path | None, verbose: bool, **faults: Any) -> int:

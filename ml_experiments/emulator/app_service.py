@@ -172,8 +172,9 @@ class AppService:
     async def AppList(self, stream: Stream) -> None:
         request = await stream.recv_message()
         response = api_pb2.AppListResponse()
+        environment = self._apps.resolve_environment(request.environment_name)
         for app in self._apps.all():
-            if request.environment_name and app.environment != request.environment_name:
+            if app.environment != environment:
                 continue
             response.apps.add(
                 app_id=app.app_id,

@@ -131,11 +131,12 @@ class ContainerService:
     async def TaskList(self, stream: Stream) -> None:
         request = await stream.recv_message()
         response = api_pb2.TaskListResponse()
+        environment = self._apps.resolve_environment(request.environment_name)
         for container in self._pools.containers():
             app = self._apps.get(container.function.app_id)
             if request.app_id and app.app_id != request.app_id:
                 continue
-            if request.environment_name and app.environment != request.environment_name:
+            if not request.app_id and app.environment != environment:
                 continue
             response.tasks.add(
                 task_id=container.task_id,

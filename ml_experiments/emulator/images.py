@@ -54,6 +54,14 @@ class ImageRecord:
     secret_ids: tuple[str, ...] = ()
 
 
+def _words(text: str) -> list[str]:
+    """Split as a shell does; text with an open quote, as part of a command, at its spaces."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
 def _expand(value: str, env: dict[str, str]) -> str:
     return string.Template(value).safe_substitute({"PATH": "$PATH", **env})
 
@@ -67,7 +75,7 @@ def _env_of(command: str, env: dict[str, str]) -> dict[str, str]:
     found = {}
     # Single quotes keep $NAME as it is, as in a Dockerfile.
     literal = "'" in text
-    for word in shlex.split(text):
+    for word in _words(text):
         key, _, value = word.partition("=")
         found[key] = value if literal else _expand(value, env)
     return found
@@ -79,7 +87,7 @@ def _packages_of(command: str) -> list[str]:
     for part in re.split(r"&&|;", command.removeprefix("RUN ")):
         if not _INSTALL.search(part):
             continue
-        words = shlex.split(part[part.index("install") + len("install") :])
+        words = _words(part[part.index("install") + len("install") :])
         skip = False
         for word in words:
             if skip:
@@ -94,7 +102,7 @@ def _packages_of(command: str) -> list[str]:
 def _apt_packages_of(command: str) -> list[str]:
     packages = []
     for part in re.split(r"&&|;", command.removeprefix("RUN ")):
-        words = shlex.split(part)
+        words = _words(part)
         if words[:1] == ["apt-get"] and "install" in words:
             after = words[words.index("install") + 1 :]
             packages += [word for word in after if not word.startswith("-")]
@@ -123,8 +131,6 @@ def describe_image(
             workdir = rest.strip()
         elif keyword == "COPY" and image.context_mount_id and rest.strip() == ". /":
             copied.append(image.context_mount_id)
-        elif keyword == "COPY" and (match := re.search(r"/uv/python:?([\d.]+)?", rest)):
-            python_version = match.group(1) or python_version
         elif keyword == "RUN":
             packages += _packages_of(command)
             apt_packages += _apt_packages_of(command)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ml_experiments.emulator.emulator import Emulator
 
+# Modal's own, between the SIGINT and the SIGKILL of a preemption.
+_DEFAULT_GRACE_S = 30.0
+
 
 @dataclass(frozen=True)
 class RequestedFaults:
@@ -22,15 +25,19 @@ class RequestedFaults:
     fail_image_builds: str | None = None
     preempt_input: int | None = None
     kill_input: int | None = None
-    after_s: float = 0.0
-    grace_s: float = 30.0
+    after_s: float | None = None
+    grace_s: float | None = None
 
     def arm(self, emulator: Emulator) -> None:
         """Arm them.
 
         Raises:
-            ValueError: for an entry that does not read as above.
+            ValueError: for an entry that does not read as above, or has no effect.
         """
+        if self.after_s is not None and self.preempt_input is None and self.kill_input is None:
+            raise ValueError("--after has an effect with --preempt-input or --kill-input only.")
+        if self.grace_s is not None and self.preempt_input is None:
+            raise ValueError("--grace has an effect with --preempt-input only.")
         if self.delay_starts_s:
             emulator.delay_starts(self.delay_starts_s)
         for entry in self.fail_rpc:
@@ -48,9 +55,10 @@ class RequestedFaults:
         if self.fail_image_builds is not None:
             emulator.fail_image_builds(self.fail_image_builds)
         if self.preempt_input is not None:
-            emulator.preempt_input(self.preempt_input, after_s=self.after_s, grace_s=self.grace_s)
+            grace_s = _DEFAULT_GRACE_S if self.grace_s is None else self.grace_s
+            emulator.preempt_input(self.preempt_input, after_s=self.after_s or 0.0, grace_s=grace_s)
         if self.kill_input is not None:
-            emulator.kill_input(self.kill_input, after_s=self.after_s)
+            emulator.kill_input(self.kill_input, after_s=self.after_s or 0.0)
 
 
 def _assignment(entry: str) -> tuple[str, int]:

@@ -541,3 +541,27 @@ def test_two_thousand_repositories_go_in_one_plan(cache_dir: Path, hub_dir: Path
     assert outcome["deleted"] == 100
     assert delete(cache_dir)["deleted"] == 1900
     assert scan(cache_dir).items == ()
+
+
+def test_the_record_of_its_use_goes_with_a_revision(cache_dir: Path, hub_dir: Path) -> None:
+    write_repo(hub_dir, "org/a", {A: {"x": b"1"}, B: {"x": b"22"}})
+    record_uses(cache_dir, [UsedRevision("org/a", "model", c, 1, True) for c in (A, B)])
+    records = cache_dir / "huggingface" / ".ml-experiments" / "uses" / "models--org--a"
+    delete(cache_dir, f"org/a@{B}")
+    assert [path.stem for path in records.iterdir()] == [A]
+    delete(cache_dir, "org/a")
+    assert not records.exists()
+
+
+def test_records_behind_a_link_are_neither_read_nor_written_nor_deleted(
+    cache_dir: Path, hub_dir: Path, tmp_path: Path
+) -> None:
+    set_age(write_repo(hub_dir, "org/a", {A: {"x": b"1"}}), days=40)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "uses" / "models--org--a").mkdir(parents=True)
+    (elsewhere / "uses" / "models--org--a" / f"{A}.json").write_text('{"last_used": 9e9}')
+    (cache_dir / "huggingface" / ".ml-experiments").symlink_to(elsewhere)
+    before = fingerprint(elsewhere)
+    record_uses(cache_dir, [UsedRevision("org/a", "model", A, 1, True)])
+    assert delete(cache_dir, older_than=timedelta(days=30))["names"] == ["org/a"]
+    assert fingerprint(elsewhere) == before

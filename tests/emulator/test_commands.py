@@ -103,6 +103,8 @@ def test_run_preempts_and_reruns_an_input() -> None:
         (["--limit-gpu", "H100", "--", "true"], "not of the form NAME=NUMBER"),
         (["--fail-rpc", "FunctionMap:x", "--", "true"], "not a whole number"),
         (["--fail-rpc", "Nope", "--", "true"], "not an RPC"),
+        (["--after", "1", "--", "true"], "--after has an effect with --preempt-input or"),
+        (["--kill-input", "1", "--grace", "1", "--", "true"], "--grace has an effect with"),
         (["--", "no-such-program"], 'no command "no-such-program"'),
     ],
 )

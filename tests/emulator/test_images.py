@@ -39,6 +39,15 @@ def test_base_and_python_version_are_recorded(recorded: ImageRecord) -> None:
     assert recorded.python_version == "3.11"
 
 
+def test_commands_with_quotes_and_semicolons_are_recorded(modal_emulator: Emulator) -> None:
+    command = """python -c "import sys; print('it is')" && pip install 'einops>=0.8' tqdm"""
+    image = modal.Image.debian_slim().run_commands(command, "echo it\\'s")
+    app = modal.App("quoted", image=image)
+    app.function()(image_app.download_weights)
+    with app.run():
+        assert modal_emulator.images()[-1].packages[-2:] == ("einops>=0.8", "tqdm")
+
+
 def test_a_requirements_file_is_recorded(modal_emulator: Emulator, tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("einops==0.8.0\n")

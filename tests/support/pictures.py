@@ -61,6 +61,7 @@ class LooksInside(TextToImageExperiment):
             "attention": sorted({type(processor).__name__ for processor in processors}),
             "unet_dtype": str(pipeline.unet.dtype),
             "vae_tiles": pipeline.vae.use_tiling,
+            "compiled": pipeline.unet._compiled_call_impl is not None,
         }
 
 
@@ -255,3 +256,59 @@ def make_lora(backend: LocalBackend, **config: Any) -> Path:
     """Return the file of a new LoRA."""
     result = run_experiment(MakeLora, config, backend=backend, seed=1).raise_for_error()
     return Path(result.load(result.results))
+
+
+class MakeModel:
+    """Writes a pipeline like tiny-digits with a random network, small enough to compile soon.
+
+    With `is_unsafe`, it has a safety checker that finds every picture unsafe.
+    """
+
+    class Config(ExperimentConfig):
+        is_unsafe: bool = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def run(self) -> Path:
+        import torch
+        from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+        torch.manual_seed(0)
+        pipeline = StableDiffusionPipeline.from_pretrained(model_dir(), dtype=torch.float32)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+            cross_attention_dim=64,
+            norm_num_groups=4,
+        )
+        pipeline.register_modules(unet=unet)
+        if self.config.is_unsafe:
+            pipeline.register_modules(**_strict_safety_checker())
+        folder = current_run().output_dir / "model"
+        pipeline.save_pretrained(folder)
+        return folder
+
+
+def _strict_safety_checker() -> dict[str, Any]:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision = {**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(projection_dim=8, vision_config=vision))
+    checker.concept_embeds_weights.data.fill_(-2.0)  # no similarity is below that
+    checker.special_care_embeds_weights.data.fill_(-2.0)
+    square = {"height": 32, "width": 32}
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square)
+    return {"safety_checker": checker, "feature_extractor": processor}
+
+
+def make_model(backend: LocalBackend, **config: Any) -> str:
+    """Return the folder of a new model."""
+    result = run_experiment(MakeModel, config, backend=backend, seed=1).raise_for_error()
+    return str(result.load(result.results))

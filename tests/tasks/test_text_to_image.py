@@ -24,6 +24,7 @@ from tests.support.pictures import (
     PlainDiffusers,
     difference,
     draw,
+    make_model,
     pixels,
 )
 
@@ -200,3 +201,12 @@ def test_a_prompt_longer_than_the_model_reads_is_warned_about(warm_backend: Loca
     result.raise_for_error()
     assert result.run_dir is not None
     assert re.search("truncated", (result.run_dir / "log.txt").read_text())
+
+
+def test_pictures_that_the_model_painted_black_are_marked(warm_backend: LocalBackend) -> None:
+    model = make_model(warm_backend, is_unsafe=True)
+    result = draw(warm_backend, model_name=model, num_images=2)
+    assert pixels(result).max() == 0
+    assert [image["blacked_out"] for image in result.results["images"]] == [True, True]
+    assert result.run_dir is not None
+    assert "safety checker painted 000-" in (result.run_dir / "log.txt").read_text()

@@ -21,6 +21,7 @@ from tests.support.pictures import (
     difference,
     draw,
     make_lora,
+    make_model,
     pixels,
     refusals,
 )
@@ -291,6 +292,31 @@ def test_bad_config_is_refused_before_anything_starts(config: dict[str, Any], me
     given = {"prompt": PROMPT, **config} if config else {}
     with pytest.raises(ConfigError, match=message):
         run_experiment(TextToImageExperiment, given)
+
+
+@pytest.mark.slow
+def test_compiled_network_draws_the_same_at_every_batch_size(warm_backend: LocalBackend) -> None:
+    model = {"model_name": make_model(warm_backend), "num_images": 5}
+    plain = draw(warm_backend, LooksInside, **model)
+    compiled = draw(warm_backend, LooksInside, compile=True, **model)
+    again = draw(warm_backend, LooksInside, compile=True, batch_size=2, **model)
+    assert [run.results["compiled"] for run in (plain, compiled, again)] == [False, True, True]
+    assert difference(pixels(plain), pixels(compiled)) <= 1
+    assert difference(pixels(compiled), pixels(again)) <= 1
+    assert again.results["load_seconds"] == 0
+
+
+@pytest.mark.slow
+def test_compile_without_a_compiler_is_refused(
+    warm_backend: LocalBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(warm_backend)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    with LocalBackend() as backend:
+        (answer,) = refusals(backend, {"model_name": model, "compile": True})
+    assert answer.startswith("setup: ConfigError: compile=true"), answer
+    assert "apt-get install g++" in answer
 
 
 RUN_FIELDS: dict[str, Any] = {

@@ -30,9 +30,9 @@ def test_auto_batch_size_halves_until_it_fits_and_says_so(warm_backend: LocalBac
 def test_running_out_of_host_memory_halves_too(warm_backend: LocalBackend) -> None:
     large = {"num_images": 32, "height": 128, "width": 128, "num_inference_steps": 1}
     with LocalBackend() as backend:  # in whose memory no other test has left room
-        result = draw(backend, LimitedMemory, most_pictures=12, **large).raise_for_error()
-    assert result.results["batch_sizes_out_of_memory"] == [32, 16]
-    assert result.results["batch_size"] == 8
+        result = draw(backend, LimitedMemory, most_pictures=16, **large).raise_for_error()
+    assert result.results["batch_sizes_out_of_memory"] == [32]
+    assert result.results["batch_size"] == 16
     assert difference(pixels(result), pixels(draw(warm_backend, **large))) <= 1
 
 
