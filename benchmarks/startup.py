@@ -1,6 +1,6 @@
 """Start-up: `ml-experiments --help` against `modal --help`, and the import against bare Python.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """See what the Hugging Face cache volume holds, and clear it.
 
-    python examples/cache_management.py                             list
-    python examples/cache_management.py --clear "stabilityai/*"     show what would go
-    python examples/cache_management.py --clear "stabilityai/*" --force     delete it
-    modal run examples/cache_management.py --clear "stabilityai/*"
+python examples/cache_management.py                             list
+python examples/cache_management.py --clear "stabilityai/*"     show what would go
+python examples/cache_management.py --clear "stabilityai/*" --force     delete it
+modal run examples/cache_management.py --clear "stabilityai/*"
 """
 
 import argparse

@@ -56,10 +56,7 @@ def examine() -> list[Check]:
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < (3, 11):
-        return Check("python", False, found, "install Python 3.11 or newer")
-    return Check("python", True, found)
+    return Check("python", True, f"{platform.python_version()} at {sys.executable}")
 
 
 def _gpu() -> Check:
@@ -141,4 +138,3 @@ def _version(package: str) -> str | None:
 
 def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
-

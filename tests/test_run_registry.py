@@ -143,9 +143,7 @@ def test_a_run_whose_process_is_gone_is_an_error_not_running(runs: Path) -> None
     assert row.error is not None
     assert "ended without leaving a result" in row.error
     manifest = folder.read_manifest()
-    (folder.path / "manifest.json").write_text(
-        json.dumps({**manifest, "process": this_process()})
-    )
+    (folder.path / "manifest.json").write_text(json.dumps({**manifest, "process": this_process()}))
     assert registry.rows()[0].status == "running"
 
 

@@ -246,10 +246,15 @@ class ModalBackend(Backend):
 def _build(image: modal.Image) -> None:
     """Build an image, if it isn't yet, and show how that goes."""
     builder = modal.App("ml-experiments-image-build")
-    with platform_errors("build the image"), without_modals_output(), builder.run():
-        # its log is for people: where output is data, on stdout, it must not get between
-        with contextlib.redirect_stdout(sys.stderr), modal.enable_output():
-            image.build(builder)
+    # the log is for people: where output is data, on stdout, it must not get between
+    with (
+        platform_errors("build the image"),
+        without_modals_output(),
+        builder.run(),
+        contextlib.redirect_stdout(sys.stderr),
+        modal.enable_output(),
+    ):
+        image.build(builder)
 
 
 def _tags(spec: RunSpec) -> dict[str, str]:

@@ -114,9 +114,13 @@ class LoadedSources:
     def changed(self) -> bool:
         """Return whether a module's file is not what was imported."""
         now_ns = time.time_ns()
-        for module in list(sys.modules.values()):
+        for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
             if not isinstance(file, str) or file.startswith(self._installed):
+                continue
+            # what an installed package generates, as torch.compile does, isn't anybody's source
+            package = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+            if isinstance(package, str) and package.startswith(self._installed):
                 continue
             modified_ns = _modified_ns(file)
             # seen late, a file may have been edited after its import: then it's newer than this

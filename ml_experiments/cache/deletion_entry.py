@@ -17,7 +17,7 @@ from ml_experiments.cache.disk import (
     undeletable,
 )
 from ml_experiments.cache.items import CachedItem, CachedRevision, Scan
-from ml_experiments.cache.layout import LOCKS_FOLDER
+from ml_experiments.cache.layout import LOCKS_FOLDER, is_real_folder
 from ml_experiments.cache.recorded_uses import use_file
 from ml_experiments.cache.shared_blobs import StoreForecast, stored_file
 
@@ -87,7 +87,8 @@ class DeletionEntry:
         files = stat_files(self.files)
         if not files and not self._folders():
             return 0, "is gone already"
-        if self._now_there() - self.seen:
+        folder = self.item.path if self.item.store != "torch" else self.item.path.parent
+        if not is_real_folder(folder, scan.layout.root) or self._now_there() - self.seen:
             return 0, "has changed since the plan was made; make a new one"
         if (why := self.why_not(in_use)) is not None:
             return 0, why
@@ -116,7 +117,7 @@ class DeletionEntry:
 
     def _read_only(self, files: Files) -> str | None:
         folder = str(self.item.path.parent)
-        if not self.commits and not os.access(folder, os.W_OK | os.X_OK):
+        if self._is_folder and not self.commits and not os.access(folder, os.W_OK | os.X_OK):
             return folder
         return next(undeletable(files), None)
 

@@ -106,7 +106,16 @@ class Control:
     def limit_volume(
         self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
     ) -> None:
-        """Let a volume be full beyond a size or a number of files, in containers started later."""
+        """Let a volume be full beyond a size or a number of files, in containers started later.
+
+        The volume need not exist yet.
+
+        Raises:
+            ValueError: for a negative limit.
+        """
+        for limit in (max_bytes, max_files):
+            if limit is not None and limit < 0:
+                raise ValueError(f"A volume's limit is 0 or more, not {limit}.")
         self._volumes.set_limit(name, max_bytes, max_files)
 
     def clear_faults(self) -> None:

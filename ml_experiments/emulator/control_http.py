@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
-from grpclib import GRPCError
 
 from ml_experiments.emulator.control import Control
 
@@ -81,8 +80,6 @@ def _action(control: Control, name: str) -> _Handler:
             result = getattr(control, name)(**arguments)
         except (LookupError, TypeError, ValueError) as error:
             raise web.HTTPBadRequest(text=f"{name}: {error}") from error
-        except GRPCError as error:
-            raise web.HTTPBadRequest(text=f"{name}: {error.message}") from error
         return web.json_response(result)
 
     return action

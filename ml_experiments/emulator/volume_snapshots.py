@@ -52,7 +52,7 @@ class VolumeSnapshots:
         folder = self._downloads / new_id("download")
         folder.mkdir()
         link_file(source, folder / "file")
-        return source
+        return folder / "file"
 
     def _delete(self, snapshot: Path) -> None:
         del self._users[snapshot]

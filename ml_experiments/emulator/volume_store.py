@@ -7,7 +7,6 @@ from pathlib import Path
 
 from modal_proto import api_pb2
 
-from ml_experiments.emulator.environments import DEFAULT_ENVIRONMENT
 from ml_experiments.emulator.named_objects import NamedObject, NamedObjects
 from ml_experiments.emulator.volume_folder import VolumeFolder
 from ml_experiments.emulator.volume_limit import VolumeLimit
@@ -50,8 +49,7 @@ class VolumeStore:
         return folder
 
     def set_limit(self, name: str, limit: VolumeLimit) -> None:
-        """Limit what the volume of this name can hold, in the containers started from now on."""
-        self.objects.named(name, DEFAULT_ENVIRONMENT)
+        """Limit what a volume of this name, there or yet to come, can hold in new containers."""
         self._limits[name] = limit
 
     def clear_limits(self) -> None:

@@ -103,7 +103,7 @@ class VolumeTransfer:
         self._http.require_signature(request)
         path = self._store.folder / request.match_info["path"]
         start, end = int(request.query["start"]), int(request.query["end"])
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size < end:
             raise web.HTTPGone(text="This download has expired; ask for the file again")
         response = web.StreamResponse(headers={"Content-Length": str(end - start)})
         await response.prepare(request)

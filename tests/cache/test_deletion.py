@@ -428,6 +428,20 @@ def test_a_new_revision_that_took_up_a_planned_blob_is_left_alone(
     assert (repo / "snapshots" / C / "x").read_bytes() == b"22"
 
 
+@pytest.mark.parametrize("pattern", ["org/a", f"org/a@{B}"])
+def test_a_model_that_became_a_link_since_the_plan_is_left_alone(
+    cache_dir: Path, hub_dir: Path, tmp_path: Path, pattern: str
+) -> None:
+    repo = write_repo(hub_dir, "org/a", {A: {"x": b"1"}, B: {"x": b"22"}})
+    plan = plan_deletion(cache_dir, pattern)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(repo, elsewhere)
+    repo.symlink_to(elsewhere)
+    before = fingerprint(elsewhere)
+    assert "has changed since the plan" in plan.execute().failed[0].why
+    assert fingerprint(elsewhere) == before
+
+
 def test_files_that_vanish_under_way_are_not_counted_as_freed(
     cache_dir: Path, hub_dir: Path
 ) -> None:

@@ -115,7 +115,9 @@ def test_a_config_file_is_overridden_from_the_command_line(tmp_path: Path) -> No
 
 
 def test_the_current_folder_is_importable(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("class Mine:\n  def __init__(s, c): 0\n  def run(s): return 5\n")
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n  def __init__(s, c): 0\n  def run(s): return 5\n"
+    )
     done = call("run", "mine.Mine", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["results"] == 5
 

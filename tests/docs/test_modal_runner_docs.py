@@ -90,7 +90,10 @@ def run(command: list[str] | str, environment: dict[str, str], folder: Path) -> 
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=title)
+# the original's first one has a test of its own, below
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("python") if "print(result)" not in b], ids=title
+)
 def test_python_block(block: str, environment: dict[str, str], tmp_path: Path) -> None:
     for gone, present in CHANGED.items():
         block = block.replace(gone, present)

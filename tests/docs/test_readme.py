@@ -52,7 +52,7 @@ def environment(modal_emulator: Emulator) -> dict[str, str]:
 
 @pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
 def test_the_make_targets_exist(target: str) -> None:
-    assert f"make {target}" in README
+    assert f"make {target}" in README + (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     subprocess.run(["make", "--dry-run", target], cwd=PROJECT, check=True, capture_output=True)
 
 
@@ -131,7 +131,11 @@ def test_every_mistake_that_readme_shows_is_told_so() -> None:
     (block,) = (block for block in blocks("text") if block.startswith("$ ml-experiments run"))
     command, *told = block.splitlines()
     done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command[2:].replace("ml-experiments", "ml_experiments"))],
+        [
+            sys.executable,
+            "-m",
+            *shlex.split(command[2:].replace("ml-experiments", "ml_experiments")),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -140,6 +140,7 @@ def test_lookups_that_fail_say_what_there_is(deployed: Path) -> None:
         modal.Function.from_name("undeployed", "answer").hydrate()
 
 
+@pytest.mark.slow
 def test_a_redeployment_runs_the_new_code_and_a_rollback_the_old(
     deployed: Path, run_modal: RunModal
 ) -> None:
@@ -192,6 +193,7 @@ def test_app_stop_ends_a_deployed_app(run_modal: RunModal, modal_emulator: Emula
         modal.Function.from_name("to-be-stopped", "answer").hydrate()
 
 
+@pytest.mark.slow
 def test_a_detached_app_goes_on_until_its_calls_end(
     run_modal: RunModal, modal_emulator: Emulator
 ) -> None:
@@ -229,6 +231,7 @@ def test_ctrl_c_stops_the_app(
     assert modal_emulator.calls("sleep")[-1].inputs[0].status == "terminated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detached", [False, True])
 def test_a_killed_client_ends_its_app_unless_detached(
     detached: bool,
@@ -280,6 +283,7 @@ def test_a_newer_modal_than_tested_is_refused_with_the_range(modal_emulator: Emu
     assert "modal>=1.6.0,<1.7" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_client_without_heartbeats_is_gone_though_connected(tmp_path: Path) -> None:
     with Emulator(heartbeat_limit_s=3.0) as emulator:
         process = subprocess.Popen(
@@ -305,6 +309,7 @@ def test_what_is_not_emulated_says_so(modal_emulator: Emulator) -> None:
         modal.Sandbox.create("true", app=app)
 
 
+@pytest.mark.slow
 def test_environments_are_kept_apart(run_modal: RunModal) -> None:
     run_modal("environment", "create", "staging")
     run_modal("deploy", "--env", "staging", "--name", "only-in-staging", APP)

@@ -68,6 +68,7 @@ def test_run_passes_the_commands_own_options_on() -> None:
     assert done.stdout.strip() == "['--state', 'x', '--help']"
 
 
+@pytest.mark.slow
 def test_run_keeps_state_between_two_runs(tmp_path: Path) -> None:
     state = ["--state", str(tmp_path / "state")]
     done = emulator_run(*state, "--", "modal", "deploy", "deployed_app.py")
@@ -88,6 +89,20 @@ def test_run_arms_the_faults_that_are_asked_for() -> None:
     assert done.stdout.strip() == "T4", done.stderr
 
 
+def test_run_fills_a_volume_that_the_command_creates() -> None:
+    code = (
+        "from disturbed_app import app, fill\n"
+        "with app.run():\n"
+        "    try:\n"
+        "        fill.remote(100_000)\n"
+        "    except OSError as error:\n"
+        "        print(error.strerror)\n"
+    )
+    done = emulator_run("--full-volume", "disturbed=1000", "--", sys.executable, "-c", code)
+    assert done.stdout.strip() == "No space left on device", done.stderr
+
+
+@pytest.mark.slow
 def test_run_preempts_and_reruns_an_input() -> None:
     code = "from disturbed_app import app, nap\nwith app.run():\n    nap.remote(1)\nprint('done')\n"
     faults = ["--preempt-input", "1", "--after", "0.2", "--grace", "5", "--verbose"]
@@ -203,6 +218,7 @@ def test_serve_listens_on_loopback_only(
         socket.create_connection((own_address, port), timeout=5)
 
 
+@pytest.mark.slow
 def test_the_pytest_plugin_serves_a_users_own_tests(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         'pytest_plugins = ["ml_experiments.emulator.pytest_plugin"]\n'

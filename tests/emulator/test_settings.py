@@ -168,6 +168,7 @@ def test_max_containers_bound_how_many_run(modal_emulator: Emulator) -> None:
     assert len(set(limited.starmap([()] * 20))) == 1
 
 
+@pytest.mark.slow
 def test_an_idle_container_ends_after_the_scaledown_window(modal_emulator: Emulator) -> None:
     task_id = settings.task_id.with_options(scaledown_window=2).remote()
 

@@ -157,6 +157,11 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path) -> None:
             observed.train(**change)
 
 
+def test_training_that_diverges_ends_with_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"autoencoder is nan at step .*learning rate"):
+        Observed(tmp_path).train(vae_learning_rate=1e30)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected_steps"),
     [

@@ -57,8 +57,8 @@ unrounded.
 ```
 
 Then the folder `artifacts/{output_name}` of the run was copied here. Training took \
-{training_minutes:.0f} minutes by the clock on {threads}, beside other work. On the same kind of CPU with the same versions \
-({versions}) the command gives the same weights again; elsewhere floating point rounds \
+{training_minutes:.0f} minutes by the clock on {threads}. On the same kind of CPU with the same \
+versions ({versions}) the command gives the same weights again; elsewhere floating point rounds \
 differently, and the numbers above vary a little.
 
 - Autoencoder: `AutoencoderKL`, channels 8-16-32, latents 4x8x8, {autoencoder:,} parameters; \

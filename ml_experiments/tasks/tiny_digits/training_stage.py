@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -78,6 +79,10 @@ class TrainingStage:
 
         Returns:
             The trained network, averaged if the stage averages.
+
+        Raises:
+            ConfigError: If the checkpoint is that of another training.
+            FloatingPointError: If the loss is no longer a finite number.
         """
         run = current_run()
         checkpoint = run.checkpoint_dir / f"{self.plan.name}.pt"
@@ -88,14 +93,22 @@ class TrainingStage:
             losses = self._step(compute_losses)
             self.seconds += time.perf_counter() - started
             last = self.done == self.plan.steps
+            if last or self.done % self.plan.log_every_steps == 0:
+                self._report(losses)
             if last or self.done % self.plan.checkpoint_every_steps == 0:
                 self._save(checkpoint)
-            if last or self.done % self.plan.log_every_steps == 0:
-                metrics = {f"{self.plan.name}_{name}": x.item() for name, x in losses.items()}
-                run.log(metrics, step=self.done)
             run.progress(self.done, self.plan.steps, text=f"training the {self.plan.name}")
         trained = self.network if self.average is None else self.average.module
         return trained.eval().requires_grad_(False)
+
+    def _report(self, losses: Losses) -> None:
+        metrics = {f"{self.plan.name}_{name}": value.item() for name, value in losses.items()}
+        current_run().log(metrics, step=self.done)
+        if not math.isfinite(losses["loss"]):
+            raise FloatingPointError(
+                f"the loss of the {self.plan.name} is {losses['loss'].item()} at step {self.done}; "
+                f"lower its learning rate, which is {self.plan.learning_rate:g}"
+            )
 
     def _step(self, compute_losses: Callable[[torch.Generator], Losses]) -> Losses:
         losses = compute_losses(self.generator)
