@@ -56,9 +56,17 @@ def modal_credentials_source() -> str | None:
     return str(file) if has_token else None
 
 
-def worker_environment(gpu: str | None) -> dict[str, str]:
-    """Return the environment of a local worker process: this one's, with its GPU."""
+def worker_environment(gpu: str | None, threads: int | None) -> dict[str, str]:
+    """Return the environment of a local worker process: this one's, with its GPU and threads.
+
+    Args:
+        gpu: What CUDA_VISIBLE_DEVICES is set to, when there is one.
+        threads: What OMP_NUM_THREADS is set to, unless the user has set it: workers that each
+            start a thread per core wait for each other in busy loops.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     return environment
@@ -73,6 +81,11 @@ def git_environment() -> dict[str, str]:
         if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
     }
     return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+
+
+def container_environment() -> dict[str, str]:
+    """Return all variables of a Modal container: the image's, and the values of its secrets."""
+    return dict(os.environ)
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

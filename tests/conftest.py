@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# tests run side by side: threads of torch that wait in busy loops would starve each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # one local Modal server for all tests of a worker process: `modal_emulator`
 pytest_plugins = ["ml_experiments.emulator.pytest_plugin"]

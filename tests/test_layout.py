@@ -17,13 +17,13 @@ PACKAGE = Path(ml_experiments.__file__).parent
 # each layer may import from itself and from those below it
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "core", "__main__"),
-    ("runner", "doctor", "observers", "log_relay"),
+    ("runner", "doctor", "observers"),
     ("backends", "run_registry"),
     ("preflight", "gpu_image"),
     ("execution", "cache"),
     ("failures", "run_folder", "seeding", "resource_use", "config"),
     ("experiment", "experiment_path", "provenance", "code_memory", "runs"),
-    ("results", "redaction", "gpus", "pricing", "code_state"),
+    ("results", "redaction", "gpus", "pricing", "code_state", "log_relay"),
     ("files", "suggestions"),
     ("errors", "settings"),
 )

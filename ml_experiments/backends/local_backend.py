@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ class LocalBackend(Backend):
 
     Args:
         max_workers: How many runs at a time; by default one per GPU, or one without any.
+            Several share the cores evenly (OMP_NUM_THREADS, unless it is set).
     """
 
     name: ClassVar[str] = "local"
@@ -40,7 +42,8 @@ class LocalBackend(Backend):
             raise BackendError(f"max_workers is {max_workers}; it must be at least 1")
         gpus = list_gpus()
         count = max_workers or max(1, len(gpus))
-        self._slots = [_Slot(gpus[i % len(gpus)] if gpus else None) for i in range(count)]
+        threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None
+        self._slots = [_Slot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)]
         self._free = list(self._slots)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="local-run")
@@ -115,15 +118,16 @@ class LocalRunHandle(RunHandle):
 class _Slot:
     """A place for one worker process, with its GPU."""
 
-    def __init__(self, gpu: str | None) -> None:
-        self.gpu = gpu
+    def __init__(self, gpu: str | None, threads: int | None) -> None:
+        self._gpu = gpu
+        self._threads = threads
         self.last_experiment: str | None = None
         self._worker: WorkerProcess | None = None
 
     def worker(self, log_file: Path) -> WorkerProcess:
         """Return the slot's worker, started if there is none."""
         if self._worker is None:
-            self._worker = WorkerProcess(self.gpu, log_file)
+            self._worker = WorkerProcess(self._gpu, self._threads, log_file)
         return self._worker
 
     def drop(self) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import secrets as random_tokens
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from ml_experiments.execution import WarmExperiment, execute_run
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
-from ml_experiments.settings import runs_dir, secret_values
+from ml_experiments.settings import container_environment, runs_dir, secret_values
 
 # next to this package; searched for the experiment only, not by the container as a whole: a
 # user's random.py must not hide the standard one from it
@@ -61,12 +60,12 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     spec = _here(RunSpec.from_dict(request["spec"]))
     volume = modal.Volume.from_name(RUNS_VOLUME)
     _see_earlier_attempts(volume, spec.run_id)
-    hidden = (*secret_values(), *attached_values(os.environ), *request["secrets"])
+    hidden = (*secret_values(), *attached_values(container_environment()), *request["secrets"])
     folder = _open_folder(spec, request["manifest"], Redactor(hidden))
     if folder.result_file.exists():  # it had ended when its container was taken away
         return _portable(folder.read_result())
     output = _container_output()
-    output.send({"event": "started", "container": os.environ.get("MODAL_TASK_ID", "")})
+    output.send({"event": "started"})
     try:
         with output.capture(folder.log_file, hidden):
             result = execute_run(
@@ -78,12 +77,15 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
                 secrets=hidden,
             )
     except BaseException:
-        # a preempted run goes on from its checkpoints, a cancelled one keeps what it has
-        volume.commit()
+        # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
+        # interrupt has to go on in any case, for Modal acts on it
+        failure = _commit(volume)
+        if failure is not None:
+            logger.warning("what the run has left was not stored: %s", failure)
         raise
-    result = _commit(volume, result)
+    failure = _commit(volume)
     output.send({"event": "finished"})
-    return _portable(result)
+    return _portable(result if failure is None else _not_stored(result, failure))
 
 
 def list_cached_models() -> list[str]:
@@ -101,7 +103,7 @@ def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]
     """Do one of `OPERATIONS` to the cache volume, as it is now, and keep what has changed."""
     volume = modal.Volume.from_name(CACHE_VOLUME)
     volume.reload()
-    cache_dir = Path(os.environ["HF_HOME"]).parent
+    cache_dir = Path(container_environment()["HF_HOME"]).parent
     outcome = OPERATIONS[operation](cache_dir, **arguments)
     volume.commit()
     return outcome
@@ -155,19 +157,24 @@ def _is_on_volume(volume: modal.Volume, run_id: str) -> bool:
         return False
 
 
-def _commit(volume: modal.Volume, result: RunResult) -> RunResult:
+def _commit(volume: modal.Volume) -> Exception | None:
+    """Store what was written to the volume; return what went wrong."""
     try:
         volume.commit()
     except (modal.exception.Error, RuntimeError) as e:
-        error = RunError(
-            ErrorKind.INFRASTRUCTURE,
-            type(e).__name__,
-            f"the run ended with status {result.status}, but the volume {RUNS_VOLUME} did not "
-            f"take its files: {e}",
-            hint=f"free space: modal volume rm -r {RUNS_VOLUME} RUN_ID",
-        )
-        return dataclasses.replace(result, status=RunStatus.ERROR, error=result.error or error)
-    return result
+        return e
+    return None
+
+
+def _not_stored(result: RunResult, failure: Exception) -> RunResult:
+    error = RunError(
+        ErrorKind.INFRASTRUCTURE,
+        type(failure).__name__,
+        f"the run ended with status {result.status}, but the volume {RUNS_VOLUME} did not take "
+        f"its files: {failure}",
+        hint=f"free space, as with: modal volume rm -r {RUNS_VOLUME} RUN_ID",
+    )
+    return dataclasses.replace(result, status=RunStatus.ERROR, error=result.error or error)
 
 
 def _portable(result: RunResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 import tempfile
 import threading
@@ -260,4 +261,7 @@ def _build(image: modal.Image) -> None:
 def _tags(spec: RunSpec) -> dict[str, str]:
     """Return the tags by which Modal's dashboard and billing report find a run."""
     experiment = spec.experiment.rpartition(":")[2].rpartition(".")[2]
-    return {"run_id": spec.run_id, "experiment": experiment[:63]}
+    return {
+        "run_id": spec.run_id,
+        "experiment": re.sub(r"[^\w.-]", "_", experiment, flags=re.A)[:63],
+    }

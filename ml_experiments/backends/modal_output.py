@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_experiments import log_relay
 from ml_experiments.log_relay import EVENT_MARK
+from ml_experiments.settings import container_environment
 
 
 class ContainerOutput:
@@ -27,7 +28,10 @@ class ContainerOutput:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", log_relay.__name__, f"{read_end}", f"{theirs.fileno()}"],
                 pass_fds=(read_end, theirs.fileno()),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **container_environment(),
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
             )
         os.close(read_end)
         self._replies = self._control.makefile("rb")

@@ -26,7 +26,7 @@ _READ_SIZE = 1 << 16
 class WorkerProcess:
     """One worker process and the connection to it."""
 
-    def __init__(self, gpu: str | None, log_file: Path) -> None:
+    def __init__(self, gpu: str | None, threads: int | None, log_file: Path) -> None:
         self.gpu = gpu
         self._connection, theirs = socket.socketpair()
         self._received = b""
@@ -38,7 +38,7 @@ class WorkerProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(gpu),
+                env=worker_environment(gpu, threads),
                 start_new_session=True,
             )
 

@@ -70,6 +70,8 @@ class PlainDisplay(PrintLogs):
         if not total:
             return
         share = done / total
+        if share < self._shown.get(spec.run_id, 0.0):  # a new stage counts from the start
+            self._shown[spec.run_id] = 0.0
         if share - self._shown.get(spec.run_id, 0.0) >= _STEP_SHARE or share >= 1:
             self._shown[spec.run_id] = share
             with self._lock:

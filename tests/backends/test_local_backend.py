@@ -407,6 +407,23 @@ def test_gpus_are_given_out_one_per_worker(monkeypatch: pytest.MonkeyPatch, tmp_
     assert seen == {"3", "5"}
 
 
+def test_workers_share_the_cores_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "counts.py").write_text(
+        "import os\ndef threads(config):\n    return os.environ.get('OMP_NUM_THREADS')\n"
+    )
+    path, cores = f"{tmp_path}/counts.py:threads", os.cpu_count() or 1
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with LocalBackend() as backend:
+        assert run_experiment(path, backend=backend).results is None
+    with LocalBackend(max_workers=2) as backend:
+        assert run_experiment(path, backend=backend).results == str(max(1, cores // 2))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with LocalBackend(max_workers=2) as backend:
+        assert run_experiment(path, backend=backend).results == "7"
+
+
 def test_a_gpu_type_cannot_be_asked_for_here(backend: LocalBackend) -> None:
     with pytest.raises(BackendError, match="this machine's own GPUs"):
         run_experiment(Plain, {}, backend=backend, gpu="a10g")

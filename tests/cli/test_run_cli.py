@@ -206,6 +206,18 @@ def test_progress_is_shown_on_a_terminal() -> None:
     assert b"success" in shown
 
 
+def test_progress_of_a_second_stage_is_shown_too(tmp_path: Path) -> None:
+    (tmp_path / "stages.py").write_text(
+        "from ml_experiments import current_run\n"
+        "def stages(config):\n"
+        "    for stage in ('first', 'second'):\n"
+        "        for step in range(1, 5):\n"
+        "            current_run().progress(step, 4, text=stage)\n"
+    )
+    shown = call("run", f"{tmp_path}/stages.py:stages", "--name", "x").stderr.splitlines()
+    assert shown == [f"x: {n}/4 {stage}" for stage in ("first", "second") for n in range(1, 5)]
+
+
 def test_secrets_are_in_no_record(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_TOKEN", "tok-5f4dcc3b5aa765d61d83")
     for note in ("", "raise"):
