@@ -61,7 +61,7 @@ def bare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 experiment = app.function(
-    image=image,
+    image=image.add_local_file(__file__, f"/root/{Path(__file__).name}"),
     gpu="A10",
     max_containers=1,
     volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
@@ -86,6 +86,7 @@ def seconds_per_input(function: Any, inputs: list[Any]) -> float:
     outputs = list(function.map(inputs))
     took = time.perf_counter() - started
     assert len(outputs) == len(inputs)
+    assert all(output.get("status", "success") == "success" for output in outputs)
     return took / len(inputs)
 
 

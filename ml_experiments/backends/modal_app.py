@@ -91,7 +91,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
 def list_cached_models() -> list[str]:
     """Return the names of the models in the cache."""
     found = cache_operation("list", {"kind": "model"})
-    return [item["name"] for item in found["items"]]
+    return sorted({item["name"] for item in found["items"]})
 
 
 def clear_cache(pattern: str | None, force: bool) -> dict[str, Any]:
@@ -104,9 +104,10 @@ def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]
     volume = modal.Volume.from_name(CACHE_VOLUME)
     volume.reload()
     cache_dir = Path(container_environment()["HF_HOME"]).parent
-    outcome = OPERATIONS[operation](cache_dir, **arguments)
-    volume.commit()
-    return outcome
+    try:
+        return OPERATIONS[operation](cache_dir, **arguments)
+    finally:
+        volume.commit()  # also what a download that failed has finished
 
 
 def _here(spec: RunSpec) -> RunSpec:

@@ -32,6 +32,7 @@ TOOLKIT_BASE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
 # what this package needs wherever it runs; a test compares them with pyproject.toml
 CORE_PACKAGES = (
     "click",
+    "httpx2",
     "huggingface-hub",
     "modal",
     "omegaconf",
@@ -40,6 +41,7 @@ CORE_PACKAGES = (
     "pydantic",
     "pyyaml",
     "rich",
+    "tqdm",
     "wrapt",
 )
 NOT_SHIPPED = ["**/__pycache__/**"]

@@ -179,16 +179,18 @@ def stats(runs_dir: str | None, as_json: bool) -> None:
 
 
 def _call(operation: str, local: bool, cache_dir: str | None, **arguments: Any) -> dict[str, Any]:
-    """Do it to this machine's cache; what comes back is JSON, as it would be from a container."""
-    from ml_experiments.cache import OPERATIONS, this_machine
+    """Do it to the cache volume on Modal, or to this machine's cache; the answer is JSON."""
+    if local:
+        from ml_experiments.cache import OPERATIONS, this_machine
 
-    if cache_dir is not None and not local:
+        folder = this_machine() if cache_dir is None else cache_dir
+        return OPERATIONS[operation](cache_dir=folder, **arguments)
+    if cache_dir is not None:
         raise click.UsageError("--cache-dir names a folder of this machine: add --local")
-    if not local:
-        raise click.UsageError("give --local: this command acts on this machine's cache")
-    return OPERATIONS[operation](
-        cache_dir=this_machine() if cache_dir is None else cache_dir, **arguments
-    )
+    from ml_experiments.backends.modal_cache import call_cache_operation
+
+    on_progress = arguments.pop("on_progress", None)
+    return call_cache_operation(operation, arguments, on_progress)
 
 
 def _print(data: dict[str, Any], as_json: bool, print_tables: Any) -> None:

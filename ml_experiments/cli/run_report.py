@@ -28,7 +28,8 @@ def print_report(result: RunResult) -> None:
         rows.append(("peak memory", _peak_memory(result.environment)))
     if result.cost:
         rows.append(("cost", _cost(result.cost)))
-    rows.extend(_result_rows(result))
+    shown = {name for name, _ in rows}
+    rows.extend((name, text) for name, text in _result_rows(result) if name not in shown)
     if result.run_dir is not None:
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))

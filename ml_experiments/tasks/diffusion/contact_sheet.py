@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -94,7 +96,7 @@ def _resized(picture: Image.Image) -> Image.Image:
 
 
 def _write_label(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
-    font = ImageFont.load_default(_TEXT_SIZE)
+    font = _font(_TEXT_SIZE)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -114,7 +116,7 @@ def _write_line(
 ) -> None:
     """Write a line of text, cut to a width in pixels."""
     text = text[:_LONGEST_LINE]
-    font = ImageFont.load_default(size)
+    font = _font(size)
     shown = text
     while shown and font.getlength(shown) > width:
         text = text[:-1]
@@ -122,3 +124,8 @@ def _write_line(
         if not text:
             return
     pen.text(place, shown, fill=ink, font=font)
+
+
+@functools.cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)  # reads the whole font anew on each call

@@ -1,0 +1,86 @@
+"""`ml-experiments cache` on the volume: real containers of the emulator, a real Hub download."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import modal
+import pytest
+
+from ml_experiments.emulator import Emulator
+from tests.support.hub_server import HubServer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub(modal_emulator: Emulator) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.add_repo("org/one", {"config.json": b"{}", "model.bin": b"x" * 3_000_000})
+        server.add_repo("org/closed", {"config.json": b"{}"}, gated=True)
+        # containers get the address of the Hub as they would get a token
+        modal.Secret.objects.create("huggingface-secret", server.environment())
+        yield server
+        modal.Secret.objects.delete("huggingface-secret", allow_missing=True)
+
+
+def call(emulator: Emulator, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "cache", *arguments],
+        env={**os.environ, **emulator.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def answer(emulator: Emulator, *arguments: str) -> Any:
+    done = call(emulator, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def names(found: Any) -> list[str]:
+    return [item["name"] for item in found["items"]]
+
+
+def test_pull_list_clear_list(modal_emulator: Emulator, hub: HubServer) -> None:
+    pulled = answer(modal_emulator, "pull", "org/one")
+    assert pulled["name"] == "org/one"
+    assert names(answer(modal_emulator, "list")) == ["org/one"]
+    [item] = answer(modal_emulator, "show", "org/one")["items"]
+    assert item["bytes"] >= 3_000_000
+    assert answer(modal_emulator, "verify")["problems"] == []
+    plan = answer(modal_emulator, "clear", "org/*", "--dry-run")
+    assert (plan["names"], plan["dry_run"]) == (["org/one"], True)
+    assert names(answer(modal_emulator, "list")) == ["org/one"]
+    outcome = answer(modal_emulator, "clear", "org/*", "--yes")
+    assert outcome["names"] == plan["names"]
+    assert outcome["freed_mb"] == plan["freed_mb"]
+    assert names(answer(modal_emulator, "list")) == []
+
+
+def test_a_gated_model_is_told_at_once(modal_emulator: Emulator, hub: HubServer) -> None:
+    done = call(modal_emulator, "pull", "org/closed")
+    assert done.returncode == 2
+    assert "gated" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_gpu_is_asked_for(modal_emulator: Emulator, hub: HubServer) -> None:
+    answer(modal_emulator, "list")
+    function = modal_emulator.functions("stream_cache_operation")[-1]
+    assert function.gpus == ()
+    assert set(function.volumes) == {"/cache"}
+
+
+def test_a_folder_of_this_machine_needs_local(modal_emulator: Emulator) -> None:
+    done = call(modal_emulator, "list", "--cache-dir", "/somewhere")
+    assert done.returncode == 2
+    assert "--local" in done.stderr
