@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import gc
 import json
+import logging
 import platform
 import signal
 import socket
@@ -19,10 +20,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TextIO
 
 from ml_experiments import experiment as experiment_module
+from ml_experiments.cache import CacheWatch, UsedRevision, record_uses, this_machine
 from ml_experiments.config import call_function, config_for, secret_config_values
 from ml_experiments.errors import SoftTimeout, UnportableResultError
 from ml_experiments.experiment import Experiment, RunContext
@@ -37,6 +40,8 @@ from ml_experiments.runs import RunError, RunResult, RunSpec, RunStatus
 from ml_experiments.seeding import seed_everything
 from ml_experiments.settings import secret_values
 
+logger = logging.getLogger(__name__)
+
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 
@@ -47,6 +52,7 @@ class WarmExperiment:
 
     instance: Experiment | None = None
     key: str = ""
+    models: tuple[UsedRevision, ...] = ()  # what its setup() loaded
 
     def take(self, target: type[Experiment], spec: RunSpec, config: Any) -> tuple[Experiment, bool]:
         """Return an instance with this config, and whether it still needs `setup()`."""
@@ -62,7 +68,7 @@ class WarmExperiment:
         """Let go of the instance and the memory that it holds."""
         if self.instance is None:
             return
-        self.instance, self.key = None, ""
+        self.instance, self.key, self.models = None, "", ()
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -96,7 +102,7 @@ def execute_run(
     reset_peak_memory()
     try:
         attempt.note_start()
-        with attempt.context(), soft_timeout(spec.soft_timeout_s) as timer:
+        with attempt.watch, attempt.context(), soft_timeout(spec.soft_timeout_s) as timer:
             value = attempt.call()
         attempt.keep(value)
         if timer.fired:
@@ -130,6 +136,7 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         self.redactor = Redactor(self.secrets)
+        self.watch = CacheWatch(_cache_dir())
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
@@ -164,6 +171,9 @@ class _Attempt:
         instance, is_new = self.warm.take(target, self.spec, config)
         if is_new:
             instance.setup()
+            self.warm.models = tuple(
+                dataclasses.replace(model, hit=True) for model in self.watch.used()
+            )
         return instance
 
     def keep(self, value: Any) -> None:
@@ -179,6 +189,7 @@ class _Attempt:
 
     def finish(self, total_s: float) -> RunResult:
         """Write result.json and return it as written."""
+        self._note_models()
         if self.status is not RunStatus.SUCCESS:
             self.warm.drop()
         result = RunResult(
@@ -201,6 +212,24 @@ class _Attempt:
         except OSError as e:  # a full disk: the outcome travels without a copy on disk
             self.fail(e)
             return dataclasses.replace(result, status=self.status, error=self.error)
+
+    def _note_models(self) -> None:
+        """Name in the manifest the exact weights, and in the cache that they were used."""
+        own = self.watch.used()
+        seen = {(model.kind, model.repo_id, model.revision) for model in own}
+        kept = [m for m in self.warm.models if (m.kind, m.repo_id, m.revision) not in seen]
+        models = (*own, *kept)
+        if not models:
+            return
+        try:
+            record_uses(_cache_dir(), models)
+            manifest = {
+                **self.folder.read_manifest(),
+                "cached_models": [model.to_dict() for model in models],
+            }
+            self.folder.write_manifest(manifest, self.redactor)
+        except OSError as e:  # a full disk or a read-only cache: the result matters more
+            logger.warning("which models the run used was not recorded: %s", e)
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -269,6 +298,11 @@ def soft_timeout(seconds: float | None) -> Iterator[SoftTimer]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@functools.cache
+def _cache_dir() -> Path:
+    return this_machine()
 
 
 @functools.cache

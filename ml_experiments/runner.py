@@ -12,10 +12,11 @@ from typing import Any, TypedDict, Unpack
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, Observer, RunHandle
 from ml_experiments.code_memory import CodeMemory
-from ml_experiments.config import secret_config_values, validate_config
+from ml_experiments.config import config_for, secret_config_values, validate_config
 from ml_experiments.errors import ConfigError, Error
 from ml_experiments.experiment import Experiment
 from ml_experiments.experiment_path import load_experiment, parse_experiment_path, path_of
+from ml_experiments.hub_models import hub_models
 from ml_experiments.observers import PrintLogs
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder, this_process
@@ -37,6 +38,7 @@ class RunOptions(TypedDict, total=False):
         gpu: A GPU type, count or fallback list, such as `h100:2` or `h100,a100-80gb`.
         name: What the run is called in lists.
         tags: Recorded with the run.
+        prefetch: Download the models that the config names first, before a GPU is paid for.
     """
 
     timeout_s: float | None
@@ -44,6 +46,7 @@ class RunOptions(TypedDict, total=False):
     gpu: str | None
     name: str | None
     tags: Mapping[str, str] | None
+    prefetch: bool
 
 
 def run_experiment(
@@ -100,6 +103,8 @@ def submit_experiment(
 ) -> RunHandle:
     """Start a run on an open backend and return at once; see `run_experiment`."""
     prepared = prepare_run(experiment, config, backend=backend, **options)
+    if options.get("prefetch"):
+        prefetch_models(prepared, backend=backend, observer=observer)
     return submit_run(prepared, backend=backend, runs_dir=runs_dir, observer=observer)
 
 
@@ -137,6 +142,22 @@ def prepare_run(
     )
     spec = backend.check(spec)
     return PreparedRun(spec, (*secret_values(), *secret_config_values(config_object)))
+
+
+def prefetch_models(
+    prepared: PreparedRun, *, backend: Backend, observer: Observer | None = None
+) -> tuple[str, ...]:
+    """Download the models that a run's config names, before its clock starts; return their names.
+
+    Raises:
+        CacheError: If one can't be downloaded; nothing was started.
+    """
+    spec = prepared.spec
+    target = load_experiment(spec.experiment, spec.import_paths)
+    models = hub_models(target, config_for(target, spec.config), spec.config)
+    for model in models:
+        backend.prefetch(model, observer or _PRINT_LOGS, spec)
+    return models
 
 
 def submit_run(

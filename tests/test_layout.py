@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("preflight", "gpu_image"),
     ("execution", "cache"),
     ("failures", "run_folder", "seeding", "resource_use", "config"),
-    ("experiment", "experiment_path", "provenance", "code_memory", "runs"),
+    ("experiment", "experiment_path", "provenance", "code_memory", "runs", "hub_models"),
     ("results", "redaction", "gpus", "pricing", "code_state", "log_relay"),
     ("files", "suggestions"),
     ("errors", "settings"),

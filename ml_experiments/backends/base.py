@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from ml_experiments.cache import pull, this_machine
 from ml_experiments.errors import BackendError
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import PreparedRun, RunResult, RunSpec
@@ -77,6 +78,16 @@ class Backend(ABC):
             Error: If the run could not work.
         """
         return spec
+
+    def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
+        """Download a model of the Hub, `org/name[@revision]`, to where the run will look for it.
+
+        Raises:
+            CacheError: If it can't be downloaded.
+        """
+        observer.notice(spec, f"downloading {model}")
+        name, _, revision = model.partition("@")
+        pull(name, cache_dir=this_machine(), revision=revision or None)
 
     @abstractmethod
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:

@@ -18,6 +18,7 @@ import modal
 
 from ml_experiments.backends import modal_app
 from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.modal_cache import call_cache_operation
 from ml_experiments.backends.modal_errors import platform_errors, require_token
 from ml_experiments.backends.modal_image import (
     CACHE_MOUNT,
@@ -121,6 +122,12 @@ class ModalBackend(Backend):
         check_imports(import_closure(spec), self._additions_for(spec))
         self._find_secrets()
         return spec
+
+    def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
+        """Download a model into the cache volume, in a container without a GPU."""
+        observer.notice(spec, f"downloading {model} to the cache volume, without a GPU")
+        name, _, revision = model.partition("@")
+        call_cache_operation("pull", {"name": name, "revision": revision or None})
 
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Freeze the run's source and hand it over; returns at once."""

@@ -41,6 +41,7 @@ EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 @click.option("--cpu", type=float, help="CPU cores on Modal.")
 @click.option("--memory", "memory_gib", type=float, help="Memory on Modal, in GiB.")
 @click.option("--cuda-toolkit", is_flag=True, help="Modal image with nvcc, to compile kernels.")
+@click.option("--prefetch", is_flag=True, help="Download the models that the config names first.")
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
@@ -60,6 +61,7 @@ def run(
     cpu: float | None,
     memory_gib: float | None,
     cuda_toolkit: bool,
+    prefetch: bool,
     dry_run: bool,
     as_json: bool,
     debug: bool,
@@ -75,7 +77,7 @@ def run(
     from ml_experiments.backends import open_backend
     from ml_experiments.config import load_config
     from ml_experiments.redaction import Redactor
-    from ml_experiments.runner import prepare_run, submit_run
+    from ml_experiments.runner import prefetch_models, prepare_run, submit_run
 
     config = load_config(config_file, overrides)
     backend_name = backend or ("modal" if gpu else "local")
@@ -108,9 +110,13 @@ def run(
             record = Redactor(prepared.secrets).redact_json(prepared.spec.to_dict())
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
-        result = follow(
-            lambda observer: submit_run(prepared, backend=opened, observer=observer), as_json
-        )
+
+        def start(observer: Observer) -> RunHandle:
+            if prefetch:
+                prefetch_models(prepared, backend=opened, observer=observer)
+            return submit_run(prepared, backend=opened, observer=observer)
+
+        result = follow(start, as_json)
     return report(result, as_json)
 
 

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 MS_RDONLY, MS_BIND, MS_REC, MS_SLAVE = 0x1, 0x1000, 0x4000, 0x80000
 MNT_DETACH = 2
+PR_SET_PDEATHSIG = 1
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_ATTR_RDONLY = 0x1
 # the same on every architecture for newer calls; pivot_root is older
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> None:
         if plan["root"] is not None:
             enter(plan)
         os.chdir(plan["working_folder"])
+        _die_with_the_server()
         os.execv(arguments[2], arguments[2:])
     else:
         remount(int(arguments[1]), arguments[2])
@@ -128,6 +131,12 @@ def mount(
     data = None if options is None else os.fsencode(options)
     result = _libc.mount(*arguments, ctypes.c_ulong(flags), data)
     _check(result, "mount", f"{source} at {target}")
+
+
+def _die_with_the_server() -> None:
+    """Let the kernel kill the container when the server is killed and can't do it itself."""
+    if sys.platform == "linux":
+        _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl", "parent death signal")
 
 
 def _unshare(*, user_namespace: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
@@ -110,6 +111,13 @@ class TextToImageExperiment(Experiment):
                     "use dtype=auto or bfloat16"
                 )
             return self
+
+    @classmethod
+    def hub_models(cls, config: Config) -> list[str]:
+        """Return what `setup()` would download: the model, unless it's a folder or comes along."""
+        if config.model_name == "tiny-digits" or Path(config.model_name).exists():
+            return []
+        return [f"{config.model_name}@{config.revision}" if config.revision else config.model_name]
 
     config: Config
     setup_fields: ClassVar[tuple[str, ...]] = (

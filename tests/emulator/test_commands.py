@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ml_experiments.emulator import Emulator
+from tests.support.waiting import wait_until
 
 MODAL_APPS = Path(__file__).parent / "modal_apps"
 COMMAND = [
@@ -203,6 +206,41 @@ def test_serve_prints_exports_that_work_and_stops_on_sigint(
     assert "the answer times n: 84" in done.stdout, done.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of the killed")
+def test_containers_do_not_outlive_a_killed_server(
+    served: tuple[subprocess.Popen[str], dict[str, str]],
+) -> None:
+    process, exports = served
+    code = (
+        "import modal, disturbed_app\n"
+        "disturbed_app.app.deploy()\n"
+        "modal.Function.from_name('disturbed', 'nap').spawn(600)\n"
+    )
+    environment = {**os.environ, **exports}
+    subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=MODAL_APPS, timeout=120, check=True
+    )
+
+    def running_pids() -> list[int]:
+        request = urllib.request.Request(
+            f"{exports['MODAL_EMULATOR_CONTROL_URL']}/containers",
+            headers={"Authorization": f"Bearer {exports['MODAL_TOKEN_SECRET']}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return [each["pid"] for each in json.load(answer) if each["running_input_ids"]]
+
+    wait_until(running_pids, "the start of the input")
+    [pid] = running_pids()
+    process.kill()
+    wait_until(lambda: not is_alive(pid), "the end of the container")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ended may be waiting for its parent to notice."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_serve_listens_on_loopback_only(
