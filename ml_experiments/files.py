@@ -12,8 +12,12 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name, through fsync and rename, once the block has ended well.
+def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that takes its name, by a rename, once the block has ended well.
+
+    Args:
+        path: The file.
+        durable: Whether the content has to outlive a power cut too (fsync).
 
     Raises:
         OSError: If it can't be written; the old file is then untouched.
@@ -22,8 +26,9 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -40,7 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_json_atomically(path: Path, data: Any) -> None:
-    """Write strict JSON atomically."""
+def write_json_atomically(path: Path, data: Any, *, durable: bool = True) -> None:
+    """Write strict JSON atomically; see `open_atomically`."""
     text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, text.encode("utf-8", "backslashreplace") + b"\n")
+    with open_atomically(path, durable=durable) as file:
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")

@@ -135,7 +135,8 @@ class RunFolder:
 
     def write_manifest(self, manifest: dict[str, Any], redactor: Redactor) -> None:
         """Replace the manifest."""
-        write_json_atomically(self.path / "manifest.json", redactor.redact_json(manifest))
+        data = redactor.redact_json(manifest)
+        write_json_atomically(self.path / "manifest.json", data, durable=False)
 
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
         """Write the outcome, secrets left out, and return it as it was written."""

@@ -62,7 +62,11 @@ def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
     """Compare a plain copy with the signatures of its last commit."""
     found = ChangeSet()
     for path, entry in walk(view):
-        status = entry.stat(follow_symlinks=False)
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            # the container deletes while we look: what was committed of it goes, too
+            continue
         found.signatures[path] = signature_of(status)
         if committed.get(path) != found.signatures[path]:
             found.changes.append(change_to(path, Path(entry.path), status))

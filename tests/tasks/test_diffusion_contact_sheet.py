@@ -45,10 +45,10 @@ def test_pictures_of_one_prompt_fill_a_square_at_most_eight_wide(
 @pytest.mark.parametrize(
     ("size", "shown"),
     [
-        ((32, 32), (160, 160)),
+        ((32, 32), (128, 128)),
         ((1024, 512), (256, 128)),
         ((200, 200), (200, 200)),
-        ((8, 64), (24, 192)),
+        ((8, 64), (16, 128)),
     ],
 )
 def test_small_pictures_are_enlarged_and_large_ones_reduced(

@@ -161,9 +161,9 @@ def test_contact_sheet_shows_every_picture(warm_backend: LocalBackend) -> None:
     sheet = Image.open(result.load(result.results["contact_sheet"])).convert("RGB")
     shown = np.asarray(sheet, dtype=np.int16)
     for picture in pixels(result):  # enlarged by whole pixels
-        large = picture.repeat(5, axis=0).repeat(5, axis=1)
-        windows = np.lib.stride_tricks.sliding_window_view(shown[:, :, 0], (1, 160))[..., 0, :]
-        rows, _ = np.nonzero((windows == large[80, :, 0]).all(axis=-1))
+        large = picture.repeat(4, axis=0).repeat(4, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(shown[:, :, 0], (1, 128))[..., 0, :]
+        rows, _ = np.nonzero((windows == large[64, :, 0]).all(axis=-1))
         assert rows.size > 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 LARGEST_COUNT = 200
-_SMALLEST_SIDE, _LARGEST_SIDE = 160, 256
+_SMALLEST_SIDE, _LARGEST_SIDE = 128, 256
 _COLUMNS = 8
 _GAP, _LINE, _TEXT_SIZE, _TITLE_SIZE = 12, 18, 14, 18
 _LABEL_LINES = 2
