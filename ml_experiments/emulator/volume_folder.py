@@ -29,7 +29,7 @@ class Upload:
 class VolumeFolder:
     """The content and every change of it, one at a time.
 
-    A file of the content is never written to, only replaced: snapshots share its inode.
+    A file of the content is never written to, only replaced: snapshots may share its inode.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -9,10 +9,13 @@ from ml_experiments.emulator.ids import new_id
 
 # How long a file that a client reads stays as it was when the client asked for it.
 DOWNLOAD_LIFETIME_S = 3600.0
+# A file has one hard link on Modal, and programs that tell what a deletion frees look at that:
+# so files are copied, up to a size from which on that would make containers start slowly.
+LARGEST_COPY = 64 * 1024 * 1024
 
 
 class VolumeSnapshots:
-    """Snapshots share the inodes of the content, which nobody writes to; not thread-safe."""
+    """Snapshots share large files with the content, which nobody writes to; not thread-safe."""
 
     def __init__(self, content: Path, folder: Path) -> None:
         self._content = content
@@ -29,7 +32,7 @@ class VolumeSnapshots:
         """Return a folder with the content as it is now, for one more user."""
         if self._latest is None:
             snapshot = self._snapshots / new_id("snapshot")
-            shutil.copytree(self._content, snapshot, symlinks=True, copy_function=link_file)
+            shutil.copytree(self._content, snapshot, symlinks=True, copy_function=_copy_or_link)
             self._latest = snapshot
         self._users[self._latest] = self._users.get(self._latest, 0) + 1
         return self._latest
@@ -65,6 +68,13 @@ class VolumeSnapshots:
         for folder in self._downloads.iterdir():
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder)
+
+
+def _copy_or_link(source: str, destination: str) -> None:
+    if os.lstat(source).st_size <= LARGEST_COPY:
+        shutil.copy2(source, destination, follow_symlinks=False)
+    else:
+        link_file(source, destination)
 
 
 def link_file(source: str | Path, destination: str | Path) -> None:

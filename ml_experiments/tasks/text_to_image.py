@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -87,7 +88,7 @@ class TextToImageExperiment(Experiment):
 
         @pydantic.model_validator(mode="after")
         def _fields_fit_together(self) -> Self:
-            repeated = sorted({p for p in self.prompts if self.prompts.count(p) > 1})
+            repeated = sorted(p for p, count in Counter(self.prompts).items() if count > 1)
             if repeated:
                 raise ValueError(
                     f"prompt: {repeated} are given more than once and would be drawn the same; "
@@ -182,6 +183,7 @@ class TextToImageExperiment(Experiment):
             try:
                 for batch in draw_in_batches(draw, requests, size):
                     gallery.add(batch)
+                    width, height = batch.drawing.pictures[0].size
                     batch_seconds.append(batch.seconds)
                     rate = len(batch.requests) / batch.seconds
                     done = batch.requests[-1].index + 1
@@ -201,6 +203,8 @@ class TextToImageExperiment(Experiment):
             "batch_size": size.size,
             "batch_sizes_out_of_memory": size.too_large,
             "seed": seed,
+            "height": height,
+            "width": width,
             **self._describe_pipeline(drawer),
         }
 
@@ -258,8 +262,6 @@ class TextToImageExperiment(Experiment):
             "scheduler": drawer.scheduler,
             "num_inference_steps": drawer.effective("num_inference_steps"),
             "guidance_scale": drawer.effective("guidance_scale"),
-            "height": drawer.height,
-            "width": drawer.width,
             **({"quantized_layers": loaded.quantized_layers} if loaded.quantized_layers else {}),
         }
 

@@ -127,19 +127,27 @@ def test_every_link_leads_somewhere() -> None:
     assert [link for link in links if not (PROJECT / link).exists()] == []
 
 
-def test_every_mistake_that_readme_shows_is_told_so() -> None:
+def test_the_mistake_that_readme_shows_is_told_so(folder: Path) -> None:
     (block,) = (block for block in blocks("text") if block.startswith("$ ml-experiments run"))
     command, *told = block.splitlines()
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *shlex.split(command[2:].replace("ml-experiments", "ml_experiments")),
-        ],
+        [sys.executable, "-m", "ml_experiments", *shlex.split(command)[2:]],
         capture_output=True,
         text=True,
         check=False,
-        cwd=PROJECT,
+        cwd=folder,
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == told
+
+
+def test_the_gpu_table_is_what_is_printed() -> None:
+    (block,) = (block for block in blocks("text") if block.startswith("$ ml-experiments gpus"))
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "gpus"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert [line.rstrip() for line in done.stdout.splitlines()] == block.splitlines()[1:]
