@@ -56,9 +56,10 @@ constraints: $(VENV)/.installed-dev  ## write the installed versions to constrai
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > $(CONSTRAINTS)
 
 LOWEST := .venv-lowest
+# modal 1.6.0 wants an older protobuf than the tested one
 $(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(LOWEST)
-	grep -v '^modal==' $(CONSTRAINTS) > $(LOWEST)/constraints.txt
+	grep -vE '^(modal|protobuf)==' $(CONSTRAINTS) > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt modal==1.6.0 pytest pytest-timeout pytest-xdist hypothesis -e .
 	@touch $@
 
