@@ -43,11 +43,16 @@ def wait_for_start(emulator: Emulator, call: modal.FunctionCall[Any]) -> str:
 def test_a_preempted_input_runs_again_and_finds_what_it_saved(
     modal_emulator: Emulator, key: str
 ) -> None:
+    earlier = {each.task_id for each in modal_emulator.containers()}
     modal_emulator.preempt_input(1, after_s=0.5, grace_s=20)
     found = disturbed.resume.remote(20, key)
     assert 0 < found["started_at"] < 20
     assert disturbed.events.get(timeout=30) == f"interrupted {key}"
-    preempted = [e for e in modal_emulator.containers() if e.end_reason == "preempted"]
+    preempted = [
+        each
+        for each in modal_emulator.containers()
+        if each.end_reason == "preempted" and each.task_id not in earlier
+    ]
     assert found["task_id"] not in [each.task_id for each in preempted]
     assert len(preempted) == 1
 

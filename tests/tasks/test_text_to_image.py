@@ -88,6 +88,7 @@ def test_a_picture_is_the_same_at_every_batch_size(warm_backend: LocalBackend) -
         assert difference(alone, together) <= 1
 
 
+@pytest.mark.slow
 def test_a_run_repeated_in_another_worker_draws_identical_pictures(
     warm_backend: LocalBackend,
 ) -> None:

@@ -155,6 +155,7 @@ def test_what_the_hub_does_not_have_is_named(
         assert text in answer
 
 
+@pytest.mark.slow
 def test_gated_model_needs_a_token_that_may_read_it(
     hub_backend: LocalBackend,
     hub: HubServer,
@@ -180,6 +181,7 @@ def test_gated_model_needs_a_token_that_may_read_it(
             assert answer.startswith(outcome), answer
 
 
+@pytest.mark.slow
 def test_broken_connection_and_full_disk_say_what_to_do(
     hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +203,7 @@ def test_broken_connection_and_full_disk_say_what_to_do(
         draw(backend, model_name="org/digits").raise_for_error()
 
 
+@pytest.mark.slow
 def test_without_a_network_the_cache_is_enough_and_a_miss_is_explained(
     hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
