@@ -66,7 +66,7 @@ class Leaks(Experiment):
         raise ValueError(f"raised {text}")
 
 
-class Odd(Exception):  # noqa: N818 - only ever raised in a container
+class Odd(Exception):
     """An exception that the client may not be able to import."""
 
 
