@@ -65,6 +65,8 @@ def worker_environment(gpu: str | None, threads: int | None) -> dict[str, str]:
             start a thread per core wait for each other in busy loops.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # a thread that waits in a busy loop, as OpenMP's do, keeps its core from everybody else
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:

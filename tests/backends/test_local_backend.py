@@ -411,7 +411,9 @@ def test_workers_share_the_cores_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "counts.py").write_text(
-        "import os\ndef threads(config):\n    return os.environ.get('OMP_NUM_THREADS')\n"
+        "import os\n"
+        "def threads(config):\n    return os.environ.get('OMP_NUM_THREADS')\n"
+        "def waiting(config):\n    return os.environ['OMP_WAIT_POLICY']\n"
     )
     path, cores = f"{tmp_path}/counts.py:threads", os.cpu_count() or 1
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -422,6 +424,11 @@ def test_workers_share_the_cores_unless_the_user_says_otherwise(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     with LocalBackend(max_workers=2) as backend:
         assert run_experiment(path, backend=backend).results == "7"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    waiting = f"{tmp_path}/counts.py:waiting"
+    assert run_experiment(waiting).results == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run_experiment(waiting).results == "ACTIVE"
 
 
 def test_a_gpu_type_cannot_be_asked_for_here(backend: LocalBackend) -> None:

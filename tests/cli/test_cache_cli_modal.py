@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import modal
@@ -64,6 +65,46 @@ def test_pull_list_clear_list(modal_emulator: Emulator, hub: HubServer) -> None:
     assert outcome["names"] == plan["names"]
     assert outcome["freed_mb"] == plan["freed_mb"]
     assert names(answer(modal_emulator, "list")) == []
+
+
+LOADS = """
+from huggingface_hub import hf_hub_download
+
+class Loads:
+    def __init__(self, config):
+        self.config = config
+
+    def run(self):
+        return hf_hub_download(self.config["model_name"], "config.json")
+"""
+
+
+def test_prefetch_downloads_without_a_gpu_before_the_run(
+    modal_emulator: Emulator, hub: HubServer, tmp_path: Path
+) -> None:
+    (tmp_path / "loads.py").write_text(LOADS)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ml_experiments", "run", "loads.Loads"),
+            *("model_name=org/one", "--gpu", "t4", "--prefetch", "--json"),
+        ],
+        env={**os.environ, **modal_emulator.environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["results"].startswith("/cache/huggingface/hub/models--org--one/snapshots/")
+    manifest = json.loads((Path(result["run_dir"]) / "manifest.json").read_text())
+    [model] = manifest["cached_models"]
+    assert (model["repo_id"], model["hit"]) == ("org/one", True)
+    pull, run = modal_emulator.calls("stream_cache_operation")[-1], modal_emulator.calls()[-1]
+    functions = {each.function_id: each for each in modal_emulator.functions()}
+    assert functions[pull.function_id].gpus == ()
+    assert functions[run.function_id].gpus == ("T4",)
 
 
 def test_a_gated_model_is_told_at_once(modal_emulator: Emulator, hub: HubServer) -> None:

@@ -35,8 +35,8 @@ def test_pictures_of_a_prompt_stand_in_a_row() -> None:
     assert red_columns_and_rows(sheet_of(15, (32, 32), row_length=5).render()) == (5, 3)
 
 
-@pytest.mark.parametrize(("count", "layout"), [(1, (1, 1)), (8, (3, 3)), (100, (8, 13))])
-def test_pictures_of_one_prompt_fill_a_square_at_most_eight_wide(
+@pytest.mark.parametrize(("count", "layout"), [(1, (1, 1)), (8, (4, 2)), (100, (8, 13))])
+def test_pictures_of_one_prompt_fill_a_square_four_to_eight_wide(
     count: int, layout: tuple[int, int]
 ) -> None:
     assert red_columns_and_rows(sheet_of(count, (32, 32), row_length=count).render()) == layout

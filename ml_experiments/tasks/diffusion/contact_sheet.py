@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 LARGEST_COUNT = 200
 _SMALLEST_SIDE, _LARGEST_SIDE = 128, 256
-_COLUMNS = 8
-_GAP, _LINE, _TEXT_SIZE, _TITLE_SIZE = 12, 18, 14, 18
+_COLUMNS, _FEWEST_COLUMNS = 8, 4
+_GAP, _LINE, _TEXT_SIZE, _TITLE_SIZE = 12, 18, 14, 16
 _LABEL_LINES = 2
 _LONGEST_LINE = 400
 _BACKGROUND, _INK, _FAINT = "#ffffff", "#1f2328", "#59636e"
@@ -75,7 +75,9 @@ class ContactSheet:
     def _columns(self) -> int:
         if 2 <= self.row_length <= _COLUMNS and self.row_length < len(self._cells):
             return self.row_length
-        return min(_COLUMNS, math.ceil(math.sqrt(len(self._cells))))
+        count = len(self._cells)
+        square = math.ceil(math.sqrt(count))
+        return min(_COLUMNS, count, max(square, _FEWEST_COLUMNS))
 
     def _full_title(self) -> str:
         if not self.left_out:
