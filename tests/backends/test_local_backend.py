@@ -312,6 +312,17 @@ def test_a_worker_that_dies_takes_only_its_own_run_with_it() -> None:
     assert statuses == ["error", "error", "success", "error", "success"]
 
 
+def test_nothing_temporary_is_left_however_runs_end(runs_dir: Path) -> None:
+    with LocalBackend() as backend:
+        for how in ("subprocess_output", "value_error", "sigkill"):
+            run_ends(backend, how)
+    left = {file.name for file in runs_dir.rglob("*") if file.is_file()}
+    assert left == {
+        *("spec.json", "manifest.json", "result.json", "log.txt", "metrics.jsonl", "partial.txt")
+    }
+    assert [entry for entry in runs_dir.iterdir() if entry.name.startswith(".")] == []
+
+
 def test_runs_execute_at_the_same_time_up_to_max_workers() -> None:
     with LocalBackend(max_workers=2) as backend:
         handles = [submit_experiment(Plain, {"i": i}, backend=backend) for i in range(6)]
