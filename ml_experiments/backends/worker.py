@@ -116,7 +116,9 @@ class LoadedSources:
         now_ns = time.time_ns()
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if not isinstance(file, str) or file.startswith(self._installed):
+            if not isinstance(file, str) or not file.endswith(".py"):
+                continue
+            if file.startswith(self._installed):
                 continue
             # what an installed package generates, as torch.compile does, isn't anybody's source
             package = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
