@@ -21,3 +21,11 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     folder = tmp_path_factory.mktemp("runs")
     monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(folder))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count what starts Modal containers as slow: `make check` leaves it out."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "emulator" in item.path.parts or fixtures & {"modal_emulator", "modal_emulator_server"}:
+            item.add_marker(pytest.mark.slow)
