@@ -133,6 +133,7 @@ class _Attempt:
     error: RunError | None = None
     results: Any = None
     timings: dict[str, float] = field(default_factory=dict)
+    kept_models: tuple[UsedRevision, ...] = ()  # loaded by the setup() of an earlier run
 
     def __post_init__(self) -> None:
         self.redactor = Redactor(self.secrets)
@@ -156,6 +157,7 @@ class _Attempt:
         self.redactor = Redactor((*self.secrets, *secret_config_values(config)))
         seed_everything(spec.seed)
         if not isinstance(target, type):
+            self.warm.drop()
             with self._timed("run_s"):
                 return call_function(target, config)
         with self._timed("setup_s"):
@@ -174,6 +176,8 @@ class _Attempt:
             self.warm.models = tuple(
                 dataclasses.replace(model, hit=True) for model in self.watch.used()
             )
+        else:
+            self.kept_models = self.warm.models
         return instance
 
     def keep(self, value: Any) -> None:
@@ -217,7 +221,7 @@ class _Attempt:
         """Name in the manifest the exact weights, and in the cache that they were used."""
         own = self.watch.used()
         seen = {(model.kind, model.repo_id, model.revision) for model in own}
-        kept = [m for m in self.warm.models if (m.kind, m.repo_id, m.revision) not in seen]
+        kept = [m for m in self.kept_models if (m.kind, m.repo_id, m.revision) not in seen]
         models = (*own, *kept)
         if not models:
             return

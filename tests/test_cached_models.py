@@ -60,6 +60,7 @@ def test_downloaded_cached_and_kept_in_a_warm_worker(hub: HubServer, runs_dir: P
     with LocalBackend() as backend:
         [first] = models_of(run_experiment(Loads, backend=backend))
         [warm] = models_of(run_experiment(Loads, {"steps": 2}, backend=backend))
+        assert models_of(run_experiment(plain, backend=backend)) == []
     [later] = models_of(run_experiment(Loads))
     assert (first["repo_id"], first["kind"], first["hit"]) == (REPO, "model", False)
     assert len(first["revision"]) == 40
