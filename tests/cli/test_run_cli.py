@@ -244,6 +244,9 @@ def test_runs_list_and_show(runs_dir: Path) -> None:
     call("run", ENDS, "how=value_error")
     listed = json.loads(call("runs", "list", "--json").stdout)
     assert [row["status"] for row in listed] == ["error", "success"]
+    newest = json.loads(call("runs", "list", "--json", "--limit", "1").stdout)
+    assert newest == listed[:1]
+    assert "1 older ones: --limit 0" in call("runs", "list", "--limit", "1").stdout
     table = call("runs", "list").stdout
     assert run_id in table
     shown = json.loads(call("runs", "show", run_id[:-1], "--json").stdout)
