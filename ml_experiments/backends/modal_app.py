@@ -58,7 +58,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
         request: What `make_request` returned.
     """
     spec = _here(RunSpec.from_dict(request["spec"]))
-    volume = modal.Volume.from_name(RUNS_VOLUME)
+    volume = _runs_volume()
     _see_earlier_attempts(volume, spec.run_id)
     hidden = (*secret_values(), *attached_values(container_environment()), *request["secrets"])
     folder = _open_folder(spec, request["manifest"], Redactor(hidden))
@@ -117,6 +117,11 @@ def _here(spec: RunSpec) -> RunSpec:
     if ".py:" in experiment:
         experiment = str(shipped / experiment)
     return dataclasses.replace(spec, experiment=experiment, import_paths=(str(shipped),))
+
+
+@functools.cache
+def _runs_volume() -> modal.Volume:
+    return modal.Volume.from_name(RUNS_VOLUME)  # looked up once for all runs of this container
 
 
 @functools.cache

@@ -52,10 +52,10 @@ class ChangeSet:
 
 def signature_of(status: os.stat_result) -> Signature:
     """Return the signature of a file or folder; a folder's doesn't tell of what is in it."""
-    if stat.S_ISDIR(status.st_mode):
-        return status.st_ino, status.st_mode
-    times = (status.st_mtime_ns, status.st_ctime_ns)
-    return status.st_ino, status.st_mode, status.st_size, *times
+    mode = status.st_mode
+    if stat.S_ISDIR(mode):
+        return status.st_ino, mode
+    return status.st_ino, mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
@@ -75,17 +75,17 @@ def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
 
 
 def walk(
-    folder: Path, prefix: str = "", *, recursive: bool = True
+    folder: str | Path, prefix: str = "", *, recursive: bool = True
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Yield everything below a folder with its relative path, parents first."""
-    for entry in entries_of(folder):
+    for entry in entries_of(str(folder)):
         path = prefix + entry.name
         yield path, entry
         if recursive and entry.is_dir(follow_symlinks=False):
-            yield from walk(Path(entry.path), path + "/")
+            yield from walk(entry.path, path + "/")
 
 
-def entries_of(folder: Path) -> list["os.DirEntry[str]"]:
+def entries_of(folder: str) -> list["os.DirEntry[str]"]:
     """Return what is in a folder, nothing if there is no folder (any more)."""
     try:
         with os.scandir(folder) as entries:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.emulator.overlay_changes import OverlayChanges
+from ml_experiments.emulator.overlay_changes import FolderMemory, OverlayChanges
 from ml_experiments.emulator.sandbox_namespace import BusyMountError, Namespace
 from ml_experiments.emulator.volume_changes import (
     ChangeSet,
@@ -113,6 +113,7 @@ class OverlayView(VolumeView):
         # A folder has no size limit, a tmpfs has.
         in_memory = upper_in_memory or folder.limit != VolumeLimit()
         self._private = None if in_memory else private
+        self._memory = FolderMemory()
         self._generation = 0
         private.mkdir(parents=True, exist_ok=True)
 
@@ -158,7 +159,8 @@ class OverlayView(VolumeView):
                 mount_again(self.plan())
 
     def _changes(self) -> ChangeSet:
-        return OverlayChanges(self._layer() / "upper", self._original, self._committed).read()
+        upper = self._layer() / "upper"
+        return OverlayChanges(upper, self._original, self._committed, self._memory).read()
 
     def _layer(self) -> Path:
         private = self._private or self._namespace.path_inside(f"{self._inner}/private")
