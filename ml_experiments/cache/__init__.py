@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ml_experiments.cache.items import CachedItem, CachedRevision, Scan
     from ml_experiments.cache.layout import this_machine
     from ml_experiments.cache.operations import OPERATIONS
-    from ml_experiments.cache.pulling import PullOutcome, PullProgress, pull
+    from ml_experiments.cache.pull_progress import PullProgress
+    from ml_experiments.cache.pulling import PullOutcome, pull
     from ml_experiments.cache.recorded_uses import record_uses
     from ml_experiments.cache.scanning import scan
     from ml_experiments.cache.stats import CacheStats, read_stats
@@ -30,7 +31,7 @@ _HOMES = {
     "DeletionPlan": "deletion",
     "OPERATIONS": "operations",
     "PullOutcome": "pulling",
-    "PullProgress": "pulling",
+    "PullProgress": "pull_progress",
     "Scan": "items",
     "UsedRevision": "used_revisions",
     "VerifyOutcome": "verification",

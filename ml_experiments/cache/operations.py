@@ -21,7 +21,7 @@ from ml_experiments.errors import CacheError
 from ml_experiments.suggestions import suggest
 
 if TYPE_CHECKING:
-    from ml_experiments.cache.pulling import PullProgress
+    from ml_experiments.cache.pull_progress import PullProgress
 
 _SORT_KEYS: dict[str, Callable[[CachedItem], Any]] = {
     "name": lambda item: item.name.casefold(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,26 +28,25 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 from rich.filesize import decimal
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ml_experiments.cache.layout import SHARED_BLOBS_FOLDER, find_layout, is_real_folder
+from ml_experiments.cache.pull_progress import ProgressMeter, PullProgress, silent_bar
+from ml_experiments.cache.resumable_download import ResumableDownload, comes_by_xet, etag_of
 from ml_experiments.errors import CacheError
+from ml_experiments.files import write_atomically
 
 _TIMEOUT_S = 10.0
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class PullProgress:
-    """How far a download is."""
-
-    done_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True)
 class PullOutcome:
-    """What a pull did; both counts of downloads are 0 if all of it was there."""
+    """What a pull did; both counts of downloads are 0 if all of it was there.
+
+    Attributes:
+        downloaded_files: Those that were not there, or not all of them.
+        downloaded_bytes: Without what an interrupted download had left of them.
+    """
 
     name: str
     kind: str
@@ -72,8 +76,8 @@ def pull(
 ) -> PullOutcome:
     """Download a repository into a cache; what is there already is not downloaded again.
 
-    A connection that breaks is resumed in the middle of the file. A pull that was killed goes
-    on with the files that it had not finished.
+    A pull whose connection breaks, or that was killed, goes on in the middle of each large file;
+    a file that comes by Xet, or holds less than 10 MiB, starts again.
 
     Args:
         name: As on the Hub.
@@ -88,42 +92,57 @@ def pull(
 
     Raises:
         CacheError: If the name is not valid, missing or gated, nothing matches the globs, the
-            disk has too little room, or the download can't be completed.
+            disk has too little room, a file is too large for plain HTTP, or the download can't
+            be completed.
     """
     hub = _writable_hub(cache_dir)
+    repo = hub / f"{kind}s--{name.replace('/', '--')}"
     try:
         commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
-        missing = [file for file in files if not _is_there(hub, name, kind, commit, file)]
+        missing = [file for file in files if not _is_there(repo, commit, file)]
+
+        def url_of(file: RepoFile) -> str:
+            url = hf_hub_url(name, file.path, repo_type=kind, revision=commit, endpoint=endpoint)
+            return str(url)
+
         if missing:
             # names, sizes and the README of a gated repository are public, its weights are not:
             # asked for now, because a download that is refused leaves half a repository behind
-            largest = max(missing, key=lambda file: file.size).path
-            url = hf_hub_url(name, largest, repo_type=kind, revision=commit, endpoint=endpoint)
+            url = url_of(max(missing, key=lambda file: file.size))
             get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
-        needed = sum(file.size for file in missing)
-        _check_space(name, needed, hub)
+        large = ResumableDownload(repo, commit, missing, url_of, token)
+        total = sum(file.size for file in missing)
+        _check_space(name, total - sum(large.kept.values()), hub)
+        _check_sizes(missing)
+        meter = ProgressMeter(total, on_progress)
+        arrived = large.fetch(meter)
         path = snapshot_download(
             name,
             repo_type=kind,
-            revision=revision,
+            revision=commit,  # what was listed, even if the branch has moved on meanwhile
             cache_dir=hub,
             allow_patterns=list(include) or None,
             ignore_patterns=list(exclude) or None,
             token=token,
             endpoint=endpoint,
-            tqdm_class=_progress_bar(needed, on_progress),
+            tqdm_class=silent_bar(lambda position, _: meter.reach("", position)),
         )
+        # when the Hub refuses or is gone, huggingface_hub may take what is there for all of it
+        if not all(Path(path, file.path).exists() for file in files):
+            raise CacheError(_stopped(name, "the Hub no longer serves it"))
+        meter.reach("", total)  # also what another process has downloaded meanwhile
+        _point_to(repo, revision or constants.DEFAULT_REVISION, commit)
     except (httpx2.HTTPError, HFValidationError, XetDownloadError, OSError) as e:
         raise CacheError(_explain(e, name, kind, revision)) from e
     return PullOutcome(
         name=name,
         kind=kind,
-        revision=Path(path).name,
+        revision=commit,
         path=path,
         files=len(files),
         bytes=sum(file.size for file in files),
         downloaded_files=len(missing),
-        downloaded_bytes=needed,
+        downloaded_bytes=sum(arrived.get(file.path, file.size) for file in missing),
     )
 
 
@@ -171,12 +190,10 @@ def _list_files(
     return commit, chosen
 
 
-def _is_there(hub: Path, name: str, kind: str, commit: str, file: RepoFile) -> bool:
-    repo = hub / f"{kind}s--{name.replace('/', '--')}"
-    etag = file.blob_id if file.lfs is None else file.lfs.sha256
-    places = [repo / "blobs" / etag, repo / "snapshots" / commit / file.path]
+def _is_there(repo: Path, commit: str, file: RepoFile) -> bool:
+    places = [repo / "blobs" / etag_of(file), repo / "snapshots" / commit / file.path]
     if file.xet_hash is not None:
-        places.append(hub / SHARED_BLOBS_FOLDER / file.xet_hash[:2] / file.xet_hash)
+        places.append(repo.parent / SHARED_BLOBS_FOLDER / file.xet_hash[:2] / file.xet_hash)
     return any(place.exists() for place in places)
 
 
@@ -192,27 +209,23 @@ def _check_space(name: str, needed: int, hub: Path) -> None:
         )
 
 
-def _progress_bar(total: int, on_progress: Callable[[PullProgress], None] | None) -> type[tqdm]:
-    told = 0
+def _check_sizes(files: Sequence[RepoFile]) -> None:
+    most = constants.MAX_HTTP_DOWNLOAD_SIZE
+    for file in files:
+        if file.size > most and not comes_by_xet(file):
+            raise CacheError(
+                f"{file.path} holds {decimal(file.size)}, over plain HTTP {decimal(most)} is the "
+                "most; install hf_xet and unset HF_HUB_DISABLE_XET"
+            )
 
-    class Bar(tqdm):  # type: ignore[misc]
-        """Shows nothing and passes on the bytes that arrive."""
 
-        monitor_interval = 0
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal told
-            shown: bool | None = super().update(n)
-            # a second bar counts the same bytes as they reach the disk, a third one files
-            if on_progress is not None and self.unit == "B" and self.n > told:
-                told = int(self.n)
-                on_progress(PullProgress(min(told, total), total))
-            return shown
-
-    return Bar
+def _point_to(repo: Path, revision: str, commit: str) -> None:
+    """Let a branch or tag lead to a commit, as huggingface_hub does."""
+    ref = repo / "refs" / revision
+    if revision == commit or (ref.exists() and ref.read_text(encoding="utf-8") == commit):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(ref, commit.encode())
 
 
 def _explain(error: Exception, name: str, kind: str, revision: str | None) -> str:
@@ -242,7 +255,12 @@ def _explain(error: Exception, name: str, kind: str, revision: str | None) -> st
         return f"the token may not read {name}; give it the right to at {page}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{name} can't be downloaded while HF_HUB_OFFLINE is set; unset it"
+    return _stopped(name, f"{type(error).__name__}: {error}")
+
+
+def _stopped(name: str, why: str) -> str:
     return (
-        f"the download of {name} stopped: {type(error).__name__}: {error}\n"
-        "what has arrived is kept: the same command goes on from there"
+        f"the download of {name} stopped: {why}\n"
+        "what has arrived is kept, of files that come by Xet the complete ones: the same command "
+        "goes on from there"
     )

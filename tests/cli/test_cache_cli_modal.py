@@ -114,6 +114,22 @@ def test_a_gated_model_is_told_at_once(modal_emulator: Emulator, hub: HubServer)
     assert "Traceback" not in done.stderr
 
 
+def test_a_pull_whose_connection_was_lost_goes_on_in_another_container(
+    modal_emulator: Emulator, hub: HubServer
+) -> None:
+    hub.add_repo("org/large", {"model.bin": os.urandom(25_000_000)})
+    hub.break_after("model.bin", 22_000_000, times=1000)
+    lost = call(modal_emulator, "pull", "org/large")
+    assert lost.returncode == 2
+    assert "the same command goes on from there" in lost.stderr
+    hub.mend("model.bin")
+    since = len(hub.requests)
+    outcome = answer(modal_emulator, "pull", "org/large")
+    kept = 20 * 1024 * 1024
+    assert outcome["downloaded_bytes"] == 25_000_000 - kept
+    assert [r.range for r in hub.requests[since:] if r.range] == [f"bytes={kept}-"]
+
+
 def test_no_gpu_is_asked_for(modal_emulator: Emulator, hub: HubServer) -> None:
     answer(modal_emulator, "list")
     function = modal_emulator.functions("stream_cache_operation")[-1]
