@@ -72,7 +72,8 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
         if isinstance(error, ExperimentPathError):
             missing = error.missing_module
         if missing:
-            return f"pip install {pip_name(missing)}"
+            on_modal = spec.backend == "modal"
+            return f"{'add it with --pip' if on_modal else 'pip install'} {pip_name(missing)}"
     if kind is ErrorKind.AUTH:
         return "accept the model's terms on its page and set HF_TOKEN to a token that may read it"
     if kind is ErrorKind.INFRASTRUCTURE and _is_disk_full(error):

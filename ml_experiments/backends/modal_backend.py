@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import re
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import grpclib
 import modal
 
 from ml_experiments.backends import modal_app
@@ -51,6 +53,8 @@ from ml_experiments.runs import PreparedRun, RunSpec
 # importing this package and the experiment's Python files, on a cold container
 STARTUP_TIMEOUT_S = 600
 _RUNS_AT_A_TIME = 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,12 @@ class ModalBackend(Backend):
     def close(self) -> None:
         """Wait for the runs that were submitted, and stop their apps."""
         self._threads.shutdown(wait=True)
-        with without_modals_output():
-            self._open.close()
+        try:
+            with without_modals_output():
+                self._open.close()
+        except (modal.exception.Error, grpclib.GRPCError, OSError) as e:
+            # it must not replace what a run's handle says; Modal ends an app whose client is gone
+            logger.warning("Modal could not be told that this program is done: %s", e)
 
     def _additions_for(self, spec: RunSpec) -> Additions:
         own = self._additions

@@ -86,7 +86,12 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
                 f"{text}; `modal environment list` shows those that exist, and MODAL_ENVIRONMENT "
                 "or `modal config set-environment` chooses one"
             )
-        case modal.exception.ResourceExhaustedError() | modal.exception.PermissionDeniedError():
+        case modal.exception.PermissionDeniedError():
+            return BackendError(
+                f"Modal did not allow to {action}: {text}; ask an owner of the workspace for the "
+                "right, or use a token that has it: modal token new"
+            )
+        case modal.exception.ResourceExhaustedError():
             return BackendError(
                 f"Modal did not allow to {action}: {text}; wait for other runs to end, or raise "
                 "the limit at https://modal.com/settings"

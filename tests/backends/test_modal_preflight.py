@@ -218,14 +218,20 @@ def test_a_failed_image_build_says_what_to_check(modal_emulator: Emulator, run_c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "PERMISSION_DENIED"])
-def test_a_quota_says_where_to_raise_it(
-    modal_emulator: Emulator, run_cli: RunCli, status: str
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ("RESOURCE_EXHAUSTED", "https://modal.com/settings"),
+        ("PERMISSION_DENIED", "ask an owner of the workspace"),
+    ],
+)
+def test_what_modal_does_not_allow_says_what_to_do(
+    modal_emulator: Emulator, run_cli: RunCli, status: str, says: str
 ) -> None:
     modal_emulator.fail_rpc("FunctionCreate", status=status)
     done = run_cli("--backend", "modal")
     assert done.returncode == 2, done.stderr
-    assert "https://modal.com/settings" in done.stderr
+    assert says in done.stderr
 
 
 @pytest.mark.slow
