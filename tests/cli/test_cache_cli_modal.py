@@ -128,6 +128,8 @@ def test_a_pull_whose_connection_was_lost_goes_on_in_another_container(
     kept = 20 * 1024 * 1024
     assert outcome["downloaded_bytes"] == 25_000_000 - kept
     assert [r.range for r in hub.requests[since:] if r.range] == [f"bytes={kept}-"]
+    # other tests look at all that is in the volume
+    assert answer(modal_emulator, "clear", "org/large", "--yes")["names"] == ["org/large"]
 
 
 def test_no_gpu_is_asked_for(modal_emulator: Emulator, hub: HubServer) -> None:
