@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ml_experiments.errors import ExperimentPathError
 from ml_experiments.suggestions import suggest
 
 FORMS = "pkg.module.Class, pkg.module:Class or path/to/file.py:Class"
+
+_importing = threading.local()  # `.path`: the class path whose module this thread imports
 
 # import name -> what pip calls it, where the two differ
 PIP_NAMES = {
@@ -101,6 +104,22 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
     return check_experiment(target, path)
 
 
+def refuse_while_importing() -> None:
+    """Refuse to start a run from the top level of an experiment's own module.
+
+    Every process that executes the experiment imports the module, and would start the run anew.
+
+    Raises:
+        ExperimentPathError: If this thread is importing an experiment's module.
+    """
+    path = getattr(_importing, "path", None)
+    if path is not None:
+        raise ExperimentPathError(
+            f"a run is started while {path} is imported, so each process that executes the "
+            'experiment would start it again; put the call below: if __name__ == "__main__":'
+        )
+
+
 def check_experiment(target: Any, path: str) -> Callable[..., Any]:
     """Return `target` if it's a class with `run()`, or a function; else say why it isn't."""
     if inspect.isclass(target):
@@ -170,16 +189,22 @@ def _root_of(module: str, file: str | None) -> str | None:
 
 
 def _import(parsed: ExperimentPath) -> ModuleType:
+    before = getattr(_importing, "path", None)
+    _importing.path = parsed.file or parsed.module
     try:
         if parsed.file is None:
             return importlib.import_module(parsed.module)
         return _import_file(parsed, parsed.file)
     except ModuleNotFoundError as e:
         raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
+    except ExperimentPathError:
+        raise
     except (Exception, SystemExit) as e:
         raise ExperimentPathError(
             f"importing {parsed.module} failed: {type(e).__name__}: {e}"
         ) from e
+    finally:
+        _importing.path = before
 
 
 def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:

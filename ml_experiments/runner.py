@@ -15,7 +15,12 @@ from ml_experiments.code_memory import CodeMemory
 from ml_experiments.config import config_for, secret_config_values, validate_config
 from ml_experiments.errors import ConfigError, Error
 from ml_experiments.experiment import Experiment
-from ml_experiments.experiment_path import load_experiment, parse_experiment_path, path_of
+from ml_experiments.experiment_path import (
+    load_experiment,
+    parse_experiment_path,
+    path_of,
+    refuse_while_importing,
+)
 from ml_experiments.hub_models import hub_models
 from ml_experiments.observers import PrintLogs
 from ml_experiments.redaction import Redactor
@@ -120,6 +125,7 @@ def prepare_run(
     Raises:
         Error: If the run could not work; the message says what to do.
     """
+    refuse_while_importing()
     timeout_s, seed = options.get("timeout_s"), options.get("seed")
     if timeout_s is not None and not timeout_s > 0:
         raise ConfigError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")

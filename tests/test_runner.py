@@ -181,3 +181,32 @@ def arrays(config: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     return {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "nan": np.float64("nan")}
+
+
+@pytest.mark.parametrize("experiment", ["Quick", "'script.Quick'"])
+def test_a_script_without_main_guard_is_refused_instead_of_starting_itself_for_ever(
+    tmp_path: Path, runs_dir: Path, experiment: str
+) -> None:
+    source = (
+        "from ml_experiments import run_experiment\n"
+        "class Quick:\n"
+        "    def __init__(self, config): ...\n"
+        "    def run(self): return 1\n"
+    )
+    call = f"print(run_experiment({experiment}).results)\n"
+    for text, code, says in (
+        (call, 1, 'put the call below: if __name__ == "__main__":'),
+        (f'if __name__ == "__main__":\n    {call}', 0, "1\n"),
+    ):
+        (tmp_path / "script.py").write_text(source + text)
+        done = subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert says in done.stdout + done.stderr
+        assert len([p for p in runs_dir.iterdir() if p.is_dir()]) == 1 - code
