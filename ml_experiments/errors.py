@@ -6,7 +6,8 @@ Error
 ├── GpuTypeError              a GPU type, count or fallback list is not valid
 ├── PreflightError            the run could not work where it would be sent
 ├── BackendError              the place where runs execute refused or failed
-│   └── AuthError             no credentials, or rejected ones
+│   ├── AuthError             no credentials, or rejected ones
+│   └── RunNotCollectedError  a run was handed over, but its outcome could not be brought here
 ├── CacheError                a cache pattern, folder or download is not usable
 ├── RunNotFoundError          no run folder matches an id
 ├── RunFolderError            a run folder is not readable
@@ -67,6 +68,10 @@ class BackendError(Error):
 
 class AuthError(BackendError):
     """Raised when credentials are missing or were rejected."""
+
+
+class RunNotCollectedError(BackendError):
+    """Raised when a run was handed over, but its outcome could not be brought here; it goes on."""
 
 
 class CacheError(Error):

@@ -133,6 +133,10 @@ class RunFolder:
                     return
                 yield json.loads(line)
 
+    def write_spec(self, spec: RunSpec, redactor: Redactor) -> None:
+        """Replace what was asked for, when more of it turned out to be secret."""
+        write_json_atomically(self.path / "spec.json", redactor.redact_json(spec.to_dict()))
+
     def write_manifest(self, manifest: dict[str, Any], redactor: Redactor) -> None:
         """Replace the manifest."""
         data = redactor.redact_json(manifest)
@@ -168,14 +172,15 @@ class RunFolder:
         if self.result_file.exists():
             return self.read_result()
         spec, manifest = self.read_spec(), self.read_manifest()
-        unfinished = RunResult(spec.run_id, RunStatus.RUNNING, spec.experiment, None)
-        unfinished = dataclasses.replace(unfinished, run_dir=self.path)
-        process = manifest.get("process")
-        if process is None:
-            process, unfinished = (
-                manifest.get("client"),
-                dataclasses.replace(unfinished, status=RunStatus.PENDING),
-            )
+        has_started = "process" in manifest or "started_at" in manifest.get("modal", {})
+        unfinished = RunResult(
+            run_id=spec.run_id,
+            status=RunStatus.RUNNING if has_started else RunStatus.PENDING,
+            experiment_class=spec.experiment,
+            results=None,
+            run_dir=self.path,
+        )
+        process = manifest.get("process") or manifest.get("client")
         if process is None or spec.backend == "modal" or is_alive(process):
             return unfinished
         lost = RunError(

@@ -21,7 +21,7 @@ import modal
 from ml_experiments.backends import modal_app
 from ml_experiments.backends.base import Backend, Observer, RunHandle
 from ml_experiments.backends.modal_cache import call_cache_operation
-from ml_experiments.backends.modal_errors import platform_errors, require_token
+from ml_experiments.backends.modal_errors import platform_errors, require_access
 from ml_experiments.backends.modal_image import (
     CACHE_MOUNT,
     RUNS_MOUNT,
@@ -53,6 +53,8 @@ from ml_experiments.runs import PreparedRun, RunSpec
 # importing this package and the experiment's Python files, on a cold container
 STARTUP_TIMEOUT_S = 600
 _RUNS_AT_A_TIME = 64
+# each is a request, and how many tags an app may have is not documented
+_MOST_TAGGED_RUNS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +71,22 @@ class _AppKey:
 
 @dataclass(frozen=True)
 class _OpenApp:
-    """An app that is running, and its one function."""
+    """An app that is running, its one function, and the tags by which a person finds its runs."""
 
     app: modal.App
     function: Any
     url: str
+    tags: dict[str, str]
+
+    def tag(self, run_id: str) -> None:
+        """Let the dashboard find a run that shares the app with the one that it is named for."""
+        if len(self.tags) > _MOST_TAGGED_RUNS:
+            return
+        self.tags[f"run_id_{len(self.tags)}"] = run_id
+        try:
+            self.app.set_tags(self.tags)
+        except (modal.exception.Error, grpclib.GRPCError, OSError) as e:
+            logger.warning("run %s can't be found by a tag of its app: %s", run_id, e)
 
 
 class ModalBackend(Backend):
@@ -120,7 +133,7 @@ class ModalBackend(Backend):
 
         Returns the spec with the GPU type and timeout that the run will have.
         """
-        require_token()
+        require_access()
         spec = complete_spec(spec)
         host_resources(gpu_of(spec), self._cpu, self._memory_gib)
         check_imports(import_closure(spec), self._additions_for(spec))
@@ -167,7 +180,7 @@ class ModalBackend(Backend):
         call_id = folder.read_manifest().get("modal", {}).get("function_call_id")
         if call_id is None:
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
-        require_token()
+        require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
         handle.future = self._threads.submit(handle.collect, call_id)
         return handle
@@ -227,6 +240,8 @@ class ModalBackend(Backend):
         with self._opening:
             if key not in self._apps:
                 self._apps[key] = self._open_app(spec, source, additions, handle)
+            else:
+                self._apps[key].tag(spec.run_id)
             return self._apps[key]
 
     def _open_app(
@@ -241,7 +256,8 @@ class ModalBackend(Backend):
         if any(source.folder.iterdir()):  # nothing of the user's: an experiment of this package
             image = image.add_local_dir(source.folder, f"/root/{modal_app.SOURCE_FOLDER}")
         resources = self._resources(spec)
-        app = modal.App(f"ml-experiments-{spec.run_id}", tags=_tags(spec))
+        tags = _tags(spec)
+        app = modal.App(f"ml-experiments-{spec.run_id}", tags=tags)
         function = app.function(
             image=image,
             gpu=gpu_of(spec).modal,
@@ -256,7 +272,7 @@ class ModalBackend(Backend):
         with platform_errors("start the app"), without_modals_output():
             # detached: the runs go on when this process dies
             self._open.enter_context(app.run(detach=True))
-        return _OpenApp(app, function, app.get_dashboard_url())
+        return _OpenApp(app, function, app.get_dashboard_url(), tags)
 
 
 def _build(image: modal.Image) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import modal
 
 from ml_experiments.backends.modal_app import cache_operation
-from ml_experiments.backends.modal_errors import platform_errors, require_token
+from ml_experiments.backends.modal_errors import platform_errors, require_access
 from ml_experiments.backends.modal_image import (
     CACHE_MOUNT,
     cache_image,
@@ -44,7 +44,7 @@ def call_cache_operation(
         BackendError: If Modal refuses or fails.
         CacheError: As the operation raises it.
     """
-    require_token()
+    require_access()
     app = modal.App("ml-experiments-cache")
     function = app.function(
         image=with_this_package(cache_image()),

@@ -35,23 +35,26 @@ def platform_errors(action: str) -> Iterator[None]:
         raise describe_platform_error(e, action) from e
 
 
-def require_token() -> None:
-    """Make sure that there is a token and that Modal accepts it.
+def require_access() -> None:
+    """Make sure that Modal accepts this machine's token, and has the environment that is set.
 
     Raises:
-        AuthError: If there is none, or Modal rejected it.
-        BackendError: If Modal can't be reached.
+        AuthError: If there is no token, or Modal rejected it.
+        BackendError: If the environment does not exist, or Modal can't be reached.
     """
     answer: Future[None] = Future()
 
     def ask() -> None:
         try:
             modal.Client.from_env().hello()
+            if environment:
+                modal.Environment.from_name(environment).hydrate()
         except Exception as e:  # noqa: BLE001 - raised again where it is waited for
             answer.set_exception(e)
         else:
             answer.set_result(None)
 
+    environment = modal.config.config.get("environment")
     # the client itself would try for a minute; it can't be told not to
     threading.Thread(target=ask, daemon=True, name="modal-hello").start()
     with platform_errors("check the token"):
@@ -60,11 +63,18 @@ def require_token() -> None:
         except TimeoutError as e:
             text = f"no answer within {ANSWER_LIMIT_S:g} s"
             raise modal.exception.ConnectionError(text) from e
+        except modal.exception.NotFoundError as e:
+            # without this check, all that is looked up in it would seem to be what is missing
+            raise BackendError(
+                f"there is no Modal environment {environment!r}; `modal environment list` shows "
+                "those that exist, and MODAL_ENVIRONMENT or `modal config set-environment` "
+                "chooses one"
+            ) from e
 
 
 def describe_platform_error(error: BaseException, action: str) -> BackendError:
     """Return the error that tells a user what happened and what to do about it."""
-    text = str(error).strip() or type(error).__name__
+    text = describe_briefly(error)
     match error:
         case modal.exception.AuthError() if "missing" in text.lower():
             return AuthError(
@@ -80,11 +90,6 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
             return BackendError(
                 f"the image could not be built: {text}; the build log above has the cause. Check "
                 "the names and versions of --pip and requirements"
-            )
-        case modal.exception.NotFoundError() if is_missing_environment(error):
-            return BackendError(
-                f"{text}; `modal environment list` shows those that exist, and MODAL_ENVIRONMENT "
-                "or `modal config set-environment` chooses one"
             )
         case modal.exception.PermissionDeniedError():
             return BackendError(
@@ -112,6 +117,6 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
             )
 
 
-def is_missing_environment(error: BaseException) -> bool:
-    """Return whether what was not found is the environment, not something in it."""
-    return str(error).strip().lower().startswith("environment")
+def describe_briefly(error: BaseException) -> str:
+    """Return an exception's text, or its type where it has none."""
+    return str(error).strip() or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import modal
@@ -31,12 +32,14 @@ class LiveLogs:
         folder: RunFolder,
         observer: Observer,
         redactor: Redactor,
+        on_start: Callable[[], None],
     ) -> None:
         self._call = call
         self._spec = spec
         self._folder = folder
         self._observer = observer
         self._redactor = StreamRedactor(redactor)
+        self._on_start = on_start
         self._events = EventReader()
         self._ended = False
         self._thread = threading.Thread(target=self._follow, daemon=True, name="modal-logs")
@@ -54,6 +57,12 @@ class LiveLogs:
         with self._lock:
             self._print(self._events.flush())
             self._muted = True
+        if self._thread.is_alive():
+            self._observer.notice(
+                self._spec,
+                f"the output of {self._spec.run_id} came faster than it could be shown; all of it "
+                f"is in {self._folder.log_file}",
+            )
 
     def _follow(self) -> None:
         entries = self._call.logs.stream()
@@ -88,6 +97,7 @@ class LiveLogs:
     def _pass_on(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "started"}:
+                self._on_start()
                 self._observer.started(self._spec)
             case {"event": "progress"}:
                 self._observer.progress(self._spec, event["done"], event["total"], event["text"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -12,12 +13,12 @@ import modal
 
 from ml_experiments.backends.base import Observer, RunHandle
 from ml_experiments.backends.modal_cost import cost_of
-from ml_experiments.backends.modal_errors import platform_errors
+from ml_experiments.backends.modal_errors import describe_briefly, platform_errors, require_access
 from ml_experiments.backends.modal_image import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal_logs import LiveLogs
 from ml_experiments.backends.modal_outcome import describe_lost_call
 from ml_experiments.backends.modal_volume import fetch_run_folder
-from ml_experiments.errors import AuthError, BackendError
+from ml_experiments.errors import AuthError, BackendError, RunNotCollectedError
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
@@ -81,10 +82,11 @@ class ModalRunHandle(RunHandle):
             raise
         if self._call is None:
             return self._end(RunStatus.CANCELLED, None)
-        place = {"app_url": app.url, "function_call_id": self._call.object_id}
+        call_id = self._call.object_id
+        place = {"app_url": app.url, "function_call_id": call_id}
         manifest = {**request["manifest"], "modal": {**request["manifest"]["modal"], **place}}
         self.folder.write_manifest(manifest, self._redactor)
-        self.notice(f"run {self.run_id} on Modal: {app.url}")
+        self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
         return self._follow()
 
     def collect(self, call_id: str) -> RunResult:
@@ -94,42 +96,77 @@ class ModalRunHandle(RunHandle):
         return self._follow()
 
     def _follow(self) -> RunResult:
-        place = self.folder.read_manifest()["modal"]
-        logs = LiveLogs(self._call, self.spec, self.folder, self._observer, self._redactor)
+        logs = LiveLogs(
+            self._call, self.spec, self.folder, self._observer, self._redactor, self._note_start
+        )
         logs.start()
         try:
             status, error, result = self._wait()
         finally:
             logs.finish()
-        with platform_errors(
-            f"bring the files of run {self.run_id} here; they are safe on the volume "
-            f"{RUNS_VOLUME}: `modal volume get {RUNS_VOLUME} {self.run_id}`"
-        ):
-            fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
-        # the container's manifest has replaced the one here, which knew more of Modal
+        # the container's manifest replaces the one here, which knows more of Modal
+        place = self.folder.read_manifest()["modal"]
+        try:
+            with platform_errors("bring the files of the run here"):
+                recorded = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+        except BackendError as e:
+            raise RunNotCollectedError(
+                f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
+                f"{RUNS_VOLUME}; get them with: ml-experiments runs attach {self.run_id}"
+            ) from e
         manifest = {**self.folder.read_manifest(), "modal": place}
         self.folder.write_manifest(manifest, self._redactor)
+        if recorded is not None:
+            self._redact_spec_like(recorded)
         if result is None and self.folder.result_file.exists():
             result = self.folder.read_result()
         return self._end(status, error) if result is None else self._finish(result)
 
+    def _note_start(self) -> None:
+        """Say in the manifest that the run is no longer pending."""
+        manifest = self.folder.read_manifest()
+        manifest["modal"].setdefault("started_at", time.time())  # a rerun has started before
+        self.folder.write_manifest(manifest, self._redactor)
+
+    def _redact_spec_like(self, recorded: RunSpec) -> None:
+        """Take out of the spec here what only the container knew to be a Modal secret's value."""
+        spec = self.folder.read_spec()
+        safe = dataclasses.replace(
+            spec, config=recorded.config, name=recorded.name, tags=recorded.tags
+        )
+        if safe != spec:
+            self.folder.write_spec(safe, self._redactor)
+
     def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""
         try:
-            data = self._call.get()
-        except (modal.exception.ConnectionError, OSError) as e:
-            if isinstance(e, TimeoutError):
-                return RunStatus.ERROR, describe_lost_call(e, self.spec), None
-            raise BackendError(
-                f"the connection to Modal was lost ({e}); the run goes on there. Collect it "
-                f"with: ml-experiments runs attach {self.run_id}"
-            ) from e
+            data = self._output()
+        except RunNotCollectedError:
+            raise
         except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
             if self._cancel_asked.is_set():
                 return RunStatus.CANCELLED, None, None
             return RunStatus.ERROR, describe_lost_call(e, self.spec), None
         result = RunResult.from_dict(data, run_dir=self.folder.path)
         return result.status, result.error, result
+
+    def _output(self) -> Any:
+        """Return what the call returned, or raise what ended it.
+
+        An exception doesn't tell whether it comes from the call or from the way to Modal, for
+        either can be of any type. So the call is asked again, if there is anyone to ask.
+        """
+        try:
+            return self._call.get()
+        except Exception as first:  # noqa: BLE001 - told apart below
+            try:
+                require_access()
+            except BackendError as e:
+                raise RunNotCollectedError(
+                    f"the connection to Modal was lost ({describe_briefly(first)}); the run goes "
+                    f"on there. Collect it with: ml-experiments runs attach {self.run_id}"
+                ) from e
+            return self._call.get()
 
     def _finish(self, result: RunResult) -> RunResult:
         """Write the result as the client knows it: with its own class path and the cost."""

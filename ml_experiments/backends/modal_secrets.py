@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import modal
 
-from ml_experiments.backends.modal_errors import is_missing_environment, platform_errors
+from ml_experiments.backends.modal_errors import platform_errors
 from ml_experiments.backends.modal_image import ENVIRONMENT
 from ml_experiments.errors import BackendError
 
@@ -80,9 +80,7 @@ def find_secrets(requested: Iterable[str]) -> FoundSecrets:
 def _exists(secret: modal.Secret) -> bool:
     try:
         secret.hydrate()
-    except modal.exception.NotFoundError as e:
-        if is_missing_environment(e):
-            raise
+    except modal.exception.NotFoundError:
         return False
     return True
 

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import modal
 
 from ml_experiments.files import open_atomically
+from ml_experiments.runs import RunSpec
 
 _AT_A_TIME = 8
-# checkpoints may be large; the spec is the container's, with its own import paths
-_LEFT_THERE = {"checkpoints", "spec.json"}
+_LEFT_THERE = "checkpoints"  # they may be large
 
 
-def fetch_run_folder(volume: modal.Volume, run_id: str, folder: Path) -> bool:
+def fetch_run_folder(volume: modal.Volume, run_id: str, folder: Path) -> RunSpec | None:
     """Copy what a run has left on the volume into its folder here, but for its checkpoints.
 
-    `result.json` comes last: once it is here, so is all else. Returns False when the volume has
-    nothing of the run.
+    `result.json` comes last: once it is here, so is all else. The spec stays there too, for it
+    has the container's import paths; it is returned, or None when the volume does not have it.
     """
     found = _list_files(volume, run_id)
     if not found:
-        return False
-    last = [path for path in found if path.name == "result.json" and len(path.parts) == 2]
+        return None
+    spec, result = PurePosixPath(run_id, "spec.json"), PurePosixPath(run_id, "result.json")
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        rest = [path for path in found if path not in last]
+        recorded = threads.submit(_read_spec, volume, spec) if spec in found else None
+        rest = [path for path in found if path not in (spec, result)]
         list(threads.map(lambda path: _fetch(volume, path, folder), rest))
-    for path in last:
-        _fetch(volume, path, folder)
-    return True
+    if result in found:
+        _fetch(volume, result, folder)
+    return recorded.result() if recorded else None
+
+
+def _read_spec(volume: modal.Volume, path: PurePosixPath) -> RunSpec:
+    return RunSpec.from_dict(json.loads(b"".join(volume.read_file(path.as_posix()))))
 
 
 def _list_files(volume: modal.Volume, run_id: str) -> list[PurePosixPath]:
@@ -42,7 +48,7 @@ def _list_files(volume: modal.Volume, run_id: str) -> list[PurePosixPath]:
         for entry in entries
         if entry.type == modal.types.FileEntryType.FILE
     ]
-    return [path for path in paths if path.parts[1] not in _LEFT_THERE]
+    return [path for path in paths if path.parts[1] != _LEFT_THERE]
 
 
 def _fetch(volume: modal.Volume, path: PurePosixPath, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The root command: finds the subcommand, and turns errors into messages and exit codes.
 
-Exit codes: 0 success, 1 the run ended in an error, 2 bad usage or config (nothing was started),
-130 interrupted.
+Exit codes: 0 success, 1 the run ended in an error or its outcome could not be brought here, 2 bad
+usage or config (nothing was started), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    from ml_experiments.errors import Error
+    from ml_experiments.errors import Error, RunNotCollectedError
 
     try:
         code: Any = cli.main(arguments, prog_name="ml-experiments", standalone_mode=False)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = e.exit_code
     except Error as e:
         click.echo(f"error: {e}", err=True)
-        code = 2
+        code = 1 if isinstance(e, RunNotCollectedError) else 2
     except (KeyboardInterrupt, click.Abort):
         code = 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough

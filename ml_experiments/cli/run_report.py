@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ _COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
 _FILE_TYPES = {"file", "image", "ndarray", "tensor", "dataframe", "series", "bytes"}
 
 
-def print_report(result: RunResult) -> None:
-    """Print status, id, time, results, artifacts, and what went wrong."""
+def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> None:
+    """Print status, id, time, results, artifacts, more rows, and what went wrong."""
     status = click.style(str(result.status), fg=_COLOURS.get(result.status), bold=True)
     rows = [("status", status), ("run", result.run_id)]
     if "total_s" in result.timings:
@@ -33,6 +33,7 @@ def print_report(result: RunResult) -> None:
     if result.run_dir is not None:
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))
+    rows.extend(more)
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         click.echo(f"{name:<{width}}  {text}")

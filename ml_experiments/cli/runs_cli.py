@@ -64,7 +64,15 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
         return
     spec = folder.read_spec()
     click.echo(f"{spec.experiment}  {json.dumps(spec.config)}  seed {spec.seed}")
-    print_report(folder.outcome())
+    outcome = folder.outcome()
+    place = folder.read_manifest().get("modal", {})
+    more = []
+    if "app_url" in place and outcome.status in ("pending", "running"):
+        more = [
+            ("on Modal", place["app_url"]),
+            ("follow it", f"ml-experiments runs attach {spec.run_id}"),
+        ]
+    print_report(outcome, more)
     if with_log:
         click.echo("")
         _copy(folder.log_file)

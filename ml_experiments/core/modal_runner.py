@@ -20,7 +20,7 @@ from typing import Any
 import modal
 
 from ml_experiments.backends import modal_app
-from ml_experiments.backends.modal_errors import require_token
+from ml_experiments.backends.modal_errors import require_access
 from ml_experiments.backends.modal_image import (
     CACHE_MOUNT,
     RUNS_MOUNT,
@@ -195,7 +195,7 @@ def run_experiment_local(
         AuthError: If there is no Modal token, or Modal rejected it.
         Error: If the run could not work; the message says what to do.
     """
-    require_token()
+    require_access()
     from ml_experiments import runner
     from ml_experiments.cli.live_display import live_display
 

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import modal
 import pytest
 
-from ml_experiments.backends.base import Observer
 from ml_experiments.backends.modal_backend import ModalBackend
 from ml_experiments.emulator import Emulator
-from ml_experiments.errors import Error, RunFolderError
+from ml_experiments.errors import Error
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runner import resume_run, run_experiment, submit_experiment
-from ml_experiments.runs import ErrorKind, RunResult, RunSpec, RunStatus
+from ml_experiments.runs import ErrorKind, RunStatus
 from tests.support.modal_experiments import (
     Counts,
     Environment,
@@ -33,42 +26,9 @@ from tests.support.modal_experiments import (
     Resumes,
     Warm,
 )
+from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of
 
 pytestmark = pytest.mark.slow
-WAIT_S = 120
-
-
-class Recorder(Observer):
-    """Keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.lines = b""
-        self.events: list[str] = []
-        self.notices: list[str] = []
-        self.metric_values: list[Any] = []
-        self.progress_texts: list[str] = []
-        self.printed = threading.Event()
-
-    def started(self, spec: RunSpec) -> None:
-        self.events.append("started")
-
-    def log(self, spec: RunSpec, data: bytes) -> None:
-        self.lines += data
-        self.printed.set()
-
-    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
-        self.events.append(f"progress {done:g}/{total:g}")
-        self.progress_texts.append(text)
-
-    def metrics(self, spec: RunSpec, metrics: Any, step: int | None) -> None:
-        self.events.append(f"metrics at {step}")
-        self.metric_values.append(metrics)
-
-    def notice(self, spec: RunSpec, text: str) -> None:
-        self.notices.append(text)
-
-    def finished(self, spec: RunSpec, result: RunResult) -> None:
-        self.events.append(f"finished: {result.status}")
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +40,6 @@ def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-def folder_of(result: RunResult) -> RunFolder:
-    assert result.run_dir is not None
-    return RunFolder(result.run_dir)
-
-
-def function_of(emulator: Emulator, run_id: str) -> Any:
-    """Return the function that the server received for the app of a run."""
-    [found] = [f for f in emulator.functions("run_remote") if f.app_name.endswith(run_id)]
-    return found
 
 
 def test_a_run_comes_back_with_results_logs_metrics_and_artifacts(
@@ -190,6 +132,22 @@ def test_the_app_is_named_and_tagged_so_that_a_person_finds_the_run(
     [app] = [a for a in modal_emulator.apps() if a.description.endswith(result.run_id)]
     assert app.description == f"ml-experiments-{result.run_id}"
     assert app.tags == {"run_id": result.run_id, "experiment": "Greet"}
+
+
+def test_a_run_that_shares_an_app_is_found_by_a_tag_too(
+    modal_emulator: Emulator, recorder: Recorder
+) -> None:
+    with ModalBackend() as backend:
+        first, second = (
+            run_experiment(Greet, {"steps": steps}, backend=backend, observer=recorder)
+            for steps in (1, 2)
+        )
+    [app] = [a for a in modal_emulator.apps() if a.description.endswith(first.run_id)]
+    assert set(app.tags.values()) == {first.run_id, second.run_id, "Greet"}
+    call_id = folder_of(second).read_manifest()["modal"]["function_call_id"]
+    [link] = [n for n in recorder.notices if n.startswith(f"run {second.run_id} on Modal")]
+    assert app.app_id in link
+    assert call_id in link
 
 
 def test_the_container_has_the_documented_environment(
@@ -360,62 +318,6 @@ def test_a_resumed_run_starts_from_the_checkpoints_on_the_volume(
     assert log.count("step 0\n") == 1
 
 
-def test_a_run_survives_its_client_and_is_collected_later(
-    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
-) -> None:
-    script = tmp_path / "client.py"
-    script.write_text(
-        textwrap.dedent("""
-            import os, signal, threading, time
-            from ml_experiments.backends.modal_backend import ModalBackend
-            from ml_experiments.backends.base import Observer
-            from ml_experiments.runner import submit_experiment
-            from slow_one import Slow
-
-            class Killer(Observer):
-                def log(self, spec, data):
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            with ModalBackend() as backend:
-                submit_experiment(Slow, {}, backend=backend, observer=Killer()).result()
-        """)
-    )
-    (tmp_path / "slow_one.py").write_text(
-        textwrap.dedent("""
-            import time
-
-            class Slow:
-                def __init__(self, config): ...
-                def run(self):
-                    print("begun", flush=True)
-                    time.sleep(4)
-                    print("done", flush=True)
-                    return {"finished": True}
-        """)
-    )
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, timeout=WAIT_S, check=False)
-    assert done.returncode == -9
-    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
-    folder = RunFolder(path)
-    assert folder.outcome().status in (RunStatus.PENDING, RunStatus.RUNNING)
-
-    recorder = Recorder()
-    with ModalBackend() as backend:
-        result = backend.attach(folder, recorder).result(WAIT_S)
-    assert result.status is RunStatus.SUCCESS, result.error
-    assert result.results == {"finished": True}
-    assert folder.log_file.read_text() == "begun\ndone\n"
-    assert folder.outcome().status is RunStatus.SUCCESS
-
-
-def test_a_run_that_never_reached_modal_cannot_be_collected(
-    modal_emulator: Emulator, backend: ModalBackend
-) -> None:
-    result = run_experiment(Greet, {}, backend="local", observer=Recorder())
-    with pytest.raises(RunFolderError, match="never handed over to Modal"):
-        backend.attach(folder_of(result), Recorder())
-
-
 def test_code_is_frozen_when_the_run_is_submitted(
     modal_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +362,26 @@ def test_secrets_reach_the_container_and_no_record(
     for text in seen:
         assert planted not in text
         assert config_secret not in text
+
+
+def test_a_config_value_that_is_also_a_modal_secret_is_taken_out_of_the_spec_here(
+    modal_emulator: Emulator,
+) -> None:
+    modal.Secret.objects.create("path-secret", {"SOME_DSN": "postgres-4be07d55"})
+    with ModalBackend(secrets=["path-secret"]) as backend:
+        result = run_experiment(
+            Greet,
+            {"name": "postgres-4be07d55"},
+            backend=backend,
+            observer=Recorder(),
+            name="with postgres-4be07d55",
+            tags={"to": "postgres-4be07d55"},
+        )
+    spec = folder_of(result).read_spec()
+    assert spec.config == {"name": "<redacted>", "steps": 2}
+    assert (spec.name, spec.tags) == ("with <redacted>", {"to": "<redacted>"})
+    assert spec.experiment == "tests.support.modal_experiments:Greet"
+    assert spec.import_paths
 
 
 def test_known_secrets_are_attached_when_they_exist_and_mentioned_when_not(

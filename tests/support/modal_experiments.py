@@ -169,3 +169,14 @@ class Plain:
 
     def run(self) -> dict[str, Any]:
         return {"doubled": self.config["x"] * 2}
+
+
+class Prints(Experiment):
+    """Prints lines as fast as it can."""
+
+    class Config(ExperimentConfig):
+        lines: int
+
+    def run(self) -> None:
+        for line in range(self.config.lines):
+            print(f"line {line} {'.' * 50}", flush=line % 100 == 0)

@@ -1,0 +1,190 @@
+"""How the outcome of a run on Modal comes here, and what happens when it can't come yet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.backends.modal_backend import ModalBackend
+from ml_experiments.emulator import Emulator
+from ml_experiments.errors import RunFolderError
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runner import attach_run, run_experiment, submit_experiment
+from ml_experiments.runs import RunStatus
+from tests.support.modal_experiments import Counts, Greet, Prints
+from tests.support.modal_runs import WAIT_S, Recorder, folder_of
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
+    with ModalBackend() as opened:
+        yield opened
+
+
+def test_a_run_survives_its_client_and_is_collected_later(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal, threading, time
+            from ml_experiments.backends.modal_backend import ModalBackend
+            from ml_experiments.backends.base import Observer
+            from ml_experiments.runner import submit_experiment
+            from slow_one import Slow
+
+            class Killer(Observer):
+                def log(self, spec, data):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            with ModalBackend() as backend:
+                submit_experiment(Slow, {}, backend=backend, observer=Killer()).result()
+        """)
+    )
+    (tmp_path / "slow_one.py").write_text(
+        textwrap.dedent("""
+            import time
+
+            class Slow:
+                def __init__(self, config): ...
+                def run(self):
+                    print("begun", flush=True)
+                    time.sleep(4)
+                    print("done", flush=True)
+                    return {"finished": True}
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, timeout=WAIT_S, check=False)
+    assert done.returncode == -9
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    folder = RunFolder(path)
+    assert folder.outcome().status is RunStatus.RUNNING
+    shown = subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "runs", "show", "last"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert folder.read_manifest()["modal"]["app_url"] in shown
+    assert f"ml-experiments runs attach {path.name}" in shown
+
+    recorder = Recorder()
+    with ModalBackend() as backend:
+        result = backend.attach(folder, recorder).result(WAIT_S)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results == {"finished": True}
+    assert folder.log_file.read_text() == "begun\ndone\n"
+    assert folder.outcome().status is RunStatus.SUCCESS
+
+
+def test_a_run_that_never_reached_modal_cannot_be_collected(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(Greet, {}, backend="local", observer=Recorder())
+    with pytest.raises(RunFolderError, match="never handed over to Modal"):
+        backend.attach(folder_of(result), Recorder())
+
+
+def test_a_run_is_pending_until_its_container_has_it_and_running_then(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    recorder = Recorder()
+    modal_emulator.delay_starts(2)
+    handle = submit_experiment(Counts, {"seconds": 2}, backend=backend, observer=recorder)
+    assert handle.folder.outcome().status is RunStatus.PENDING
+    assert recorder.printed.wait(WAIT_S)
+    assert handle.folder.outcome().status is RunStatus.RUNNING
+    assert handle.result(WAIT_S).status is RunStatus.SUCCESS
+    assert handle.folder.outcome().status is RunStatus.SUCCESS
+
+
+def test_a_run_whose_files_could_not_be_fetched_is_not_lost(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    modal_emulator.fail_rpc("VolumeListFiles2", status="PERMISSION_DENIED")
+    (tmp_path / "quick.py").write_text("def train(config): return {'x': 1}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "run", "quick.train", "--gpu", "t4"],
+        env={**os.environ, **modal_emulator.environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    # 2 would say that nothing was started
+    assert done.returncode == 1, done.stderr
+    assert f"run {path.name} ended with status success" in done.stderr
+    assert f"ml-experiments runs attach {path.name}" in done.stderr
+
+    with ModalBackend() as backend:
+        result = attach_run(RunFolder(path), backend=backend, observer=Recorder()).result(WAIT_S)
+    assert result.results == {"x": 1}
+
+
+def test_a_lost_server_leaves_word_how_to_collect_the_run(tmp_path: Path, runs_dir: Path) -> None:
+    """The server is killed while the run goes on, and with it all that could answer."""
+    (tmp_path / "slow_one.py").write_text(
+        "import time\ndef train(config):\n    print('begun', flush=True)\n    time.sleep(60)\n"
+    )
+    serve = subprocess.Popen(
+        [sys.executable, "-m", "ml_experiments", "emulator", "serve"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert serve.stdout is not None
+    environment = dict(os.environ)
+    for line in serve.stdout:
+        name, _, value = line.removeprefix("export ").strip().partition("=")
+        environment[name] = value
+        if name == "MODAL_EMULATOR_CONTROL_URL":
+            break
+    with (tmp_path / "out.txt").open("w+") as out:
+        client = subprocess.Popen(
+            [sys.executable, "-m", "ml_experiments", "run", "slow_one.train", "--gpu", "t4"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=out,
+            stderr=out,
+        )
+        try:
+            wait_until(
+                lambda: "begun" in Path(out.name).read_text() or client.poll() is not None,
+                "the run's first line",
+            )
+        finally:
+            serve.kill()
+            serve.wait()
+        code = client.wait(WAIT_S)
+    said = Path(out.name).read_text()
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    assert code == 1, said
+    assert "the connection to Modal was lost" in said
+    assert f"ml-experiments runs attach {path.name}" in said
+    assert "Traceback" not in said
+    assert RunFolder(path).outcome().status is RunStatus.RUNNING
+
+
+def test_output_that_comes_too_fast_is_whole_on_disk_and_the_observer_is_told(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    class Slow(Recorder):
+        def log(self, spec: object, data: bytes) -> None:
+            time.sleep(0.2)
+
+    recorder = Slow()
+    result = run_experiment(Prints, {"lines": 5000}, backend=backend, observer=recorder)
+    assert len(folder_of(result).log_file.read_text().splitlines()) == 5000
+    [notice] = [n for n in recorder.notices if "faster than it could be shown" in n]
+    assert str(folder_of(result).log_file) in notice

@@ -1,0 +1,57 @@
+"""What the tests of runs on Modal need besides experiments."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ml_experiments.backends.base import Observer
+from ml_experiments.emulator import Emulator
+from ml_experiments.run_folder import RunFolder
+from ml_experiments.runs import RunResult, RunSpec
+
+WAIT_S = 120
+
+
+class Recorder(Observer):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines = b""
+        self.events: list[str] = []
+        self.notices: list[str] = []
+        self.metric_values: list[Any] = []
+        self.progress_texts: list[str] = []
+        self.printed = threading.Event()
+
+    def started(self, spec: RunSpec) -> None:
+        self.events.append("started")
+
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        self.lines += data
+        self.printed.set()
+
+    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
+        self.events.append(f"progress {done:g}/{total:g}")
+        self.progress_texts.append(text)
+
+    def metrics(self, spec: RunSpec, metrics: Any, step: int | None) -> None:
+        self.events.append(f"metrics at {step}")
+        self.metric_values.append(metrics)
+
+    def notice(self, spec: RunSpec, text: str) -> None:
+        self.notices.append(text)
+
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        self.events.append(f"finished: {result.status}")
+
+
+def folder_of(result: RunResult) -> RunFolder:
+    assert result.run_dir is not None
+    return RunFolder(result.run_dir)
+
+
+def function_of(emulator: Emulator, run_id: str) -> Any:
+    """Return the function that the server received for the app of a run."""
+    [found] = [f for f in emulator.functions("run_remote") if f.app_name.endswith(run_id)]
+    return found
