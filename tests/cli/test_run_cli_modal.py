@@ -2,49 +2,98 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import modal
+import pytest
+
+from ml_experiments.backends.modal_image import TOOLKIT_BASE
 from ml_experiments.emulator import Emulator
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-def test_cpu_and_memory_reach_modal(modal_emulator: Emulator, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def train(config): return 1\n")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ml_experiments", "run", "mine.train"),
-            *("--gpu", "l4", "--cpu", "2", "--memory", "3"),
-        ],
-        env={**os.environ, **modal_emulator.environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+
+@pytest.fixture
+def run(modal_emulator: Emulator, tmp_path: Path) -> Run:
+    """Run `ml-experiments run mine.train` with more options, in a folder that has it."""
+    (tmp_path / "mine.py").write_text("def train(config): return dict(config)\n")
+
+    def call(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ml_experiments", "run", "mine.train", *options],
+            env={**os.environ, **modal_emulator.environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return call
+
+
+def test_every_option_about_the_container_reaches_modal(
+    modal_emulator: Emulator, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "more.txt").write_text("einops>=0.8\n")
+    modal.Secret.objects.create("cli-secret", {"CLI_SECRET": "cli-5a17f0c3"})
+    done = run(
+        *("--gpu", "l4:2,t4", "--timeout", "3m", "--cpu", "2", "--memory", "3"),
+        *("--secret", "cli-secret", "--pip", "timm==1.0.0", "--requirements", "more.txt"),
+        "--cuda-toolkit",
     )
     assert done.returncode == 0, done.stderr
     function = modal_emulator.functions("run_remote")[-1]
-    assert function.gpus == ("L4",)
+    assert function.gpus == ("L4:2", "T4")
+    assert function.timeout_s == 180
     assert function.cpu is not None
     assert function.cpu[0] == 2
     assert function.memory_mb is not None
     assert function.memory_mb[0] == 3 * 1024
+    assert "cli-secret" in {use.name for use in function.secrets}
+    images = {image.image_id: image for image in modal_emulator.images()}
+    image = images[function.image_id]
+    assert "timm==1.0.0" in image.packages
+    assert "einops>=0.8\n" in image.context_files.values()
+    assert image.base == TOOLKIT_BASE
+
+
+def test_without_options_the_image_is_the_small_one(modal_emulator: Emulator, run: Run) -> None:
+    done = run("--backend", "modal")
+    assert done.returncode == 0, done.stderr
+    function = modal_emulator.functions("run_remote")[-1]
+    assert function.gpus == ("A10",)
+    images = {image.image_id: image for image in modal_emulator.images()}
+    assert "nvidia" not in images[function.image_id].base
+
+
+def test_name_tags_seed_and_config_are_the_runs(run: Run) -> None:
+    done = run("x=3", "--gpu", "t4", "--name", "first", "--tag", "a=b", "--seed", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["results"] == {"x": 3}
+    spec = json.loads((Path(result["run_dir"]) / "spec.json").read_text())
+    assert (spec["name"], spec["tags"], spec["seed"]) == ("first", {"a": "b"}, 5)
+
+
+def test_a_dry_run_starts_nothing_on_modal(modal_emulator: Emulator, run: Run) -> None:
+    before = len(modal_emulator.apps())
+    done = run("x=3", "--gpu", "h100", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    spec = json.loads(done.stdout)
+    assert (spec["backend"], spec["gpu"], spec["config"]) == ("modal", "h100", {"x": 3})
+    assert len(modal_emulator.apps()) == before
 
 
 def test_a_package_that_only_the_container_misses_is_added_with_pip(
-    modal_emulator: Emulator, tmp_path: Path
+    run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text("def train(config): __import__('absent_' + 'package')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "ml_experiments", "run", "mine.train", "--gpu", "l4"],
-        env={**os.environ, **modal_emulator.environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run("--gpu", "l4")
     assert done.returncode == 1, done.stderr
     assert "add it with --pip absent_package" in done.stdout
