@@ -25,6 +25,7 @@ _OPTIONS_WITH_VALUE = {
     "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "-c", "--constraint",
     "--python", "-p", "--torch-backend", "--index-strategy", "--target", "-t", "--prefix",
 }  # fmt: skip
+_REQUIREMENTS_OPTIONS = {"-r", "--requirement", "--requirements"}
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,33 @@ def _env_of(command: str, env: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _packages_of(command: str) -> list[str]:
-    """Return the requirements that a `RUN … pip install …` names."""
+def _packages_of(command: str, files: dict[str, str]) -> list[str]:
+    """Return the requirements that a `RUN … pip install …` names, or that its files hold.
+
+    Args:
+        command: The command.
+        files: The text of each file that was copied into the image, by its path there.
+    """
     packages = []
-    for part in re.split(r"&&|;", command.removeprefix("RUN ")):
+    # what $(…) stands for is known when the image is built only; none is a package
+    for part in re.split(r"&&|;", re.sub(r"\$\([^)]*\)", "$", command.removeprefix("RUN "))):
         if not _INSTALL.search(part):
             continue
-        words = _words(part[part.index("install") + len("install") :])
-        skip = False
+        words = iter(_words(part[part.index("install") + len("install") :]))
         for word in words:
-            if skip:
-                skip = False
-            elif word in _OPTIONS_WITH_VALUE:
-                skip = True
+            if word in _OPTIONS_WITH_VALUE:
+                next(words, None)
+            elif word in _REQUIREMENTS_OPTIONS:
+                packages += _requirements_in(files.get(next(words, ""), ""))
             elif not word.startswith("-"):
                 packages.append(word)
     return packages
+
+
+def _requirements_in(text: str) -> list[str]:
+    """Return the requirements of a requirements file, without its options and comments."""
+    lines = (re.split(r"(?:^|\s)#", line)[0].strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
 
 
 def _apt_packages_of(command: str) -> list[str]:
@@ -119,6 +131,7 @@ def describe_image(
     packages, apt_packages = list(first.packages), list(first.apt_packages)
     copied = list(first.copied_mount_ids)
     files = {f.filename: f.data.decode(errors="replace") for f in image.context_files}
+    files_inside: dict[str, str] = {}
     for command in image.dockerfile_commands:
         keyword, _, rest = command.strip().partition(" ")
         if keyword == "FROM" and rest != "base":
@@ -131,8 +144,11 @@ def describe_image(
             workdir = rest.strip()
         elif keyword == "COPY" and image.context_mount_id and rest.strip() == ". /":
             copied.append(image.context_mount_id)
+        elif keyword == "COPY" and rest.partition(" ")[0] in files:
+            source, _, target = rest.partition(" ")
+            files_inside[target.strip()] = files[source]
         elif keyword == "RUN":
-            packages += _packages_of(command)
+            packages += _packages_of(command, files_inside)
             apt_packages += _apt_packages_of(command)
     built = list(first.build_functions)
     if image.HasField("build_function"):

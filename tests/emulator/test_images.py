@@ -48,15 +48,23 @@ def test_commands_with_quotes_and_semicolons_are_recorded(modal_emulator: Emulat
         assert modal_emulator.images()[-1].packages[-2:] == ("einops>=0.8", "tqdm")
 
 
-def test_a_requirements_file_is_recorded(modal_emulator: Emulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_the_packages_of_a_requirements_file_are_recorded(
+    modal_emulator: Emulator, tmp_path: Path, installer: str
+) -> None:
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text("einops==0.8.0\n")
+    requirements.write_text("# pinned\n--prefer-binary\neinops==0.8.0  # shapes\n")
     app = modal.App("requirements")
-    image = modal.Image.debian_slim().pip_install_from_requirements(str(requirements))
+    image = modal.Image.debian_slim()
+    if installer == "pip":
+        image = image.pip_install_from_requirements(str(requirements))
+    else:
+        image = image.uv_pip_install("tqdm", requirements=[str(requirements)])
     app.function(image=image)(image_app.download_weights)
     with app.run():
-        contents = "".join(modal_emulator.images()[-1].context_files.values())
-        assert "einops==0.8.0" in contents
+        packages = modal_emulator.images()[-1].packages
+    added = packages[packages.index("einops==0.8.0") :]
+    assert set(added) == ({"einops==0.8.0"} if installer == "pip" else {"einops==0.8.0", "tqdm"})
 
 
 def test_a_build_function_is_recorded_and_not_run(recorded: ImageRecord) -> None:
