@@ -141,13 +141,19 @@ class Apps:
         """Return the environment's name, the default one for an empty name."""
         return self._environments.resolve(name)
 
+    def all_deployed(self, environment: str) -> list[AppRecord]:
+        """Return the apps that are deployed in an environment now."""
+        environment = self._environments.resolve(environment)
+        return [
+            record
+            for record in self._records.values()
+            if (record.environment, record.state) == (environment, DEPLOYED)
+        ]
+
     def find_deployed(self, name: str, environment: str) -> AppRecord | None:
         """Return the app that is deployed under a name now."""
-        environment = self._environments.resolve(environment)
-        for record in self._records.values():
-            if (record.name, record.environment, record.state) == (name, environment, DEPLOYED):
-                return record
-        return None
+        found = (record for record in self.all_deployed(environment) if record.name == name)
+        return next(found, None)
 
     def deployed(self, name: str, environment: str) -> AppRecord:
         """Return the deployed app with this name.
@@ -157,10 +163,12 @@ class Apps:
         """
         record = self.find_deployed(name, environment)
         if record is None:
-            names = sorted(r.name for r in self._records.values() if r.state == DEPLOYED)
-            known = ", ".join(names) or "none"
+            environment = self._environments.resolve(environment)
+            names = sorted(each.name for each in self.all_deployed(environment))
             raise GRPCError(
-                Status.NOT_FOUND, f"App '{name}' is not deployed. Deployed here: {known}"
+                Status.NOT_FOUND,
+                f"App '{name}' is not deployed in environment '{environment}'. "
+                f"Deployed there: {', '.join(names) or 'none'}",
             )
         return record
 

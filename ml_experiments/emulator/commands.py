@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from ml_experiments.emulator.emulator import Emulator
+from ml_experiments.emulator.interpreter import INTERPRETER
 from ml_experiments.emulator.requested_faults import RequestedFaults
 
 
@@ -31,7 +32,7 @@ def run_command(
         CommandNotFoundError: when there is no such program; no server was started.
     """
     # `modal` stands beside this Python even when its environment is not activated.
-    scripts = str(Path(sys.executable).parent)
+    scripts = str(INTERPRETER.parent)
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])
     program = shutil.which(command[0], path=path)
     if program is None:
@@ -71,9 +72,9 @@ def serve(
     port: int = 0,
     faults: RequestedFaults | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` gets the shell lines that point programs here."""
+    """Serve until a signal; `announce` gets the shell lines that point programs here."""
     done = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: done.set()) for number in numbers}
     try:
         with Emulator(state_dir, port=port) as emulator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import string
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ml_experiments.emulator.apps import AppRecord, Apps
 from ml_experiments.emulator.functions import RunnableFunction
 from ml_experiments.emulator.gpus import GpuRequest
 from ml_experiments.emulator.images import ImageRecord, ImageService
+from ml_experiments.emulator.interpreter import INTERPRETER
 from ml_experiments.emulator.mounts import MountService
 from ml_experiments.emulator.sandbox import Sandbox, SandboxMode, VolumeMount
 from ml_experiments.emulator.secrets import SecretService
@@ -90,7 +90,7 @@ def container_environment(
     """Return a container's environment: the machine's necessities, image, secrets, Modal's own."""
     env = {name: os.environ[name] for name in NECESSITIES if name in os.environ}
     # `python` in a container is the Python that runs it.
-    scripts = str(Path(sys.executable).parent)
+    scripts = str(INTERPRETER.parent)
     host_path = os.pathsep.join([scripts, env.get("PATH", os.defpath)])
     env |= {"PATH": host_path, "HOME": root, "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
     env.update(image.env)
@@ -149,8 +149,8 @@ class Launcher:
                 for each in definition.volume_mounts
             ],
             visible=[place.shared],
-            # other containers' secrets are in there
-            hidden=[self._state_dir],
+            # other containers' secrets and files are in there
+            hidden=[self._state_dir, place.folder.parent],
             mode=self._sandbox_mode,
         )
         env = container_environment(
@@ -159,7 +159,7 @@ class Launcher:
             self._modal_variables(definition, place, app),
             sandbox.path("/root"),
         )
-        command = [sys.executable, "-m", "modal._container_entrypoint"]
+        command = [str(INTERPRETER), "-m", "modal._container_entrypoint"]
         return Launch(sandbox.argv(command), sandbox.environment(env), sandbox)
 
     def _image_of(self, definition: Any) -> ImageRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +16,11 @@ from ml_experiments.emulator.infos import AppInfo, CallInfo, ContainerInfo, Func
 from ml_experiments.emulator.logs import LogLine
 from ml_experiments.emulator.sandbox import SandboxMode
 from ml_experiments.emulator.server import Server, ServerOptions
+from ml_experiments.emulator.temporary_folders import (
+    STATE_PREFIX,
+    TemporaryFolder,
+    delete_abandoned_folders,
+)
 
 T = TypeVar("T")
 
@@ -63,7 +67,7 @@ class Emulator:
             commit_every_s=commit_every_s,
             sandbox_mode=sandbox_mode,
         )
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: TemporaryFolder | None = None
         self._server: Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -77,10 +81,11 @@ class Emulator:
             StateInUseError: when another server uses the state folder.
             OSError: when the port is taken.
         """
+        delete_abandoned_folders()
         state_dir = self._given_state_dir
         if state_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="ml-experiments-emulator-")
-            state_dir = Path(self._temporary.name)
+            self._temporary = TemporaryFolder(STATE_PREFIX)
+            state_dir = self._temporary.path
         ready: Future[Server] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(state_dir, ready)),
@@ -115,7 +120,7 @@ class Emulator:
         if self._thread.is_alive():
             raise RuntimeError(f"The emulator did not stop within {_STOP_S} s.")
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.delete()
 
     async def _serve(self, state_dir: Path, ready: Future[Server]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

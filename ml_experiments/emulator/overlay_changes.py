@@ -4,7 +4,7 @@ import os
 import stat
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.emulator.volume_changes import (
@@ -148,11 +148,7 @@ class OverlayChanges:
                 continue
             path, status = prefix + entry.name, entry.stat(follow_symlinks=False)
             if self._is_new(path, ("moved", *signature_of(status)), again=again):
-                change = change_to(path, Path(entry.path), status)
-                if isinstance(change, Write):
-                    # the lower layer never changes
-                    change = replace(change, shareable=True)
-                self._found.changes.append(change)
+                self._found.changes.append(change_to(path, Path(entry.path), status))
             if stat.S_ISDIR(status.st_mode):
                 self._read_moved(Path(entry.path), path + "/", (), again=again)
 

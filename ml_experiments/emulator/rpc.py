@@ -31,12 +31,40 @@ Method = Callable[[Stream], Awaitable[None]]
 UNEXPECTED_ERROR = Status.ABORTED
 
 
-class Guard:
-    """Runs around every RPC: token, version, faults on demand, and readable errors."""
+class EnvironmentCheckedStream:
+    """A stream that refuses a request which names an environment that doesn't exist.
 
-    def __init__(self, token_id: str, token_secret: str, faults: Faults) -> None:
+    Whatever else a request names is looked for in its environment, so that is checked first.
+    """
+
+    def __init__(self, stream: Stream, check_environment: Callable[[str], object]) -> None:
+        self._stream = stream
+        self._check_environment = check_environment
+
+    async def recv_message(self) -> Any:
+        """Return the next request."""
+        request = await self._stream.recv_message()
+        if request is not None and "environment_name" in request.DESCRIPTOR.fields_by_name:
+            self._check_environment(request.environment_name)
+        return request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Guard:
+    """Runs around every RPC: token, version, environment, faults on demand, readable errors."""
+
+    def __init__(
+        self,
+        token_id: str,
+        token_secret: str,
+        faults: Faults,
+        check_environment: Callable[[str], object],
+    ) -> None:
         self._token = (token_id, token_secret)
         self._faults = faults
+        self._check_environment = check_environment
 
     async def call(self, task_id: str | None, name: str, method: Method, stream: Stream) -> None:
         """Run one RPC for a client (`task_id` None) or for a container."""
@@ -49,7 +77,7 @@ class Guard:
         current_caller.set(Caller(id(stream._stream.connection), task_id, client_version))
         self._faults.before_rpc(name)
         try:
-            await method(stream)
+            await method(EnvironmentCheckedStream(stream, self._check_environment))
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
             raise
         except Exception as error:

@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ml_experiments.emulator.delete_tree import delete_tree
+from ml_experiments.emulator.interpreter import INTERPRETER, folders_of_python
 from ml_experiments.emulator.mounts import MountService
 from ml_experiments.emulator.sandbox_namespace import SCRIPT, Namespace
 from ml_experiments.emulator.volume_store import VolumeStore
@@ -31,7 +33,6 @@ from ml_experiments.emulator.volume_view import (
     OverlayView,
     VolumeMount,
     VolumeView,
-    delete_tree,
 )
 
 __all__ = ["Sandbox", "SandboxMode", "VolumeMount", "sandbox_mode"]
@@ -179,7 +180,7 @@ class Sandbox:
             "private": PRIVATE_FOLDERS,
             "hidden": hidden,
             "visible": visible,
-            "kept": _python_folders([*PRIVATE_FOLDERS, *hidden]),
+            "kept": folders_of_python([*PRIVATE_FOLDERS, *hidden]),
             "volumes": [view.plan() for view in views],
         }
         (self._scratch / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
@@ -252,28 +253,18 @@ def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
             "private": PRIVATE_FOLDERS,
             "hidden": [],
             "visible": [],
-            "kept": _python_folders(PRIVATE_FOLDERS),
+            "kept": folders_of_python(PRIVATE_FOLDERS),
             "volumes": [volume],
         }
         plan_file = folder / "plan.json"
         plan_file.write_text(json.dumps(plan), encoding="utf-8")
-        command = [sys.executable, "-I", "-S", "-c", "open('written', 'w').close()"]
+        command = [str(INTERPRETER), "-I", "-S", "-c", "open('written', 'w').close()"]
         done = subprocess.run(
             [*SCRIPT, "enter", str(plan_file), *command], capture_output=True, text=True
         )
         for left in (folder / "private").rglob("*"):
             left.chmod(0o700)
     return None if done.returncode == 0 else done.stderr.strip()
-
-
-def _python_folders(covered: Sequence[str]) -> list[str]:
-    """Return the folders of the Python installation that would not be visible otherwise."""
-    interpreter = Path(sys.executable).resolve().parent.parent
-    folders = {Path(sys.prefix), Path(sys.base_prefix), interpreter}
-    lost = [each for each in folders if any(each.is_relative_to(folder) for folder in covered)]
-    # one in another one is there with it
-    tops = [each for each in lost if not any(o in each.parents for o in lost)]
-    return [str(each) for each in tops]
 
 
 def _real_target(mount_path: str) -> str:

@@ -2,15 +2,15 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_experiments.emulator import sandbox_mounts
+from ml_experiments.emulator.interpreter import INTERPRETER
 
-SCRIPT = [sys.executable, "-I", "-S", sandbox_mounts.__file__]
+SCRIPT = [str(INTERPRETER), "-I", "-S", sandbox_mounts.__file__]
 
 
 class BusyMountError(Exception):

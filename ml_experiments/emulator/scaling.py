@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -184,4 +183,3 @@ class Scaling:
         self._closed = True
         while self._lives:
             await asyncio.wait(set(self._lives))
-        shutil.rmtree(self._run_dir, ignore_errors=True)

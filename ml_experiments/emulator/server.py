@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +40,8 @@ from ml_experiments.emulator.sandbox import Sandbox, SandboxMode
 from ml_experiments.emulator.scaling import Scaling
 from ml_experiments.emulator.secrets import SecretService
 from ml_experiments.emulator.state import State
+from ml_experiments.emulator.suggestions import SuggestionService
+from ml_experiments.emulator.temporary_folders import CONTAINERS_PREFIX, TemporaryFolder
 from ml_experiments.emulator.versions import check_installed
 from ml_experiments.emulator.volumes import VolumeService
 
@@ -82,7 +83,9 @@ class Server:
         self._make_runtime(state_dir)
         self.control = self._make_control()
         self._methods = compose(self._services())
-        self._guard = Guard(self.token_id, self.token_secret, self._faults)
+        self._guard = Guard(
+            self.token_id, self.token_secret, self._faults, self._environments.resolve
+        )
         self._rpc: RpcServer | None = None
         self._background: list[asyncio.Task[None]] = []
 
@@ -112,6 +115,7 @@ class Server:
             state_dir=state_dir,
             sandbox_mode=self.options.sandbox_mode,
         )
+        self._run_folder = TemporaryFolder(CONTAINERS_PREFIX)
         # Containers, inputs and apps end each other, hence the calls by name.
         self._scaling = Scaling(
             self._pools,
@@ -122,8 +126,7 @@ class Server:
             spawn=self._spawn,
             on_exit=lambda *exited: self._dispatch.on_exit(*exited),
             on_gone=lambda app: self._endings.settle_stopped(app),
-            # Short: the path of a unix socket has at most 107 characters.
-            run_dir=Path(tempfile.mkdtemp(prefix="mle-")),
+            run_dir=self._run_folder.path,
         )
         self._dispatch = Dispatch(
             self._pools,
@@ -177,6 +180,7 @@ class Server:
             self._images,
             function_service,
             app_service,
+            SuggestionService(self._apps),
             LogService(self._logs, self._apps),
             CallService(self._calls, self._functions, self._apps, self._pools, self._dispatch),
             ContainerService(self._pools, self._calls, self._apps, self._dispatch, self._endings),
@@ -239,6 +243,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._endings.close()
+        await asyncio.to_thread(self._run_folder.delete)
         if self.url and self._rpc is not None:
             self._rpc.close()
             with contextlib.suppress(asyncio.TimeoutError):

@@ -12,11 +12,10 @@ Signature = tuple[int | str | None, ...]
 
 @dataclass(frozen=True)
 class Write:
-    """A file or link to put at `path`; its inode may be shared when nobody will change it."""
+    """A file or link to put at `path`."""
 
     path: str
     source: Path
-    shareable: bool = False
 
 
 @dataclass(frozen=True)

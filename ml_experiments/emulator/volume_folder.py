@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml_experiments.emulator.file_copy import copy_file
 from ml_experiments.emulator.ids import new_id
 from ml_experiments.emulator.volume_changes import Change, Delete, MakeFolder, Write, walk
 from ml_experiments.emulator.volume_limit import VolumeLimit
 from ml_experiments.emulator.volume_paths import resolve, split_path
-from ml_experiments.emulator.volume_snapshots import VolumeSnapshots, link_file
+from ml_experiments.emulator.volume_snapshots import VolumeSnapshots
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Upload:
 class VolumeFolder:
     """The content and every change of it, one at a time.
 
-    A file of the content is never written to, only replaced: snapshots may share its inode.
+    A file of the content is never written to, only replaced: downloads share its inode.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -168,7 +169,7 @@ class VolumeFolder:
                 raise IsADirectoryError(f"'{path}' can't be copied over a folder of its name")
             self.limit.check(self.content, [source.stat().st_size], [target])
             self._make_parents(path, target)
-            self._replace(target, lambda incoming: _copy(source, incoming))
+            self._replace(target, lambda incoming: copy_file(source, incoming))
         elif not recursive:
             raise IsADirectoryError(f"'{path}' is a folder; copy it with recursive")
         elif target.is_relative_to(source):
@@ -191,10 +192,7 @@ class VolumeFolder:
         parent, _, name = path.rpartition("/")
         target = self._real_folder(parent) / name
         try:
-            if change.shareable:
-                self._replace(target, lambda incoming: link_file(change.source, incoming))
-            else:
-                self._replace(target, lambda incoming: _copy(change.source, incoming))
+            self._replace(target, lambda incoming: copy_file(change.source, incoming))
         except FileNotFoundError:
             # deleted by the container since the change was read: the next commit will say so
             return
@@ -252,12 +250,3 @@ def _sizes(changes: Sequence[Change]) -> Iterator[int]:
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-def _copy(source: Path, destination: Path) -> None:
-    """Copy a file, a link, a pipe or a socket, with mode and times, without following links."""
-    mode = source.lstat().st_mode
-    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-        shutil.copy2(source, destination, follow_symlinks=False)
-    else:
-        os.mknod(destination, mode)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.emulator.delete_tree import delete_tree
+from ml_experiments.emulator.file_copy import copy_file
 from ml_experiments.emulator.overlay_changes import FolderMemory, OverlayChanges
 from ml_experiments.emulator.sandbox_namespace import BusyMountError, Namespace
 from ml_experiments.emulator.volume_changes import (
@@ -194,7 +196,7 @@ class CopiedView(VolumeView):
     def __init__(self, mount: VolumeMount, folder: VolumeFolder, private: Path) -> None:
         super().__init__(mount, folder)
         self.path = private
-        shutil.copytree(self._original, private, symlinks=True)
+        shutil.copytree(self._original, private, symlinks=True, copy_function=copy_file)
         self._committed = self._signatures()
 
     def reload(self) -> None:
@@ -210,7 +212,13 @@ class CopiedView(VolumeView):
                     shutil.rmtree(entry.path)
                 else:
                     Path(entry.path).unlink()
-            shutil.copytree(self._original, self.path, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(
+                self._original,
+                self.path,
+                symlinks=True,
+                copy_function=copy_file,
+                dirs_exist_ok=True,
+            )
             self._committed = self._signatures()
 
     def _changes(self) -> ChangeSet:
@@ -220,16 +228,6 @@ class CopiedView(VolumeView):
         return {
             path: signature_of(entry.stat(follow_symlinks=False)) for path, entry in walk(self.path)
         }
-
-
-def delete_tree(folder: Path) -> None:
-    """Delete a folder in which an overlay has left folders without permissions."""
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            below = Path(parent, name)
-            if not below.is_symlink():
-                below.chmod(0o700)
-    shutil.rmtree(folder)
 
 
 def _open_file_below(folder: Path) -> str | None:

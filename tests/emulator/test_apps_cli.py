@@ -14,6 +14,7 @@ from pathlib import Path
 
 import modal
 import pytest
+from modal_proto import api_pb2
 
 from ml_experiments.emulator import Emulator
 from tests.support.waiting import wait_until
@@ -138,6 +139,21 @@ def test_lookups_that_fail_say_what_there_is(deployed: Path) -> None:
         modal.Function.from_name("deployed", "Greeter").hydrate()
     with pytest.raises(modal.exception.NotFoundError, match=r"'undeployed' is not deployed"):
         modal.Function.from_name("undeployed", "answer").hydrate()
+
+
+@pytest.mark.skipif(
+    not hasattr(api_pb2, "ObjectSuggestRequest"), reason="this modal makes no suggestions"
+)
+def test_the_command_line_suggests_names_like_a_wrong_one(
+    deployed: Path, run_modal: RunModal
+) -> None:
+    for wrong, right in (
+        (("app", "history", "deploed"), "modal app history deployed"),
+        (("function", "info", "deployed/anser"), "modal function info deployed/answer"),
+    ):
+        done = run_modal(*wrong, check=False)
+        assert done.returncode == 1
+        assert right in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -315,7 +331,8 @@ def test_environments_are_kept_apart(run_modal: RunModal) -> None:
     run_modal("deploy", "--env", "staging", "--name", "only-in-staging", APP)
     staged = modal.Function.from_name("only-in-staging", "answer", environment_name="staging")
     assert staged.remote() == 42
-    with pytest.raises(modal.exception.NotFoundError):
+    with pytest.raises(modal.exception.NotFoundError, match="not deployed in environment") as error:
         modal.Function.from_name("only-in-staging", "answer").hydrate()
+    assert "only-in-staging" not in str(error.value).partition("Deployed there")[2]
     with pytest.raises(modal.exception.NotFoundError, match="no-such-environment"):
         modal.Function.from_name("x", "y", environment_name="no-such-environment").hydrate()

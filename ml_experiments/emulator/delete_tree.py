@@ -1,0 +1,15 @@
+"""Deleting folders that containers wrote to."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def delete_tree(folder: Path) -> None:
+    """Delete a folder in which an overlay, or a container, left folders without permissions."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            below = Path(parent, name)
+            if not below.is_symlink():
+                below.chmod(0o700)
+    shutil.rmtree(folder)
