@@ -43,6 +43,12 @@ _SHARED = [
         help="Fail the n-th call of an RPC, such as FunctionMap:2:UNAVAILABLE.",
     ),
     click.option(
+        "--delay-rpc",
+        multiple=True,
+        metavar="NAME=SECONDS",
+        help="Let every call of an RPC take longer, such as ImageGetOrCreate=60.",
+    ),
+    click.option(
         "--limit-gpu",
         "gpu_limits",
         multiple=True,

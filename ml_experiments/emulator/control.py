@@ -90,9 +90,17 @@ class Control:
         Raises:
             ValueError: for an unknown RPC or status.
         """
-        if name not in rpc_names():
-            raise ValueError(f'"{name}" is not an RPC of the modal client, such as FunctionMap.')
+        _check_rpc(name)
         self._faults.fail_rpc(RpcFault(name, nth, status))
+
+    def delay_rpc(self, name: str, seconds: float) -> None:
+        """Let every call of an RPC take so much longer; 0 ends it.
+
+        Raises:
+            ValueError: for an unknown RPC or a negative time.
+        """
+        _check_rpc(name)
+        self._faults.delay_rpc(name, seconds)
 
     def fail_image_builds(self, message: str | None) -> None:
         """Let every image build fail with a message; None ends it."""
@@ -123,3 +131,8 @@ class Control:
         self._faults.clear()
         self._volumes.store.clear_limits()
         self._scaling.scale_all()
+
+
+def _check_rpc(name: str) -> None:
+    if name not in rpc_names():
+        raise ValueError(f'"{name}" is not an RPC of the modal client, such as FunctionMap.')

@@ -24,6 +24,7 @@ ACTIONS = (
     "kill_input",
     "delay_starts",
     "fail_rpc",
+    "delay_rpc",
     "fail_image_builds",
     "limit_gpu",
     "limit_volume",

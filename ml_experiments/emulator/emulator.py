@@ -213,6 +213,10 @@ class Emulator:
         """Fail the n-th call of an RPC from now with a gRPC status."""
         self._call(lambda server: server.control.fail_rpc(name, nth=nth, status=status))
 
+    def delay_rpc(self, name: str, seconds: float) -> None:
+        """Let every call of an RPC take so much longer; 0 ends it."""
+        self._call(lambda server: server.control.delay_rpc(name, seconds))
+
     def fail_image_builds(self, message: str | None) -> None:
         """Let every image build fail with a message; None ends it."""
         self._call(lambda server: server.control.fail_image_builds(message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +45,7 @@ class Faults:
         self._gpu_capacity: dict[str, int] = {}
         self._rpc_faults: list[tuple[RpcFault, int]] = []
         self._rpc_calls: Counter[str] = Counter()
+        self._rpc_delays: dict[str, float] = {}
         self._input_faults: list[tuple[InputFault, int]] = []
         self._inputs_handed_out = 0
 
@@ -59,6 +61,16 @@ class Faults:
         if fault.nth < 1:
             raise ValueError(f"The calls of an RPC are counted from 1, not {fault.nth}.")
         self._rpc_faults.append((fault, self._rpc_calls[fault.name] + fault.nth))
+
+    def delay_rpc(self, name: str, seconds: float) -> None:
+        """Let every call of an RPC take so much longer.
+
+        Raises:
+            ValueError: for a negative time.
+        """
+        if seconds < 0:
+            raise ValueError(f"An RPC is delayed by 0 seconds or more, not {seconds:g}.")
+        self._rpc_delays[name] = seconds
 
     def disturb_input(self, fault: InputFault) -> None:
         """Arm a preemption or a kill of the container that gets the n-th input from now.
@@ -91,13 +103,15 @@ class Faults:
         """Return how many GPUs of a device exist, or None for no limit."""
         return self._gpu_capacity.get(device)
 
-    def before_rpc(self, name: str) -> None:
-        """Fail this call when a fault is armed for it.
+    async def before_rpc(self, name: str) -> None:
+        """Delay or fail this call when a fault is armed for it.
 
         Raises:
             GRPCError: with the armed status.
         """
         self._rpc_calls[name] += 1
+        if name in self._rpc_delays:
+            await asyncio.sleep(self._rpc_delays[name])
         for armed in self._rpc_faults:
             fault, at = armed
             if fault.name == name and at == self._rpc_calls[name]:
@@ -122,4 +136,5 @@ class Faults:
         self.image_build_error = None
         self._gpu_capacity.clear()
         self._rpc_faults.clear()
+        self._rpc_delays.clear()
         self._input_faults.clear()

@@ -14,12 +14,13 @@ _DEFAULT_GRACE_S = 30.0
 class RequestedFaults:
     """Faults to arm when a server starts.
 
-    `fail_rpc` entries read `NAME[:NTH[:STATUS]]`, `gpu_limits` entries `TYPE=COUNT`,
-    `full_volumes` entries `NAME=BYTES`.
+    `fail_rpc` entries read `NAME[:NTH[:STATUS]]`, `delay_rpc` entries `NAME=SECONDS`,
+    `gpu_limits` entries `TYPE=COUNT`, `full_volumes` entries `NAME=BYTES`.
     """
 
     delay_starts_s: float = 0.0
     fail_rpc: tuple[str, ...] = ()
+    delay_rpc: tuple[str, ...] = ()
     gpu_limits: tuple[str, ...] = ()
     full_volumes: tuple[str, ...] = ()
     fail_image_builds: str | None = None
@@ -46,6 +47,9 @@ class RequestedFaults:
             emulator.fail_rpc(
                 name, nth=_number(nth or "1", entry), status=status.upper() or "UNAVAILABLE"
             )
+        for entry in self.delay_rpc:
+            name, seconds = _assignment(entry)
+            emulator.delay_rpc(name, seconds)
         for entry in self.gpu_limits:
             name, count = _assignment(entry)
             emulator.limit_gpu(name, count)

@@ -75,7 +75,7 @@ class Guard:
             self._check_client(client_version)
         # grpclib does not tell connections apart in its public interface.
         current_caller.set(Caller(id(stream._stream.connection), task_id, client_version))
-        self._faults.before_rpc(name)
+        await self._faults.before_rpc(name)
         try:
             await method(EnvironmentCheckedStream(stream, self._check_environment))
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):

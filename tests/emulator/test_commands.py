@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_run_arms_the_faults_that_are_asked_for() -> None:
     faults = ["--limit-gpu", "H200=1", "--limit-gpu", "L40S=0", "--fail-rpc", "FunctionMap"]
     done = emulator_run(*faults, "--", sys.executable, "-c", code)
     assert done.stdout.strip() == "T4", done.stderr
+    started = time.monotonic()
+    assert emulator_run("--delay-rpc", "FunctionMap=4", "--", sys.executable, "-c", code).stdout
+    assert time.monotonic() - started > 4
 
 
 def test_run_fills_a_volume_that_the_command_creates() -> None:

@@ -128,6 +128,17 @@ def test_the_nth_call_of_an_rpc_fails_with_its_status(modal_emulator: Emulator) 
     disturbed.nap.remote(0)
 
 
+def test_an_rpc_can_be_slow(modal_emulator: Emulator) -> None:
+    modal_emulator.delay_rpc("FunctionMap", 1.5)
+    started = time.monotonic()
+    disturbed.nap.remote(0)
+    assert time.monotonic() - started > 1.5
+    modal_emulator.delay_rpc("FunctionMap", 0)
+    started = time.monotonic()
+    disturbed.nap.remote(0)
+    assert time.monotonic() - started < 1.5
+
+
 def test_faults_that_make_no_sense_are_refused(modal_emulator: Emulator) -> None:
     with pytest.raises(ValueError, match='"FunctionMup" is not an RPC'):
         modal_emulator.fail_rpc("FunctionMup")
@@ -139,6 +150,10 @@ def test_faults_that_make_no_sense_are_refused(modal_emulator: Emulator) -> None
         modal_emulator.limit_gpu("H1000", 0)
     with pytest.raises(ValueError, match="0 seconds or more"):
         modal_emulator.delay_starts(-1)
+    with pytest.raises(ValueError, match="0 seconds or more"):
+        modal_emulator.delay_rpc("FunctionMap", -1)
+    with pytest.raises(ValueError, match='"FunctionMup" is not an RPC'):
+        modal_emulator.delay_rpc("FunctionMup", 1)
     with pytest.raises(ValueError, match="limit is 0 or more"):
         modal_emulator.limit_volume("disturbed", max_bytes=-1)
 
