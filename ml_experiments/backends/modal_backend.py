@@ -251,7 +251,7 @@ class ModalBackend(Backend):
             cuda_toolkit=self._cuda_toolkit, pip=additions.pip, requirements=additions.file
         )
         handle.notice("preparing the image on Modal; the first time takes some minutes")
-        _build(packages)
+        handle.until_cancelled(lambda: _build(packages))
         image = packages.add_local_dir(self._this_package(), f"/root/{OWN_PACKAGE}")
         if any(source.folder.iterdir()):  # nothing of the user's: an experiment of this package
             image = image.add_local_dir(source.folder, f"/root/{modal_app.SOURCE_FOLDER}")
@@ -275,18 +275,14 @@ class ModalBackend(Backend):
         return _OpenApp(app, function, app.get_dashboard_url(), tags)
 
 
-def _build(image: modal.Image) -> None:
+async def _build(image: modal.Image) -> None:
     """Build an image, if it isn't yet, and show how that goes."""
     builder = modal.App("ml-experiments-image-build")
-    # the log is for people: where output is data, on stdout, it must not get between
-    with (
-        platform_errors("build the image"),
-        without_modals_output(),
-        builder.run(),
-        contextlib.redirect_stdout(sys.stderr),
-        modal.enable_output(),
-    ):
-        image.build(builder)
+    with platform_errors("build the image"), without_modals_output():
+        async with builder.run():
+            # the log is for people: where output is data, on stdout, it must not get between
+            with contextlib.redirect_stdout(sys.stderr), modal.enable_output():
+                await image.build.aio(builder)
 
 
 def _tags(spec: RunSpec) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class ModalRunHandle(RunHandle):
         self._redactor = Redactor(secret_values())
         self._call: Any = None
         self._cancel_asked = threading.Event()
+        self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
         self._lock = threading.Lock()
 
     def result(self, timeout_s: float | None = None) -> RunResult:
@@ -59,6 +61,8 @@ class ModalRunHandle(RunHandle):
         with self._lock:
             self._cancel_asked.set()
             call = self._call
+            if self._stop is not None:
+                self._stop()
         if call is not None:
             with platform_errors("cancel the run"):
                 call.cancel(terminate_containers=at_once)
@@ -66,6 +70,27 @@ class ModalRunHandle(RunHandle):
     def notice(self, text: str) -> None:
         """Tell the observer something."""
         self._observer.notice(self.spec, text)
+
+    def until_cancelled(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something that takes long, such as to build an image, unless the run is cancelled.
+
+        Raises:
+            asyncio.CancelledError: If it is, or was before.
+        """
+
+        async def watched() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work())
+            with self._lock:
+                self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
+                if self._cancel_asked.is_set():
+                    task.cancel()
+            try:
+                await task
+            finally:
+                with self._lock:
+                    self._stop = None
+
+        asyncio.run(watched())
 
     def see_through(self, open_app: Callable[[], OpenApp], request: dict[str, Any]) -> RunResult:
         """Start the run and see it to its end; for the backend's thread."""
@@ -75,6 +100,8 @@ class ModalRunHandle(RunHandle):
                 if not self._cancel_asked.is_set():
                     with platform_errors("start the run"):
                         self._call = app.function.spawn(request)
+        except asyncio.CancelledError:
+            return self._end(RunStatus.CANCELLED, None)
         except BackendError as e:
             # nothing ran; the folder says so too, for those who look at it later
             kind = ErrorKind.AUTH if isinstance(e, AuthError) else ErrorKind.INFRASTRUCTURE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -174,6 +176,34 @@ def test_a_lost_server_leaves_word_how_to_collect_the_run(tmp_path: Path, runs_d
     assert f"ml-experiments runs attach {path.name}" in said
     assert "Traceback" not in said
     assert RunFolder(path).outcome().status is RunStatus.RUNNING
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_ctrl_c_while_the_image_is_built_ends_the_run_at_once(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, options: tuple[str, ...]
+) -> None:
+    modal_emulator.delay_rpc("ImageGetOrCreate", 300)
+    (tmp_path / "quick.py").write_text("def train(config): return 1\n")
+    err = tmp_path / "err.txt"
+    with err.open("w") as stderr:
+        command = [sys.executable, "-m", "ml_experiments", "run", "quick.train", "--gpu", "t4"]
+        client = subprocess.Popen(
+            [*command, *options],
+            env={**os.environ, **modal_emulator.environment},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    wait_until(lambda: "preparing the image" in err.read_text(), "the build of the image")
+    client.send_signal(signal.SIGINT)
+    out, _ = client.communicate(timeout=60)
+    assert client.returncode == 130, err.read_text()
+    assert "cancelled" in out
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    assert RunFolder(path).outcome().status is RunStatus.CANCELLED
+    if options:
+        assert json.loads(out)["run_id"] == path.name
 
 
 def test_output_that_comes_too_fast_is_whole_on_disk_and_the_observer_is_told(
