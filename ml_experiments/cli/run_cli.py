@@ -80,7 +80,7 @@ def run(
     from ml_experiments.runner import prefetch_models, prepare_run, submit_run
 
     config = load_config(config_file, overrides)
-    backend_name = backend or ("modal" if gpu else "local")
+    backend_name = backend or ("local" if gpu is None else "modal")
     if debug:
         if backend_name != "local":
             raise click.UsageError("--debug runs in this process; it can't go with another backend")
@@ -146,7 +146,8 @@ def report(result: RunResult, as_json: bool) -> int:
 
 
 def _refuse_modal_options(options: dict[str, Any]) -> dict[str, Any]:
-    given = [name for name, value in options.items() if value]
+    # not by truth: --cpu 0 was given
+    given = [n for n, v in options.items() if not (v is None or v is False or v == ())]
     if given:
         flag = {"secrets": "secret", "memory_gib": "memory"}.get(given[0], given[0])
         raise click.UsageError(f"--{flag.replace('_', '-')} goes with --backend modal")

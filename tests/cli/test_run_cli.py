@@ -63,6 +63,7 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         ([FIT, "--backend", "locall"], "did you mean 'local'"),
         ([FIT, "--backend", "local", "--gpu", "a10g"], "this machine's own GPUs"),
         ([FIT, "--secret", "mine"], "--backend modal"),
+        ([FIT, "--cpu", "0"], "--cpu goes with --backend modal"),
         ([FIT, "steps"], "steps"),
     ],
 )

@@ -89,6 +89,12 @@ def test_a_dry_run_starts_nothing_on_modal(modal_emulator: Emulator, run: Run) -
     assert len(modal_emulator.apps()) == before
 
 
+def test_an_empty_gpu_type_is_a_mistake_and_not_the_default(run: Run) -> None:
+    done = run("--gpu", "")  # such as a shell variable that isn't set
+    assert done.returncode == 2
+    assert "empty GPU type. Known: t4, l4, a10g" in done.stderr
+
+
 def test_a_package_that_only_the_container_misses_is_added_with_pip(
     run: Run, tmp_path: Path
 ) -> None:
