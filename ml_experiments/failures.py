@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeGuard
 
 from ml_experiments.errors import (
     AuthError,
@@ -34,6 +36,18 @@ _CUDA_OOM_TEXT = re.compile(
 )
 _HOST_OOM_TEXT = re.compile(r"DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
 _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
+
+# where a container has its volumes, and how each is emptied; a test compares them with the image
+_RUNS_ON_MODAL = (
+    Path("/runs"),
+    "free space on the volume ml-experiments-runs by deleting old runs, as with: "
+    "modal volume rm -r ml-experiments-runs RUN_ID",
+)
+_CACHE_ON_MODAL = (
+    Path("/cache"),
+    "free space on the volume hf-model-cache by deleting models, as with: "
+    "ml-experiments cache clear PATTERN",
+)
 
 
 def describe_failure(error: BaseException, spec: RunSpec) -> RunError:
@@ -68,16 +82,18 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
             f"{spec.run_id}` goes on from there"
         )
     if kind is ErrorKind.IMPORT:
-        missing = next((e.name for e in _chain(error) if isinstance(e, ImportError)), None)
+        missing = next((e.name for e in _chain(error) if isinstance(e, ModuleNotFoundError)), None)
         if isinstance(error, ExperimentPathError):
             missing = error.missing_module
+        add = "add it with --pip" if spec.backend == "modal" else "pip install"
+        if missing and "." in missing:  # its package is there, or another of its namespace
+            return f"nothing that is installed has {missing}; {add} NAME, if it is a package's"
         if missing:
-            on_modal = spec.backend == "modal"
-            return f"{'add it with --pip' if on_modal else 'pip install'} {pip_name(missing)}"
+            return f"{add} {pip_name(missing)}"
     if kind is ErrorKind.AUTH:
         return "accept the model's terms on its page and set HF_TOKEN to a token that may read it"
     if kind is ErrorKind.INFRASTRUCTURE and _is_disk_full(error):
-        return "free some disk space, or set ML_EXPERIMENTS_RUNS_DIR to a larger disk"
+        return _free_space_hint(error, spec)
     return ""
 
 
@@ -112,8 +128,28 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return any(isinstance(e, OSError) and e.errno in full for e in _chain(error))
+    return any(_is_full(e) for e in _chain(error))
+
+
+def _is_full(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _free_space_hint(error: BaseException | None, spec: RunSpec) -> str:
+    """Return how to make room; an error of a write, unlike one of an open, names no file."""
+    if spec.backend != "modal":
+        return "free some disk space, or set ML_EXPERIMENTS_RUNS_DIR to a larger disk"
+    names = [e.filename for e in _chain(error) if _is_full(e)]
+    names = [name for name in names if isinstance(name, str | bytes)]
+    if not names:
+        return f"{_RUNS_ON_MODAL[1]}; or, if it was a download, {_CACHE_ON_MODAL[1]}"
+    for folder, hint in (_RUNS_ON_MODAL, _CACHE_ON_MODAL):
+        if Path(os.fsdecode(names[0])).is_relative_to(folder):
+            return hint
+    return (
+        "the container's own disk is full: write large files to the run's output_dir or "
+        "checkpoint_dir, which are on a volume"
+    )
 
 
 def _larger_gpu(spec: RunSpec) -> str:

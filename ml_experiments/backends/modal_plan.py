@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
+from ml_experiments.backends.modal_resources import LONGEST_TIMEOUT_S
 from ml_experiments.errors import BackendError, PreflightError
 from ml_experiments.experiment_path import load_experiment, parse_experiment_path
 from ml_experiments.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
 from ml_experiments.preflight.closure import ImportClosure, walk_imports
-from ml_experiments.preflight.packages import (
-    missing_packages,
-    read_lock,
-    read_requirements,
-    requirement_name,
-)
+from ml_experiments.preflight.conflicts import find_conflicts
+from ml_experiments.preflight.packages import missing_packages, read_lock
+from ml_experiments.preflight.requirements import parse_requirement, read_requirements
 from ml_experiments.runs import RunSpec
 
 DEFAULT_TIMEOUT_S = 4 * 3600
-LONGEST_TIMEOUT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,20 @@ class Additions:
     pip: tuple[str, ...] = ()
     file: Path | None = None
 
-    def names(self) -> tuple[str, ...]:
+    def requirements(self) -> tuple[Requirement, ...]:
         """Return all requirements, checked.
 
         Raises:
-            PreflightError: If one is not a requirement, or the file isn't readable.
+            PreflightError: If one is not a requirement, the file isn't readable, or the image
+                could not be built with them.
         """
-        for requirement in self.pip:
-            requirement_name(requirement)
-        return (*self.pip, *(read_requirements(self.file) if self.file else ()))
+        texts = (*self.pip, *(read_requirements(self.file) if self.file else ()))
+        requirements = tuple(map(parse_requirement, texts))
+        conflicts = find_conflicts(requirements, read_lock())
+        if conflicts:
+            lines = "\n".join(f"  {conflict}" for conflict in conflicts)
+            raise PreflightError(f"the packages to add could not be installed on Modal:\n{lines}")
+        return requirements
 
 
 def complete_spec(spec: RunSpec) -> RunSpec:
@@ -60,12 +64,17 @@ def complete_spec(spec: RunSpec) -> RunSpec:
             f"the timeout is {timeout_s:g} s; Modal ends every call after 24 h "
             f"({LONGEST_TIMEOUT_S} s). Save checkpoints and resume the run instead"
         )
-    return replace(spec, gpu=str(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE)), timeout_s=timeout_s)
+    return replace(spec, gpu=str(gpu_of(spec)), timeout_s=timeout_s)
 
 
 def gpu_of(spec: RunSpec) -> GpuRequest:
-    """Return the GPU request of a complete spec."""
-    return parse_gpu(spec.gpu or DEFAULT_GPU_TYPE)
+    """Return the GPU request of a spec.
+
+    Raises:
+        GpuTypeError: If the GPU type is not valid.
+    """
+    # an empty text is a mistake, such as an unset shell variable
+    return parse_gpu(DEFAULT_GPU_TYPE if spec.gpu is None else spec.gpu)
 
 
 def modal_timeout_s(spec: RunSpec) -> int:
@@ -86,7 +95,7 @@ def requirements_of(spec: RunSpec) -> tuple[str, ...]:
             f"{spec.experiment}: requirements is {found!r}; write a list such as ['timm>=1.0']"
         )
     for requirement in found:
-        requirement_name(requirement)
+        parse_requirement(requirement)
     return tuple(found)
 
 
@@ -103,7 +112,7 @@ def check_imports(closure: ImportClosure, additions: Additions) -> None:
     Raises:
         PreflightError: If not; it names every missing module and package, and the fix.
     """
-    missing = missing_packages(closure.external, read_lock(), additions.names())
+    missing = missing_packages(closure.external, read_lock(), additions.requirements())
     problems = [*closure.problems, *map(str, missing)]
     if not problems:
         return

@@ -10,14 +10,18 @@ From the shell, `modal run` and `modal deploy` take this file:
 from __future__ import annotations
 
 import datetime
+import hashlib
+import inspect
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import modal
+from modal.partial_function import PartialFunction
 
 from ml_experiments.backends import modal_app
 from ml_experiments.backends.modal_errors import require_access
@@ -31,9 +35,10 @@ from ml_experiments.backends.modal_image import (
     with_this_package,
 )
 from ml_experiments.backends.modal_plan import DEFAULT_TIMEOUT_S
+from ml_experiments.backends.modal_resources import check_cpu, check_memory, check_timeout
 from ml_experiments.config import secret_config_values, validate_config
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment_path import load_experiment
+from ml_experiments.experiment_path import load_experiment, parse_experiment_path
 from ml_experiments.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS, parse_gpu
 from ml_experiments.runs import RunSpec, new_run_id
 
@@ -50,6 +55,8 @@ __all__ = [
     "run_experiment",
     "run_experiment_local",
 ]
+
+_LONGEST_APP_NAME = 64
 
 app = modal.App("ml-experiments")
 
@@ -126,28 +133,34 @@ def create_gpu_function(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that makes a function run on Modal with a GPU and the model cache.
 
+    The function goes to the `app` of its file. A file without one gets its own, named after it,
+    which `modal run`, `modal deploy` and `function.app` find.
+
     Args:
         gpu_type: A GPU type, `h100:8` for several, `h100,a100-80gb` for alternatives.
-        timeout: Seconds after which a call is ended.
+        timeout: Seconds after which a call is ended, up to 24 hours.
         cpu: CPU cores to reserve.
         memory: Memory to reserve, in MiB.
         secrets: Names of Modal secrets to attach.
 
     Raises:
         GpuTypeError: If the GPU type is not valid.
+        Error: If another argument is not; the message says what is allowed.
     """
     gpu = parse_gpu(gpu_type).modal
+    timeout_s = check_timeout(timeout)
+    cpu_cores = None if cpu is None else check_cpu(cpu)
+    memory_mib = None if memory is None else check_memory(memory)
+    secret_names = _list_of("secrets", secrets)
 
     def decorate(function: Callable[..., Any]) -> Any:
-        # `modal deploy file.py` looks for a name `app` in the file
-        function.__globals__.setdefault("app", app)
-        return app.function(
+        return _app_of_file(function).function(
             image=gpu_image,
             gpu=gpu,
-            timeout=timeout,
-            cpu=cpu,
-            memory=memory,
-            secrets=[modal.Secret.from_name(name) for name in secrets],
+            timeout=timeout_s,
+            cpu=cpu_cores,
+            memory=memory_mib,
+            secrets=[modal.Secret.from_name(name) for name in secret_names],
             volumes={CACHE_MOUNT: hf_cache_volume},
         )(function)
 
@@ -178,7 +191,7 @@ def run_experiment_local(
         experiment_config: The config, as the experiment's own fields.
         experiment_class_path: Import path of the class.
         gpu_type: A GPU type, `h100:8` for several, `h100,a100-80gb` for alternatives.
-        timeout: Seconds after which the run is ended.
+        timeout: Seconds after which the run is ended, up to 24 hours.
         seed: Seeds random, numpy and torch; drawn and recorded when None.
         name: What the run is called in lists.
         tags: Recorded with the run.
@@ -189,7 +202,7 @@ def run_experiment_local(
 
     Returns:
         `status`, `results`, `experiment_class`, `run_id`, `error`, `artifacts`, `timings`,
-        `environment` and `run_dir`, as JSON.
+        `cost`, `environment` and `run_dir`, as JSON.
 
     Raises:
         AuthError: If there is no Modal token, or Modal rejected it.
@@ -204,16 +217,61 @@ def run_experiment_local(
             experiment_class_path,
             experiment_config,
             backend="modal",
-            backend_options={"secrets": secrets, "pip": pip, "requirements": requirements},
+            backend_options={
+                "secrets": _list_of("secrets", secrets),
+                "pip": _list_of("pip", pip),
+                "requirements": requirements,
+            },
             runs_dir=Path(runs_dir) if runs_dir else None,
             observer=observer,
             gpu=gpu_type,
-            timeout_s=timeout,
+            timeout_s=check_timeout(timeout),
             seed=seed,
             name=name,
             tags=tags,
         )
     return result.to_dict()
+
+
+def _app_of_file(function: Callable[..., Any]) -> modal.App:
+    """Return the app that the file of a function has under the name `app`, or give it one.
+
+    Two files must not share one: what is deployed last replaces the whole app.
+    """
+    # what stands between, such as @modal.concurrent or a decorator of a package, is of other files
+    raw = function._get_raw_f() if isinstance(function, PartialFunction) else function
+    names = inspect.unwrap(raw).__globals__
+    if "app" not in names:
+        names["app"] = modal.App(_app_name(names))
+    found = names["app"]
+    if not isinstance(found, modal.App):
+        raise ConfigError(
+            f"{names.get('__file__', names['__name__'])} has a {type(found).__name__} under the "
+            "name 'app', where `modal run` and `modal deploy` look for the modal.App; rename it, "
+            "or define app = modal.App('a name') above the functions"
+        )
+    return found
+
+
+def _app_name(names: Mapping[str, Any]) -> str:
+    """Return the name of the app for a module: `ml-experiments-train` for train.py."""
+    spec, file = names.get("__spec__"), names.get("__file__")
+    module = str(spec.name if spec else names["__name__"])
+    if file and "." not in module:  # started as a script, perhaps one inside a package
+        module = parse_experiment_path(f"{file}:f").module
+    name = f"{app.name}-{module}"
+    if len(name) <= _LONGEST_APP_NAME and re.fullmatch(r"[\w.-]+", name, re.A):
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # tells 训练.py from 评估.py
+    clean = re.sub(r"[^\w.-]", "-", name, flags=re.A)
+    return f"{clean[: _LONGEST_APP_NAME - len(digest) - 1]}-{digest}"
+
+
+def _list_of(name: str, value: Sequence[str]) -> Sequence[str]:
+    """Return a list of texts; a single text would be taken for a list of its letters."""
+    if isinstance(value, str):
+        raise ConfigError(f"{name} is {value!r}; write a list: {name}=[{value!r}]")
+    return value
 
 
 def _request_for(config: Any, experiment: str, seed: int | None) -> dict[str, Any]:

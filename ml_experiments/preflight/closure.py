@@ -15,7 +15,7 @@ import sysconfig
 import tokenize
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ml_experiments.errors import PreflightError
@@ -47,8 +47,7 @@ class ImportClosure:
 
     Attributes:
         modules: The user's own modules, the experiment's first.
-        external: The first import of each package that isn't the user's own, by its
-            top-level name.
+        external: All imports of what isn't the user's own, each different one once.
         problems: What cannot work anywhere else, one message each.
     """
 
@@ -87,7 +86,7 @@ class _Walk:
     def __init__(self, finder: _Finder) -> None:
         self.finder = finder
         self.modules: dict[str, LocalModule] = {}
-        self.external: dict[str, Import] = {}
+        self.external: dict[tuple[str, tuple[str, ...]], Import] = {}
         self.problems: list[str] = []
         self._queue: deque[LocalModule] = deque()
 
@@ -126,10 +125,13 @@ class _Walk:
         top = found.module.partition(".")[0]
         if self.add_local(found.module):
             for name in found.names:
-                self.add_local(f"{found.module}.{name}")
+                member = f"{found.module}.{name}"
+                # a folder without code has no names of its own; another may have the module
+                if not self.add_local(member) and self.modules[found.module].path.is_dir():
+                    self._follow(replace(found, module=member, names=()))
             return
         spec = self.finder.find(top)
-        if spec is not None and _is_local(spec):
+        if spec is not None and _is_local(spec) and not self._is_installed(found.module):
             if not found.optional:
                 self.problems.append(
                     f"{found.place} imports {found.module}, which is not in {_path(spec)}"
@@ -137,9 +139,15 @@ class _Walk:
             return
         if top in sys.stdlib_module_names:
             return
-        known = self.external.get(top)
+        key = (found.module, found.names)
+        known = self.external.get(key)
         if known is None or (known.optional and not found.optional):
-            self.external[top] = found
+            self.external[key] = found
+
+    def _is_installed(self, module: str) -> bool:
+        """Return whether a module is there, and not the user's own."""
+        spec = self.finder.find(module)
+        return spec is not None and not _is_local(spec)
 
 
 class _Finder:
@@ -160,7 +168,11 @@ class _Finder:
             # a folder without code is a namespace package only if nothing else has the name
             if first is not None and first.origin is not None:
                 return first
-            return _find_top_level(name) or first
+            other = _find_top_level(name)
+            if first is not None and other is not None and other.origin is None:
+                # both are folders of one namespace
+                return importlib.machinery.PathFinder.find_spec(name, [*self._paths, *sys.path])
+            return other or first
         spec = self.find(parent)
         if spec is None or spec.submodule_search_locations is None:
             return None

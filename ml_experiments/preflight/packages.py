@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ml_experiments.errors import PreflightError
 from ml_experiments.experiment_path import pip_name
 from ml_experiments.preflight.imports import Import
+from ml_experiments.preflight.installed import InstalledPackages
+from ml_experiments.preflight.namespaces import guess_distribution, is_known_namespace
+from ml_experiments.preflight.requirements import is_for_container
 
 LOCK_FILE = Path(__file__).parent.parent / "gpu_image" / "requirements-gpu.lock"
 INPUT_FILE = LOCK_FILE.with_suffix(".in")
@@ -24,19 +25,28 @@ class MissingPackage:
     """A package that is imported and that the container would not have.
 
     Attributes:
-        distribution: What to install; a guess from the import's name unless it is
-            installed here.
+        distribution: What to install.
+        module: What is imported of it.
         found: The import that needs it.
+        guessed: Whether the name is made up from that of a module in a namespace.
     """
 
     distribution: str
+    module: str
     found: Import
+    guessed: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"{self.found.place} imports {self.found.module}: the image has no package "
+        text = (
+            f"{self.found.place} imports {self.module}: the image has no package "
             f"{self.distribution!r}; add it with --pip {self.distribution}"
         )
+        if self.guessed:
+            text += (
+                " (its name is a guess from that of the module; where the package is installed, "
+                "it is looked up)"
+            )
+        return text
 
 
 def read_lock(file: Path = LOCK_FILE) -> dict[str, str]:
@@ -57,72 +67,36 @@ def read_lock(file: Path = LOCK_FILE) -> dict[str, str]:
     return versions
 
 
-def read_requirements(file: Path) -> tuple[str, ...]:
-    """Return the requirements of a requirements file, as they stand in it.
-
-    Raises:
-        PreflightError: If the file isn't readable, or a line is not a requirement.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise PreflightError(f"requirements file {str(file)!r} is not readable: {e}") from e
-    texts = (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines)
-    requirements = tuple(text for text in texts if text)
-    for requirement in requirements:
-        requirement_name(requirement)
-    return requirements
-
-
-def requirement_name(requirement: str) -> str:
-    """Return the normalized name of the package that a requirement such as `timm>=1` asks for.
-
-    Raises:
-        PreflightError: If it is not a requirement of PEP 508.
-    """
-    try:
-        return canonicalize_name(Requirement(requirement).name)
-    except InvalidRequirement as e:
-        raise PreflightError(
-            f"{requirement!r} is not a requirement such as timm, timm>=1.0 or "
-            f"'name @ https://…': {str(e).splitlines()[0]}"
-        ) from e
-
-
 def missing_packages(
-    external: Iterable[Import], lock: Mapping[str, str], requirements: Iterable[str] = ()
+    external: Iterable[Import], lock: Mapping[str, str], requirements: Iterable[Requirement] = ()
 ) -> tuple[MissingPackage, ...]:
     """Return each package that is imported and neither in the lock nor in the requirements."""
-    present = {*lock, *(requirement_name(r) for r in requirements)}
-    installed: Mapping[str, list[str]] | None = None
-    missing = []
+    present = {*lock, *(canonicalize_name(r.name) for r in requirements if is_for_container(r))}
+    installed = InstalledPackages()
+    missing: dict[str, MissingPackage] = {}
     for found in external:
         if found.optional:
             continue
-        guess = canonicalize_name(pip_name(found.module))
-        if guess in present:
+        top = found.module.partition(".")[0]
+        # the quick way, without reading what is installed, for nearly all imports
+        if not is_known_namespace(top) and canonicalize_name(pip_name(top)) in present:
             continue
-        if installed is None:  # slow: reads the metadata of each package
-            installed = importlib.metadata.packages_distributions()
-        known = _providers(found, installed)
-        if known and not known.isdisjoint(present):
-            continue
-        missing.append(MissingPackage(min(known, default=guess), found))
-    return tuple(missing)
+        for module in installed.modules_of(found):
+            package = _missing(module, found, installed, present)
+            if package is not None:
+                missing.setdefault(package.distribution, package)
+    return tuple(missing.values())
 
 
-def _providers(found: Import, installed: Mapping[str, list[str]]) -> set[str]:
-    """Return the installed packages that hold the imported module."""
-    names = set(installed.get(found.module.partition(".")[0], ()))
-    if len(names) > 1:  # a namespace such as `google`, shared by several packages
-        names = {name for name in names if _holds(name, found)} or names
-    return {canonicalize_name(name) for name in names}
-
-
-def _holds(distribution: str, found: Import) -> bool:
-    folders = [found.module.replace(".", "/")]
-    folders += [f"{folders[0]}/{name}" for name in found.names]
-    # the longest name decides: `from google.cloud import storage` needs google/cloud/storage
-    files = {str(f) for f in importlib.metadata.files(distribution) or ()}
-    deepest = folders[1:] or folders
-    return any(f"{d}.py" in files or f"{d}/__init__.py" in files for d in deepest)
+def _missing(
+    module: str, found: Import, installed: InstalledPackages, present: set[str]
+) -> MissingPackage | None:
+    owners = installed.owners_of(module)
+    if owners:
+        return None if owners & present else MissingPackage(min(owners), module, found)
+    guess = guess_distribution(module, installed.is_namespace)
+    # nvidia.cudnn comes with nvidia-cudnn-cu13
+    if any(name == guess or name.startswith(f"{guess}-cu") for name in present):
+        return None
+    guessed = installed.is_namespace(module.partition(".")[0])
+    return MissingPackage(guess, module, found, guessed)

@@ -138,7 +138,6 @@ def test_one_relay_serves_several_runs(tmp_path: Path) -> None:
         (modal.exception.AuthError("Token missing. Could not"), "no Modal token on this machine"),
         (modal.exception.AuthError("invalid"), "rejected the token"),
         (modal.exception.ImageBuildError("pip failed", "im-1"), "could not be built: pip failed"),
-        (modal.exception.NotFoundError("Environment 'x' not found"), "modal environment list"),
         (modal.exception.ResourceExhaustedError("too many GPUs"), "https://modal.com/settings"),
         (modal.exception.InvalidError("bad gpu"), "Modal refused to start: bad gpu"),
         (modal.exception.VersionError("too old"), "pip install --upgrade modal"),
@@ -206,6 +205,7 @@ def test_resources_have_limits_that_grow_with_the_gpus() -> None:
     assert host_resources(parse_gpu("t4,h100:8")).cpu_cores[1] == 64
     assert host_resources(parse_gpu("h100:8")).most_memory_gib == 2 * 8 * 80
     assert host_resources(parse_gpu("t4"), cpu=40).cpu_cores == (40, 40)
+    assert host_resources(parse_gpu("t4"), cpu=0.5).cpu_cores == (0.5, 16)
     assert host_resources(parse_gpu("t4"), memory_gib=100).memory_mib == (102400, 102400)
 
 

@@ -16,6 +16,7 @@ import pytest
 from ml_experiments.backends.modal_backend import ModalBackend
 from ml_experiments.emulator import Emulator
 from ml_experiments.errors import BackendError, GpuTypeError, PreflightError
+from ml_experiments.preflight.packages import read_lock
 from ml_experiments.runner import prepare_run
 from tests.support.modal_experiments import Greet, Plain
 
@@ -126,16 +127,24 @@ def test_an_unknown_gpu_is_refused_with_a_suggestion(backend: ModalBackend) -> N
         check(backend, Greet, gpu="a10gg")
 
 
+def test_an_empty_gpu_is_not_the_default_one(backend: ModalBackend) -> None:
+    with pytest.raises(GpuTypeError, match=r"'' has an empty GPU type. Known: t4, l4, a10g"):
+        check(backend, Greet, gpu="")
+    assert check(backend, Greet, gpu=None).gpu == "a10g"
+
+
 def test_a_timeout_beyond_modals_limit_is_refused(backend: ModalBackend) -> None:
     with pytest.raises(BackendError, match="after 24 h"):
         check(backend, Greet, timeout_s=24 * 3600 + 1)
 
 
-@pytest.mark.parametrize("options", [{"cpu": 0}, {"memory_gib": -1}])
+@pytest.mark.parametrize(
+    "options", [{"cpu": 0}, {"cpu": True}, {"memory_gib": -1}, {"memory_gib": "4"}]
+)
 def test_cpu_and_memory_must_be_above_zero(
     modal_emulator: Emulator, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(BackendError, match="must be above 0"):
+    with pytest.raises(BackendError, match=r"must be a number of .* above 0"):
         check(ModalBackend(**options), Greet)
 
 
@@ -150,6 +159,48 @@ def test_a_requested_secret_that_does_not_exist_is_named(modal_emulator: Emulato
 def test_what_is_not_a_requirement_is_refused(modal_emulator: Emulator) -> None:
     with pytest.raises(PreflightError, match="'-r x' is not a requirement"):
         check(ModalBackend(pip=["-r x"]), Greet)
+
+
+@pytest.mark.parametrize("way", ["pip", "class", "file"])
+def test_a_package_that_the_lock_has_in_another_version_is_refused(
+    modal_emulator: Emulator, project: Path, way: str
+) -> None:
+    torch = read_lock()["torch"]
+    apps = len(modal_emulator.apps())
+    asked = ["torch==1.0", "timm==1.0", "timm==0.9", f"torch<={torch}"]
+    path = write_experiment(project, "", f"requirements = {asked!r}" if way == "class" else "")
+    (project / "more.txt").write_text("\n".join(asked))
+    options: dict[str, Any] = {"pip": {"pip": asked}, "file": {"requirements": "more.txt"}}
+    with pytest.raises(PreflightError) as e:
+        check(ModalBackend(**options.get(way, {})), path)
+    first, *problems = str(e.value).splitlines()
+    assert first == "the packages to add could not be installed on Modal:"
+    assert len(problems) == 2
+    assert f"torch==1.0: the image has torch {torch}, and its packages keep" in problems[0]
+    assert "timm==1.0 and timm==0.9: no version of timm is all of that" in problems[1]
+    assert nothing_was_built(modal_emulator, apps)
+
+
+def test_additions_from_different_places_may_contradict_each_other(
+    modal_emulator: Emulator, project: Path
+) -> None:
+    path = write_experiment(project, "", 'requirements = ["timm>=1"]')
+    (project / "more.txt").write_text("timm<0.9\n")
+    with pytest.raises(PreflightError, match=r"timm>=1 and timm<0\.9: no version"):
+        check(ModalBackend(requirements="more.txt"), path)
+
+
+def test_every_package_of_a_namespace_is_found(backend: ModalBackend, project: Path) -> None:
+    # protobuf gives the image `google`, and nothing below google.cloud
+    imports = "import google.protobuf; from google.cloud import storage, bigquery"
+    path = write_experiment(project, "", f"def later(self): {imports}")
+    with pytest.raises(PreflightError) as e:
+        check(backend, path)
+    text = str(e.value)
+    assert "exp_to_check.py:4 imports google.cloud.storage: the image has no package" in text
+    assert "add all with: --pip google-cloud-bigquery --pip google-cloud-storage" in text
+    assert "protobuf" not in text
+    check(ModalBackend(pip=["google-cloud-bigquery", "google-cloud-storage>=3"]), path)
 
 
 def test_the_spec_says_what_will_run(backend: ModalBackend) -> None:

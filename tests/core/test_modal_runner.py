@@ -31,7 +31,7 @@ from ml_experiments.core.modal_runner import (
     run_experiment_local,
 )
 from ml_experiments.emulator import Emulator
-from ml_experiments.errors import AuthError, ConfigError, ExperimentPathError, GpuTypeError
+from ml_experiments.errors import AuthError, ConfigError, Error, ExperimentPathError, GpuTypeError
 from ml_experiments.preflight.packages import read_lock
 from tests.core.conftest import Modal
 from tests.support.hub_server import HubServer
@@ -103,7 +103,10 @@ def test_run_experiment_local_returns_the_documented_keys(
     assert result["results"]["greeting"] == "hello Ada"
     assert result["results"]["seed"] == 5
     assert result["error"] is None
-    assert {"run_id", "artifacts", "timings", "cost", "run_dir", "environment"} <= set(result)
+    assert set(result) == {
+        *("status", "results", "experiment_class"),
+        *("run_id", "error", "artifacts", "timings", "cost", "environment", "run_dir"),
+    }
     [artifact] = result["artifacts"]
     assert (Path(result["run_dir"]) / artifact["path"]).read_text() == "hello Ada"
     json.dumps(result, allow_nan=False)
@@ -144,6 +147,39 @@ def test_further_arguments_of_run_experiment_local_take_effect(
     assert any("einops" in content for content in image.context_files.values())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"timeout": 0}, "timeout is 0; it must be a whole number of seconds from 1 to 86400"),
+        ({"timeout": -5}, "timeout is -5"),
+        ({"timeout": 86_401}, "24 h, after which Modal ends every call; save checkpoints"),
+        ({"timeout": 0.5}, "timeout is 0.5"),
+        ({"timeout": True}, "timeout is True"),
+        ({"timeout": "3600"}, "timeout is '3600'"),
+        ({"timeout": None}, "timeout is None"),
+        ({"gpu_type": ""}, "'' has an empty GPU type. Known: t4, l4, a10g"),
+        ({"secrets": "my-keys"}, r"write a list: secrets=\['my-keys'\]"),
+        ({"pip": "timm"}, r"write a list: pip=\['timm'\]"),
+        ({"pip": ["torch==1.0"]}, f"the image has torch {read_lock()['torch']}"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_refused(
+    modal_emulator: Emulator, arguments: dict[str, Any], says: str
+) -> None:
+    apps = len(modal_emulator.apps())
+    with pytest.raises(Error, match=says):
+        run_experiment_local({}, GREET, **arguments)
+    assert len(modal_emulator.apps()) == apps
+
+
+@slow
+def test_no_gpu_type_is_the_default_one(modal_emulator: Emulator) -> None:
+    result = run_experiment_local({}, GREET, gpu_type=None, timeout=600.0)  # type: ignore[arg-type]
+    assert result["status"] == "success"
+    assert newest(modal_emulator, "run_remote").gpus == ("A10",)
+    assert newest(modal_emulator, "run_remote").timeout_s == 600
+
+
 @slow
 def test_mistakes_are_raised_before_anything_starts(modal_emulator: Emulator) -> None:
     apps = len(modal_emulator.apps())
@@ -174,43 +210,6 @@ def test_without_a_token_nothing_else_is_looked_at(tmp_path: Path) -> None:
     assert last.startswith(f"{AuthError.__module__}.AuthError")
     assert "modal token new" in last
     assert "--backend local" in last
-
-
-@slow
-def test_create_gpu_function_works_in_a_users_own_file(
-    modal_emulator: Emulator, project: Path, run_modal: Modal
-) -> None:
-    file = write(
-        project,
-        "train.py",
-        """
-        import os
-        from ml_experiments.core.modal_runner import create_gpu_function
-
-        @create_gpu_function(gpu_type="a100", timeout=7200, memory=32768)
-        def my_custom_training():
-            print("on", os.environ["MODAL_EMULATOR_GPU"], os.environ["HF_HOME"])
-
-        @create_gpu_function("h100:2,a100-80gb", cpu=4.0, secrets=["for-training"])
-        def with_everything(): ...
-        """,
-    )
-    run_modal("secret", "create", "for-training", "A=b", "--force")
-    assert "on A100-40GB /cache/huggingface" in run_modal("run", f"{file}::my_custom_training")
-    first = newest(modal_emulator, "my_custom_training")
-    assert first.gpus == ("A100-40GB",)
-    assert (first.timeout_s, first.memory_mb, first.cpu) == (7200, (32768, None), None)
-    assert first.volumes["/cache"].name == "hf-model-cache"
-    second = newest(modal_emulator, "with_everything")
-    assert second.gpus == ("H100:2", "A100-80GB")
-    assert (second.timeout_s, second.memory_mb, second.cpu) == (3600, None, (4.0, None))
-    assert [use.name for use in second.secrets] == ["for-training"]
-    assert "App deployed" in run_modal("deploy", file)
-
-
-def test_create_gpu_function_refuses_a_gpu_type_at_once() -> None:
-    with pytest.raises(GpuTypeError, match="did you mean 'a100'"):
-        create_gpu_function("a1000")
 
 
 @slow
@@ -317,6 +316,7 @@ def test_a_deployed_app_is_called_from_another_process_by_name(
         result = run.remote(
             {"prompt": "a red seven", "num_inference_steps": 1},
             "ml_experiments.tasks.text_to_image.TextToImageExperiment",
+            seed=7,
         )
         print(json.dumps(result))
         """,
@@ -329,5 +329,7 @@ def test_a_deployed_app_is_called_from_another_process_by_name(
     volume = modal.Volume.from_name("ml-experiments-runs")
     stored = b"".join(volume.read_file(f"{result['run_id']}/result.json"))
     assert json.loads(stored)["status"] == "success"
+    spec = b"".join(volume.read_file(f"{result['run_id']}/spec.json"))
+    assert json.loads(spec)["seed"] == 7
     gpus = {info.gpus for info in modal_emulator.functions("run_experiment")}
     assert ("T4",) in gpus

@@ -5,6 +5,7 @@ So are those of the document that this project was asked to make true.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 import modal
 import pytest
 
+from ml_experiments.core.modal_runner import create_gpu_function, run_experiment_local
 from ml_experiments.emulator import Emulator
+from ml_experiments.runs import RunResult, RunStatus
 from ml_experiments.tasks.tiny_digits import model_dir
 from tests.support.hub_server import HubServer
 
@@ -90,6 +93,23 @@ def run(command: list[str] | str, environment: dict[str, str], folder: Path) -> 
     return done.stdout + done.stderr
 
 
+def file_name(block: str) -> str:
+    """Return the name of a block's file, which its first line may say."""
+    named = re.match(r"# (\w+\.py)\n", block)
+    return named[1] if named else "block.py"
+
+
+def deploy(app: str, environment: dict[str, str], folder: Path) -> None:
+    """Deploy the file that the page says an app is named after."""
+    if app == "ml-experiments":
+        run("modal deploy ml_experiments/core/modal_runner.py", environment, PROJECT)
+        return
+    name = f"{app.removeprefix('ml-experiments-')}.py"
+    [block] = [b for b in blocks("python") if file_name(b) == name]
+    (folder / name).write_text(block)
+    run(f"modal deploy {name}", environment, folder)
+
+
 # the original's first one has a test of its own, below
 @pytest.mark.parametrize(
     "block", [b for b in blocks("python") if "print(result)" not in b], ids=title
@@ -97,12 +117,14 @@ def run(command: list[str] | str, environment: dict[str, str], folder: Path) -> 
 def test_python_block(block: str, environment: dict[str, str], tmp_path: Path) -> None:
     for gone, present in CHANGED.items():
         block = block.replace(gone, present)
-    file = tmp_path / "block.py"
+    file = tmp_path / file_name(block)
     file.write_text(block)
     if "run_experiment_local" in block:
         # ten pictures of the size that the document means, from the model that stands in
         assert "Error" not in run([sys.executable, file.name], environment, tmp_path)
         return
+    for app in re.findall(r'Function\.from_name\("([\w-]+)"', block):
+        deploy(app, environment, tmp_path)
     run([sys.executable, file.name], environment, tmp_path)
     for name in re.findall(
         r"^@(?:app\.function|create_gpu_function).*?^def (\w+)", block, re.M | re.S
@@ -130,6 +152,18 @@ def test_command(command: str, environment: dict[str, str], runs_dir: Path) -> N
     if "Function.from_name" in command or "app list" in command:
         run("modal deploy ml_experiments/core/modal_runner.py", environment, PROJECT)
     run(command, environment, PROJECT)
+
+
+def test_the_page_names_exactly_the_keys_of_a_result_and_every_parameter() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    returned = page.partition("It returns a dict with")[2].partition(". ")[0]
+    keys = set(re.findall(r"`(\w+)`", returned)) - {"success", "error", "cancelled"} | {"error"}
+    assert keys == set(RunResult("run-1", RunStatus.SUCCESS, "m:C", None).to_dict())
+    for function in (run_experiment_local, create_gpu_function):
+        section = page.partition(f"### `{function.__name__}()`")[2].partition("\n### ")[0]
+        rows = re.findall(r"^\| (`.*?) \|", section, re.M)
+        names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+        assert names == list(inspect.signature(function).parameters)
 
 
 def test_the_page_covers_every_section_of_the_original() -> None:

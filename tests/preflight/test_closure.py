@@ -142,9 +142,42 @@ def test_an_optional_own_module_may_be_missing(tmp_path: Path) -> None:
 def test_a_required_import_anywhere_outweighs_an_optional_one(tmp_path: Path) -> None:
     source = "try:\n    import einops\nexcept ImportError:\n    pass\nimport b"
     write(tmp_path, {"a.py": source, "b.py": "import einops.layers"})
+    found = walk_imports("a", [tmp_path]).external
+    assert {f.module: f.optional for f in found} == {"einops": True, "einops.layers": False}
+    write(tmp_path, {"b.py": "import einops"})
     [found] = walk_imports("a", [tmp_path]).external
     assert not found.optional
-    assert found.module == "einops.layers"
+    assert found.file.name == "b.py"
+
+
+def test_every_import_from_a_namespace_is_kept(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "a.py": "import google.protobuf\nfrom google.cloud import storage\nimport b",
+            "b.py": "from google.cloud import bigquery, storage\nimport google.protobuf",
+        },
+    )
+    found = {(f.module, f.names) for f in walk_imports("a", [tmp_path]).external}
+    assert found == {
+        ("google.protobuf", ()),
+        ("google.cloud", ("storage",)),
+        ("google.cloud", ("bigquery", "storage")),
+    }
+
+
+def test_a_namespace_that_the_user_shares_with_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = write(tmp_path / "site-packages", {"shared_ns/core/__init__.py": ""})
+    monkeypatch.syspath_prepend(packages)
+    source = "import shared_ns.core\nfrom shared_ns import core, near\nfrom shared_ns import gone"
+    write(tmp_path / "own", {"shared_ns/mine.py": source, "shared_ns/near.py": ""})
+    closure = walk_imports("shared_ns.mine", [tmp_path / "own"])
+    assert names(closure) == {"shared_ns", "shared_ns.mine", "shared_ns.near"}
+    assert {found.module for found in closure.external} == {"shared_ns.core"}
+    [problem] = closure.problems
+    assert "mine.py:3 imports shared_ns.gone, which is not in" in problem
 
 
 def test_a_compiled_own_module_says_that_it_cannot_travel(tmp_path: Path) -> None:

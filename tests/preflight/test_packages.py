@@ -17,8 +17,6 @@ from ml_experiments.preflight.packages import (
     LOCK_FILE,
     missing_packages,
     read_lock,
-    read_requirements,
-    requirement_name,
 )
 
 PROJECT = Path(__file__).parents[2]
@@ -48,9 +46,17 @@ def test_the_package_of_a_missing_import_may_have_another_name() -> None:
 
 
 def test_a_requirement_makes_its_package_present() -> None:
-    requirements = ("einops>=0.8", "Scikit_Image[optional]==0.25")
+    requirements = [Requirement("einops>=0.8"), Requirement("Scikit_Image[optional]==0.25")]
     needed = [imported("einops"), imported("skimage.io")]
     assert missing_packages(needed, read_lock(), requirements) == ()
+
+
+def test_a_requirement_for_another_platform_makes_nothing_present() -> None:
+    requirements = [Requirement("einops; sys_platform == 'win32'")]
+    [missing] = missing_packages([imported("einops")], read_lock(), requirements)
+    assert missing.distribution == "einops"
+    requirements = [Requirement("einops; sys_platform == 'linux' and python_version < '3.12'")]
+    assert missing_packages([imported("einops")], read_lock(), requirements) == ()
 
 
 def test_an_optional_import_is_never_missing() -> None:
@@ -61,44 +67,6 @@ def test_an_installed_package_is_named_by_its_own_metadata() -> None:
     # pytest's import name _pytest belongs to the distribution pytest
     [missing] = missing_packages([imported("_pytest.fixtures")], read_lock())
     assert missing.distribution == "pytest"
-
-
-def test_a_shared_namespace_is_told_apart_by_the_submodule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, file in (("acme-one", "acme/one/__init__.py"), ("acme-two", "acme/two.py")):
-        info = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "RECORD").write_text(f"{file},,\n")
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    lock = {"acme-one": "1.0"}
-    assert missing_packages([imported("acme.one")], lock) == ()
-    assert missing_packages([imported("acme", "one")], lock) == ()
-    [missing] = missing_packages([imported("acme", "two")], lock)
-    assert missing.distribution == "acme-two"
-
-
-@pytest.mark.parametrize("text", ["-r other.txt", "two words", "--no-deps", "==1"])
-def test_what_is_not_a_requirement_is_named(text: str) -> None:
-    with pytest.raises(PreflightError, match="is not a requirement such as"):
-        requirement_name(text)
-
-
-def test_a_requirements_file_is_read_without_comments(tmp_path: Path) -> None:
-    file = tmp_path / "requirements.txt"
-    file.write_text(
-        "# for the eval\neinops>=0.8  # layers\n\ntimm @ https://example.com/t.whl#sha256=0\n"
-    )
-    expected = ("einops>=0.8", "timm @ https://example.com/t.whl#sha256=0")
-    assert read_requirements(file) == expected
-
-
-def test_an_unreadable_requirements_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PreflightError, match=r"nothere\.txt' is not readable"):
-        read_requirements(tmp_path / "nothere.txt")
 
 
 def test_the_lock_holds_all_that_its_input_names() -> None:
