@@ -3,7 +3,8 @@
     python examples/benchmark_modal.py --gpu-types t4,l4,a10g,a100
     modal run examples/benchmark_modal.py --gpu-types t4,l4,a10g,a100
 
-Prints a table and writes it as benchmark.csv, with a plot, benchmark.png.
+Prints a table and writes it as benchmark.csv, with a plot, benchmark.png, for which this machine
+needs matplotlib.
 """
 
 import argparse
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import modal
+from matplotlib.figure import Figure
 
 from ml_experiments.backends.modal_backend import ModalBackend
+from ml_experiments.errors import Error
 from ml_experiments.runner import prepare_run, submit_run
 
 EXPERIMENT = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
@@ -32,15 +35,21 @@ def main(
     output_dir: str = ".",
 ) -> None:
     config = {"model_name": model_name, "prompt": prompt, "num_images": num_images}
-    with ModalBackend() as backend:
-        # every mistake shows here, before anything is paid for
-        prepared = {
-            gpu: prepare_run(EXPERIMENT, config, backend=backend, gpu=gpu, timeout_s=3600, seed=0)
-            for gpu in gpu_types.split(",")
-        }
-        # then all at once: each GPU type has containers of its own
-        handles = {gpu: submit_run(run, backend=backend) for gpu, run in prepared.items()}
-        rows = [row_of(gpu, handle.result(), num_images) for gpu, handle in handles.items()]
+    try:
+        with ModalBackend() as backend:
+            # every mistake shows here, before anything is paid for
+            prepared = {
+                gpu: prepare_run(
+                    EXPERIMENT, config, backend=backend, gpu=gpu, timeout_s=3600, seed=0
+                )
+                for gpu in gpu_types.split(",")
+            }
+            # then all at once: each GPU type has containers of its own
+            handles = {gpu: submit_run(run, backend=backend) for gpu, run in prepared.items()}
+            rows = [row_of(gpu, handle.result(), num_images) for gpu, handle in handles.items()]
+    except Error as e:  # such as a GPU type that does not exist, or no token
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
     print_table(rows)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +90,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw speed against cost: the best are at the upper left."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for row in rows:
@@ -92,9 +99,12 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
                 row["gpu_type"],
                 (row["usd_per_image"], row["images_per_s"]),
                 textcoords="offset points",
-                xytext=(6, 4),
+                xytext=(0, 6),
+                ha="center",
             )
+    axes.margins(0.2)  # room for the names
     axes.set(xlabel="US dollars per image", ylabel="images per second")
+    axes.set(xlim=(0, None), ylim=(0, None))
     figure.savefig(file, dpi=150)
 
 

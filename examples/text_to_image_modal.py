@@ -16,6 +16,7 @@ from pathlib import Path
 import modal
 
 from ml_experiments.core.modal_runner import run_experiment_local
+from ml_experiments.errors import Error
 
 app = modal.App("text-to-image")
 
@@ -28,14 +29,23 @@ def main(
     gpu_type: str = "a10g",
     timeout: int = 3600,
 ) -> None:
-    result = run_experiment_local(
-        experiment_config={"model_name": model_name, "prompt": prompt, "num_images": num_images},
-        experiment_class_path="ml_experiments.tasks.text_to_image.TextToImageExperiment",
-        gpu_type=gpu_type,
-        timeout=timeout,
-    )
+    try:
+        result = run_experiment_local(
+            experiment_config={
+                "model_name": model_name,
+                "prompt": prompt,
+                "num_images": num_images,
+            },
+            experiment_class_path="ml_experiments.tasks.text_to_image.TextToImageExperiment",
+            gpu_type=gpu_type,
+            timeout=timeout,
+        )
+    except Error as e:  # such as a GPU type that does not exist, or no token
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
     if result["error"]:
-        sys.exit(f"{result['error']['type']}: {result['error']['message']}")
+        error = result["error"]
+        sys.exit(f"{error['type']}: {error['message']}\n{error['hint']}")
     for artifact in result["artifacts"]:
         print(Path(result["run_dir"]) / artifact["path"])
     print(f"{result['timings']['total_s']:.1f} s, about ${result['cost']['estimate_usd']:.4f}")

@@ -19,17 +19,27 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("text_to_image_modal.py", "benchmark_modal.py", "cache_management.py")
 
 
-def start(emulator: Emulator, folder: Path, *command: str, exit_code: int = 0) -> str:
-    done = subprocess.run(
+LAUNCHERS = ((), ("-m", "modal", "run"))
+LAUNCHER_NAMES = ("shell", "modal run")
+
+
+def call(
+    emulator: Emulator, folder: Path, *command: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, **emulator.environment},
+        env={**os.environ, **emulator.environment, **environment},
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
-    assert done.returncode == exit_code, f"{done.stdout}\n{done.stderr}"
+
+
+def start(emulator: Emulator, folder: Path, *command: str) -> str:
+    done = call(emulator, folder, *command)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
@@ -44,7 +54,7 @@ def test_help(modal_emulator: Emulator, tmp_path: Path, name: str) -> None:
     assert all(option.strip("],") in modal_run for option in options if option[2:3].isalpha())
 
 
-@pytest.mark.parametrize("launcher", [(), ("-m", "modal", "run")], ids=["shell", "modal run"])
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=LAUNCHER_NAMES)
 def test_text_to_image_draws(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, launcher: tuple[str, ...]
 ) -> None:
@@ -78,17 +88,45 @@ def test_benchmark_compares_gpu_types(modal_emulator: Emulator, tmp_path: Path) 
     assert gpus == {("T4",), ("H100",)}
 
 
-def test_benchmark_under_modal_run_refuses_a_wrong_gpu_type_before_any_run(
-    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=LAUNCHER_NAMES)
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("text_to_image_modal.py", ("--gpu-type", "h1000"), "did you mean 'h100'"),
+        ("text_to_image_modal.py", ("--num-images", "0"), "num_images: given 0"),
+        ("benchmark_modal.py", ("--gpu-types", "t4,h1000"), "did you mean 'h100'"),
+        ("cache_management.py", ("--clear", "org@one@two"), "'org@one@two' is not a pattern"),
+    ],
+)
+def test_a_mistake_is_a_message_on_stderr_before_any_run(
+    modal_emulator: Emulator,
+    tmp_path: Path,
+    runs_dir: Path,
+    launcher: tuple[str, ...],
+    name: str,
+    options: tuple[str, ...],
+    says: str,
 ) -> None:
-    file = str(EXAMPLES / "benchmark_modal.py")
-    options = ("--gpu-types", "t4,h1000")
-    printed = start(modal_emulator, tmp_path, "-m", "modal", "run", file, *options, exit_code=1)
-    assert "did you mean 'h100'" in printed
+    done = call(modal_emulator, tmp_path, *launcher, str(EXAMPLES / name), *options)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr.partition("error: ")[2]
+    assert name not in done.stderr  # no traceback leads through the example
     assert list(runs_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("launcher", [(), ("-m", "modal", "run")], ids=["shell", "modal run"])
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_token_the_command_that_gets_one_is_named(
+    modal_emulator: Emulator, tmp_path: Path, name: str
+) -> None:
+    no_token = {"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": "", "MODAL_CONFIG_PATH": "none.toml"}
+    done = call(modal_emulator, tmp_path, str(EXAMPLES / name), **no_token)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: there is no Modal token")
+    assert "modal token new" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=LAUNCHER_NAMES)
 def test_cache_management_shows_before_it_deletes(
     modal_emulator: Emulator, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
