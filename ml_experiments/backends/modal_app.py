@@ -18,7 +18,9 @@ from ml_experiments.backends.modal_image import CACHE_VOLUME, RUNS_VOLUME
 from ml_experiments.backends.modal_output import ContainerOutput
 from ml_experiments.backends.modal_secrets import attached_values
 from ml_experiments.cache import OPERATIONS
+from ml_experiments.errors import RunFolderError
 from ml_experiments.execution import WarmExperiment, execute_run
+from ml_experiments.failures import describe_failure
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
@@ -61,7 +63,10 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     volume = _runs_volume()
     _see_earlier_attempts(volume, spec.run_id)
     hidden = (*secret_values(), *attached_values(container_environment()), *request["secrets"])
-    folder = _open_folder(spec, request["manifest"], Redactor(hidden))
+    try:
+        folder = _open_folder(spec, request["manifest"], Redactor(hidden))
+    except RunFolderError as e:  # a full volume
+        return _portable(_not_begun(spec, e.__cause__ or e))
     if folder.result_file.exists():  # it had ended when its container was taken away
         return _portable(folder.read_result())
     output = _container_output()
@@ -170,6 +175,16 @@ def _commit(volume: modal.Volume) -> Exception | None:
     except (modal.exception.Error, RuntimeError) as e:
         return e
     return None
+
+
+def _not_begun(spec: RunSpec, error: BaseException) -> RunResult:
+    return RunResult(
+        run_id=spec.run_id,
+        status=RunStatus.ERROR,
+        experiment_class=spec.experiment,
+        results=None,
+        error=describe_failure(error, spec),
+    )
 
 
 def _not_stored(result: RunResult, failure: Exception) -> RunResult:

@@ -182,8 +182,8 @@ class OverlayView(VolumeView):
             # 0 would be without limit
             options.append(f"size={max(limit.max_bytes - used.size_bytes, 4096)}")
         if limit.max_files is not None:
-            # the folders that the overlay itself needs, and at least one file
-            options.append(f"nr_inodes={max(limit.max_files - used.files, 1) + 6}")
+            # the folders that the overlay itself needs, and what it tries out when it is mounted
+            options.append(f"nr_inodes={max(limit.max_files - used.files, 2) + 6}")
         return ",".join(options)
 
 

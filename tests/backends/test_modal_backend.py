@@ -427,10 +427,17 @@ def test_an_error_on_the_way_is_a_backend_error_and_the_folder_says_so(
     assert outcome.error.kind is ErrorKind.INFRASTRUCTURE
 
 
-def test_a_full_volume_loses_no_result(modal_emulator: Emulator) -> None:
-    modal_emulator.limit_volume("ml-experiments-runs", max_bytes=1)
+@pytest.mark.parametrize("limit", [{"max_bytes": 1}, {"max_files": 0}])
+def test_a_full_volume_is_an_error_that_says_how_to_empty_it(
+    modal_emulator: Emulator, limit: dict[str, int]
+) -> None:
+    modal_emulator.limit_volume("ml-experiments-runs", **limit)
     with ModalBackend() as backend:
         result = run_experiment(Greet, {}, backend=backend, observer=Recorder())
     assert result.status is RunStatus.ERROR
     assert result.error is not None
     assert result.error.kind is ErrorKind.INFRASTRUCTURE
+    assert "No space left on device" in result.error.message
+    assert "ML_EXPERIMENTS_RUNS_DIR" not in result.error.message
+    assert "modal volume rm -r ml-experiments-runs RUN_ID" in result.error.hint
+    assert folder_of(result).outcome().error == result.error
