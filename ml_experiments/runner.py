@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ from ml_experiments.runs import PreparedRun, RunResult, RunSpec, RunStatus, new_
 from ml_experiments.settings import runs_dir as default_runs_dir
 from ml_experiments.settings import secret_values
 
-_LARGEST_SEED = 2**31
+_DRAWN_SEEDS = 2**31
+_LARGEST_SEED = 2**63 - 1  # what torch takes
 _CODE = CodeMemory()
 _PRINT_LOGS = PrintLogs()  # one for all runs of this process, so that it knows how many are live
 
@@ -127,8 +129,7 @@ def prepare_run(
     """
     refuse_while_importing()
     timeout_s, seed = options.get("timeout_s"), options.get("seed")
-    if timeout_s is not None and not timeout_s > 0:
-        raise ConfigError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
+    _check_numbers(timeout_s, seed)
     path, import_paths = _locate(experiment)
     target = load_experiment(path, import_paths)
     _check_setup_fields(target)
@@ -137,7 +138,7 @@ def prepare_run(
         run_id=new_run_id(),
         experiment=path,
         config=config_json,
-        seed=secrets.randbelow(_LARGEST_SEED) if seed is None else seed,
+        seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend=backend.name,
         gpu=options.get("gpu"),
@@ -256,6 +257,20 @@ def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]
     if root is not None:
         folders.insert(0, str(root))
     return path, tuple(dict.fromkeys(folders))
+
+
+def _check_numbers(timeout_s: object, seed: object) -> None:
+    # True is an int to Python
+    if timeout_s is not None and not (
+        isinstance(timeout_s, int | float)
+        and not isinstance(timeout_s, bool)
+        and 0 < timeout_s < math.inf
+    ):
+        raise ConfigError(f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0")
+    if seed is not None and not (
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= _LARGEST_SEED
+    ):
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to {_LARGEST_SEED}")
 
 
 def _check_setup_fields(target: Callable[..., Any]) -> None:

@@ -96,7 +96,7 @@ class RunSpec:
         seed: Seeds random, numpy and torch; always set, so that any run can be repeated.
         timeout_s: The run is ended after so many seconds; None means no limit.
         import_paths: Folders that the experiment's modules are imported from.
-        code: Where the code stood at submission: git commit, branch, diff.
+        backend_options: What else was asked of the backend, with which it can be opened again.
     """
 
     run_id: str
@@ -110,7 +110,7 @@ class RunSpec:
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     import_paths: tuple[str, ...] = ()
-    code: dict[str, Any] = field(default_factory=dict)
+    backend_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def soft_timeout_s(self) -> float | None:

@@ -94,10 +94,17 @@ def test_the_manifest_names_the_commit_and_what_differs_from_it(tmp_path: Path) 
     assert "new.py" in with_new_file["untracked"]
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_timeout_must_be_above_zero(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), True, "60"])
+def test_a_timeout_must_be_a_number_above_zero(timeout_s: Any) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         run_experiment(Plain, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "7"])
+def test_a_seed_must_be_a_whole_number(seed: Any) -> None:
+    with pytest.raises(ConfigError, match="whole number from 0"):
+        run_experiment(Plain, seed=seed)
+    assert run_experiment(Plain, seed=2**63 - 1).status == "success"
 
 
 def test_options_of_a_backend_go_with_its_name(runs_dir: Path) -> None:

@@ -30,11 +30,12 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
 )
 from ml_experiments.backends.modal_plan import (
-    Additions,
+    check_additions,
     check_imports,
     complete_spec,
     gpu_of,
     import_closure,
+    list_of_texts,
     modal_timeout_s,
     remote_path,
     requirements_of,
@@ -45,6 +46,7 @@ from ml_experiments.backends.modal_run import ModalRunHandle
 from ml_experiments.backends.modal_secrets import FoundSecrets, find_secrets
 from ml_experiments.errors import RunFolderError
 from ml_experiments.preflight.closure import OWN_PACKAGE
+from ml_experiments.preflight.requirements import read_requirements
 from ml_experiments.preflight.staging import StagedSource, stage_source, stage_this_package
 from ml_experiments.pricing import worst_case_usd
 from ml_experiments.run_folder import RunFolder
@@ -98,10 +100,14 @@ class ModalBackend(Backend):
     Args:
         secrets: Names of Modal secrets to attach besides the known ones that exist.
         pip: Requirements to add to the image.
-        requirements: A requirements file to add to the image.
+        requirements: A requirements file to add to the image, as it is now.
         cpu: CPU cores to reserve.
         memory_gib: Memory to reserve.
         cuda_toolkit: Use the image with nvcc, for experiments that compile kernels.
+
+    Raises:
+        PreflightError: If the requirements file isn't readable, or has other lines.
+        BackendError: If `secrets` or `pip` is not a list.
     """
 
     name: ClassVar[str] = "modal"
@@ -116,8 +122,9 @@ class ModalBackend(Backend):
         memory_gib: float | None = None,
         cuda_toolkit: bool = False,
     ) -> None:
-        self._secret_names = tuple(secrets)
-        self._additions = Additions(tuple(pip), Path(requirements) if requirements else None)
+        self._secret_names = list_of_texts("secrets", secrets)
+        more = read_requirements(Path(requirements)) if requirements else ()
+        self._pip = (*list_of_texts("pip", pip), *more)
         self._cpu, self._memory_gib = cpu, memory_gib
         self._cuda_toolkit = cuda_toolkit
         self._found: FoundSecrets | None = None
@@ -134,9 +141,9 @@ class ModalBackend(Backend):
         Returns the spec with the GPU type and timeout that the run will have.
         """
         require_access()
-        spec = complete_spec(spec)
+        spec = dataclasses.replace(complete_spec(spec), backend_options=self._options())
         host_resources(gpu_of(spec), self._cpu, self._memory_gib)
-        check_imports(import_closure(spec), self._additions_for(spec))
+        check_imports(import_closure(spec), check_additions(self._pip_for(spec)))
         self._find_secrets()
         return spec
 
@@ -195,9 +202,19 @@ class ModalBackend(Backend):
             # it must not replace what a run's handle says; Modal ends an app whose client is gone
             logger.warning("Modal could not be told that this program is done: %s", e)
 
-    def _additions_for(self, spec: RunSpec) -> Additions:
-        own = self._additions
-        return Additions((*own.pip, *requirements_of(spec)), own.file)
+    def _options(self) -> dict[str, Any]:
+        """Return what was asked for here, as JSON, so that `runs resume` can ask for it again."""
+        options = {
+            "secrets": list(self._secret_names),
+            "pip": list(self._pip),
+            "cpu": self._cpu,
+            "memory_gib": self._memory_gib,
+            "cuda_toolkit": self._cuda_toolkit,
+        }
+        return {name: value for name, value in options.items() if value}
+
+    def _pip_for(self, spec: RunSpec) -> tuple[str, ...]:
+        return (*self._pip, *requirements_of(spec))
 
     def _find_secrets(self) -> FoundSecrets:
         if self._found is None:
@@ -235,21 +252,19 @@ class ModalBackend(Backend):
         return self._staged_package
 
     def _app_for(self, spec: RunSpec, source: StagedSource, handle: ModalRunHandle) -> _OpenApp:
-        additions = self._additions_for(spec)
-        key = _AppKey(str(spec.gpu), modal_timeout_s(spec), source.digest, additions.pip)
+        pip = self._pip_for(spec)
+        key = _AppKey(str(spec.gpu), modal_timeout_s(spec), source.digest, pip)
         with self._opening:
             if key not in self._apps:
-                self._apps[key] = self._open_app(spec, source, additions, handle)
+                self._apps[key] = self._open_app(spec, source, pip, handle)
             else:
                 self._apps[key].tag(spec.run_id)
             return self._apps[key]
 
     def _open_app(
-        self, spec: RunSpec, source: StagedSource, additions: Additions, handle: ModalRunHandle
+        self, spec: RunSpec, source: StagedSource, pip: tuple[str, ...], handle: ModalRunHandle
     ) -> _OpenApp:
-        packages = package_image(
-            cuda_toolkit=self._cuda_toolkit, pip=additions.pip, requirements=additions.file
-        )
+        packages = package_image(cuda_toolkit=self._cuda_toolkit, pip=pip)
         handle.notice("preparing the image on Modal; the first time takes some minutes")
         handle.until_cancelled(lambda: _build(packages))
         image = packages.add_local_dir(self._this_package(), f"/root/{OWN_PACKAGE}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import modal
 
@@ -50,19 +49,13 @@ APT_PACKAGES = ("ffmpeg", "git")
 _PYTHON = ".".join(map(str, CONTAINER_PYTHON))
 
 
-def package_image(
-    *,
-    cuda_toolkit: bool = False,
-    pip: Sequence[str] = (),
-    requirements: Path | None = None,
-) -> modal.Image:
+def package_image(*, cuda_toolkit: bool = False, pip: Sequence[str] = ()) -> modal.Image:
     """Return the image with all packages, and without anything of the user's.
 
     Args:
         cuda_toolkit: Start from NVIDIA's development image, with nvcc, for those who compile
             kernels. PyTorch's wheels bring all that running needs.
         pip: Packages to add; the locked ones keep their versions, or the build fails.
-        requirements: A requirements file to add, likewise.
     """
     if cuda_toolkit:
         image = modal.Image.from_registry(TOOLKIT_BASE, add_python=_PYTHON).entrypoint([])
@@ -70,10 +63,9 @@ def package_image(
         image = modal.Image.debian_slim(python_version=_PYTHON)
     image = image.apt_install(*APT_PACKAGES)
     image = image.uv_pip_install(requirements=[str(LOCK_FILE)])
-    if pip or requirements:
+    if pip:
         # the lock once more, as a constraint on what the additions may change
-        files = [str(LOCK_FILE), *([str(requirements)] if requirements else [])]
-        image = image.uv_pip_install(*pip, requirements=files)
+        image = image.uv_pip_install(*pip, requirements=[str(LOCK_FILE)])
     return image.env(ENVIRONMENT)
 
 

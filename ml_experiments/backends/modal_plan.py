@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,35 @@ from ml_experiments.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
 from ml_experiments.preflight.closure import ImportClosure, walk_imports
 from ml_experiments.preflight.conflicts import find_conflicts
 from ml_experiments.preflight.packages import missing_packages, read_lock
-from ml_experiments.preflight.requirements import parse_requirement, read_requirements
+from ml_experiments.preflight.requirements import parse_requirement
 from ml_experiments.runs import RunSpec
 
 DEFAULT_TIMEOUT_S = 4 * 3600
 
 
-@dataclass(frozen=True)
-class Additions:
-    """Packages that the image needs besides the locked ones.
+def list_of_texts(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Return a list of texts; a single text would be taken for a list of its letters.
 
-    Attributes:
-        pip: Requirements such as `timm>=1.0`.
-        file: A requirements file.
+    Raises:
+        BackendError: If it is a single text.
     """
+    if isinstance(value, str):
+        raise BackendError(f"{name} is {value!r}; write a list: {name}=[{value!r}]")
+    return tuple(value)
 
-    pip: tuple[str, ...] = ()
-    file: Path | None = None
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        """Return all requirements, checked.
+def check_additions(pip: Sequence[str]) -> tuple[Requirement, ...]:
+    """Return the packages that the image needs besides the locked ones, such as `timm>=1.0`.
 
-        Raises:
-            PreflightError: If one is not a requirement, the file isn't readable, or the image
-                could not be built with them.
-        """
-        texts = (*self.pip, *(read_requirements(self.file) if self.file else ()))
-        requirements = tuple(map(parse_requirement, texts))
-        conflicts = find_conflicts(requirements, read_lock())
-        if conflicts:
-            lines = "\n".join(f"  {conflict}" for conflict in conflicts)
-            raise PreflightError(f"the packages to add could not be installed on Modal:\n{lines}")
-        return requirements
+    Raises:
+        PreflightError: If one is not a requirement, or the image could not be built with them.
+    """
+    requirements = tuple(map(parse_requirement, pip))
+    conflicts = find_conflicts(requirements, read_lock())
+    if conflicts:
+        lines = "\n".join(f"  {conflict}" for conflict in conflicts)
+        raise PreflightError(f"the packages to add could not be installed on Modal:\n{lines}")
+    return requirements
 
 
 def complete_spec(spec: RunSpec) -> RunSpec:
@@ -106,13 +103,13 @@ def import_closure(spec: RunSpec) -> ImportClosure:
     return walk_imports(parsed.module, [*paths, *map(Path, spec.import_paths)])
 
 
-def check_imports(closure: ImportClosure, additions: Additions) -> None:
+def check_imports(closure: ImportClosure, additions: Sequence[Requirement]) -> None:
     """Make sure that a container could import all that the experiment imports.
 
     Raises:
         PreflightError: If not; it names every missing module and package, and the fix.
     """
-    missing = missing_packages(closure.external, read_lock(), additions.requirements())
+    missing = missing_packages(closure.external, read_lock(), additions)
     problems = [*closure.problems, *map(str, missing)]
     if not problems:
         return

@@ -103,7 +103,8 @@ def _follow(run: str, take_up: Callable[..., RunHandle], as_json: bool) -> int:
     from ml_experiments.cli.run_cli import follow, report
 
     folder = _find(run)
-    with open_backend(folder.read_spec().backend) as backend:
+    spec = folder.read_spec()
+    with open_backend(spec.backend, **spec.backend_options) as backend:
         result = follow(
             lambda observer: take_up(folder, backend=backend, observer=observer), as_json
         )

@@ -34,7 +34,7 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
     with_this_package,
 )
-from ml_experiments.backends.modal_plan import DEFAULT_TIMEOUT_S
+from ml_experiments.backends.modal_plan import DEFAULT_TIMEOUT_S, list_of_texts
 from ml_experiments.backends.modal_resources import check_cpu, check_memory, check_timeout
 from ml_experiments.config import secret_config_values, validate_config
 from ml_experiments.errors import ConfigError
@@ -151,7 +151,7 @@ def create_gpu_function(
     timeout_s = check_timeout(timeout)
     cpu_cores = None if cpu is None else check_cpu(cpu)
     memory_mib = None if memory is None else check_memory(memory)
-    secret_names = _list_of("secrets", secrets)
+    secret_names = list_of_texts("secrets", secrets)
 
     def decorate(function: Callable[..., Any]) -> Any:
         return _app_of_file(function).function(
@@ -218,8 +218,8 @@ def run_experiment_local(
             experiment_config,
             backend="modal",
             backend_options={
-                "secrets": _list_of("secrets", secrets),
-                "pip": _list_of("pip", pip),
+                "secrets": secrets,
+                "pip": pip,
                 "requirements": requirements,
             },
             runs_dir=Path(runs_dir) if runs_dir else None,
@@ -265,13 +265,6 @@ def _app_name(names: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # tells 训练.py from 评估.py
     clean = re.sub(r"[^\w.-]", "-", name, flags=re.A)
     return f"{clean[: _LONGEST_APP_NAME - len(digest) - 1]}-{digest}"
-
-
-def _list_of(name: str, value: Sequence[str]) -> Sequence[str]:
-    """Return a list of texts; a single text would be taken for a list of its letters."""
-    if isinstance(value, str):
-        raise ConfigError(f"{name} is {value!r}; write a list: {name}=[{value!r}]")
-    return value
 
 
 def _request_for(config: Any, experiment: str, seed: int | None) -> dict[str, Any]:

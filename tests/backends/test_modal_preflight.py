@@ -186,7 +186,7 @@ def test_additions_from_different_places_may_contradict_each_other(
 ) -> None:
     path = write_experiment(project, "", 'requirements = ["timm>=1"]')
     (project / "more.txt").write_text("timm<0.9\n")
-    with pytest.raises(PreflightError, match=r"timm>=1 and timm<0\.9: no version"):
+    with pytest.raises(PreflightError, match=r"timm<0\.9 and timm>=1: no version"):
         check(ModalBackend(requirements="more.txt"), path)
 
 

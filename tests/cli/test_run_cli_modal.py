@@ -80,6 +80,42 @@ def test_name_tags_seed_and_config_are_the_runs(run: Run) -> None:
     assert (spec["name"], spec["tags"], spec["seed"]) == ("first", {"a": "b"}, 5)
 
 
+def test_a_resumed_run_gets_the_container_that_the_first_one_had(
+    modal_emulator: Emulator, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ml_experiments import current_run\n"
+        "def train(config):\n"
+        "    been_here = current_run().checkpoint_dir / 'been_here'\n"
+        "    if not been_here.exists():\n"
+        "        been_here.touch()\n"
+        "        raise RuntimeError('not yet')\n"
+        "    return 'resumed'\n"
+    )
+    (tmp_path / "more.txt").write_text("einops>=0.8\n")
+    modal.Secret.objects.create("resume-secret", {"RESUME_SECRET": "resume-93bd01e6"})
+    asked = ("--cpu", "3", "--memory", "2", "--pip", "timm==1.0.0", "--cuda-toolkit")
+    more = ("--requirements", "more.txt", "--secret", "resume-secret")
+    assert run("--gpu", "l4", "--timeout", "5m", *asked, *more).returncode == 1
+    first = modal_emulator.functions("run_remote")[-1]
+    (tmp_path / "more.txt").unlink()  # as it was when the run was submitted
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "runs", "resume", "last", "--json"],
+        env={**os.environ, **modal_emulator.environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"] == "resumed"
+    second = modal_emulator.functions("run_remote")[-1]
+    assert second.function_id != first.function_id
+    for what in ("gpus", "timeout_s", "cpu", "memory_mb", "secrets", "image_id"):
+        assert getattr(second, what) == getattr(first, what), what
+
+
 def test_a_dry_run_starts_nothing_on_modal(modal_emulator: Emulator, run: Run) -> None:
     before = len(modal_emulator.apps())
     done = run("x=3", "--gpu", "h100", "--dry-run")
