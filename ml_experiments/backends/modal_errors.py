@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ import modal
 from ml_experiments.errors import AuthError, BackendError, Error
 
 ANSWER_LIMIT_S = 15.0
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 LOCAL_ALTERNATIVE = "or run on this machine: --backend local"
 
 
@@ -105,6 +107,8 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
             return BackendError(f"Modal refused to {action}: {text}")
         case modal.exception.VersionError():
             return BackendError(f"{text}; upgrade with: pip install --upgrade modal")
+        case OSError() if error.errno in _OF_THE_DISK:
+            return BackendError(f"could not {action}: {text}; this machine's disk is the cause")
         case modal.exception.ConnectionError() | OSError():
             return BackendError(
                 f"Modal can't be reached, so it could not {action}: {text}; check the network "

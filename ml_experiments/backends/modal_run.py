@@ -131,20 +131,15 @@ class ModalRunHandle(RunHandle):
             status, error, result = self._wait()
         finally:
             logs.finish()
-        # the container's manifest replaces the one here, which knows more of Modal
-        place = self.folder.read_manifest()["modal"]
         try:
             with platform_errors("bring the files of the run here"):
-                recorded = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+                records = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
         except BackendError as e:
             raise RunNotCollectedError(
                 f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
                 f"{RUNS_VOLUME}; get them with: ml-experiments runs attach {self.run_id}"
             ) from e
-        manifest = {**self.folder.read_manifest(), "modal": place}
-        self.folder.write_manifest(manifest, self._redactor)
-        if recorded is not None:
-            self._redact_spec_like(recorded)
+        self._take_over(records)
         if result is None and self.folder.result_file.exists():
             result = self.folder.read_result()
         return self._end(status, error) if result is None else self._finish(result)
@@ -155,14 +150,19 @@ class ModalRunHandle(RunHandle):
         manifest["modal"].setdefault("started_at", time.time())  # a rerun has started before
         self.folder.write_manifest(manifest, self._redactor)
 
-    def _redact_spec_like(self, recorded: RunSpec) -> None:
-        """Take out of the spec here what only the container knew to be a Modal secret's value."""
-        spec = self.folder.read_spec()
-        safe = dataclasses.replace(
-            spec, config=recorded.config, name=recorded.name, tags=recorded.tags
-        )
-        if safe != spec:
-            self.folder.write_spec(safe, self._redactor)
+    def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
+        """Add what only the container knew: who it was, and what is a Modal secret's value."""
+        if "manifest.json" in records:
+            place = self.folder.read_manifest()["modal"]
+            self.folder.write_manifest({**records["manifest.json"], "modal": place}, self._redactor)
+        if "spec.json" in records:
+            spec = self.folder.read_spec()
+            recorded = RunSpec.from_dict(records["spec.json"])
+            safe = dataclasses.replace(
+                spec, config=recorded.config, name=recorded.name, tags=recorded.tags
+            )
+            if safe != spec:
+                self.folder.write_spec(safe, self._redactor)
 
     def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""

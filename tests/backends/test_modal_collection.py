@@ -135,6 +135,37 @@ def test_a_run_whose_files_could_not_be_fetched_is_not_lost(
     assert result.results == {"x": 1}
 
 
+def test_a_disk_that_is_too_small_for_the_files_is_told_as_one(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "large.py").write_text(
+        "from ml_experiments import current_run\n"
+        "def train(config):\n"
+        "    (current_run().output_dir / 'large.bin').write_bytes(b'x' * 9_000_000)\n"
+        "    return 1\n"
+    )
+    run = [sys.executable, "-m", "ml_experiments", "run", "large.train", "--gpu", "t4"]
+    done = subprocess.run(
+        ["prlimit", "--fsize=6000000", *run],  # bytes in a file
+        env={**os.environ, **modal_emulator.environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "this machine's disk is the cause" in done.stderr
+    assert f"ml-experiments runs attach {path.name}" in done.stderr
+
+    with ModalBackend() as backend:
+        result = attach_run(RunFolder(path), backend=backend, observer=Recorder()).result(WAIT_S)
+    assert result.results == 1
+    assert (path / "artifacts" / "large.bin").stat().st_size == 9_000_000
+
+
 def test_a_lost_server_leaves_word_how_to_collect_the_run(tmp_path: Path, runs_dir: Path) -> None:
     """The server is killed while the run goes on, and with it all that could answer."""
     (tmp_path / "slow_one.py").write_text(
