@@ -240,10 +240,10 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
             f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
             f"in {parent or 'the current folder and the installed packages'}"
         )
-    return (
-        f"importing {parsed.module} needs the module {missing!r}, which is not installed here; "
-        f"install it with: pip install {pip_name(missing)}"
-    )
+    needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
+    if "." in missing:  # what holds it is there, or another package of its namespace
+        return f"{needs}; install the package that has it"
+    return f"{needs}; install it with: pip install {pip_name(missing)}"
 
 
 def _siblings(package: str) -> list[str]:

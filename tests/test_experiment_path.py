@@ -124,6 +124,10 @@ def test_a_failing_import_names_the_cause_and_a_missing_one_the_package(tmp_path
     (tmp_path / "needs_cv2.py").write_text("import cv2_not_here.sub\n")
     with pytest.raises(ExperimentPathError, match="pip install cv2_not_here"):
         load_experiment("needs_cv2.Thing", [str(tmp_path)])
+    (tmp_path / "needs_more.py").write_text("import click.not_there\n")
+    with pytest.raises(ExperimentPathError, match="install the package that has it") as caught:
+        load_experiment("needs_more.Thing", [str(tmp_path)])
+    assert "pip install click" not in str(caught.value)
 
 
 def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
