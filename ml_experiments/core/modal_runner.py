@@ -179,6 +179,10 @@ def run_experiment_local(
     secrets: Sequence[str] = (),
     pip: Sequence[str] = (),
     requirements: str | Path | None = None,
+    cpu: float | None = None,
+    memory_gib: float | None = None,
+    cuda_toolkit: bool = False,
+    prefetch: bool = False,
     runs_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run an experiment on Modal from this machine, and wait for its result.
@@ -198,6 +202,10 @@ def run_experiment_local(
         secrets: Modal secrets to attach besides the known ones that exist.
         pip: Packages to add to the image.
         requirements: A requirements file to add to the image.
+        cpu: CPU cores to reserve.
+        memory_gib: Memory to reserve.
+        cuda_toolkit: Use the image with nvcc, for experiments that compile kernels.
+        prefetch: Download the models that the config names first, without a GPU.
         runs_dir: Where the run folder goes; by default what the settings say.
 
     Returns:
@@ -221,6 +229,9 @@ def run_experiment_local(
                 "secrets": secrets,
                 "pip": pip,
                 "requirements": requirements,
+                "cpu": cpu,
+                "memory_gib": memory_gib,
+                "cuda_toolkit": cuda_toolkit,
             },
             runs_dir=Path(runs_dir) if runs_dir else None,
             observer=observer,
@@ -229,6 +240,7 @@ def run_experiment_local(
             seed=seed,
             name=name,
             tags=tags,
+            prefetch=prefetch,
         )
     return result.to_dict()
 

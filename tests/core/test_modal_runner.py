@@ -60,6 +60,12 @@ def fill_cache(hub: HubServer, *names: str) -> None:
         pull.remote("pull", {"name": name})
 
 
+def was_cached(result: dict[str, Any]) -> bool:
+    """Return whether a run found its model in the cache."""
+    manifest = json.loads((Path(result["run_dir"]) / "manifest.json").read_text())
+    return bool(manifest["cached_models"][0]["hit"])
+
+
 def test_the_documented_names_have_the_documented_signatures() -> None:
     local = inspect.signature(run_experiment_local).parameters
     assert list(local)[:4] == ["experiment_config", "experiment_class_path", "gpu_type", "timeout"]
@@ -134,6 +140,9 @@ def test_further_arguments_of_run_experiment_local_take_effect(
         secrets=["further"],
         pip=["timm"],
         requirements=requirements,
+        cpu=3,
+        memory_gib=5,
+        cuda_toolkit=True,
         runs_dir=tmp_path / "elsewhere",
     )
     assert result["results"]["variables"] == {"FURTHER": "<redacted>"}
@@ -144,6 +153,10 @@ def test_further_arguments_of_run_experiment_local_take_effect(
     function = newest(modal_emulator, "run_remote")
     [image] = [i for i in modal_emulator.images() if i.image_id == function.image_id]
     assert {"timm", "einops"} <= set(image.packages)
+    assert image.base == TOOLKIT_BASE
+    assert function.cpu is not None
+    assert function.memory_mb is not None
+    assert (function.cpu[0], function.memory_mb[0]) == (3, 5 * 1024)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +285,7 @@ def test_a_model_that_a_run_downloads_is_cached_for_the_next(modal_emulator: Emu
 
     with HubServer() as hub:
         hub.add_repo("org/tiny", Path(model_dir()))
+        hub.add_repo("org/ahead", Path(model_dir()))
         modal.Secret.objects.create("huggingface-secret", hub.environment())
         try:
             config = {"model_name": "org/tiny", "prompt": "a red seven", "num_inference_steps": 1}
@@ -284,6 +298,10 @@ def test_a_model_that_a_run_downloads_is_cached_for_the_next(modal_emulator: Emu
             assert second["status"] == "success", second["error"]
             again = sum(r.method == "GET" and "/resolve/" in r.path for r in hub.requests)
             assert again == downloads
+            ahead = run_experiment_local({**config, "model_name": "org/ahead"}, path, prefetch=True)
+            assert ahead["status"] == "success", ahead["error"]
+            # downloaded by the run itself, found there, and downloaded before the run began
+            assert [was_cached(r) for r in (first, second, ahead)] == [False, True, True]
         finally:
             modal.Secret.objects.delete("huggingface-secret")
     with app.run():
