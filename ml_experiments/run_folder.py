@@ -181,7 +181,9 @@ class RunFolder:
             run_dir=self.path,
         )
         process = manifest.get("process") or manifest.get("client")
-        if process is None or spec.backend == "modal" or is_alive(process):
+        # a run that was handed over to Modal goes on without the client
+        is_elsewhere = "function_call_id" in manifest.get("modal", {})
+        if is_elsewhere or process is None or is_alive(process):
             return unfinished
         lost = RunError(
             kind=ErrorKind.INFRASTRUCTURE,

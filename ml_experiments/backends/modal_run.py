@@ -102,7 +102,7 @@ class ModalRunHandle(RunHandle):
                         self._call = app.function.spawn(request)
         except asyncio.CancelledError:
             return self._end(RunStatus.CANCELLED, None)
-        except BackendError as e:
+        except Exception as e:
             # nothing ran; the folder says so too, for those who look at it later
             kind = ErrorKind.AUTH if isinstance(e, AuthError) else ErrorKind.INFRASTRUCTURE
             self._end(RunStatus.ERROR, RunError(kind, type(e).__name__, str(e)))

@@ -18,7 +18,7 @@ from ml_experiments.backends.modal_backend import ModalBackend
 from ml_experiments.emulator import Emulator
 from ml_experiments.errors import RunFolderError
 from ml_experiments.run_folder import RunFolder
-from ml_experiments.runner import attach_run, run_experiment, submit_experiment
+from ml_experiments.runner import attach_run, resume_run, run_experiment, submit_experiment
 from ml_experiments.runs import RunStatus
 from tests.support.modal_experiments import Counts, Greet, Prints
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of
@@ -95,6 +95,35 @@ def test_a_run_that_never_reached_modal_cannot_be_collected(
     result = run_experiment(Greet, {}, backend="local", observer=Recorder())
     with pytest.raises(RunFolderError, match="never handed over to Modal"):
         backend.attach(folder_of(result), Recorder())
+
+
+def test_a_run_whose_client_was_killed_before_modal_had_it_is_an_error(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    modal_emulator.delay_rpc("ImageGetOrCreate", 300)
+    (tmp_path / "quick.py").write_text("def train(config): return 1\n")
+    client = subprocess.Popen(
+        [sys.executable, "-m", "ml_experiments", "run", "quick.train", "--gpu", "t4"],
+        env={**os.environ, **modal_emulator.environment},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stderr is not None
+    with client:
+        while "preparing the image" not in client.stderr.readline():
+            pass
+        [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+        assert RunFolder(path).outcome().status is RunStatus.PENDING
+        client.kill()
+    outcome = RunFolder(path).outcome()
+    assert outcome.status is RunStatus.ERROR
+    assert outcome.error is not None
+    assert "ended without leaving a result" in outcome.error.message
+    modal_emulator.clear_faults()
+    with ModalBackend() as backend:
+        handle = resume_run(RunFolder(path), backend=backend, observer=Recorder())
+        assert handle.result(WAIT_S).results == 1
 
 
 def test_a_run_is_pending_until_its_container_has_it_and_running_then(
