@@ -1,7 +1,7 @@
 """Remembers where the code stood, so that many runs in a row don't each ask git.
 
 A description holds as long as nothing changed that git would look at: no tracked or known
-untracked file, no folder with one of them (a new file changes its folder), no ref, no index.
+untracked file, no folder above one of them (a new file changes its folder), no ref, no index.
 Looking costs a `stat` a file instead of four git processes.
 """
 
@@ -66,7 +66,12 @@ def _watched_paths(folder: Path) -> tuple[str, ...]:
     if len(names) > MOST_FILES or b".gitmodules" in names:
         return ()
     files = [os.path.join(root, name) for name in names if name]  # noqa: PTH118 - bytes
-    folders = {os.path.dirname(file) for file in files} | {root}  # noqa: PTH120 - bytes
+    folders = {root}
+    for file in files:
+        folder_of_it = os.path.dirname(file)  # noqa: PTH120 - bytes
+        while folder_of_it not in folders:  # also those that hold only folders
+            folders.add(folder_of_it)
+            folder_of_it = os.path.dirname(folder_of_it)  # noqa: PTH120
     git_files = [os.path.join(git_dir, name.encode()) for name in _GIT_FILES]  # noqa: PTH118
     return tuple(os.fsdecode(path) for path in (*git_files, *sorted(folders), *files))
 

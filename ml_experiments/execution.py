@@ -12,25 +12,24 @@ import gc
 import json
 import logging
 import platform
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeVar
 
 from ml_experiments import experiment as experiment_module
-from ml_experiments.cache import CacheWatch, UsedRevision, record_uses, this_machine
+from ml_experiments.cache import CacheWatch, UsedRevision, record_uses, repo_folder, this_machine
 from ml_experiments.config import call_function, config_for, secret_config_values
 from ml_experiments.errors import SoftTimeout, UnportableResultError
 from ml_experiments.experiment import Experiment, RunContext
 from ml_experiments.experiment_path import load_experiment
 from ml_experiments.failures import describe_failure
+from ml_experiments.hub_models import hub_models
+from ml_experiments.interruptions import noted_interrupt, soft_timeout
 from ml_experiments.provenance import describe_environment
 from ml_experiments.redaction import Redactor
 from ml_experiments.resource_use import memory_and_gpu_use, reset_peak_memory
@@ -42,6 +41,7 @@ from ml_experiments.settings import secret_values
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 
@@ -82,7 +82,9 @@ def execute_run(
     emit: Emit,
     warm: WarmExperiment,
     interrupt: Literal["cancels", "preempts"],
+    cancellations: tuple[type[BaseException], ...] = (),
     secrets: Iterable[str] = (),
+    on_repositories: Callable[[Iterable[str]], None] | None = None,
 ) -> RunResult:
     """Execute a run in this process, in its folder, and return what was written there.
 
@@ -94,30 +96,33 @@ def execute_run(
         interrupt: What a KeyboardInterrupt means here: the user cancels the run, or the
             platform takes the machine away. A preempted run leaves no result, and the
             interrupt goes on, so that the platform starts the run again.
+        cancellations: What the platform raises here to cancel the run; it goes on.
         secrets: Values that no record may hold, besides those that the environment and the
             config name as secrets.
+        on_repositories: Hears at once which repositories of the cache the run uses, as
+            `models--org--name`; it must not raise or wait.
     """
     started = time.perf_counter()
-    attempt = _Attempt(spec, folder, emit, warm, (*secret_values(), *secrets))
-    reset_peak_memory()
-    try:
-        attempt.note_start()
-        with attempt.watch, attempt.context(), soft_timeout(spec.soft_timeout_s) as timer:
-            value = attempt.call()
-        attempt.keep(value)
-        if timer.fired:
-            raise SoftTimeout(f"the run had {spec.timeout_s:g} s")
-    except KeyboardInterrupt:
-        if interrupt == "preempts":
+    hidden = (*secret_values(), *secrets)
+    attempt = _Attempt(spec, folder, emit, warm, hidden, on_repositories)
+    _try(reset_peak_memory, None)
+    _open_closed_streams()
+    with noted_interrupt() as interrupted:
+        try:
+            attempt.execute()
+        except cancellations:
+            attempt.status = RunStatus.CANCELLED
+            attempt.finish(time.perf_counter() - started)
             raise
-        attempt.status = RunStatus.CANCELLED
-    except (Exception, SystemExit, SoftTimeout) as e:  # noqa: BLE001 - any becomes a result
-        attempt.fail(e)
-    except BaseException:
-        attempt.status = RunStatus.CANCELLED
-        attempt.finish(time.perf_counter() - started)
-        raise
-    return attempt.finish(time.perf_counter() - started)
+        except BaseException as e:  # noqa: BLE001 - any becomes a result
+            if isinstance(e, KeyboardInterrupt) and not interrupted.is_watched:
+                interrupted.fired = True
+            attempt.fail(e)
+        if interrupted.fired:  # also where the experiment made something else of it
+            if interrupt == "preempts":
+                raise KeyboardInterrupt
+            attempt.status, attempt.error = RunStatus.CANCELLED, None
+        return attempt.finish(time.perf_counter() - started)
 
 
 @dataclass
@@ -129,6 +134,7 @@ class _Attempt:
     emit: Emit
     warm: WarmExperiment
     secrets: tuple[str, ...]
+    on_repositories: Callable[[Iterable[str]], None] | None
     status: RunStatus = RunStatus.SUCCESS
     error: RunError | None = None
     results: Any = None
@@ -137,7 +143,9 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         self.redactor = Redactor(self.secrets)
-        self.watch = CacheWatch(_cache_dir())
+        tell = self.on_repositories
+        heard = None if tell is None else lambda repository: tell((repository,))
+        self.watch = CacheWatch(_cache_dir(), heard)
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
@@ -148,6 +156,15 @@ class _Attempt:
         }
         self.folder.write_manifest(manifest, self.redactor)
 
+    def execute(self) -> None:
+        """Run the experiment and keep what it returns."""
+        self.note_start()
+        with self.watch, self.context(), soft_timeout(self.spec.soft_timeout_s) as timer:
+            value = self.call()
+        self.keep(value)
+        if timer.fired:
+            raise SoftTimeout(f"the run had {self.spec.timeout_s:g} s")
+
     def call(self) -> Any:
         """Import, set up and run the experiment."""
         spec = self.spec
@@ -155,6 +172,7 @@ class _Attempt:
             target = load_experiment(spec.experiment, spec.import_paths)
             config = config_for(target, spec.config)
         self.redactor = Redactor((*self.secrets, *secret_config_values(config)))
+        self._announce_models(target, config)
         seed_everything(spec.seed)
         if not isinstance(target, type):
             self.warm.drop()
@@ -178,13 +196,31 @@ class _Attempt:
             )
         else:
             self.kept_models = self.warm.models
+            if self.on_repositories is not None and self.kept_models:
+                self.on_repositories(model.folder for model in self.kept_models)
         return instance
+
+    def _announce_models(self, target: Callable[..., Any], config: Any) -> None:
+        """Tell which models the config names; what a subprocess opens is not seen otherwise."""
+        if self.on_repositories is None:
+            return
+        try:
+            names = hub_models(target, config, self.spec.config)
+            folders = [repo_folder(name.partition("@")[0]) for name in names]
+        except Exception as e:  # noqa: BLE001 - the user's hook; elsewhere no run depends on it
+            logger.warning("hub_models() failed: %s: %s", type(e).__name__, e)
+            return
+        if folders:
+            self.on_repositories(folders)
 
     def keep(self, value: Any) -> None:
         """Encode what `run()` returned; raises for what can't be represented, keeps the rest."""
-        self.results, problems = encode(value, self.folder.artifacts_dir, "results")
+        self.results, problems = self._encode(value, "results")
         if problems:
             raise UnportableResultError(problems)
+
+    def _encode(self, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
+        return encode(value, self.folder.artifacts_dir, name, self.redactor.redact_text)
 
     def fail(self, error: BaseException) -> None:
         """Turn an exception into the run's error."""
@@ -192,30 +228,33 @@ class _Attempt:
         self.error = describe_failure(error, self.spec)
 
     def finish(self, total_s: float) -> RunResult:
-        """Write result.json and return it as written."""
-        self._note_models()
+        """Write result.json and return it as written; nothing else may keep it from that."""
+        _try(self._note_models, None)
         if self.status is not RunStatus.SUCCESS:
-            self.warm.drop()
+            _try(self.warm.drop, None)
         result = RunResult(
             run_id=self.spec.run_id,
             status=self.status,
             experiment_class=self.spec.experiment,
             results=from_json(self.results),
             error=self.error,
-            artifacts=self.folder.list_artifacts(),
+            artifacts=_try(self.folder.list_artifacts, ()),
             timings={**self.timings, "total_s": total_s},
             environment={
                 "python": platform.python_version(),
                 "hostname": socket.gethostname(),
-                **memory_and_gpu_use(),
+                **_try(memory_and_gpu_use, {}),
             },
             run_dir=self.folder.path,
         )
         try:
             return self.folder.write_result(result, self.redactor)
         except OSError as e:  # a full disk: the outcome travels without a copy on disk
-            self.fail(e)
-            return dataclasses.replace(result, status=self.status, error=self.error)
+            if self.error is None:
+                self.fail(e)
+            result = dataclasses.replace(result, status=self.status, error=self.error)
+            data = self.redactor.redact_json(result.to_dict())
+            return RunResult.from_dict(data, run_dir=self.folder.path)
 
     def _note_models(self) -> None:
         """Name in the manifest the exact weights, and in the cache that they were used."""
@@ -225,20 +264,17 @@ class _Attempt:
         models = (*own, *kept)
         if not models:
             return
-        try:
-            record_uses(_cache_dir(), models)
-            manifest = {
-                **self.folder.read_manifest(),
-                "cached_models": [model.to_dict() for model in models],
-            }
-            self.folder.write_manifest(manifest, self.redactor)
-        except OSError as e:  # a full disk or a read-only cache: the result matters more
-            logger.warning("which models the run used was not recorded: %s", e)
+        record_uses(_cache_dir(), models)
+        manifest = {
+            **self.folder.read_manifest(),
+            "cached_models": [model.to_dict() for model in models],
+        }
+        self.folder.write_manifest(manifest, self.redactor)
 
     @contextmanager
     def context(self) -> Iterator[None]:
         """Make `current_run()` answer while the experiment runs."""
-        with self.folder.metrics_file.open("a", encoding="utf-8", buffering=1) as metrics_file:
+        with self.folder.open_metrics() as metrics_file:
             context = RunContext(
                 run_id=self.spec.run_id,
                 output_dir=self.folder.artifacts_dir,
@@ -255,7 +291,7 @@ class _Attempt:
 
     def _log(self, file: TextIO, metrics: Mapping[str, Any], step: int | None) -> None:
         place = "metrics" if step is None else f"metrics/{step}"
-        encoded, problems = encode(dict(metrics), self.folder.artifacts_dir, place)
+        encoded, problems = self._encode(dict(metrics), place)
         if problems:
             raise UnportableResultError(problems)
         entry = {"step": step, "time": time.time(), "metrics": encoded}
@@ -276,34 +312,6 @@ class _Attempt:
             self.timings[name] = time.perf_counter() - started
 
 
-@dataclass
-class SoftTimer:
-    """Whether the soft timeout has struck."""
-
-    fired: bool = False
-
-
-@contextmanager
-def soft_timeout(seconds: float | None) -> Iterator[SoftTimer]:
-    """Raise `SoftTimeout` in the block after so many seconds; only the main thread can be."""
-    timer = SoftTimer()
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield timer
-        return
-
-    def strike(_signal: int, _frame: FrameType | None) -> None:
-        timer.fired = True
-        raise SoftTimeout(f"{seconds:g} s have passed; save now, the run is about to be ended")
-
-    before = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield timer
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @functools.cache
 def _cache_dir() -> Path:
     return this_machine()
@@ -315,6 +323,32 @@ def _environment() -> dict[str, Any]:
 
 
 def _setup_key(target: type[Experiment], spec: RunSpec) -> str:
-    values = {**spec.config, "seed": spec.config.get("seed", spec.seed)}
-    parts = {name: values.get(name) for name in target.setup_fields}
+    """Return what an instance that is set up has in common with all that may use it."""
+    seed = spec.config.get("seed", spec.seed)
+    parts: dict[str, Any] = {}
+    if target.setup_fields is not None:
+        values = {**spec.config, "seed": seed}
+        parts = {name: values.get(name) for name in target.setup_fields}
+    elif target.setup is not Experiment.setup:  # may depend on anything
+        parts = {**spec.config, "seed": seed}
+    if target.__init__ is not Experiment.__init__:  # may have kept any field of the config
+        parts = {**spec.config, **parts}
     return json.dumps([spec.experiment, spec.import_paths, parts], sort_keys=True)
+
+
+def _open_closed_streams() -> None:
+    """Give a run standard streams that work, even if the run before has closed them."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            fresh = open(descriptor, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, fresh)
+
+
+def _try(get: Callable[[], T], default: T) -> T:
+    """Return what a function returns, or a default when it fails: the result matters more."""
+    try:
+        return get()
+    except Exception as e:  # noqa: BLE001 - such as a GPU that answers nothing any more
+        logger.warning("%s failed: %s: %s", get.__qualname__, type(e).__name__, e)
+        return default

@@ -24,10 +24,14 @@ class Experiment:
     Any class with `__init__(config)` and `run()` is an experiment too; deriving from this
     one adds `Config` (checked before anything starts) and `setup()` (kept for later runs
     while the class and the values of `setup_fields` stay the same).
+
+    Attributes:
+        setup_fields: The fields of the config that `setup()` depends on. Without them it may
+            depend on all, and on the seed; so may a class with an `__init__` of its own on all.
     """
 
     Config: ClassVar[type[pydantic.BaseModel]]
-    setup_fields: ClassVar[tuple[str, ...]] = ()
+    setup_fields: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -92,9 +92,9 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
         ExperimentPathError: If the module doesn't import, or holds no such experiment.
     """
     parsed = parse_experiment_path(path)
-    for folder in [*import_paths, *([str(parsed.root)] if parsed.root else [])][::-1]:
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    folders = list(dict.fromkeys([*import_paths, *([str(parsed.root)] if parsed.root else [])]))
+    if sys.path[: len(folders)] != folders:  # those of another experiment may stand before them
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     module = _import(parsed)
     target: Any = module
     for part in parsed.name.split("."):

@@ -94,6 +94,11 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
         return "accept the model's terms on its page and set HF_TOKEN to a token that may read it"
     if kind is ErrorKind.INFRASTRUCTURE and _is_disk_full(error):
         return _free_space_hint(error, spec)
+    if spec.backend == "modal" and any(map(_is_missing_data, _chain(error))):
+        return (
+            "data files are sent along with the package that they are in, not with a single file: "
+            "put both in a folder with an __init__.py, or the data on a volume"
+        )
     return ""
 
 
@@ -125,6 +130,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         suppressed = error.__suppress_context__
         error = error.__cause__ or (None if suppressed else error.__context__)
+
+
+def _is_missing_data(error: BaseException) -> bool:
+    """Return whether a file was looked for beside the source, as a container has it."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    return isinstance(name, str) and "/experiment_source/" in name
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -1,10 +1,11 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Writing files so that a reader sees the old content or the new, never a part; strict JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,3 +51,27 @@ def write_json_atomically(path: Path, data: Any, *, durable: bool = True) -> Non
     text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
     with open_atomically(path, durable=durable) as file:
         file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def parse_strict_json(text: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: If it isn't JSON, or holds a number that can't be written as JSON again.
+        RecursionError: If it's nested too deeply.
+    """
+    return _STRICT.decode(text)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if abs(number) > sys.float_info.max:
+        raise ValueError(f"{text} is more than a float holds")
+    return number
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_parse_float)

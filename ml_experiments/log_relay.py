@@ -6,7 +6,7 @@ keeps Python from running. It writes to the run's log file and to the container'
 Modal's live logs come from, and there puts the events of the run between the lines.
 
 Started as `python -m ml_experiments.log_relay OUTPUT CONTROL`, where OUTPUT is the read end of
-a pipe and CONTROL one end of a socket pair, on which each JSON line is answered by one:
+a pipe and CONTROL one end of a socket pair, on which each JSON line is answered by its `number`:
 
     {"begin": path, "secrets": […]}   from now on, output belongs to this log file
     {"event": {…}}                    print an event, after what was printed before it
@@ -28,6 +28,7 @@ from ml_experiments.redaction import Redactor, StreamRedactor
 
 EVENT_MARK = b"ml-experiments: "
 _CHUNK = 1 << 16
+_CHUNKS_OF_A_PIPE = 16  # a pipe holds 64 KiB, and 1 MiB at most where its owner asks for that
 
 
 class LogRelay:
@@ -68,11 +69,15 @@ class LogRelay:
             case {"end": True}:
                 self._drain()
                 self._end()
-        self._control.sendall(b"{}\n")
+        self._control.sendall(f"{request['number']}\n".encode())
 
     def _drain(self) -> None:
+        """Pass on what the pipe holds; not for ever, where more comes all the time."""
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._output, _CHUNK):
+            for _ in range(_CHUNKS_OF_A_PIPE):
+                data = os.read(self._output, _CHUNK)
+                if not data:
+                    return
                 self._pass_on(self._redactor.feed(data))
 
     def _end(self) -> None:

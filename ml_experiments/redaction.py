@@ -17,20 +17,6 @@ _SHORTEST_PART = 6
 _SHORTEST_BASE64 = 8
 _CHUNK = 1024 * 1024
 
-_SECRET_NAME = re.compile(
-    r"(.*[_-])?(api[_-]?key|access[_-]?key([_-]?id)?|secret([_-]?(access[_-]?)?key)?|private[_-]?key"
-    r"|password|passwd|passphrase|credentials?)"
-    # models have pad_token, eos_token and the like, which are no secrets
-    r"|((.*[_-])?(access|api|auth|bearer|bot|github|hf|hub|huggingface|id|modal|refresh|secret"
-    r"|session|wandb)[_-]?)?token",
-    re.IGNORECASE,
-)
-
-
-def is_secret_name(name: str) -> bool:
-    """Return whether a config field of this name holds a secret, as `api_key` does."""
-    return _SECRET_NAME.fullmatch(name) is not None
-
 
 class Redactor:
     """Replaces known secret values, also in their JSON, URL and base64 forms, by `MARK`."""
@@ -71,7 +57,14 @@ class Redactor:
             while clean != key and clean in redacted:  # two keys held secrets: keep both
                 clean = f"{name} ({len(redacted)})"
             redacted[clean] = self.redact_json(item)
+        if _is_encoded_value(data) and redacted != data:
+            return self.MARK  # what is left of it can't be decoded
         return redacted
+
+
+def _is_encoded_value(data: dict[Any, Any]) -> bool:
+    """Return whether this stands for one value that JSON has not, such as bytes."""
+    return "$type" in data and not any(isinstance(item, dict | list) for item in data.values())
 
 
 class StreamRedactor:

@@ -14,22 +14,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import mimetypes
 import os
 import secrets
 import shutil
-import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import Any, TextIO
 
 from ml_experiments.errors import RunFolderError
-from ml_experiments.files import write_json_atomically
+from ml_experiments.files import parse_strict_json, write_json_atomically
+from ml_experiments.provenance import is_alive, this_process
 from ml_experiments.redaction import Redactor
 from ml_experiments.runs import Artifact, ErrorKind, RunError, RunResult, RunSpec, RunStatus
+
+__all__ = ["RunFolder", "is_alive", "this_process"]
+
+logger = logging.getLogger(__name__)
+
+_TEXT_OR_NONE = (str, type(None))
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "experiment", "experiment_class", "created_at", "backend"), str),
+    **dict.fromkeys(("type", "message", "traceback", "hint", "path", "media_type"), str),
+    **dict.fromkeys(("gpu", "name"), _TEXT_OR_NONE),
+    **dict.fromkeys(("config", "tags", "backend_options", "environment"), dict),
+    **dict.fromkeys(("timings", "cost"), dict),
+    **dict.fromkeys(("artifacts", "import_paths"), list),
+    **dict.fromkeys(("seed", "size_bytes"), int),
+    "timeout_s": (int, float, type(None)),
+}
+_MEMORY_USE = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -98,10 +115,15 @@ class RunFolder:
         Raises:
             RunFolderError: If spec.json is missing or not readable.
         """
+        data = self._read_json("spec.json")
         try:
-            return RunSpec.from_dict(self._read_json("spec.json"))
-        except (TypeError, KeyError) as e:
-            raise RunFolderError(f"{self.path / 'spec.json'} is not a run spec: {e}") from e
+            spec = RunSpec.from_dict(data)
+            _check_types(spec, data)
+        except (TypeError, KeyError, ValueError) as e:
+            raise RunFolderError(
+                f"{self.path / 'spec.json'} is not a run spec: {_describe(e)}"
+            ) from e
+        return spec
 
     def read_manifest(self) -> dict[str, Any]:
         """Return provenance: code, environment, machine, process.
@@ -109,7 +131,14 @@ class RunFolder:
         Raises:
             RunFolderError: If manifest.json is missing or not readable.
         """
-        return self._read_json("manifest.json")
+        manifest = self._read_json("manifest.json")
+        try:
+            _check_manifest(manifest)
+        except (TypeError, KeyError) as e:
+            raise RunFolderError(
+                f"{self.path / 'manifest.json'} is not a run's manifest: {_describe(e)}"
+            ) from e
+        return manifest
 
     def read_result(self) -> RunResult:
         """Return the outcome.
@@ -119,19 +148,51 @@ class RunFolder:
         """
         data = self._read_json("result.json")
         try:
-            return RunResult.from_dict(data, run_dir=self.path)
-        except (TypeError, KeyError, ValueError) as e:
-            raise RunFolderError(f"{self.result_file} is not a run's result: {e}") from e
+            result = RunResult.from_dict(data, run_dir=self.path)
+            _check_types(result, data)
+        # an OSError comes of a time zone that is a folder of the system's
+        except (TypeError, KeyError, ValueError, OSError, RunFolderError) as e:
+            raise RunFolderError(f"{self.result_file} is not a run's result: {_describe(e)}") from e
+        return result
+
+    def open_metrics(self) -> TextIO:
+        """Open metrics.jsonl for more lines; a last one that was cut short is ended first.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        with self.metrics_file.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                # otherwise the next line would be lost with the one that a kill cut short
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        return self.metrics_file.open("a", encoding="utf-8", buffering=1)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield what was logged, in order; a last line cut short by a crash is left out."""
-        if not self.metrics_file.is_file():
+        """Yield what was logged, in order; lines that are not whole are left out, with a warning.
+
+        Raises:
+            RunFolderError: If metrics.jsonl can't be read.
+        """
+        damaged: list[int] = []
+        try:
+            with self.metrics_file.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                for number, line in enumerate(file, 1):
+                    entry = _parse_metrics(line)
+                    if entry is not None:
+                        yield entry
+                    elif line.endswith("\n") and line.strip():  # the last may be half written yet
+                        damaged.append(number)
+        except FileNotFoundError:
             return
-        with self.metrics_file.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    return
-                yield json.loads(line)
+        except OSError as e:
+            raise RunFolderError(f"{self.metrics_file} is not readable: {e.strerror}") from e
+        if damaged:
+            logger.warning(
+                "%s: %d lines are damaged and were left out, the first is line %d",
+                *(self.metrics_file, len(damaged), damaged[0]),
+            )
 
     def write_spec(self, spec: RunSpec, redactor: Redactor) -> None:
         """Replace what was asked for, when more of it turned out to be secret."""
@@ -149,12 +210,12 @@ class RunFolder:
         return RunResult.from_dict(data, run_dir=self.path)
 
     def list_artifacts(self) -> tuple[Artifact, ...]:
-        """Return the files below artifacts/; symbolic links are not followed, nor listed."""
-        found = []
+        """Return the files below artifacts/, and the links to such; no others are followed."""
+        found, root = [], self.artifacts_dir.resolve()
         for folder, _, names in os.walk(self.artifacts_dir):
             for name in names:
                 file = Path(folder) / name
-                if file.is_symlink() or not file.is_file():
+                if not file.is_file() or not file.resolve().is_relative_to(root):
                     continue
                 media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
                 path = file.relative_to(self.path).as_posix()
@@ -196,34 +257,55 @@ class RunFolder:
     def _read_json(self, name: str) -> dict[str, Any]:
         file = self.path / name
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parse_strict_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError as e:
             raise RunFolderError(f"{file} is missing") from e
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise RunFolderError(f"{file} is not readable: {e}") from e
         if not isinstance(data, dict):
             raise RunFolderError(f"{file} holds a {type(data).__name__}, not an object")
         return data
 
 
-def this_process() -> dict[str, Any]:
-    """Return what tells this process from any other, for the manifest."""
-    process = psutil.Process()
-    return {
-        "hostname": socket.gethostname(),
-        "pid": process.pid,
-        "create_time": process.create_time(),
-    }
-
-
-def is_alive(process: dict[str, Any]) -> bool:
-    """Return whether a process of a manifest lives; one on another machine is taken to."""
-    if process["hostname"] != socket.gethostname():
-        return True
+def _parse_metrics(line: str) -> dict[str, Any] | None:
     try:
-        found = psutil.Process(process["pid"])
-        return abs(found.create_time() - process["create_time"]) < 1 and (
-            found.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False
+        entry = parse_strict_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _check_types(record: RunSpec | RunResult, data: Mapping[str, Any]) -> None:
+    """Raise TypeError for a field whose value is of another type than the record's."""
+    parts: list[Mapping[str, Any]] = [data]
+    if isinstance(record, RunResult):
+        parts += [*data["artifacts"], *([data["error"]] if data["error"] else [])]
+    for part in parts:
+        for name, value in part.items():
+            if not isinstance(value, _FIELD_TYPES.get(name, object)):
+                raise TypeError(f"{name} is a {type(value).__name__}")
+    if isinstance(record, RunResult):
+        use = {name: record.environment.get(name, 0) for name in _MEMORY_USE}
+        for name, value in (*record.timings.items(), *record.cost.items(), *use.items()):
+            if type(value) not in (int, float) or abs(value) > sys.float_info.max:
+                raise TypeError(f"{name} is {value!r:.50}, not a number")
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError unless what is read of a manifest is as it's written."""
+    for name in ("modal", "process", "client"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise TypeError(f"{name} is a {type(manifest[name]).__name__}, not an object")
+    for name in ("process", "client"):
+        process = manifest.get(name)
+        if process and not (
+            isinstance(process["hostname"], str)
+            and type(process["pid"]) is int
+            and 0 < process["pid"] < 2**31
+            and isinstance(process.get("create_time", 0.0), int | float)
+        ):
+            raise TypeError(f"{name} is {dict(process)!r:.100}, not a process")
+
+
+def _describe(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

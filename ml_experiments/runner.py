@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.run_lock import RunLock
 from ml_experiments.code_memory import CodeMemory
 from ml_experiments.config import config_for, secret_config_values, validate_config
 from ml_experiments.errors import ConfigError, Error
@@ -23,7 +24,7 @@ from ml_experiments.experiment_path import (
     refuse_while_importing,
 )
 from ml_experiments.hub_models import hub_models
-from ml_experiments.observers import PrintLogs
+from ml_experiments.observers import GuardedObserver, PrintLogs
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder, this_process
 from ml_experiments.runs import PreparedRun, RunResult, RunSpec, RunStatus, new_run_id
@@ -130,6 +131,7 @@ def prepare_run(
     refuse_while_importing()
     timeout_s, seed = options.get("timeout_s"), options.get("seed")
     _check_numbers(timeout_s, seed)
+    _check_texts(options.get("name"), options.get("tags"))
     path, import_paths = _locate(experiment)
     target = load_experiment(path, import_paths)
     _check_setup_fields(target)
@@ -163,7 +165,7 @@ def prefetch_models(
     target = load_experiment(spec.experiment, spec.import_paths)
     models = hub_models(target, config_for(target, spec.config), spec.config)
     for model in models:
-        backend.prefetch(model, observer or _PRINT_LOGS, spec)
+        backend.prefetch(model, _guard(observer), spec)
     return models
 
 
@@ -183,8 +185,10 @@ def submit_run(
         "client": this_process(),
     }
     redactor = Redactor(prepared.secrets)
-    folder = RunFolder.create(runs_dir or default_runs_dir(), spec, manifest, redactor)
-    return backend.submit(prepared, folder, observer or _PRINT_LOGS)
+    # absolute: the experiment may change the working folder
+    place = (runs_dir or default_runs_dir()).expanduser().resolve()
+    folder = RunFolder.create(place, spec, manifest, redactor)
+    return backend.submit(prepared, folder, _guard(observer))
 
 
 def wait_for(handle: RunHandle) -> RunResult:
@@ -213,6 +217,19 @@ def resume_run(
     Raises:
         Error: If it succeeded, is still going on, or its record had secrets taken out.
     """
+    folder = RunFolder(folder.path.expanduser().resolve())
+    lock = RunLock.take(folder)
+    try:
+        spec = _check_resumable(folder, backend)
+        handle = _submit_again(spec, folder, backend, _guard(observer))
+    except BaseException:
+        lock.release()
+        raise
+    handle.when_ended(lock.release)
+    return handle
+
+
+def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
     outcome = folder.outcome()
     if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
         raise Error(f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume")
@@ -224,9 +241,31 @@ def resume_run(
         )
     if spec.backend != backend.name:
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
-    spec = backend.check(spec)
-    folder.result_file.unlink(missing_ok=True)
-    return backend.submit(PreparedRun(spec, secret_values()), folder, observer or _PRINT_LOGS)
+    return backend.check(spec)
+
+
+def _submit_again(
+    spec: RunSpec, folder: RunFolder, backend: Backend, observer: Observer
+) -> RunHandle:
+    """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
+    secrets = secret_values()
+    redactor = Redactor(secrets)
+    manifest = folder.read_manifest()
+    # where the attempt before executed says nothing about this one
+    kept = {name: fact for name, fact in manifest.items() if name not in ("process", "modal")}
+    result_before = folder.path / ".result-before.json"
+    if folder.result_file.exists():
+        folder.result_file.rename(result_before)
+    try:
+        folder.write_manifest({**kept, "client": this_process()}, redactor)
+        handle = backend.submit(PreparedRun(spec, secrets), folder, observer)
+    except BaseException:
+        if result_before.exists() and not folder.result_file.exists():
+            result_before.rename(folder.result_file)
+        folder.write_manifest(manifest, redactor)
+        raise
+    result_before.unlink(missing_ok=True)
+    return handle
 
 
 def attach_run(
@@ -240,7 +279,11 @@ def attach_run(
     outcome = folder.outcome()
     if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
         raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
-    return backend.attach(folder, observer or _PRINT_LOGS)
+    return backend.attach(folder, _guard(observer))
+
+
+def _guard(observer: Observer | None) -> Observer:
+    return GuardedObserver(observer or _PRINT_LOGS)
 
 
 def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
@@ -273,12 +316,22 @@ def _check_numbers(timeout_s: object, seed: object) -> None:
         raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to {_LARGEST_SEED}")
 
 
+def _check_texts(name: object, tags: object) -> None:
+    if not isinstance(name, str | None):
+        raise ConfigError(f"name is {name!r}; it must be a text")
+    if tags is not None and not (
+        isinstance(tags, Mapping) and all(isinstance(t, str) for pair in tags.items() for t in pair)
+    ):
+        raise ConfigError(f"tags is {tags!r}; it must be a dict of texts, such as {{'team': 'a'}}")
+
+
 def _check_setup_fields(target: Callable[..., Any]) -> None:
     if not inspect.isclass(target) or not issubclass(target, Experiment):
         return
     config = getattr(target, "Config", None)
-    known = set(config.model_fields) | {"seed"} if config else set(target.setup_fields)
-    unknown = sorted(set(target.setup_fields) - known)
+    declared = set(target.setup_fields or ())
+    known = set(config.model_fields) | {"seed"} if config else declared
+    unknown = sorted(declared - known)
     if unknown:
         raise ConfigError(
             f"{target.__qualname__}.setup_fields names {unknown}, which its Config does not have; "

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ml_experiments.errors import ConfigError
+from ml_experiments.secret_names import is_secret_name, url_passwords
 
-_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "APIKEY", "ACCESS_KEY")
-_SHORTEST_SECRET = 8
 KNOWN_KEYS = ("runs_dir",)
+
+_SHORTEST_SECRET = 8
 
 
 def runs_dir() -> Path:
@@ -85,22 +86,31 @@ def git_environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
 
 
-def container_environment() -> dict[str, str]:
-    """Return all variables of a Modal container: the image's, and the values of its secrets."""
+def whole_environment() -> dict[str, str]:
+    """Return all variables; a Modal container's are its image's, and the values of its secrets."""
     return dict(os.environ)
 
 
+def restore_environment(variables: Mapping[str, str]) -> None:
+    """Bring the environment of this process back to what `whole_environment` has returned."""
+    if os.environ != variables:
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
+
+
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the values of environment variables that look like secrets, longest first.
+    """Return the secrets in the environment, longest first: by their names, and in URLs.
 
     Records are searched for these values, so short ones, which would match by accident, are
     left out.
     """
     variables = os.environ if environment is None else environment
     found = {
-        value
+        secret
         for name, value in variables.items()
-        if len(value) >= _SHORTEST_SECRET and any(word in name.upper() for word in _SECRET_WORDS)
+        for secret in (*([value] if is_secret_name(name) else []), *url_passwords(value))
+        if len(secret) >= _SHORTEST_SECRET
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
 

@@ -141,3 +141,19 @@ def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
 def test_a_value_that_is_no_experiment_says_what_it_is() -> None:
     with pytest.raises(ExperimentPathError, match="is a module, not a class"):
         load_experiment("tests.support.experiments.ctypes")
+
+
+def test_the_folders_of_the_experiment_at_hand_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper_on_both_sides.py").write_text(f"SIDE = {name!r}\n")
+        (tmp_path / name / f"alone_{name}.py").write_text("def train(config): ...\n")
+    (tmp_path / "left" / "helped.py").write_text(
+        "import helper_on_both_sides\ndef train(config):\n    return helper_on_both_sides.SIDE\n"
+    )
+    for path in ("left/alone_left.py", "right/alone_right.py"):
+        load_experiment(f"{tmp_path}/{path}:train")
+    assert load_experiment(f"{tmp_path}/left/helped.py:train")({}) == "left"

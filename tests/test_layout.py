@@ -21,11 +21,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends", "run_registry"),
     ("preflight", "gpu_image"),
     ("execution", "cache"),
-    ("failures", "run_folder", "seeding", "resource_use", "config"),
+    ("failures", "run_folder", "seeding", "resource_use", "interruptions", "config"),
     ("experiment", "experiment_path", "provenance", "code_memory", "runs", "hub_models"),
     ("results", "redaction", "gpus", "pricing", "code_state", "log_relay"),
     ("files", "suggestions"),
-    ("errors", "settings"),
+    ("settings",),
+    ("errors", "secret_names"),
 )
 
 

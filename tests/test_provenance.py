@@ -19,7 +19,14 @@ import psutil
 import pytest
 
 from ml_experiments import code_state
-from ml_experiments.provenance import describe_code, describe_environment, package_versions
+from ml_experiments.code_memory import CodeMemory
+from ml_experiments.provenance import (
+    describe_code,
+    describe_environment,
+    is_alive,
+    package_versions,
+    this_process,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +246,19 @@ def _is_alive_in(group: int, process: psutil.Process) -> bool:
         return False
 
 
+def test_a_new_file_in_a_folder_of_folders_is_noticed(repository: Path) -> None:
+    (repository / "src" / "deep" / "pkg").mkdir(parents=True)
+    (repository / "src" / "deep" / "pkg" / "a.py").write_text("a = 1\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-m", "second")
+    for new in ("src/new.py", "src/deep/new.py", "new.py"):
+        memory = CodeMemory()
+        assert memory.describe(repository)["dirty"] is False
+        (repository / new).write_text("b = 1\n")
+        assert memory.describe(repository)["untracked"] == [new]
+        (repository / new).unlink()
+
+
 def test_the_environment_is_this_one() -> None:
     environment = describe_environment()
     assert environment["python"] == platform.python_version()
@@ -249,6 +269,55 @@ def test_the_environment_is_this_one() -> None:
     assert environment["packages"] == package_versions()
     assert isinstance(environment["gpus"], list)
     assert json.loads(json.dumps(environment, allow_nan=False)) == environment
+
+
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # psutil computes the time of creation from the clock; setting it would disturb the machine
+    record, measure = this_process(), psutil.Process.create_time
+    assert is_alive(record)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: measure(self) + 3600)
+    assert is_alive(record) is sys.platform.startswith("linux")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_process_with_an_odd_name_is_known_until_it_ends() -> None:
+    code = (
+        "import json; from pathlib import Path\n"
+        "from ml_experiments.provenance import this_process\n"
+        "Path('/proc/self/comm').write_text('a) Z 1 (b')\n"
+        "print(json.dumps(this_process()), flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    record = json.loads(child.stdout.readline())
+    assert is_alive(record)
+    assert not is_alive({**record, "start_ticks": record["start_ticks"] + 1})
+    assert not is_alive({**record, "boot_id": "another"})
+    child.stdin.close()
+    child.stdout.read()  # it ends, and stays a zombie until it's waited for
+    deadline = time.monotonic() + 20
+    while is_alive(record):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.wait()
+    child.stdout.close()
+    assert not is_alive(record)
+
+
+def test_a_record_with_only_a_time_of_creation_is_compared_by_that() -> None:
+    me = psutil.Process()
+    record = {"hostname": socket.gethostname(), "pid": me.pid}
+    assert is_alive({**record, "create_time": me.create_time()})
+    assert not is_alive({**record, "create_time": me.create_time() - 100})
+    assert is_alive(record)
+    assert not is_alive({**record, "pid": 2**30})
 
 
 def test_package_versions_are_those_that_are_installed() -> None:

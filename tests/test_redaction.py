@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_experiments.redaction import Redactor, StreamRedactor, is_secret_name, redact_file
+from ml_experiments.redaction import Redactor, StreamRedactor, redact_file
+from ml_experiments.secret_names import is_secret_name
 
 SECRET = 's3cr3t/tok+en=="q" \\ ü'
 MARK = Redactor.MARK
@@ -145,6 +146,24 @@ def test_a_file_is_rewritten_only_when_it_holds_a_secret(tmp_path: Path) -> None
         *("api_key", "apiKey", "API_KEY", "OPENAI_API_KEY", "openai-api-key", "token", "hf_token"),
         *("access_token", "auth_token", "password", "db_password", "secret", "client_secret"),
         *("aws_access_key_id", "aws_secret_access_key", "private_key", "credentials"),
+        *("PRIVATE_KEY", "PASSPHRASE", "DB_CREDENTIALS", "DB_PASS", "OPENAI_KEY", "openai_key"),
+        *(
+            "PGPASSWORD",
+            "SSHPASS",
+            "MYSQL_PWD",
+            "GITLAB_TOKEN",
+            "ACME_TOKEN",
+            "ACME_KEY",
+            "hfToken",
+        ),
+        *(
+            "MODAL_TOKEN_ID",
+            "OPENAI_API_KEY_2",
+            "PASSWORD1",
+            "JWT_SECRET_OLD",
+            "dbPass",
+            "openaiKey",
+        ),
     ],
 )
 def test_names_of_secrets_are_known(name: str) -> None:
@@ -156,6 +175,27 @@ def test_names_of_secrets_are_known(name: str) -> None:
     [
         *("pad_token", "eos_token", "mask_token", "placeholder_token", "tokenizer", "max_tokens"),
         *("tokens", "key", "num_keys", "passwords_file", "secretary", "cache_key", "token_count"),
+        *(
+            "keys",
+            "primary_key",
+            "token_dim",
+            "token_id",
+            "pad_token_id",
+            "low_pass",
+            "forward_pass",
+        ),
+        *(
+            "PASSENGER",
+            "MONKEY",
+            "KEYBOARD",
+            "COMPASS",
+            "BYPASS",
+            "PWD",
+            "OLDPWD",
+            "KEY",
+            "MAX_TOKENS",
+        ),
+        *("HF_TOKEN_PATH", "PAD_TOKEN", "PRIMARY_KEY", "TOKENIZERS_PARALLELISM", "passThrough", ""),
     ],
 )
 def test_names_that_models_use_are_not_taken_for_secrets(name: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from ml_experiments.errors import RunNotFoundError
 from ml_experiments.run_folder import RunFolder, this_process
 from ml_experiments.run_registry import INDEX_NAME, RunRegistry, RunRow
 from ml_experiments.runner import resume_run
+from ml_experiments.runs import new_run_id
 from tests.support.experiments import Ends, Plain
 
 
@@ -65,6 +69,111 @@ def test_a_missing_or_broken_index_is_rebuilt(runs: Path, damage: str) -> None:
     assert RunRegistry(runs).rows() == before
 
 
+def list_in_a_process(runs: Path, before: str = "", program: tuple[str, ...] = ()) -> list[str]:
+    """Return the ids that `runs list --json` prints in a process that does something first."""
+    code = f"{before}\nfrom ml_experiments.cli.main import main\nmain(['runs', 'list', '--json'])"
+    done = subprocess.run(
+        [*program, sys.executable, "-c", code],
+        env={**os.environ, "ML_EXPERIMENTS_RUNS_DIR": str(runs)},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [row["run_id"] for row in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_runs_are_listed_when_nothing_can_be_written(runs: Path, has_index: bool) -> None:
+    ids = [row.run_id for row in RunRegistry(runs).rows()]
+    index = runs / INDEX_NAME
+    if not has_index:
+        index.unlink()
+    (runs / ids[0] / "result.json").touch()  # so that there is something to write
+    before = index.read_bytes() if has_index else b""
+    # as on a full disk, every write to a file fails
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    assert list_in_a_process(runs, limit) == ids
+    assert (index.read_bytes() if index.exists() else b"") == before
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="mounts read-only in a user namespace",
+)
+@pytest.mark.parametrize("index", ["there", "missing", "broken"])
+def test_runs_in_a_read_only_folder_are_listed(runs: Path, index: str) -> None:
+    ids = [row.run_id for row in RunRegistry(runs).rows()]
+    if index == "missing":
+        (runs / INDEX_NAME).unlink()
+    elif index == "broken":
+        (runs / INDEX_NAME).write_bytes(b"not a database" * 1000)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    assert list_in_a_process(runs, program=("unshare", "-rm", "sh", "-c", mount, str(runs))) == ids
+
+
+def test_an_index_that_can_not_be_opened_is_done_without(runs: Path) -> None:
+    before = RunRegistry(runs).rows()
+    (runs / INDEX_NAME).unlink()
+    (runs / INDEX_NAME).mkdir()
+    assert RunRegistry(runs).rows() == before
+
+
+@pytest.mark.slow
+def test_an_index_that_stays_locked_is_done_without_and_kept(runs: Path) -> None:
+    before = RunRegistry(runs).rows()
+    index = runs / INDEX_NAME
+    inode = index.stat().st_ino
+    with sqlite3.connect(index, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert RunRegistry(runs).rows() == before
+        other.execute("ROLLBACK")
+    other.close()
+    assert index.stat().st_ino == inode
+
+
+def test_folders_of_other_tools_are_no_runs(runs: Path) -> None:
+    registry = RunRegistry(runs)
+    rows = registry.rows()
+    for name in (
+        "Nov23_14-15-02_host",
+        "zzz",
+        "99999999",
+        b"\xff".decode(errors="surrogateescape"),
+    ):
+        (runs / name).mkdir()
+        (runs / name / "events.out").touch()
+    assert registry.rows() == rows
+    assert registry.find("last").path.name == rows[0].run_id
+    with pytest.raises(RunNotFoundError, match="runs list"):
+        registry.find("Nov23")
+
+
+def test_a_folder_with_a_spec_is_a_run_whatever_its_name(runs: Path) -> None:
+    registry = RunRegistry(runs)
+    ids = [row.run_id for row in registry.rows()]
+    shutil.copytree(runs / ids[-1], runs / "the best one")
+    assert [row.run_id for row in registry.rows()] == [*ids, "the best one"]
+    assert registry.find("the best").path.name == "the best one"
+    assert registry.find("last").path.name == ids[0]
+
+
+def test_a_folder_with_the_name_of_a_run_but_no_spec_is_unreadable(runs: Path) -> None:
+    (runs / "99990101-000000-000abcd").mkdir()
+    row = RunRegistry(runs).rows()[0]
+    assert row.run_id == "99990101-000000-000abcd"
+    assert "spec.json is missing" in str(row.problem)
+
+
+def test_every_run_id_has_the_form_that_is_looked_for(tmp_path: Path) -> None:
+    ids = {new_run_id() for _ in range(50)}
+    for run_id in ids:
+        (tmp_path / run_id).mkdir()
+    assert {row.run_id for row in RunRegistry(tmp_path).rows()} == ids
+
+
 def test_a_new_changed_or_removed_folder_is_noticed(runs: Path) -> None:
     registry = RunRegistry(runs)
     newest = registry.rows()[0]
@@ -72,9 +181,9 @@ def test_a_new_changed_or_removed_folder_is_noticed(runs: Path) -> None:
     changed = {**json.loads(result_file.read_text()), "status": "cancelled"}
     result_file.write_text(json.dumps(changed))
     assert registry.rows()[0].status == "cancelled"
-    shutil.copytree(runs / newest.run_id, runs / "99990101-000000-abcdef")
-    assert registry.rows()[0].run_id == "99990101-000000-abcdef"
-    shutil.rmtree(runs / "99990101-000000-abcdef")
+    shutil.copytree(runs / newest.run_id, runs / "99990101-000000-000abcd")
+    assert registry.rows()[0].run_id == "99990101-000000-000abcd"
+    shutil.rmtree(runs / "99990101-000000-000abcd")
     shutil.rmtree(runs / newest.run_id)
     assert len(registry.rows()) == 2
 

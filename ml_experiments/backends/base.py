@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -39,7 +40,13 @@ class Observer:
 
 
 class RunHandle(ABC):
-    """A run that was handed to a backend."""
+    """A run that was handed to a backend.
+
+    Attributes:
+        future: What the backend will know of the run; None if it has ended already.
+    """
+
+    future: Future[RunResult] | None = None
 
     def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
         self.spec = spec
@@ -49,6 +56,13 @@ class RunHandle(ABC):
     def run_id(self) -> str:
         """The run's id."""
         return self.spec.run_id
+
+    def when_ended(self, act: Callable[[], object]) -> None:
+        """Call a function once the run has ended, in whatever way."""
+        if self.future is None:
+            act()
+        else:
+            self.future.add_done_callback(lambda _: act())
 
     @abstractmethod
     def result(self, timeout_s: float | None = None) -> RunResult:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TextIO
 
 from ml_experiments.backends.base import Backend, Observer, RunHandle
 from ml_experiments.backends.local_backend import refuse_gpu
+from ml_experiments.backends.local_logs import redact_log
 from ml_experiments.execution import WarmExperiment, execute_run
-from ml_experiments.redaction import Redactor, redact_file
+from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import PreparedRun, RunResult, RunSpec
 
@@ -41,7 +42,7 @@ class DebugBackend(Backend):
         observer.started(spec)
         with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
             result = execute_run(spec, folder, emit=emit, warm=self._warm, interrupt="cancels")
-        redact_file(folder.log_file, Redactor(prepared.secrets))
+        redact_log(folder, Redactor(prepared.secrets))
         observer.finished(spec, result)
         return FinishedRunHandle(spec, folder, result)
 

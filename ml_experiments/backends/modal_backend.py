@@ -157,8 +157,9 @@ class ModalBackend(Backend):
         """Freeze the run's source and hand it over; returns at once."""
         spec = prepared.spec
         place = tempfile.TemporaryDirectory(prefix="ml-experiments-")
-        source = stage_source(import_closure(spec), Path(place.name) / "source")
-        handle = ModalRunHandle(spec, folder, observer)
+        with platform_errors("copy the run's source"):
+            source = stage_source(import_closure(spec), Path(place.name) / "source")
+        handle = ModalRunHandle(spec, folder, observer, prepared.secrets)
         for note in (*source.notes, *self._news()):
             handle.notice(note)
         facts = self._facts(spec)
@@ -247,8 +248,10 @@ class ModalBackend(Backend):
         """Return a frozen copy of this package, the same for all apps."""
         if self._staged_package is None:
             place = self._open.enter_context(tempfile.TemporaryDirectory(prefix="ml-experiments-"))
-            self._staged_package = Path(place) / OWN_PACKAGE
-            stage_this_package(self._staged_package)
+            target = Path(place) / OWN_PACKAGE
+            with platform_errors("copy this package"):
+                stage_this_package(target)
+            self._staged_package = target
         return self._staged_package
 
     def _app_for(self, spec: RunSpec, source: StagedSource, handle: ModalRunHandle) -> _OpenApp:

@@ -109,6 +109,8 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
             return BackendError(f"{text}; upgrade with: pip install --upgrade modal")
         case OSError() if error.errno in _OF_THE_DISK:
             return BackendError(f"could not {action}: {text}; this machine's disk is the cause")
+        case FileNotFoundError():
+            return BackendError(f"Modal could not {action}: {text}")
         case modal.exception.ConnectionError() | OSError():
             return BackendError(
                 f"Modal can't be reached, so it could not {action}: {text}; check the network "

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_experiments import log_relay
 from ml_experiments.log_relay import EVENT_MARK
-from ml_experiments.settings import container_environment
+from ml_experiments.settings import whole_environment
 
 
 class ContainerOutput:
@@ -29,13 +29,14 @@ class ContainerOutput:
                 [sys.executable, "-m", log_relay.__name__, f"{read_end}", f"{theirs.fileno()}"],
                 pass_fds=(read_end, theirs.fileno()),
                 env={
-                    **container_environment(),
+                    **whole_environment(),
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 },
             )
         os.close(read_end)
         self._replies = self._control.makefile("rb")
         self._lock = threading.Lock()  # an experiment may log from several threads
+        self._asked = 0
 
     def send(self, event: dict[str, Any]) -> None:
         """Print one event as a line of its own."""
@@ -62,10 +63,16 @@ class ContainerOutput:
 
     def _ask(self, request: dict[str, Any]) -> None:
         with self._lock:
-            self._control.sendall(json.dumps(request).encode() + b"\n")
-            answered = self._replies.readline()
-        if not answered:
-            raise BrokenPipeError("the process that relays this container's output has ended")
+            self._asked += 1
+            number = f"{self._asked}\n".encode()
+            line = json.dumps({**request, "number": self._asked}).encode() + b"\n"
+            self._control.sendall(line)
+            # a cancellation may have left the reply to an earlier request unread
+            while (answered := self._replies.readline()) != number:
+                if not answered:
+                    raise BrokenPipeError(
+                        "the process that relays this container's output has ended"
+                    )
 
 
 class EventReader:

@@ -27,10 +27,12 @@ def list_of_texts(name: str, value: Sequence[str]) -> tuple[str, ...]:
     """Return a list of texts; a single text would be taken for a list of its letters.
 
     Raises:
-        BackendError: If it is a single text.
+        BackendError: If it is anything else.
     """
     if isinstance(value, str):
         raise BackendError(f"{name} is {value!r}; write a list: {name}=[{value!r}]")
+    if not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
+        raise BackendError(f"{name} is {value!r}; it must be a list of texts")
     return tuple(value)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -24,6 +24,16 @@ from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
 from ml_experiments.settings import secret_values
+
+# what only Modal itself raises at the end of a call
+_ENDINGS = (
+    modal.exception.FunctionTimeoutError,
+    modal.exception.InternalFailure,
+    modal.exception.OutputExpiredError,
+    modal.exception.RemoteError,
+)
+_ASKED_AGAIN = 3
+_ASKED_EVERY_S = 1.0
 
 
 class OpenApp(Protocol):
@@ -43,10 +53,12 @@ class ModalRunHandle(RunHandle):
 
     future: Future[RunResult]
 
-    def __init__(self, spec: RunSpec, folder: RunFolder, observer: Observer) -> None:
+    def __init__(
+        self, spec: RunSpec, folder: RunFolder, observer: Observer, secrets: Iterable[str] = ()
+    ) -> None:
         super().__init__(spec, folder)
         self._observer = observer
-        self._redactor = Redactor(secret_values())
+        self._redactor = Redactor((*secret_values(), *secrets))
         self._call: Any = None
         self._cancel_asked = threading.Event()
         self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
@@ -112,8 +124,11 @@ class ModalRunHandle(RunHandle):
         call_id = self._call.object_id
         place = {"app_url": app.url, "function_call_id": call_id}
         manifest = {**request["manifest"], "modal": {**request["manifest"]["modal"], **place}}
-        self.folder.write_manifest(manifest, self._redactor)
         self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
+        try:
+            self.folder.write_manifest(manifest, self._redactor)
+        except OSError as e:  # a full disk: the run goes on, and so does this client
+            self.notice(f"which call it is was not recorded, so keep this client: {e}")
         return self._follow()
 
     def collect(self, call_id: str) -> RunResult:
@@ -133,13 +148,18 @@ class ModalRunHandle(RunHandle):
             logs.finish()
         try:
             with platform_errors("bring the files of the run here"):
-                records = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+                fetched = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
         except BackendError as e:
             raise RunNotCollectedError(
                 f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
                 f"{RUNS_VOLUME}; get them with: ml-experiments runs attach {self.run_id}"
             ) from e
-        self._take_over(records)
+        if fetched.left_behind:
+            self.notice(
+                f"{len(fetched.left_behind)} files could not be read from the volume {RUNS_VOLUME} "
+                f"and stay there: {', '.join(fetched.left_behind[:3])}"
+            )
+        self._take_over(fetched.records)
         if result is None and self.folder.result_file.exists():
             result = self.folder.read_result()
         return self._end(status, error) if result is None else self._finish(result)
@@ -147,19 +167,23 @@ class ModalRunHandle(RunHandle):
     def _note_start(self) -> None:
         """Say in the manifest that the run is no longer pending."""
         manifest = self.folder.read_manifest()
-        manifest["modal"].setdefault("started_at", time.time())  # a rerun has started before
+        # a rerun has started before
+        manifest.setdefault("modal", {}).setdefault("started_at", time.time())
         self.folder.write_manifest(manifest, self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
         """Add what only the container knew: who it was, and what is a Modal secret's value."""
         if "manifest.json" in records:
-            place = self.folder.read_manifest()["modal"]
+            place = self.folder.read_manifest().get("modal", {})
             self.folder.write_manifest({**records["manifest.json"], "modal": place}, self._redactor)
         if "spec.json" in records:
             spec = self.folder.read_spec()
             recorded = RunSpec.from_dict(records["spec.json"])
             safe = dataclasses.replace(
-                spec, config=recorded.config, name=recorded.name, tags=recorded.tags
+                spec,
+                config=_redacted_like(recorded.config, spec.config),
+                name=_redacted_like(recorded.name, spec.name),
+                tags=_redacted_like(recorded.tags, spec.tags),
             )
             if safe != spec:
                 self.folder.write_spec(safe, self._redactor)
@@ -178,22 +202,39 @@ class ModalRunHandle(RunHandle):
         return result.status, result.error, result
 
     def _output(self) -> Any:
-        """Return what the call returned, or raise what ended it.
+        """Return what the call returned, or raise what ended it."""
+        while True:
+            try:
+                return self._call.get()
+            except Exception as e:
+                if isinstance(e, _ENDINGS) or self._is_the_calls_own(e):
+                    raise
 
-        An exception doesn't tell whether it comes from the call or from the way to Modal, for
-        either can be of any type. So the call is asked again, if there is anyone to ask.
+    def _is_the_calls_own(self, error: Exception) -> bool:
+        """Return whether it ended the call, and not only the connection to Modal.
+
+        The exception doesn't tell, for a container may fail by one of any type. So the call is
+        asked about again, if there is anyone to ask.
         """
-        try:
-            return self._call.get()
-        except Exception as first:  # noqa: BLE001 - told apart below
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return True  # no socket's, and nothing here waits for a limited time
+        for _ in range(_ASKED_AGAIN):
             try:
                 require_access()
             except BackendError as e:
                 raise RunNotCollectedError(
-                    f"the connection to Modal was lost ({describe_briefly(first)}); the run goes "
+                    f"the connection to Modal was lost ({describe_briefly(error)}); the run goes "
                     f"on there. Collect it with: ml-experiments runs attach {self.run_id}"
                 ) from e
-            return self._call.get()
+            try:
+                self._call.get(timeout=0)
+            except TimeoutError:
+                return False  # it goes on
+            except Exception:  # noqa: BLE001 - the call's own, or lost once more
+                time.sleep(_ASKED_EVERY_S)
+            else:
+                return False  # it has returned something
+        return True
 
     def _finish(self, result: RunResult) -> RunResult:
         """Write the result as the client knows it: with its own class path and the cost."""
@@ -219,3 +260,15 @@ class ModalRunHandle(RunHandle):
                 artifacts=self.folder.list_artifacts(),
             )
         )
+
+
+def _redacted_like(recorded: Any, own: Any) -> Any:
+    """Return JSON of one's own, without the texts that were redacted in the recorded one."""
+    match recorded, own:
+        case dict(), dict():
+            return {key: _redacted_like(recorded.get(key), value) for key, value in own.items()}
+        case list(), list() if len(recorded) == len(own):
+            return [_redacted_like(*pair) for pair in zip(recorded, own, strict=True)]
+        case str(), str() if Redactor.MARK in recorded:
+            return recorded
+    return own

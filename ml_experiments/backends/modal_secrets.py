@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import modal
@@ -60,29 +61,29 @@ def find_secrets(requested: Iterable[str]) -> FoundSecrets:
         BackendError: If a requested one does not exist.
     """
     requested = tuple(dict.fromkeys(requested))
-    found: dict[str, modal.Secret] = {}
-    absent = []
-    for name in dict.fromkeys((*requested, *KNOWN_SECRETS)):
-        secret = modal.Secret.from_name(name)
-        with platform_errors(f"look up the secret {name!r}"):
-            if _exists(secret):
-                found[name] = secret
-            elif name in requested:
-                raise BackendError(
-                    f"there is no Modal secret {name!r}; create it with: "
-                    f"{creation_command(name)} (`modal secret list` shows those that exist)"
-                )
-            else:
-                absent.append(name)
-    return FoundSecrets(tuple(found.values()), tuple(found), tuple(absent))
+    names = tuple(dict.fromkeys((*requested, *KNOWN_SECRETS)))
+    # all at once; and not in a thread with an event loop, as a notebook's: modal warns of that
+    with ThreadPoolExecutor(len(names)) as threads:
+        looked_up = dict(zip(names, threads.map(_look_up, names), strict=True))
+    for name in requested:
+        if looked_up[name] is None:
+            raise BackendError(
+                f"there is no Modal secret {name!r}; create it with: "
+                f"{creation_command(name)} (`modal secret list` shows those that exist)"
+            )
+    found = {name: secret for name, secret in looked_up.items() if secret is not None}
+    absent = tuple(name for name in names if name not in found)
+    return FoundSecrets(tuple(found.values()), tuple(found), absent)
 
 
-def _exists(secret: modal.Secret) -> bool:
-    try:
-        secret.hydrate()
-    except modal.exception.NotFoundError:
-        return False
-    return True
+def _look_up(name: str) -> modal.Secret | None:
+    secret = modal.Secret.from_name(name)
+    with platform_errors(f"look up the secret {name!r}"):
+        try:
+            secret.hydrate()
+        except modal.exception.NotFoundError:
+            return None
+    return secret
 
 
 def attached_values(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """The worker process of the local backend: executes runs one after another.
 
-Started by `local_backend` as `python -m ml_experiments.backends.worker FD`, where FD is one end
+Started by `worker_process` as `python -m ml_experiments.backends.worker FD`, where FD is one end
 of a socket pair. Both sides send one JSON object a line:
 
-    to the worker     {"run": spec, "folder": path}   {"cancel": run_id}
-    from the worker   {"event": "started" | "progress" | "metrics" | "finished", ...}
-                      {"event": "outdated"}: a module changed on disk; start another worker
+    to the worker     {"run": spec, "folder": path, "secrets": [...]}   {"cancel": run_id}
+    from the worker   {"event": "started" | "progress" | "metrics" | "finished", "run": id, ...}
+                      {"event": "cancelled", ...}: before it had begun
+                      {"event": "outdated", ...}: a module changed on disk; start another worker
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import psutil
 
-from ml_experiments.execution import WarmExperiment, execute_run
+from ml_experiments.backends.process_state import StateKeeper
+from ml_experiments.execution import execute_run
+from ml_experiments.redaction import Redactor, redact_file
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import RunSpec
 
@@ -44,20 +49,18 @@ class Worker:
         self._send_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._running: str | None = None
-        self._warm = WarmExperiment()
+        self._cancelled: set[str] = set()
+        self._client_is_gone = False
+        self._log = OpenLog()
+        self._warm = StateKeeper()
         self._sources = LoadedSources()
 
     def serve(self) -> None:
         """Execute runs until the other side closes the connection."""
+        signal.signal(signal.SIGINT, self._interrupt)
         threading.Thread(target=self._listen, daemon=True).start()
-        while True:
-            try:
-                message = self._inbox.get()
-                if message is None:
-                    return
-                self._execute(message)
-            except KeyboardInterrupt:
-                continue  # a cancellation that came just after its run had ended
+        while (message := self._inbox.get()) is not None:
+            self._execute(message)
 
     def send(self, event: dict[str, Any]) -> None:
         """Send one event; the other side may be gone already."""
@@ -67,22 +70,40 @@ class Worker:
             self._writer.flush()
 
     def _execute(self, message: dict[str, Any]) -> None:
-        if self._sources.changed():
-            self.send({"event": "outdated"})
-            return
         spec, folder = RunSpec.from_dict(message["run"]), RunFolder(Path(message["folder"]))
-        self._running = spec.run_id
-        self.send({"event": "started"})
+        run = {"run": spec.run_id}
+        if self._sources.changed():
+            self.send({"event": "outdated", **run})
+            return
+        secrets = message["secrets"]
+        self._log.open(folder.log_file, secrets)
+        finished: dict[str, Any] = {"event": "finished", **run}
         try:
-            with _output_to(folder.log_file):
-                result = execute_run(
-                    spec, folder, emit=self.send, warm=self._warm, interrupt="cancels"
-                )
+            # first, so that a cancellation is either seen on the next line or interrupts
+            self._running = spec.run_id
+            if self._client_is_gone or spec.run_id in self._cancelled:
+                raise KeyboardInterrupt
+            self.send({"event": "started", **run})
+            result = execute_run(
+                spec,
+                folder,
+                emit=lambda event: self.send({**event, **run}),
+                warm=self._warm,
+                interrupt="cancels",
+                secrets=secrets,
+            )
+            if not folder.result_file.exists():  # the disk is full: it has to travel as it is
+                finished["result"] = result.to_dict()
+        except KeyboardInterrupt:  # just before the experiment began, or after it had ended
+            if not folder.result_file.exists():
+                finished["event"] = "cancelled"
         finally:
             self._running = None
-        finished: dict[str, Any] = {"event": "finished"}
-        if not folder.result_file.exists():  # the disk is full: it has to travel as it is
-            finished["result"] = result.to_dict()
+        self._cancelled.discard(spec.run_id)
+        self._warm.restore_state()
+        problem = self._log.close()
+        if problem is not None:
+            finished["not_redacted"] = problem
         self.send(finished)
 
     def _listen(self) -> None:
@@ -90,14 +111,54 @@ class Worker:
             message = json.loads(line)
             if "cancel" not in message:
                 self._inbox.put(message)
-            elif message["cancel"] == self._running:
+                continue
+            self._cancelled.add(message["cancel"])  # perhaps of a run that has not begun yet
+            if message["cancel"] == self._running:
                 _interrupt_main_thread()
         # the client is gone: end the run as a cancelled one, then everything
+        self._client_is_gone = True
         self._inbox.put(None)
         if self._running is not None:
             _interrupt_main_thread()
         time.sleep(PARENT_GONE_GRACE_S)
+        self._log.close()
         _end_everything()
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Interrupt the run; a cancellation that comes just after its end does nothing."""
+        if self._running is not None:
+            raise KeyboardInterrupt
+
+
+class OpenLog:
+    """Where this process's output goes, of any origin: a run's log file, redacted at its end."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Path, Redactor] | None = None
+        self._lock = threading.Lock()  # who ends the process waits for the redaction
+
+    def open(self, file: Path, secrets: Iterable[str]) -> None:
+        """Send standard output and error to the end of a file."""
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
+        self._open = file, Redactor(secrets)
+
+    def close(self) -> str | None:
+        """Take secrets out of the file, unless that's done; return what prevented it."""
+        with self._lock:
+            if self._open is None:
+                return None
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(ValueError, OSError):
+                    stream.flush()
+            (file, redactor), self._open = self._open, None
+            try:
+                redact_file(file, redactor)
+            except OSError as e:
+                return str(e)
+            return None
 
 
 class LoadedSources:
@@ -133,21 +194,6 @@ class LoadedSources:
         return False
 
 
-@contextlib.contextmanager
-def _output_to(file: Path) -> Any:
-    """Send this process's standard output and error, of any origin, to the end of a file."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    os.close(descriptor)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(ValueError, OSError):
-                stream.flush()
-
-
 def _modified_ns(file: str) -> int:
     try:
         return os.stat(file).st_mtime_ns  # noqa: PTH116 - a hot path
@@ -177,7 +223,7 @@ def _end_everything() -> None:
 
 def main() -> None:
     """Serve the socket whose file descriptor is the first argument."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is something to interrupt
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.enable()

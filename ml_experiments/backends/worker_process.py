@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -29,6 +29,8 @@ class WorkerProcess:
     def __init__(self, gpu: str | None, threads: int | None, log_file: Path) -> None:
         self.gpu = gpu
         self._connection, theirs = socket.socketpair()
+        self._selector = selectors.DefaultSelector()  # select() knows no descriptor above 1,023
+        self._selector.register(self._connection, selectors.EVENT_READ)
         self._received = b""
         with theirs, log_file.open("ab") as output:
             command = [sys.executable, "-P", "-m", "ml_experiments.backends.worker"]
@@ -58,7 +60,7 @@ class WorkerProcess:
         Raises:
             EOFError: If the worker has died and all its events were read.
         """
-        if not select.select([self._connection], [], [], wait_s)[0]:
+        if not self._selector.select(wait_s):
             return
         try:
             data = self._connection.recv(_READ_SIZE)
@@ -86,11 +88,13 @@ class WorkerProcess:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
+        self._selector.close()
         self._connection.close()
 
     def close(self) -> None:
         """Let an idle worker end by itself, with what it started; make sure that it has."""
-        self._connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it has ended already
+            self._connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_LIMIT_S)
         self.kill()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml_experiments.cache.deletion import DeletionOutcome, DeletionPlan, plan_deletion
     from ml_experiments.cache.items import CachedItem, CachedRevision, Scan
-    from ml_experiments.cache.layout import this_machine
+    from ml_experiments.cache.layout import repo_folder, this_machine
+    from ml_experiments.cache.leases import Lease, LeaseKeeper, sweep_leases
     from ml_experiments.cache.operations import OPERATIONS
     from ml_experiments.cache.pull_progress import PullProgress
     from ml_experiments.cache.pulling import PullOutcome, pull
@@ -29,6 +30,8 @@ _HOMES = {
     "CachedRevision": "items",
     "DeletionOutcome": "deletion",
     "DeletionPlan": "deletion",
+    "Lease": "leases",
+    "LeaseKeeper": "leases",
     "OPERATIONS": "operations",
     "PullOutcome": "pulling",
     "PullProgress": "pull_progress",
@@ -39,7 +42,9 @@ _HOMES = {
     "pull": "pulling",
     "read_stats": "stats",
     "record_uses": "recorded_uses",
+    "repo_folder": "layout",
     "scan": "scanning",
+    "sweep_leases": "leases",
     "this_machine": "layout",
     "verify": "verification",
 }
@@ -52,6 +57,8 @@ __all__ = [
     "CachedRevision",
     "DeletionOutcome",
     "DeletionPlan",
+    "Lease",
+    "LeaseKeeper",
     "PullOutcome",
     "PullProgress",
     "Scan",
@@ -61,7 +68,9 @@ __all__ = [
     "pull",
     "read_stats",
     "record_uses",
+    "repo_folder",
     "scan",
+    "sweep_leases",
     "this_machine",
     "verify",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_experiments.cache.deletion_entry import DeletionEntry, make_entry
 from ml_experiments.cache.disk import remove_empty_folders, remove_file, stat_files
-from ml_experiments.cache.in_use import is_recent, open_files
+from ml_experiments.cache.in_use import InUse, find_in_use, is_recent
 from ml_experiments.cache.items import CachedItem, CachedRevision, Leftover, Scan
 from ml_experiments.cache.layout import LOCKS_FOLDER, Kind
 from ml_experiments.cache.patterns import NamePattern
@@ -109,7 +109,7 @@ class DeletionPlan:
     def execute(self) -> DeletionOutcome:
         """Delete what the plan names; what can't be is reported, and the rest goes on."""
         root = self.scan.layout.root
-        in_use = open_files(root)
+        in_use = find_in_use(self.scan.layout)
         gone: list[DeletionEntry] = []
         failed: list[Kept] = []
         freed = 0
@@ -153,7 +153,8 @@ def plan_deletion(
         older_than: Keep what was used within this time.
         larger_than: Keep what holds this many bytes or fewer.
         keep_latest: Keep each repository's latest revision: that of main, else the newest.
-        only: Names of an earlier plan, and paths of its leftovers; what it didn't name stays.
+        only: Keys of an earlier plan's entries and paths of its leftovers, as `to_dict()` has
+            them; what it did not name, or what holds other files by now, stays.
 
     Raises:
         CacheError: If the pattern, a filter or the folder is not usable.
@@ -186,7 +187,7 @@ class _Draft:
         self._filters = filters
         self._only = only
         self._now = time.time()
-        self._in_use = open_files(found.layout.root)
+        self._in_use = find_in_use(found.layout)
         self._locks: dict[str, list[str]] = {}
         for leftover in found.leftovers:
             if leftover.reason == "lock":
@@ -223,7 +224,7 @@ class _Draft:
             covered = leftover.path.parent.parent in whole or str(leftover.path) in with_items
             if covered or not self._filters.selects_leftover(leftover, self._now):
                 continue
-            if is_recent(leftover.modified, self._now) or str(leftover.path) in self._in_use:
+            if is_recent(leftover.modified, self._now) or self._in_use.owner_of(leftover.path):
                 if leftover.reason == "incomplete":  # a lock that is in use is nothing to tell of
                     why = "is a download that may be going on"
                     self.kept.append(Kept(leftover.name, leftover.reason, leftover.bytes, why))
@@ -232,6 +233,8 @@ class _Draft:
 
     def notes(self) -> tuple[str, ...]:
         """Return what the user should know besides."""
+        if self.scan.disk_total is None:
+            return (f"there is no folder {self.scan.layout.root}",)
         pattern = self._filters.pattern
         if pattern is None or self.entries or self.kept or self.leftovers:
             return ()
@@ -242,8 +245,8 @@ class _Draft:
         locks = self._locks.get(f"{item.path.parent}/{LOCKS_FOLDER}/{item.path.name}", [])
         entry = make_entry(item, revisions, self.scan, locks)
         why = entry.why_not(self._in_use)
-        if why is None and self._only is not None and not set(entry.names) <= set(self._only):
-            why = "was not in the plan that was confirmed"
+        if why is None and self._only is not None and entry.key not in self._only:
+            why = "was not in the plan that was confirmed, or has changed since"
         if why is not None:
             self._keep(item, revisions, why)
             return
@@ -262,10 +265,10 @@ class _Draft:
             self.kept.append(Kept(name, item.kind, revision.bytes, why))
 
 
-def _delete_leftover(leftover: Leftover, in_use: dict[str, str]) -> tuple[int, str | None]:
+def _delete_leftover(leftover: Leftover, in_use: InUse) -> tuple[int, str | None]:
     path = str(leftover.path)
-    if path in in_use:
-        return 0, f"is in use by {in_use[path]}"
+    if (owner := in_use.owner_of(leftover.path)) is not None:
+        return 0, f"is in use by {owner}"
     status = stat_files([path]).get(path)
     if status is None:
         return 0, "is gone already"

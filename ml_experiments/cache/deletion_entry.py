@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from ml_experiments.cache.disk import (
     stat_files,
     undeletable,
 )
+from ml_experiments.cache.in_use import InUse
 from ml_experiments.cache.items import CachedItem, CachedRevision, Scan
 from ml_experiments.cache.layout import LOCKS_FOLDER, is_real_folder
 from ml_experiments.cache.recorded_uses import use_file
@@ -31,7 +33,8 @@ class DeletionEntry:
         bytes: What deleting it frees.
         files: What goes with it.
         seen: All that its folder held; anything more, later, means that it has changed.
-        side_files: Its locks and recorded uses, which go with it as far as they are there.
+        side_files: Its locks, recorded uses and lists of files, which go with it as far as
+            they are there.
         stored: Files of huggingface_hub's shared store, by the blob that links to them.
         foreign_link: A link in it that doesn't lead to its own blobs or that store, if any.
     """
@@ -52,9 +55,17 @@ class DeletionEntry:
             return (self.item.name,)
         return tuple(f"{self.item.name}@{commit}" for commit in self.commits)
 
+    @property
+    def key(self) -> str:
+        """What tells it from any other, and from itself once it holds other files."""
+        what = [self.item.store, self.item.kind, *self.names, *sorted(self.files | self.seen)]
+        text = "\0".join(what).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest()[:16]
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
+            "key": self.key,
             "name": self.item.name,
             "kind": self.item.kind,
             "store": self.item.store,
@@ -67,22 +78,23 @@ class DeletionEntry:
         """Return it with what its links free in the shared store, entries before it considered."""
         return replace(self, bytes=self.bytes + store.drop(self.stored))
 
-    def why_not(self, in_use: Mapping[str, str]) -> str | None:
+    def why_not(self, in_use: InUse) -> str | None:
         """Return what forbids deleting it, or None."""
-        hub = self.item.path.parent
         if self.foreign_link is not None:
             return f"has a link that leads elsewhere or into an unknown layout: {self.foreign_link}"
-        if not in_use:
+        if self.item.path.name in in_use.repos:
+            return f"is in use by {in_use.repos[self.item.path.name]}"
+        if not in_use.files:
             return None
-        locks = f"{hub / LOCKS_FOLDER / self.item.path.name}{os.sep}"
-        for path, owner in in_use.items():
-            if self.item.repo is not None and path.startswith(locks):
+        locks = f"{self.item.path.parent / LOCKS_FOLDER / self.item.path.name}{os.sep}"
+        for path, owner in in_use.files.items():
+            if self.item.is_repo and path.startswith(locks):
                 return f"is being downloaded by {owner}"
             if path in self.files or path in self.stored.values():
                 return f"a file that would go is in use by {owner}"
         return None
 
-    def delete(self, scan: Scan, in_use: Mapping[str, str]) -> tuple[int, str | None]:
+    def delete(self, scan: Scan, in_use: InUse) -> tuple[int, str | None]:
         """Delete it and return the bytes freed, and why it is not all gone, or None."""
         files = stat_files(self.files)
         if not files and not self._folders():
@@ -130,7 +142,7 @@ class DeletionEntry:
         return [str(path) for path in paths if os.path.lexists(path)]
 
     def _remove_empty_folders(self) -> None:
-        if self.item.store == "datasets":
+        if self._is_folder and self.item.repo is None:
             folders = [folder for folder, _, _ in os.walk(self.item.path)]
             remove_empty_folders(folders)
         remove_empty_folders({os.path.dirname(path) for path in self.side_files})
@@ -138,7 +150,7 @@ class DeletionEntry:
     @property
     def _is_folder(self) -> bool:
         """Whether it is a folder of its own; checkpoints and flat files lie beside others."""
-        return self.item.repo is not None or self.item.store == "datasets"
+        return self.item.is_repo or self.item.store == "datasets"
 
     def _now_there(self) -> frozenset[str]:
         if not self._is_folder:
@@ -171,6 +183,8 @@ def make_entry(
         for revision in revisions or item.revisions
         if (folder, revision.commit) in scan.uses
     ]
+    # huggingface_hub itself leaves behind the list of files that it keeps of each revision
+    side += [str(item.path / "trees" / f"{commit}.json") for commit in commits]
     side_files = stat_files([*side, *locks] if revisions is None else side)
     stored, foreign_link = _follow_links(item, everything, item.path.parent in scan.known_stores)
     return DeletionEntry(
@@ -211,24 +225,22 @@ def _follow_links(
     """Return which blobs lead into the shared store, and a link that leads anywhere else."""
     repo = f"{item.path}{os.sep}"
     blobs = f"{repo}blobs{os.sep}"
-    linked_folders = {f"{repo}{name}" for name in ("blobs", "snapshots", "refs")}
+    folders = [f"{repo}{name}" for name in ("blobs", "snapshots", "refs")]
     stored: dict[str, str] = {}
     for revision in item.repo.revisions:
-        linked_folders.add(str(revision.snapshot_path))
+        folders.append(str(revision.snapshot_path))
         for file in revision.files:
             blob = str(file.blob_path)
             if not blob.startswith(blobs) and blob != str(file.file_path):
                 return stored, str(file.file_path)
-    for path, status in files.items():
-        if status is not None:
-            continue
-        if path in linked_folders:
+    # a folder is among the files only if it is none
+    if (linked := next((path for path in folders if path in files), None)) is not None:
+        return stored, linked
+    for path in [path for path, s in files.items() if s is None and path.startswith(blobs)]:
+        target = stored_file(path, item.path.parent) if knows_store else None
+        if target is None:
             return stored, path
-        if path.startswith(blobs):
-            target = stored_file(path, item.path.parent) if knows_store else None
-            if target is None:
-                return stored, path
-            stored[path] = target
+        stored[path] = target
     return stored, None
 
 

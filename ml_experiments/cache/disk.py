@@ -22,14 +22,16 @@ def list_files(folder: str) -> dict[str, os.stat_result | None]:
         for entry in entries:
             if entry.is_symlink():
                 found[entry.path] = None
-            elif entry.is_dir():
-                folders.append(entry.path)
-            else:
+            elif entry.is_file(follow_symlinks=False):
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                found[entry.path] = status if stat.S_ISREG(status.st_mode) else None
+                found[entry.path] = status
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            else:
+                found[entry.path] = None
     return found
 
 

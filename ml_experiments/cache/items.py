@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ml_experiments.cache.layout import CacheLayout, Kind
+from ml_experiments.cache.layout import CacheLayout, Kind, is_repo_folder
 
 Store = Literal["hub", "transformers", "datasets", "torch"]
 
@@ -44,8 +44,8 @@ class CachedItem:
         last_used: Unix time in seconds: the latest of a recorded use, access and change.
             The access time alone would not do: many mounts don't keep it.
         revisions: Newest first; empty where the store knows none.
-        files: The files that make it up; empty for a repository, which `repo` describes.
-        repo: huggingface_hub's own `CachedRepoInfo`.
+        files: The files that make it up; empty where `repo` describes them.
+        repo: huggingface_hub's own `CachedRepoInfo`, of a repository that has revisions.
     """
 
     name: str
@@ -58,6 +58,11 @@ class CachedItem:
     revisions: tuple[CachedRevision, ...] = ()
     files: tuple[str, ...] = field(default=(), repr=False)
     repo: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_repo(self) -> bool:
+        """Whether `path` is a repository's folder, be it without any revision."""
+        return self.store in ("hub", "transformers") and is_repo_folder(self.path.name)
 
     def latest_revision(self) -> CachedRevision | None:
         """Return the revision that main names, else the newest."""
@@ -134,8 +139,9 @@ class Scan:
     uses: Mapping[tuple[str, str], float] = field(repr=False)
 
     def model_names(self) -> list[str]:
-        """Return the names of models as on the Hub, sorted, each once."""
-        return sorted({item.name for item in self.items if item.kind == "model"})
+        """Return the names of models as on the Hub, sorted, each once; of which a file is there."""
+        models = (item for item in self.items if item.kind == "model" and item.file_count)
+        return sorted({item.name for item in models})
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""

@@ -6,6 +6,7 @@
         transformers/             TRANSFORMERS_CACHE of older versions: flat files or models--…
         datasets/                 HF_DATASETS_CACHE: prepared tables
         .ml-experiments/uses/     ours: when a run last used a revision
+        .ml-experiments/leases/   ours: what runs in other containers use now
       torch/hub/checkpoints/      TORCH_HOME
 
 The root may also be an HF_HOME, a hub folder or a TORCH_HOME itself.
@@ -13,6 +14,7 @@ The root may also be an HF_HOME, a hub folder or a TORCH_HOME itself.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ KINDS: tuple[Kind, ...] = ("model", "dataset", "space", "kernel", "torch")
 
 LOCKS_FOLDER = ".locks"
 SHARED_BLOBS_FOLDER = "blobs"
+OWN_FOLDER = ".ml-experiments"
 _REPO_PREFIXES = ("models--", "datasets--", "spaces--", "kernels--")
 
 
@@ -39,6 +42,7 @@ class CacheLayout:
     datasets: Path | None
     checkpoints: Path | None
     uses: Path | None
+    leases: Path | None
 
     @property
     def hub_folders(self) -> tuple[Path, ...]:
@@ -47,7 +51,9 @@ class CacheLayout:
 
 
 def find_layout(cache_dir: str | os.PathLike[str]) -> CacheLayout:
-    """Tell from what a folder holds which of its subfolders is which.
+    """Tell which subfolder of a folder is which.
+
+    This machine's own folders are known; of any other, what it holds tells.
 
     Raises:
         CacheError: If the path is empty or leads to something that is no folder.
@@ -60,22 +66,33 @@ def find_layout(cache_dir: str | os.PathLike[str]) -> CacheLayout:
             raise CacheError(f"the cache folder {root} is not a folder")
     except (OSError, RuntimeError, ValueError) as e:
         raise CacheError(f"the cache folder {os.fspath(cache_dir)!r} is not usable: {e}") from e
+    own = _of_this_machine(root)
+    if own is not None:
+        return own
     if (root / "huggingface").is_dir():
         return _of_hf_home(root, root / "huggingface", root / "torch")
     if (root / "hub" / "checkpoints").is_dir():
-        return CacheLayout(root, None, None, None, root / "hub" / "checkpoints", None)
+        return CacheLayout(root, None, None, None, root / "hub" / "checkpoints", None, None)
     if any((root / name).exists() for name in ("hub", "transformers", "stored_tokens", "token")):
         return _of_hf_home(root, root, None)
-    if root.is_dir() and any(e.name.startswith(_REPO_PREFIXES) for e in os.scandir(root)):
-        return CacheLayout(root, root, None, None, None, root / ".ml-experiments" / "uses")
+    if root.is_dir() and any(is_repo_folder(e.name) for e in os.scandir(root)):
+        return _of_hub_folder(root)
     return _of_hf_home(root, root / "huggingface", root / "torch")
+
+
+def is_repo_folder(name: str) -> bool:
+    """Return whether a folder of this name holds a repository."""
+    return name.startswith(_REPO_PREFIXES)
+
+
+def repo_folder(name: str, kind: str = "model") -> str:
+    """Return the name of the folder that holds a repository: `models--org--name`."""
+    return f"{kind}s--{name.replace('/', '--')}"
 
 
 def this_machine() -> Path:
     """Return this machine's own cache folder, as huggingface_hub has it."""
-    from huggingface_hub import constants  # reads HF_HOME and HF_HUB_CACHE when imported
-
-    home, hub = Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE)
+    home, hub = _folders_of_huggingface()
     if hub != home / "hub":
         return hub
     return home.parent if home.name == "huggingface" else home
@@ -93,6 +110,45 @@ def is_real_folder(path: Path, root: Path) -> bool:
     return root.is_dir()
 
 
+def is_without_links(folder: Path, root: Path) -> bool:
+    """Return whether no symbolic link leads from a folder below `root` out of it."""
+    while folder != root:
+        if folder.is_symlink():
+            return False
+        folder = folder.parent
+    return True
+
+
+def _folders_of_huggingface() -> tuple[Path, Path]:
+    """Return HF_HOME and HF_HUB_CACHE."""
+    from huggingface_hub import constants  # reads the variables when it is imported
+
+    return Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE)
+
+
+def _of_this_machine(root: Path) -> CacheLayout | None:
+    """Return the layout of a folder of this machine's own, even if nothing is in it yet."""
+    home, hub = _folders_of_huggingface()
+    real_home, real_hub, real_parent = _resolve(home, hub, home.parent)
+    if hub != home / "hub" and root == real_hub:
+        return _of_hub_folder(root)
+    if root == real_home:
+        return _of_hf_home(root, root, None)
+    if home.name == "huggingface" and root == real_parent:
+        return _of_hf_home(root, root / "huggingface", root / "torch")
+    return None
+
+
+@functools.cache
+def _resolve(*folders: Path) -> tuple[Path, ...]:
+    return tuple(folder.resolve() for folder in folders)  # every run asks
+
+
+def _of_hub_folder(root: Path) -> CacheLayout:
+    ours = root / OWN_FOLDER
+    return CacheLayout(root, root, None, None, None, ours / "uses", ours / "leases")
+
+
 def _of_hf_home(root: Path, hf_home: Path, torch_home: Path | None) -> CacheLayout:
     return CacheLayout(
         root=root,
@@ -100,5 +156,6 @@ def _of_hf_home(root: Path, hf_home: Path, torch_home: Path | None) -> CacheLayo
         transformers=hf_home / "transformers",
         datasets=hf_home / "datasets",
         checkpoints=None if torch_home is None else torch_home / "hub" / "checkpoints",
-        uses=hf_home / ".ml-experiments" / "uses",
+        uses=hf_home / OWN_FOLDER / "uses",
+        leases=hf_home / OWN_FOLDER / "leases",
     )

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ml_experiments.cache.deletion import plan_deletion
-from ml_experiments.cache.items import CachedItem
+from ml_experiments.cache.items import CachedItem, Scan, Unrecognised
 from ml_experiments.cache.layout import Kind
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scanning import scan
+from ml_experiments.cache.scanning import parse_repo_folder, scan
 from ml_experiments.cache.verification import verify
 from ml_experiments.errors import CacheError
 from ml_experiments.suggestions import suggest
@@ -50,17 +51,37 @@ def list_cache(
         if (kind is None or item.kind == kind) and (parsed is None or _means(parsed, item))
     ]
     items.sort(key=_SORT_KEYS[sort])
-    return {**found.to_dict(), "items": [item.to_dict() for item in items]}
+    leftovers = [
+        leftover.to_dict(found.layout.root)
+        for leftover in found.leftovers
+        if (kind is None or leftover.kind == kind)
+        and (parsed is None or parsed.matches(leftover.name))
+    ]
+    unrecognised = [
+        entry.to_dict(found.layout.root)
+        for entry in found.unrecognised
+        if (kind is None and parsed is None) or _is_asked_for(entry, parsed, kind)
+    ]
+    return {
+        **found.to_dict(),
+        "items": [item.to_dict() for item in items],
+        "leftovers": leftovers,
+        "unrecognised": unrecognised,
+    }
 
 
 def show_cached(cache_dir: str | Path, name: str) -> dict[str, Any]:
     """Return the revisions and files of one name, from each part of the cache that has it.
 
+    Args:
+        cache_dir: The cache folder.
+        name: A name; with `@REVISION`, by hash, branch or tag, only that revision is shown.
+
     Raises:
         CacheError: If nothing in the cache has that name.
     """
     found = scan(cache_dir)
-    items = [item for item in found.items if item.name.casefold() == name.casefold()]
+    items = _find_named(found, name)
     if not items:
         hint = suggest(name, [item.name for item in found.items])
         raise CacheError(f"nothing in the cache is named {name!r}{hint}")
@@ -150,6 +171,26 @@ def _means(pattern: NamePattern, item: CachedItem) -> bool:
     )
 
 
+def _is_asked_for(entry: Unrecognised, pattern: NamePattern | None, kind: str | None) -> bool:
+    parsed = parse_repo_folder(entry.path.name)
+    if parsed is None:
+        return False
+    return kind in (None, parsed[0]) and (pattern is None or pattern.matches(parsed[1]))
+
+
+def _find_named(found: Scan, text: str) -> list[CachedItem]:
+    name, at, revision = text.partition("@")
+    pattern = NamePattern(text, name, revision)
+    items = []
+    for item in found.items:
+        if item.name.casefold() == text.casefold():
+            items.append(item)
+        elif at and item.name.casefold() == name.casefold():
+            meant = [r for r in item.revisions if pattern.matches_revision(r.commit, r.refs)]
+            items += [replace(item, revisions=tuple(meant))] if meant else []
+    return items
+
+
 def _contents(item: CachedItem) -> list[dict[str, Any]]:
     if item.repo is None:
         return [
@@ -165,6 +206,7 @@ def _contents(item: CachedItem) -> list[dict[str, Any]]:
             "blob": file.blob_path.name,
         }
         for revision in item.repo.revisions
+        if any(revision.commit_hash == shown.commit for shown in item.revisions)
         for file in sorted(revision.files, key=lambda file: file.file_path)
     ]
 

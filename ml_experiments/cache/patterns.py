@@ -42,8 +42,8 @@ class NamePattern:
         name, at, revision = text.partition("@")
         problem = _problem(name) or (_revision_problem(revision) if at else None)
         if problem:
-            shown = text if text.isprintable() else ascii(text)
-            raise CacheError(f"{shown!r} is not a pattern: {problem}; allowed: {_ALLOWED}")
+            shown = repr(text) if text.isprintable() else ascii(text)
+            raise CacheError(f"{shown} is not a pattern: {problem}; allowed: {_ALLOWED}")
         return cls(text, _fold(name), revision if at else None)
 
     def matches(self, name: str) -> bool:
@@ -57,6 +57,16 @@ class NamePattern:
         return len(self.revision) >= _SHORTEST_COMMIT_PREFIX and commit.lower().startswith(
             self.revision.lower()
         )
+
+
+def check_revision(revision: str) -> None:
+    """Make sure that a text can be a commit hash, branch or tag.
+
+    Raises:
+        CacheError: If it can't; a path that leads elsewhere, for one.
+    """
+    if (problem := _revision_problem(revision)) is not None:
+        raise CacheError(f"{problem}; see the branches and tags on the repository's page")
 
 
 def _fold(name: str) -> str:

@@ -29,7 +29,13 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 from rich.filesize import decimal
 
-from ml_experiments.cache.layout import SHARED_BLOBS_FOLDER, find_layout, is_real_folder
+from ml_experiments.cache.layout import (
+    SHARED_BLOBS_FOLDER,
+    find_layout,
+    is_real_folder,
+    repo_folder,
+)
+from ml_experiments.cache.patterns import check_revision
 from ml_experiments.cache.pull_progress import ProgressMeter, PullProgress, silent_bar
 from ml_experiments.cache.resumable_download import ResumableDownload, comes_by_xet, etag_of
 from ml_experiments.errors import CacheError
@@ -91,12 +97,14 @@ def pull(
         on_progress: Called as bytes arrive.
 
     Raises:
-        CacheError: If the name is not valid, missing or gated, nothing matches the globs, the
-            disk has too little room, a file is too large for plain HTTP, or the download can't
-            be completed.
+        CacheError: If the name or revision is not valid, missing or gated, nothing matches the
+            globs, the disk has too little room, a file is too large for plain HTTP, or the
+            download can't be completed.
     """
+    if revision is not None:
+        check_revision(revision)  # it becomes a file's name
     hub = _writable_hub(cache_dir)
-    repo = hub / f"{kind}s--{name.replace('/', '--')}"
+    repo = hub / repo_folder(name, kind)
     try:
         commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
         missing = [file for file in files if not _is_there(repo, commit, file)]
@@ -248,13 +256,18 @@ def _explain(error: Exception, name: str, kind: str, revision: str | None) -> st
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         return (
-            f"there is no {kind} {name!r} on the Hub, or it is private; check the spelling, or "
-            "give a token with access in the secret huggingface-secret or HF_TOKEN"
+            f"there is no {kind} {name!r} on the Hub, or it is private; check the spelling and "
+            "the kind, or give a token with access in the secret huggingface-secret or HF_TOKEN"
         )
     if status == 403:
         return f"the token may not read {name}; give it the right to at {page}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{name} can't be downloaded while HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return (
+            f"the Hub can't be reached: {error}; check the network, and HF_ENDPOINT if it is set, "
+            f"and pull again: what has arrived of {name} is kept"
+        )
     return _stopped(name, f"{type(error).__name__}: {error}")
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ml_experiments.cache.layout import CacheLayout, find_layout
+from ml_experiments.cache.layout import CacheLayout, find_layout, is_without_links
 from ml_experiments.cache.used_revisions import UsedRevision
 from ml_experiments.files import write_json_atomically
 
@@ -32,7 +32,7 @@ def record_uses(
         OSError: If the cache can't be written.
     """
     layout = find_layout(cache_dir)
-    if layout.uses is None or not _is_ours(layout):
+    if layout.uses is None or not is_without_links(layout.uses, layout.root):
         return
     for revision in used:
         folder = layout.uses / revision.folder
@@ -43,7 +43,7 @@ def record_uses(
 
 def read_uses(layout: CacheLayout) -> dict[tuple[str, str], float]:
     """Return the recorded times by repository folder and commit hash."""
-    if layout.uses is None or not layout.uses.is_dir() or not _is_ours(layout):
+    if layout.uses is None or not is_without_links(layout.uses, layout.root):
         return {}
     uses: dict[tuple[str, str], float] = {}
     for file in layout.uses.glob("*/*.json"):
@@ -57,13 +57,3 @@ def read_uses(layout: CacheLayout) -> dict[tuple[str, str], float]:
 def use_file(layout: CacheLayout, folder: str, commit: str) -> str:
     """Return the file that holds the recorded use of a revision."""
     return f"{layout.uses}{os.sep}{folder}{os.sep}{commit}.json"
-
-
-def _is_ours(layout: CacheLayout) -> bool:
-    """Return whether no symbolic link leads from the folder of records out of the cache."""
-    folder = layout.uses
-    while folder is not None and folder != layout.root:
-        if folder.is_symlink():
-            return False
-        folder = folder.parent
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from ml_experiments.cache.items import (
 )
 from ml_experiments.cache.layout import (
     LOCKS_FOLDER,
+    OWN_FOLDER,
     SHARED_BLOBS_FOLDER,
     CacheLayout,
     Kind,
@@ -32,6 +34,7 @@ from ml_experiments.cache.prepared_datasets import scan_datasets
 from ml_experiments.cache.recorded_uses import read_uses
 from ml_experiments.cache.shared_blobs import is_known_store
 from ml_experiments.cache.torch_checkpoints import scan_checkpoints
+from ml_experiments.cache.unfinished_repos import read_unfinished_repo
 
 _KIND_BY_FOLDER: dict[str, Kind] = {
     "models": "model",
@@ -39,8 +42,14 @@ _KIND_BY_FOLDER: dict[str, Kind] = {
     "spaces": "space",
     "kernels": "kernel",
 }
-# what huggingface_hub and others keep beside repositories
-_FURNITURE = {LOCKS_FOLDER, "CACHEDIR.TAG", "version.txt", "version_diffusers_cache.txt"}
+# what huggingface_hub, others and we keep beside repositories
+_FURNITURE = {
+    LOCKS_FOLDER,
+    OWN_FOLDER,
+    "CACHEDIR.TAG",
+    "version.txt",
+    "version_diffusers_cache.txt",
+}
 
 
 class _Found:
@@ -123,16 +132,20 @@ def _scan_hub_folder(
     found.bytes += info.size_on_disk
     store: Store = "hub" if folder == layout.hub else "transformers"
     recognised: set[str] = set(_FURNITURE)
+    links = {entry.name for entry in os.scandir(folder) if entry.is_symlink()}
     for repo in info.repos:
-        recognised.add(repo.repo_path.name)
-        if repo.repo_path.is_symlink():
+        if not repo.revisions:
+            continue
+        name = repo.repo_path.name
+        recognised.add(name)
+        if name in links:
             why = "is a symbolic link, which is not followed"
             found.unrecognised.append(Unrecognised(repo.repo_path, why))
             found.bytes -= repo.size_on_disk
             continue
         revisions = tuple(
             sorted(
-                (_revision(repo.repo_path.name, r, uses) for r in repo.revisions),
+                (_revision(repo, r, uses.get((name, r.commit_hash), 0.0)) for r in repo.revisions),
                 key=lambda r: (-r.last_modified, r.commit),
             )
         )
@@ -157,12 +170,16 @@ def _scan_hub_folder(
         recognised.update(name for item in flat for name in map(_base_name, item.files))
         _add_store(found, flat, [], [])
     _add_locks(folder / LOCKS_FOLDER, found)
-    _add_unrecognised(folder, recognised, info.warnings, found)
+    _add_rest(folder, store, recognised, info.warnings, found)
 
 
-def _revision(folder: str, revision: Any, uses: dict[tuple[str, str], float]) -> CachedRevision:
-    accessed = max((file.blob_last_accessed for file in revision.files), default=0.0)
-    recorded = uses.get((folder, revision.commit_hash), 0.0)
+def _revision(repo: Any, revision: Any, recorded: float) -> CachedRevision:
+    if not revision.files:
+        accessed = 0.0
+    elif len(repo.revisions) == 1:
+        accessed = repo.last_accessed  # the same, and there already
+    else:
+        accessed = max(file.blob_last_accessed for file in revision.files)
     return CachedRevision(
         commit=revision.commit_hash,
         refs=tuple(sorted(revision.refs)),
@@ -192,9 +209,10 @@ def _add_leftover(found: _Found, path: Path, folder: str, reason: Any) -> None:
         found.leftovers.append(Leftover(reason, name, kind, path, status.st_size, status.st_mtime))
 
 
-def _add_unrecognised(
-    folder: Path, recognised: set[str], warnings: list[Any], found: _Found
+def _add_rest(
+    folder: Path, store: Store, recognised: set[str], warnings: list[Any], found: _Found
 ) -> None:
+    """Add what huggingface_hub's scan did not find or could not read."""
     for path in folder.iterdir():
         if path.name in recognised:
             continue
@@ -204,7 +222,13 @@ def _add_unrecognised(
                 found.unrecognised.append(Unrecognised(path, why))
             continue
         why = "is not part of a Hugging Face cache"
-        if parse_repo_folder(path.name) is not None:
+        parsed = parse_repo_folder(path.name)
+        if parsed is not None and is_real_folder(path, folder):
+            unfinished = read_unfinished_repo(path, *parsed, store)
+            if unfinished is not None:
+                _add_store(found, [unfinished], [], [])
+                continue
+        if parsed is not None:
             said = next((str(w) for w in warnings if str(path) in str(w)), "not readable")
             why = f"is damaged: {said}"
         found.unrecognised.append(Unrecognised(path, why))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from ml_experiments.cache.in_use import is_recent
 from ml_experiments.cache.items import CachedItem, CachedRevision, Leftover
 from ml_experiments.cache.layout import KINDS, Kind
 from ml_experiments.cache.patterns import NamePattern
@@ -63,12 +64,12 @@ class Filters:
             yield from self._select_revisions(item, now)
         elif self.pattern is not None and self.pattern.revision is not None:
             yield Selection(item, None, f"has no revisions in the {item.store} cache")
-        elif self.keep_latest:
+        elif self.keep_latest and not item.is_repo:
             yield Selection(item, None, "is its only revision")
         elif (why := self._too_young(item.last_used, now)) is not None:
             yield Selection(item, None, why)
-        elif item.repo is not None:
-            yield Selection(item, None, "has no revision, as after a download that failed")
+        elif item.is_repo and is_recent(item.last_used, now):
+            yield Selection(item, None, "has no revision yet; its download may be going on")
         else:
             yield Selection(item, None)
 
@@ -118,10 +119,9 @@ class Filters:
 
 
 def _in_words(age: timedelta) -> str:
-    if age.days:
-        return f"{age.days} days"
-    if age.seconds >= 3600:
-        return f"{age.seconds // 3600} hours"
-    if age.seconds >= 60:
-        return f"{age.seconds // 60} minutes"
+    seconds = int(age.total_seconds())
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        count = seconds // length
+        if count:
+            return f"{count} {unit}{'s' if count > 1 else ''}"
     return "less than a minute"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def read_stats(runs_dir: str | Path) -> CacheStats:
         CacheError: If the folder isn't there.
     """
     folder = Path(runs_dir).expanduser()
-    if not folder.is_dir():
-        raise CacheError(f"there is no folder of runs at {folder}; give one with --runs-dir")
+    if not os.fspath(runs_dir).strip() or not folder.is_dir():
+        text = os.fspath(runs_dir)
+        raise CacheError(f"there is no folder of runs at {text!r}; give one with --runs-dir")
     runs = 0
     unreadable: list[str] = []
     uses: dict[tuple[str, str, str], list[tuple[bool, int]]] = {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from typing import Any, Self
 
 from ml_experiments.cache.disk import link_target
 from ml_experiments.cache.in_use import open_files
-from ml_experiments.cache.layout import find_layout
+from ml_experiments.cache.layout import find_layout, repo_folder
 
 _RESOLVING_MODULES = ("file_download.py", "_snapshot_download.py")
 _FRAMES_LOOKED_AT = 8
@@ -46,7 +47,7 @@ class UsedRevision:
     @property
     def folder(self) -> str:
         """The repository's folder in a hub folder."""
-        return f"{self.kind}s--{self.repo_id.replace('/', '--')}"
+        return repo_folder(self.repo_id, self.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON, an entry of `cached_models` in a run's manifest."""
@@ -60,12 +61,26 @@ class UsedRevision:
 
 
 class CacheWatch:
-    """Watches, while its `with` block runs, which cached revisions this process uses."""
+    """Watches, while its `with` block runs, which cached revisions this process uses.
 
-    def __init__(self, cache_dir: str | Path) -> None:
+    Args:
+        cache_dir: The cache folder.
+        on_first_use: Hears of a repository, as `models--org--name`, when the first of its files
+            is used. It is called in an audit hook: it must return at once and not raise.
+    """
+
+    def __init__(
+        self, cache_dir: str | Path, on_first_use: Callable[[str], None] | None = None
+    ) -> None:
         layout = find_layout(cache_dir)
+        self._on_first_use = on_first_use
+        self._repos: set[str] = set()
         self._root = layout.root
         self._prefixes = tuple(f"{folder}{os.sep}" for folder in layout.hub_folders)
+        # who opens files by the folder's own name may go through a symbolic link
+        given = os.path.abspath(os.path.expanduser(cache_dir))
+        is_linked = given != str(layout.root)
+        self._linked_root = f"{given}{os.sep}" if is_linked else None
         self._snapshots: set[tuple[str, str]] = set()
         self._refs: set[str] = set()
         self._blobs: set[str] = set()
@@ -101,6 +116,8 @@ class CacheWatch:
 
     def see(self, event: str, path: str, source: str) -> None:
         """Take note of one audit event on a path; it must not raise."""
+        if self._linked_root is not None and path.startswith(self._linked_root):
+            path = os.path.join(self._root, path[len(self._linked_root) :])
         if not path.startswith(self._prefixes):
             return
         repo, part, rest = _split(path)
@@ -114,6 +131,12 @@ class CacheWatch:
             self._downloaded.add(path)
         elif part == "blobs" and event == "open" and not path.endswith(".incomplete"):
             self._blobs.add(path)
+        else:
+            return
+        if repo not in self._repos:
+            self._repos.add(repo)
+            if self._on_first_use is not None:
+                self._on_first_use(os.path.basename(repo))
 
     def _describe(self, repo: str, commit: str) -> UsedRevision:
         sizes: dict[str, int] = {}

@@ -16,8 +16,9 @@ from typing import Any
 
 from ml_experiments.cache.disk import link_target, list_files, remove_file
 from ml_experiments.cache.flat_transformers import read_flat_files
-from ml_experiments.cache.in_use import open_files
+from ml_experiments.cache.in_use import InUse, find_in_use
 from ml_experiments.cache.items import CachedItem, Scan
+from ml_experiments.cache.layout import is_real_folder
 from ml_experiments.cache.patterns import NamePattern
 from ml_experiments.cache.scanning import parse_repo_folder, scan
 from ml_experiments.cache.shared_blobs import stored_file
@@ -50,7 +51,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyOutcome:
-    """What a verification found; `unchecked` are files whose names give no hash."""
+    """What a verification found; `unchecked` are files without a hash, or not readable."""
 
     checked: int
     checked_bytes: int
@@ -89,7 +90,7 @@ def verify(
 
     Args:
         cache_dir: The cache folder.
-        name: A pattern of names; everything by default.
+        name: A pattern of names and a revision, as `org/*` or `org/name@v2`; all by default.
         repair: Remove what is wrong, so that the next download fetches it again.
         on_file: Called with the path of each file before it is read.
 
@@ -107,16 +108,19 @@ def verify(
             size, actual = _hash(check)
         except FileNotFoundError:
             continue  # deleted meanwhile: nothing is wrong with it now
+        except PermissionError:
+            unchecked.append(check.path)
+            continue
         checked += 1
         checked_bytes += size
         if actual != check.expected:
             problems.append((check, actual))
-    in_use = open_files(root) if repair and problems else {}
+    in_use = find_in_use(found.layout) if repair and problems else None
     return VerifyOutcome(
         checked=checked,
         checked_bytes=checked_bytes,
         unchecked=tuple(sorted(os.path.relpath(path, root) for path in unchecked)),
-        problems=tuple(_problem(check, actual, repair, in_use, root) for check, actual in problems),
+        problems=tuple(_problem(check, actual, in_use, root) for check, actual in problems),
     )
 
 
@@ -131,10 +135,14 @@ def _gather(
     for kind, repo_name, repo in _repos(found):
         if pattern is not None and not pattern.matches(repo_name):
             continue
-        matched = True
-        _gather_repo(repo, repo_name, kind, checks, dangling, unchecked)
+        commits = None if pattern is None else _meant_commits(repo, pattern)
+        if commits is None or commits:
+            matched = True
+            _gather_repo(repo, repo_name, kind, commits, checks, dangling, unchecked)
     for item in found.items:
-        if item.repo is None and (pattern is None or pattern.matches(item.name)):
+        if item.repo is not None or (pattern is not None and pattern.revision is not None):
+            continue
+        if pattern is None or pattern.matches(item.name):
             matched = True
             _gather_item(item, checks, unchecked)
     if pattern is not None and not matched:
@@ -154,10 +162,27 @@ def _repos(found: Scan) -> Iterator[tuple[str, str, Path]]:
             yield *parsed, entry.path
 
 
+def _meant_commits(repo: Path, pattern: NamePattern) -> set[str] | None:
+    """Return the revisions of a repository that a pattern means; None for all of it."""
+    if pattern.revision is None:
+        return None
+    refs: dict[str, list[str]] = {}
+    for file in list_files(str(repo / "refs")):
+        try:
+            commit = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue  # it names nothing
+        refs.setdefault(commit, []).append(os.path.relpath(file, repo / "refs"))
+    snapshots = repo / "snapshots"
+    commits = os.listdir(snapshots) if is_real_folder(snapshots, repo) else []
+    return {c for c in commits if pattern.matches_revision(c, tuple(refs.get(c, ())))}
+
+
 def _gather_repo(
     repo: Path,
     name: str,
     kind: str,
+    commits: set[str] | None,
     checks: list[_Check],
     dangling: list[tuple[_Check, str | None]],
     unchecked: list[str],
@@ -165,18 +190,27 @@ def _gather_repo(
     blobs = f"{repo / 'blobs'}{os.sep}"
     snapshots = f"{repo / 'snapshots'}{os.sep}"
     links: dict[str, list[str]] = {}
+    wanted: set[str] = set()
     files = list_files(str(repo))
     for path, status in files.items():
         if path.startswith(snapshots):
+            commit = path[len(snapshots) :].partition(os.sep)[0]
+            is_meant = commits is None or commit in commits
             if status is not None:
-                unchecked.append(path)  # copied here, not linked: its name is the user's
+                if is_meant:
+                    unchecked.append(path)  # copied here, not linked: its name is the user's
                 continue
             target = link_target(path) or path
             links.setdefault(target, []).append(path)
+            if not is_meant:
+                continue
+            wanted.add(target)
             if target.startswith(blobs) and not os.path.lexists(target):
                 dangling.append((_Check(name, kind, path, target, (path,)), None))
     for path, status in files.items():
         if not path.startswith(blobs) or path.endswith(".incomplete"):
+            continue
+        if commits is not None and path not in wanted:
             continue
         etag = path[len(blobs) :]
         check = _Check(name, kind, path, etag, tuple(links.get(path, ())))
@@ -202,7 +236,7 @@ def _gather_item(item: CachedItem, checks: list[_Check], unchecked: list[str]) -
                 checks.append(_Check(item.name, item.kind, path, file.etag, (f"{path}.json",)))
             else:
                 unchecked.append(path)
-    else:
+    elif not item.is_repo:
         unchecked.extend(item.files)
 
 
@@ -227,24 +261,23 @@ def _open_quietly(path: str, flags: int) -> int:
         return os.open(path, flags)  # only the owner may ask for that
 
 
-def _problem(
-    check: _Check, actual: str | None, repair: bool, in_use: dict[str, str], root: Path
-) -> Problem:
+def _problem(check: _Check, actual: str | None, in_use: InUse | None, root: Path) -> Problem:
+    """Return what is wrong with a file; `in_use` is None unless it is to be repaired."""
     expected = None if check.path in check.links else check.expected
     path = Path(check.path).relative_to(root).as_posix()
-    why = _repair(check, in_use) if repair else None
-    repaired = repair and why is None
+    why = None if in_use is None else _repair(check, in_use)
+    repaired = in_use is not None and why is None
     return Problem(check.name, check.kind, path, expected, actual, repaired, why)
 
 
-def _repair(check: _Check, in_use: dict[str, str]) -> str | None:
+def _repair(check: _Check, in_use: InUse) -> str | None:
     hub = Path(check.path).parent.parent.parent
     stored = stored_file(check.path, hub) if os.path.islink(check.path) else None
     paths = [*check.links, *([] if check.path in check.links else [check.path])]
     paths += [] if stored is None else [stored]
     for path in paths:
-        if path in in_use:
-            return f"is in use by {in_use[path]}"
+        if (owner := in_use.owner_of(Path(path))) is not None:
+            return f"is in use by {owner}"
     # links first: a snapshot must never lead to content that is gone
     problems = [why for path in paths if (why := remove_file(path)) is not None]
     return next(iter(problems), None)

@@ -55,7 +55,7 @@ def list_(
 @click.argument("name")
 @_options_of_all
 def show(name: str, local: bool, cache_dir: str | None, as_json: bool) -> None:
-    """Show the revisions and files of one NAME."""
+    """Show the revisions and files of one NAME, or of NAME@REVISION."""
     from ml_experiments.cli.cache_report import print_item
 
     _print(_call("show", local, cache_dir, name=name), as_json, print_item)
@@ -96,9 +96,11 @@ def clear(
         "keep_latest": keep_latest,
     }
     plan = _call("clear", local, cache_dir, **arguments)
-    going = [*plan["names"], *(leftover["path"] for leftover in plan["leftovers"])]
+    going = [entry["key"] for entry in plan["entries"]]
+    going += [leftover["path"] for leftover in plan["leftovers"]]
     if dry_run or not going:
-        _print(plan, as_json, print_deletion)
+        # with nothing to delete, it is as if it had been
+        _print({**plan, "dry_run": dry_run or not yes}, as_json, print_deletion)
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
@@ -155,7 +157,7 @@ def pull(
 def verify(
     name: str | None, repair: bool, local: bool, cache_dir: str | None, as_json: bool
 ) -> int:
-    """Compare contents with their hashes. NAME may be a glob.
+    """Compare contents with their hashes. NAME may be a glob, and have a @REVISION.
 
     Exit code 1 when something is wrong and was not repaired.
     """
@@ -175,7 +177,8 @@ def stats(runs_dir: str | None, as_json: bool) -> None:
     from ml_experiments.cache import read_stats
     from ml_experiments.cli.cache_report import print_stats
 
-    _print(read_stats(runs_dir or settings.runs_dir()).to_dict(), as_json, print_stats)
+    folder = settings.runs_dir() if runs_dir is None else runs_dir
+    _print(read_stats(folder).to_dict(), as_json, print_stats)
 
 
 def _call(operation: str, local: bool, cache_dir: str | None, **arguments: Any) -> dict[str, Any]:

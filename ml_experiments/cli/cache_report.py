@@ -24,7 +24,7 @@ def print_list(found: dict[str, Any]) -> None:
         for item in found["items"]:
             revisions = str(len(item["revisions"])) if item["revisions"] else ""
             size, used = decimal(item["bytes"]), _ago(item["last_used"])
-            rows.append((item["name"], item["kind"], size, revisions, used))
+            rows.append((item["name"], _kind_of(item), size, revisions, used))
         _print_table(("name", "kind", "size>", "revisions>", "last use"), rows)
     else:
         click.echo("nothing matches" if found["bytes"] else "the cache is empty")
@@ -34,7 +34,9 @@ def print_list(found: dict[str, Any]) -> None:
     for entry in found["unrecognised"]:
         click.echo(f"not touched: {_plain(entry['path'])} {_plain(entry['why'])}")
     total = f"{decimal(found['bytes'])} in {found['cache_dir']}"
-    if found["disk_total"] is not None:
+    if found["disk_total"] is None:
+        total += ", which is not there"
+    else:
         total += f"; {decimal(found['disk_free'])} of {decimal(found['disk_total'])} free"
     click.echo(total)
 
@@ -62,10 +64,17 @@ def print_deletion(outcome: dict[str, Any]) -> None:
             revisions = ", ".join(commit[:_SHORT_COMMIT] for commit in entry["revisions"])
             name = f"{entry['name']}@{revisions}" if revisions else entry["name"]
             used = _ago(entry["last_used"])
-            rows.append((name, entry["kind"], decimal(entry["bytes"]), used))
+            rows.append((name, _kind_of(entry), decimal(entry["bytes"]), used))
         _print_table(("name", "kind", "frees>", "last use"), rows)
-    if outcome["leftovers"]:
-        click.echo(f"interrupted downloads and stale locks: {len(outcome['leftovers'])}")
+    partial: dict[str, int] = {}
+    for leftover in outcome["leftovers"]:
+        if leftover["reason"] == "incomplete":
+            partial[leftover["name"]] = partial.get(leftover["name"], 0) + leftover["bytes"]
+    for name, size in partial.items():
+        click.echo(f"interrupted download of {_plain(name)}: {decimal(size)}")
+    locks = sum(leftover["reason"] == "lock" for leftover in outcome["leftovers"])
+    if locks:
+        click.echo(f"stale locks: {locks}")
     for kept in outcome["kept"]:
         name, at, commit = kept["name"].partition("@")
         name = _plain(f"{name}{at}{commit[:_SHORT_COMMIT]}")
@@ -95,10 +104,13 @@ def print_verification(outcome: dict[str, Any]) -> None:
     for problem in outcome["problems"]:
         click.secho(f"{_plain(problem['path'])} {_trouble(problem)}", fg="red")
     checked = f"{outcome['checked']} files, {decimal(outcome['checked_bytes'])} checked"
-    wrong = f"{len(outcome['problems'])} wrong" if outcome["problems"] else "all as they should be"
+    wrong = "all as they should be" if outcome["checked"] else "there is nothing to check"
+    if outcome["problems"]:
+        wrong = f"{len(outcome['problems'])} wrong"
     click.echo(f"{checked}; {wrong}")
     if outcome["unchecked"]:
-        click.echo(f"{len(outcome['unchecked'])} files have no hash to compare with")
+        what = "have no hash to compare with, or can't be read"
+        click.echo(f"{len(outcome['unchecked'])} files {what}")
 
 
 def print_stats(stats: dict[str, Any]) -> None:
@@ -109,9 +121,13 @@ def print_stats(stats: dict[str, Any]) -> None:
             counts = (str(row["hits"]), str(row["downloads"]), decimal(row["bytes_saved"]))
             rows.append((row["repo_id"], row["revision"][:_SHORT_COMMIT], *counts))
         _print_table(("name", "revision", "hits>", "downloads>", "saved>"), rows)
+    runs, hits, downloads = (
+        f"{stats[name + 's']} {name}{'' if stats[name + 's'] == 1 else 's'}"
+        for name in ("run", "hit", "download")
+    )
     click.echo(
-        f"{stats['runs']} runs: {stats['hits']} hits saved {decimal(stats['bytes_saved'])}, "
-        f"{stats['downloads']} downloads took {decimal(stats['bytes_downloaded'])}"
+        f"{runs}: {hits} saved {decimal(stats['bytes_saved'])}, "
+        f"{downloads} took {decimal(stats['bytes_downloaded'])}"
     )
     if stats["unreadable"]:
         click.echo(f"manifests that can't be read: {', '.join(stats['unreadable'])}")
@@ -155,6 +171,12 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
 def _plain(text: str) -> str:
     """Return a text that can do nothing to a terminal: names of folders may hold anything."""
     return text if text.isprintable() else ascii(text)
+
+
+def _kind_of(item: dict[str, Any]) -> str:
+    """Return the kind, and the part of the cache where one would not look for it."""
+    kind, store = str(item["kind"]), str(item["store"])
+    return f"{kind} in {store}" if store in ("transformers", "datasets") else kind
 
 
 def _print_files(files: list[dict[str, Any]]) -> None:

@@ -7,13 +7,17 @@ usage or config (nothing was started), 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from ml_experiments import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
@@ -63,10 +67,43 @@ def cli() -> None:
     """Run any ML experiment class on Modal GPUs, or on this machine, with one call."""
 
 
+class _OutputFile(io.FileIO):
+    """Standard output or error, which loses what is written once its reader has gone."""
+
+    def write(self, data: Buffer) -> int:
+        """Write, or end the output: the command goes on, as its exit code does not depend on it."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+def _outlive_reader(stream: TextIO) -> TextIO:
+    """Return a stream to the same place that no pipe breaks."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    is_buffered = isinstance(stream.buffer, io.BufferedWriter)
+    if not is_buffered and not isinstance(stream.buffer, io.FileIO):
+        return stream  # in memory
+    stream.flush()
+    file = _OutputFile(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(file) if is_buffered else file,  # python -u: unbuffered
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     from ml_experiments.errors import Error, RunNotCollectedError
 
+    sys.stdout, sys.stderr = _outlive_reader(sys.stdout), _outlive_reader(sys.stderr)
     try:
         code: Any = cli.main(arguments, prog_name="ml-experiments", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as e:
@@ -80,7 +117,4 @@ def main(arguments: list[str] | None = None) -> None:
         code = 1 if isinstance(e, RunNotCollectedError) else 2
     except (KeyboardInterrupt, click.Abort):
         code = 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)

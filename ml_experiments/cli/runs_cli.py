@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
     from ml_experiments.backends.base import RunHandle
     from ml_experiments.run_folder import RunFolder
     from ml_experiments.run_registry import RunRow
+    from ml_experiments.runs import RunResult
 
 
 @click.group()
 def runs() -> None:
     """List, show and resume runs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a file name or a result that isn't Unicode is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
 
 
 @runs.command("list")
@@ -53,9 +59,10 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
     from ml_experiments.cli.run_report import print_report
 
     folder = _find(run)
+    outcome = folder.outcome()
     if as_json:
         everything = {
-            **folder.outcome().to_dict(),
+            **_result_as_json(outcome, folder),
             "spec": folder.read_spec().to_dict(),
             "manifest": folder.read_manifest(),
             "metrics": list(folder.read_metrics()),
@@ -64,7 +71,6 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
         return
     spec = folder.read_spec()
     click.echo(f"{spec.experiment}  {json.dumps(spec.config)}  seed {spec.seed}")
-    outcome = folder.outcome()
     place = folder.read_manifest().get("modal", {})
     more = []
     if "app_url" in place and outcome.status in ("pending", "running"):
@@ -98,6 +104,15 @@ def attach(run: str, as_json: bool) -> int:
     return _follow(run, attach_run, as_json)
 
 
+def _result_as_json(result: RunResult, folder: RunFolder) -> dict[str, Any]:
+    from ml_experiments.errors import RunFolderError, UnportableResultError
+
+    try:
+        return result.to_dict()
+    except UnportableResultError as e:
+        raise RunFolderError(f"{folder.result_file} is not a run's result: {e}") from e
+
+
 def _follow(run: str, take_up: Callable[..., RunHandle], as_json: bool) -> int:
     from ml_experiments.backends import open_backend
     from ml_experiments.cli.run_cli import follow, report
@@ -119,14 +134,21 @@ def _find(run: str) -> RunFolder:
 
 
 def _copy(file: Path) -> None:
-    sys.stdout.flush()
-    with file.open("rb") as log:
+    from ml_experiments.errors import RunFolderError
+
+    try:
+        log = file.open("rb")
+    except OSError as e:
+        raise RunFolderError(f"{file} is not readable: {e.strerror}") from e
+    with log:
+        sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+        sys.stdout.buffer.flush()
 
 
 def _print_table(rows: list[RunRow]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -137,15 +159,15 @@ def _print_table(rows: list[RunRow]) -> None:
     colours = {"success": "green", "error": "red", "cancelled": "yellow"}
     for row in rows:
         if row.problem:
-            table.add_row(row.run_id, "[red]unreadable[/red]", "", row.problem)
+            table.add_row(escape(row.run_id), "[red]unreadable[/red]", "", escape(row.problem))
             continue
         colour = colours.get(row.status or "", "cyan")
         table.add_row(
-            row.run_id,
+            escape(row.run_id),
             f"[{colour}]{row.status}[/{colour}]",
             f"{row.seconds:.2f}" if row.seconds is not None else "",
-            re.split(r"[.:]", row.experiment or "")[-1],
-            row.name or "",
-            row.gpu or row.backend or "",
+            escape(re.split(r"[.:]", row.experiment or "")[-1]),
+            escape(row.name or ""),
+            escape(row.gpu or row.backend or ""),
         )
     Console().print(table)

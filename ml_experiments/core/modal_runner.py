@@ -104,7 +104,10 @@ def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]
     volumes={CACHE_MOUNT: hf_cache_volume, RUNS_MOUNT: runs_volume()},
 )
 def run_experiment(
-    experiment_config: str, experiment_class_path: str, seed: int | None = None
+    experiment_config: str,
+    experiment_class_path: str,
+    seed: int | None = None,
+    timeout: int = DEFAULT_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Run an experiment of an installed package in this container.
 
@@ -116,8 +119,10 @@ def run_experiment(
         experiment_config: The config as JSON text; from Python, a dict does too.
         experiment_class_path: Import path of the class.
         seed: Drawn and recorded when None.
+        timeout: Seconds after which this function is ended, so that the experiment hears of it
+            in time; where `with_options(timeout=…)` changes it, the same belongs here.
     """
-    request = _request_for(experiment_config, experiment_class_path, seed)
+    request = _request_for(experiment_config, experiment_class_path, seed, check_timeout(timeout))
     result = modal_app.run_remote(request)
     sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
@@ -147,6 +152,8 @@ def create_gpu_function(
         GpuTypeError: If the GPU type is not valid.
         Error: If another argument is not; the message says what is allowed.
     """
+    if callable(gpu_type):
+        raise ConfigError("write @create_gpu_function(), with parentheses")
     gpu = parse_gpu(gpu_type).modal
     timeout_s = check_timeout(timeout)
     cpu_cores = None if cpu is None else check_cpu(cpu)
@@ -154,6 +161,11 @@ def create_gpu_function(
     secret_names = list_of_texts("secrets", secrets)
 
     def decorate(function: Callable[..., Any]) -> Any:
+        if inspect.isclass(function):
+            raise ConfigError(
+                f"create_gpu_function is for functions, and {function.__name__} is a class; write "
+                "@app.cls(image=gpu_image, gpu=..., volumes={'/cache': hf_cache_volume})"
+            )
         return _app_of_file(function).function(
             image=gpu_image,
             gpu=gpu,
@@ -279,7 +291,7 @@ def _app_name(names: Mapping[str, Any]) -> str:
     return f"{clean[: _LONGEST_APP_NAME - len(digest) - 1]}-{digest}"
 
 
-def _request_for(config: Any, experiment: str, seed: int | None) -> dict[str, Any]:
+def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int) -> dict[str, Any]:
     """Return what `run_remote` takes, for a class path and a config, or one as JSON text."""
     if isinstance(config, str):
         try:
@@ -287,13 +299,16 @@ def _request_for(config: Any, experiment: str, seed: int | None) -> dict[str, An
         except ValueError as e:
             raise ConfigError(f"experiment_config is not JSON: {e}") from e
     checked, values = validate_config(load_experiment(experiment), config)
+    # the same when a preempted input runs again, so that it finds its checkpoints
+    run_id = modal.current_input_id() or new_run_id()
     spec = RunSpec(
-        run_id=new_run_id(),
+        run_id=run_id,
         experiment=experiment,
         config=values,
-        seed=random.randrange(2**31) if seed is None else seed,
+        seed=random.Random(run_id).randrange(2**31) if seed is None else seed,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend="modal",
-        timeout_s=DEFAULT_TIMEOUT_S,
+        timeout_s=timeout_s,
     )
-    return modal_app.make_request(spec, {"run_id": spec.run_id}, secret_config_values(checked))
+    manifest, secrets = {"run_id": run_id}, secret_config_values(checked)
+    return modal_app.make_request(spec, manifest, secrets, submission=run_id)

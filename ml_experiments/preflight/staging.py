@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.preflight.closure import OWN_PACKAGE, ImportClosure, LocalModule
+from ml_experiments.settings import runs_dir
 
 _THIS_PACKAGE = Path(__file__).parents[1]
 LARGEST_DATA_FILE = 1 << 20
@@ -98,11 +99,20 @@ def _files_below(folder: Path) -> Iterator[Path]:
         if path.name.startswith(".") or path.suffix in (".pyc", ".so", ".egg-info"):
             continue
         if path.is_dir():
-            # a link may lead anywhere, also back here
-            if path.name not in _LEFT_OUT_FOLDERS and not path.is_symlink():
+            if not _stays_here(path):
                 yield from _files_below(path)
         elif path.is_file():
             yield path
+
+
+def _stays_here(folder: Path) -> bool:
+    """Return whether a folder is no part of the source: made by tools, or by runs."""
+    return (
+        folder.name in _LEFT_OUT_FOLDERS
+        or folder.is_symlink()  # may lead anywhere, also back here
+        or folder == runs_dir()
+        or (folder / "pyvenv.cfg").exists()
+    )
 
 
 def _digest(folder: Path) -> str:

@@ -8,6 +8,7 @@ pydantic models as dicts; an enum member as its value. Nothing is pickled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from ml_experiments.results.writing import ResultFiles
 __all__ = ["encode", "from_json", "load_file", "to_json"]
 
 
-def encode(value: Any, artifacts_dir: Path, name: str) -> tuple[Any, tuple[str, ...]]:
+def encode(
+    value: Any, artifacts_dir: Path, name: str, redact: Callable[[str], str] = str
+) -> tuple[Any, tuple[str, ...]]:
     """Return a value as strict JSON, and one message per part that can't be represented.
 
     Such a part is replaced by a descriptor with `$type` "unportable"; the rest is kept.
@@ -28,9 +31,10 @@ def encode(value: Any, artifacts_dir: Path, name: str) -> tuple[Any, tuple[str, 
         value: What an experiment returned or logged.
         artifacts_dir: The run's artifacts; files go below `artifacts_dir / name`.
         name: What messages call the value, such as `results`.
+        redact: Takes secrets out of the names of files, which come from keys.
 
     Raises:
         OSError: If a file can't be written, as on a full disk.
     """
-    encoder = Encoder(name, ResultFiles(artifacts_dir, name).write)
+    encoder = Encoder(name, ResultFiles(artifacts_dir, name, redact).write)
     return encoder.encode(value, (), 0), tuple(encoder.problems)

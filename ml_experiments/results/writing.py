@@ -30,6 +30,7 @@ class ResultFiles:
 
     artifacts_dir: Path
     name: str
+    redact: Callable[[str], str]
 
     def write(self, value: Any, place: Place) -> dict[str, Any] | None:
         """Write a value that belongs in a file and return its descriptor; None for any other.
@@ -59,7 +60,7 @@ class ResultFiles:
     def _save(self, place: Place, suffix: str, write: Callable[[BinaryIO], object]) -> str:
         """Write a new file and return its path relative to the run folder."""
         folder = self.artifacts_dir / self.name
-        stem = _stem(place)
+        stem = _stem([self.redact(str(part)) for part in place])
         with _naming:
             folder.mkdir(parents=True, exist_ok=True)
             taken = {_folded(file.name) for file in folder.iterdir()}

@@ -452,7 +452,10 @@ def test_max_workers_must_be_positive() -> None:
         LocalBackend(max_workers=0)
 
 
-def test_a_full_disk_is_told_and_the_result_still_arrives(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_result_still_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # of a git repository's folder the manifest holds much
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ml_experiments.emulator import Emulator
 from ml_experiments.errors import Error
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runner import resume_run, run_experiment, submit_experiment
-from ml_experiments.runs import ErrorKind, RunStatus
+from ml_experiments.runs import ErrorKind, RunResult, RunStatus
+from tests.support import difficult_experiments as difficult
 from tests.support.modal_experiments import (
     Counts,
     Environment,
@@ -285,6 +287,74 @@ def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -
     assert log.endswith("step 11\n")
 
 
+@pytest.mark.parametrize("how", ["return", "exit", "raise"])
+def test_a_preempted_run_runs_again_whatever_it_makes_of_the_interrupt(
+    modal_emulator: Emulator, how: str
+) -> None:
+    modal_emulator.preempt_input(1, after_s=2, grace_s=20)
+    with ModalBackend() as backend:
+        result = run_experiment(
+            difficult.makes_something_of_an_interrupt,
+            {"how": how},
+            backend=backend,
+            observer=Recorder(),
+        )
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results == "whole"
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("base", "Gone"), ("interrupt", "KeyboardInterrupt"), ("async", "CancelledError")],
+)
+def test_an_ending_that_nobody_asked_for_is_the_experiments_error(
+    modal_emulator: Emulator, backend: ModalBackend, what: str, name: str
+) -> None:
+    result = run_experiment(difficult.ends_by, {"what": what}, backend=backend, observer=Recorder())
+    assert result.error is not None
+    assert (result.status, result.error.kind) == (RunStatus.ERROR, ErrorKind.EXPERIMENT)
+    assert result.error.type == name
+
+
+def test_artifacts_with_odd_names_come_back_or_are_named(
+    modal_emulator: Emulator, backend: ModalBackend, recorder: Recorder
+) -> None:
+    result = run_experiment(difficult.leaves_odd_files, {}, backend=backend, observer=recorder)
+    assert result.results == 1
+    artifacts = folder_of(result).artifacts_dir
+    names = {file.name for file in artifacts.iterdir()}
+    assert names == {"epoch-3.ckpt", "best.ckpt", "with space ü.txt", "empty"}
+    assert (artifacts / "best.ckpt").read_text() == "weights"
+    assert names <= {Path(artifact.path).name for artifact in result.artifacts}
+    [notice] = [n for n in recorder.notices if "could not be read from the volume" in n]
+    assert notice.startswith("2 files")
+    assert "lost.ckpt" in notice
+
+
+def test_a_missing_data_file_says_how_data_files_are_sent(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(
+        difficult.reads_a_file_beside_it, {}, backend=backend, observer=Recorder()
+    )
+    assert result.error is not None
+    assert "with the package that they are in" in result.error.hint
+
+
+def test_a_run_that_failed_leaves_its_container_to_no_other(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    def run(**config: bool) -> RunResult:
+        return run_experiment(
+            difficult.leaves_something_behind, config, backend=backend, observer=Recorder()
+        )
+
+    assert run().results == []
+    assert run().results == ["something"]  # warm
+    assert run(fails=True).status is RunStatus.ERROR
+    assert run().results == []
+
+
 def test_a_cancelled_run_says_so_and_keeps_what_it_had(
     modal_emulator: Emulator, recorder: Recorder
 ) -> None:
@@ -382,6 +452,28 @@ def test_a_config_value_that_is_also_a_modal_secret_is_taken_out_of_the_spec_her
     assert (spec.name, spec.tags) == ("with <redacted>", {"to": "<redacted>"})
     assert spec.experiment == "tests.support.modal_experiments:Greet"
     assert spec.import_paths
+
+
+@pytest.mark.parametrize("form", ["-----BEGIN-----\n{}\n-----END-----", 'abc"{}', "a\\{}"])
+def test_a_secret_of_the_config_is_in_no_record_however_it_is_spelt(
+    modal_emulator: Emulator, backend: ModalBackend, form: str
+) -> None:
+    recorder, planted = Recorder(), secrets.token_hex(8)
+    result = run_experiment(
+        difficult.HoldsSecret,
+        {"key": form.format(planted)},
+        backend=backend,
+        observer=recorder,
+    )
+    assert result.status is RunStatus.SUCCESS, result.error
+    folder = folder_of(result)
+    assert folder.log_file.read_text() == "the key is <redacted>\n"
+    volume = modal.Volume.from_name("ml-experiments-runs")
+    seen = [recorder.lines.decode(), json.dumps(result.to_dict())]
+    seen += [p.read_text(errors="replace") for p in folder.path.rglob("*") if p.is_file()]
+    for name in ("spec.json", "manifest.json", "log.txt", "result.json"):
+        seen.append(b"".join(volume.read_file(f"/{result.run_id}/{name}")).decode())
+    assert not [text for text in seen if planted in text]
 
 
 def test_known_secrets_are_attached_when_they_exist_and_mentioned_when_not(

@@ -20,6 +20,7 @@ from ml_experiments.errors import RunFolderError
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runner import attach_run, resume_run, run_experiment, submit_experiment
 from ml_experiments.runs import RunStatus
+from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of
 from tests.support.waiting import wait_until
@@ -142,7 +143,8 @@ def test_a_run_is_pending_until_its_container_has_it_and_running_then(
 def test_a_run_whose_files_could_not_be_fetched_is_not_lost(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
-    modal_emulator.fail_rpc("VolumeListFiles2", status="PERMISSION_DENIED")
+    # the first one is the container's
+    modal_emulator.fail_rpc("VolumeListFiles2", nth=2, status="PERMISSION_DENIED")
     (tmp_path / "quick.py").write_text("def train(config): return {'x': 1}\n")
     done = subprocess.run(
         [sys.executable, "-m", "ml_experiments", "run", "quick.train", "--gpu", "t4"],
@@ -264,6 +266,34 @@ def test_ctrl_c_while_the_image_is_built_ends_the_run_at_once(
     assert RunFolder(path).outcome().status is RunStatus.CANCELLED
     if options:
         assert json.loads(out)["run_id"] == path.name
+
+
+def test_a_connection_that_is_lost_again_and_again_ends_no_run(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    connection = CutConnection(modal_emulator.environment["MODAL_SERVER_URL"])
+    (tmp_path / "slow_one.py").write_text(
+        "import time\ndef train(config):\n    print('begun', flush=True)\n    time.sleep(25)\n"
+        "    return 'whole'\n"
+    )
+    out = tmp_path / "out.txt"
+    with out.open("w") as file:
+        client = subprocess.Popen(
+            [sys.executable, "-m", "ml_experiments", "run", "slow_one.train", "--gpu", "t4"],
+            env={**os.environ, **modal_emulator.environment, "MODAL_SERVER_URL": connection.url},
+            cwd=tmp_path,
+            stdout=file,
+            stderr=file,
+        )
+    wait_until(lambda: "begun" in out.read_text(), "the run's first line")
+    for _ in range(3):
+        connection.cut()
+        time.sleep(1.2)
+        connection.restore()
+        time.sleep(4)
+    assert client.wait(WAIT_S) == 0, out.read_text()
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    assert RunFolder(path).outcome().results == "whole"
 
 
 def test_output_that_comes_too_fast_is_whole_on_disk_and_the_observer_is_told(

@@ -71,6 +71,12 @@ def test_what_is_no_pattern_is_an_error_that_says_why(pattern: str, problem: str
     assert str(caught.value).isprintable()
 
 
+def test_what_was_given_is_shown_escaped_once() -> None:
+    with pytest.raises(CacheError) as caught:
+        NamePattern.parse("a\x1bb")
+    assert str(caught.value).startswith(r"'a\x1bb' is not a pattern: ")
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_text_is_a_pattern_or_a_cache_error(text: str, name: str) -> None:
     try:

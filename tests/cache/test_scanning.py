@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ml_experiments.cache import pull, scan
+from ml_experiments.cache import pull, record_uses, scan
 from ml_experiments.cache.layout import find_layout
+from ml_experiments.cache.used_revisions import UsedRevision
 from ml_experiments.errors import CacheError
 from tests.support.hub_cache import (
     bytes_on_disk,
@@ -104,6 +107,52 @@ def test_the_root_may_be_an_hf_home_a_hub_folder_or_a_torch_home(cache_dir: Path
     assert find_layout(cache_dir / "torch").hub is None
 
 
+LAYOUT = """
+from ml_experiments.cache.layout import find_layout, this_machine
+layout = find_layout(this_machine())
+print(layout.root, layout.hub, layout.uses, layout.checkpoints, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "root", "hub", "checkpoints"),
+    [
+        ({"HF_HOME": "x/huggingface"}, "x", "x/huggingface/hub", "x/torch/hub/checkpoints"),
+        ({"HF_HOME": "x/models"}, "x/models", "x/models/hub", None),
+        ({"HF_HOME": "x", "HF_HUB_CACHE": "y"}, "y", "y", None),
+        ({"HF_HOME": "x", "HF_HUB_CACHE": "x/hub"}, "x", "x/hub", None),
+    ],
+)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_this_machines_folders_are_where_the_library_has_them_be_they_empty_or_missing(
+    tmp_path: Path,
+    variables: dict[str, str],
+    root: str,
+    hub: str,
+    checkpoints: str | None,
+    is_there: bool,
+) -> None:
+    environment = {name: str(tmp_path / value) for name, value in variables.items()}
+    if is_there:
+        for folder in environment.values():
+            Path(folder).mkdir(parents=True)
+    code = [sys.executable, "-c", LAYOUT]
+    done = subprocess.run(
+        code, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    found = done.stdout.split()
+    uses = Path(hub if root == hub else Path(hub).parent) / ".ml-experiments" / "uses"
+    expected = [root, hub, uses, checkpoints]
+    assert found == [str(p and tmp_path / p) for p in expected]
+
+
+def test_our_own_records_are_part_of_the_cache(cache_dir: Path) -> None:
+    repo = write_repo(hub_of(cache_dir), "org/name", {commit_of("a"): {"a": b"x"}})
+    record_uses(repo.parent, [UsedRevision("org/name", "model", commit_of("a"), 1, True)])
+    assert (repo.parent / ".ml-experiments").is_dir()
+    assert scan(repo.parent).unrecognised == ()
+
+
 def test_flat_files_of_older_transformers_are_models_by_their_urls(cache_dir: Path) -> None:
     folder = cache_dir / "huggingface" / "transformers"
     write_flat_file(
@@ -152,7 +201,8 @@ def test_what_is_no_part_of_a_cache_is_named_and_why(cache_dir: Path) -> None:
     hub = hub_of(cache_dir)
     write_repo(hub, "org/name", {commit_of("a"): {"a": b"x"}})
     (hub / "my-notes.txt").write_text("mine")
-    (hub / "models--org--damaged" / "blobs").mkdir(parents=True)
+    (hub / "models--org--damaged").mkdir()
+    (hub / "models--org--damaged" / "weights.bin").write_bytes(b"mine")
     elsewhere = cache_dir / "elsewhere"
     write_repo(elsewhere, "org/linked", {commit_of("b"): {"a": b"x" * 50}})
     (hub / "models--org--linked").symlink_to(elsewhere / "models--org--linked")

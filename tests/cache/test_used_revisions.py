@@ -128,6 +128,22 @@ def test_every_spelling_of_a_path_is_seen(cache_dir: Path, spelling: Any) -> Non
     assert [use.revision for use in watch.used()] == [A]
 
 
+def test_a_cache_folder_that_is_reached_by_a_link_is_watched_under_both_names(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    # a volume may be mounted elsewhere and linked to; libraries open what HF_HOME says
+    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    linked = tmp_path / "linked"
+    linked.symlink_to(cache_dir)
+    file = repo.relative_to(cache_dir) / "snapshots" / A / "x"
+    for folder in (cache_dir, linked):
+        told: list[str] = []
+        with CacheWatch(linked, told.append) as watch:
+            (folder / file).read_bytes()
+        assert [use.revision for use in watch.used()] == [A]
+        assert told == [repo.name]
+
+
 def test_a_recorded_use_is_when_it_was_last_used(cache_dir: Path) -> None:
     repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
     with CacheWatch(cache_dir) as watch:

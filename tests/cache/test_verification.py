@@ -148,3 +148,34 @@ def test_checking_is_not_a_use(cache_dir: Path) -> None:
     os.utime(blob, (1000, 1000))
     assert verify(cache_dir).checked == 1
     assert blob.stat().st_atime == 1000
+
+
+def test_a_revision_limits_what_is_read_and_its_repair_leaves_no_link_to_nothing(
+    cache_dir: Path,
+) -> None:
+    hub = cache_dir / "huggingface" / "hub"
+    refs = {"main": A, "v2": B}
+    shared = {"m.safetensors": WEIGHTS}
+    revisions = {A: {**shared, "x": b"1"}, B: {**shared, "x": b"22"}}
+    repo = write_repo(hub, "org/a", revisions, refs=refs)
+    damage((repo / "snapshots" / A / "x").resolve())
+    for name in ("org/a@v2", f"org/a@{B[:6]}"):
+        outcome = verify(cache_dir, name)
+        assert (outcome.checked_bytes, outcome.problems) == (len(WEIGHTS) + 2, ())
+    assert [problem.expected for problem in verify(cache_dir, "org/a@main").problems] == [
+        (repo / "snapshots" / A / "x").resolve().name
+    ]
+    damage((repo / "snapshots" / B / "m.safetensors").resolve())
+    assert len(verify(cache_dir, "org/a@v2", repair=True).problems) == 1
+    assert not [link for link in repo.rglob("*") if link.is_symlink() and not link.exists()]
+    assert len(verify(cache_dir).problems) == 1, "the other revision's file is not repaired"
+
+
+@pytest.mark.parametrize("name", ["org/a@nope", "bad-00000000.pth@main"])
+def test_a_revision_that_is_not_there_is_an_error(cache_dir: Path, name: str) -> None:
+    write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
+    checkpoints = cache_dir / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "bad-00000000.pth").write_bytes(b"weights")
+    with pytest.raises(CacheError, match="nothing in the cache matches"):
+        verify(cache_dir, name)

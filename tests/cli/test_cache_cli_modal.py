@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,10 @@ from typing import Any
 import modal
 import pytest
 
+from ml_experiments.backends.modal_cache import call_cache_operation
+from ml_experiments.backends.modal_image import CACHE_VOLUME
+from ml_experiments.cache import PullProgress
+from ml_experiments.core import modal_runner
 from ml_experiments.emulator import Emulator
 from tests.support.hub_server import HubServer
 
@@ -105,6 +110,27 @@ def test_prefetch_downloads_without_a_gpu_before_the_run(
     functions = {each.function_id: each for each in modal_emulator.functions()}
     assert functions[pull.function_id].gpus == ()
     assert functions[run.function_id].gpus == ("T4",)
+
+
+def test_a_pull_tells_how_far_it_is(modal_emulator: Emulator, hub: HubServer) -> None:
+    hub.add_repo("org/live", {"model.bin": os.urandom(25_000_000)})
+    seen: list[PullProgress] = []
+    call_cache_operation("pull", {"name": "org/live"}, seen.append)
+    done = [progress.done_bytes for progress in seen]
+    assert done == sorted(set(done))
+    assert seen[-1] == PullProgress(25_000_000, 25_000_000)
+    assert answer(modal_emulator, "clear", "org/live", "--yes")["names"] == ["org/live"]
+
+
+def test_a_download_that_failed_at_its_start_is_no_cached_model(modal_emulator: Emulator) -> None:
+    volume = modal.Volume.from_name(CACHE_VOLUME)
+    repo = "/huggingface/hub/models--org--refused"
+    with volume.batch_upload() as batch:
+        batch.put_file(io.BytesIO(b"0" * 40), f"{repo}/refs/main")
+    assert names(answer(modal_emulator, "list", "org/refused")) == ["org/refused"]
+    with modal_runner.app.run():
+        assert "org/refused" not in modal_runner.list_cached_models.remote()
+    volume.remove_file(repo, recursive=True)
 
 
 def test_a_gated_model_is_told_at_once(modal_emulator: Emulator, hub: HubServer) -> None:

@@ -183,6 +183,27 @@ def test_ctrl_c_exits_130_and_leaves_a_cancelled_run(runs_dir: Path, presses: in
     assert json.loads(result.read_text())["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize(("how", "code"), [("many_lines", 0), ("many_lines_and_fails", 1)])
+def test_a_reader_that_has_seen_enough_ends_no_run(
+    how: str, code: int, debug: list[str], runs_dir: Path
+) -> None:
+    command = subprocess.Popen(
+        [*COMMAND, "run", ENDS, f"how={how}", *debug],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == b"line 0\n"
+    command.stdout.close()
+    _, stderr = command.communicate(timeout=60)
+    (result,) = runs_dir.glob("*/result.json")
+    kept = json.loads(result.read_text())
+    assert (command.returncode, stderr) == (code, b"")
+    assert kept["results"] == (None if code else 100_000)
+    assert (result.parent / "log.txt").read_text().endswith("line 99999\n")
+
+
 def test_progress_is_shown_on_a_terminal() -> None:
     leader, follower = pty.openpty()
     command = subprocess.Popen(

@@ -255,6 +255,15 @@ def test_a_secret_that_is_no_list_is_refused_at_once() -> None:
         create_gpu_function(secrets="my-keys")
 
 
+def test_it_says_how_it_is_written() -> None:
+    with pytest.raises(Error, match=r"write @create_gpu_function\(\)"):
+        create_gpu_function(len)  # type: ignore[arg-type]
+    with pytest.raises(Error, match=r"Trainer is a class; write @app\.cls\("):
+
+        @create_gpu_function("t4")
+        class Trainer: ...
+
+
 def test_whole_amounts_of_any_kind_are_taken(load: Load) -> None:
     source = DEFINE.replace('"t4"', '"t4", timeout=1.5 * 3600, memory=0.5 * 1024, cpu=0.5')
     assert isinstance(load("amounts.py", source).where, modal.Function)

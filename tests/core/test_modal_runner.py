@@ -172,6 +172,12 @@ def test_further_arguments_of_run_experiment_local_take_effect(
         ({"gpu_type": ""}, "'' has an empty GPU type. Known: t4, l4, a10g"),
         ({"secrets": "my-keys"}, r"write a list: secrets=\['my-keys'\]"),
         ({"pip": "timm"}, r"write a list: pip=\['timm'\]"),
+        ({"pip": [5]}, r"pip is \[5\]; it must be a list of texts"),
+        ({"pip": None}, "pip is None; it must be a list of texts"),
+        ({"secrets": [""]}, "must be a list of texts"),
+        ({"tags": ["a"]}, "tags is"),
+        ({"tags": {"a": 1}}, "tags is"),
+        ({"name": 5}, "name is 5"),
         ({"pip": ["torch==1.0"]}, f"the image has torch {read_lock()['torch']}"),
     ],
 )

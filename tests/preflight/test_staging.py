@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ml_experiments.preflight.closure import walk_imports
 from ml_experiments.preflight.staging import (
     LARGEST_DATA_FILE,
@@ -22,7 +24,9 @@ def files_below(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_package_goes_as_a_whole_and_a_file_alone(tmp_path: Path) -> None:
+def test_a_package_goes_as_a_whole_and_a_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, copy = tmp_path / "project", tmp_path / "copy"
     write(
         project,
@@ -34,10 +38,14 @@ def test_a_package_goes_as_a_whole_and_a_file_alone(tmp_path: Path) -> None:
             "proj/.hidden/secret.txt": "",
             "proj/__pycache__/train.pyc": "",
             "proj/node_modules/x.py": "",
+            "proj/venv/pyvenv.cfg": "",
+            "proj/venv/lib/x.py": "",
+            "proj/runs/20260101-000000-0000000/log.txt": "of an earlier run",
             "near.py": "",
             "unrelated.py": "",
         },
     )
+    monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(project / "proj" / "runs"))
     staged = stage("proj.train", project, into=copy)
     assert files_below(copy) == {
         "proj/__init__.py",

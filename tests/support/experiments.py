@@ -188,6 +188,10 @@ class Ends:
             print(f"line {line}")
         return 100_000
 
+    def many_lines_and_fails(self) -> None:
+        self.many_lines()
+        self.value_error()
+
     def one_long_line(self) -> int:
         print("x" * 10_000_000)
         return 10_000_000

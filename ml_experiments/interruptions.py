@@ -1,0 +1,66 @@
+"""What cuts a run short in its own process: its soft timeout, and an interrupt.
+
+Both are exceptions in the experiment, which may catch them to save what it has. So both are noted
+here too: a run that was cut short did not simply succeed, whatever it made of the exception.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from ml_experiments.errors import SoftTimeout
+
+
+@dataclass
+class Interruption:
+    """Whether it has struck, and whether that can be told: only the main thread is watched."""
+
+    fired: bool = False
+    is_watched: bool = True
+
+
+@contextmanager
+def soft_timeout(seconds: float | None) -> Iterator[Interruption]:
+    """Raise `SoftTimeout` in the block after so many seconds; only the main thread can be."""
+    timeout = Interruption()
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield timeout
+        return
+
+    def strike(_signal: int, _frame: FrameType | None) -> None:
+        timeout.fired = True
+        raise SoftTimeout(f"{seconds:g} s have passed; save now, the run is about to be ended")
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield timeout
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def noted_interrupt() -> Iterator[Interruption]:
+    """Note an interrupt (SIGINT) in the block; what it does there stays as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield Interruption(is_watched=False)
+        return
+
+    interrupt = Interruption()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupt.fired = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,86 @@
+"""Secrets leave log.txt, whoever dies and however full the disk is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ml_experiments import run_experiment
+from ml_experiments.runs import RunStatus
+from tests.support.waiting import wait_until
+
+SECRET = "tok-5f4dcc3b5aa765d61d83"
+SAYS = """
+import os, time
+
+def says(how):
+    print("it is", os.environ["PLANTED_TOKEN"], flush=True)
+    while how != "ends":
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            if how == "waits":
+                raise
+
+def says_much():
+    print(os.environ["PLANTED_TOKEN"] + "x" * 600_000)
+"""
+
+
+def start_client(folder: Path, how: str) -> subprocess.Popen[bytes]:
+    (folder / "telltale.py").write_text(SAYS)
+    command = [sys.executable, "-m", "ml_experiments", "run", f"{folder}/telltale.py:says"]
+    return subprocess.Popen([*command, f"how={how}"], stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("how", ["waits", pytest.param("goes on", marks=pytest.mark.slow)])
+def test_a_killed_client_leaves_no_secret_in_the_log(
+    how: str, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", SECRET)
+    client = start_client(tmp_path, how)
+    wait_until(lambda: [f for f in runs_dir.glob("*/log.txt") if SECRET in f.read_text()], "output")
+    workers = psutil.Process(client.pid).children()
+    client.send_signal(signal.SIGKILL)
+    client.wait()
+    wait_until(lambda: not any(worker.is_running() for worker in workers), "the worker's end")
+    (log_file,) = runs_dir.glob("*/log.txt")
+    assert log_file.read_text() == "it is <redacted>\n"
+    if how == "waits":
+        result = json.loads((log_file.parent / "result.json").read_text())
+        assert result["status"] == "cancelled"
+
+
+def test_a_disk_too_full_to_redact_on_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", SECRET)
+    monkeypatch.chdir(tmp_path)  # of a git repository's folder the manifest holds much
+    (tmp_path / "telltale.py").write_text(SAYS)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        for backend in ("local", "debug"):
+            result = run_experiment(
+                f"{tmp_path}/telltale.py:says_much", runs_dir=disk, backend=backend
+            )
+            assert result.status is RunStatus.SUCCESS
+            assert result.run_dir is not None
+            shutil.rmtree(result.run_dir)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    told = [r.getMessage() for r in caplog.records if "may hold secrets" in r.getMessage()]
+    assert len(told) == 2
+    assert all("No space left" in text and SECRET not in text for text in told)
