@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from ml_experiments.emulator.calls import Input
@@ -36,9 +37,9 @@ _BOOT_LIMIT_S = 120
 class OutputPipe:
     """One output stream of a process, read into whole lines as they come."""
 
-    def __init__(self, source: int, on_text: Callable[[str, int], None]) -> None:
+    def __init__(self, source: int, on_lines: Callable[[list[str], int], None]) -> None:
         self._source = source
-        self._on_text = on_text
+        self._on_lines = on_lines
         self._rest = b""
         self._loop = asyncio.get_running_loop()
         self._reader, self.writer = os.pipe()
@@ -67,8 +68,9 @@ class OutputPipe:
         if not end and len(data) > _LONGEST_LINE:
             end = len(data)
         self._rest = data[end:]
-        for line in data[:end].splitlines(keepends=True):
-            self._on_text(line.decode(errors="replace"), self._source)
+        lines = [line.decode(errors="replace") for line in data[:end].splitlines(keepends=True)]
+        if lines:
+            self._on_lines(lines, self._source)
 
     def close_writer(self) -> None:
         """Close this process's copy of the end that the container writes to."""
@@ -82,7 +84,7 @@ class OutputPipe:
         self._loop.remove_reader(self._reader)
         os.close(self._reader)
         if self._rest:
-            self._on_text(self._rest.decode(errors="replace"), self._source)
+            self._on_lines([self._rest.decode(errors="replace")], self._source)
 
 
 class Container:
@@ -141,7 +143,7 @@ class Container:
         self.sandbox = launch.sandbox
         self._server = server
         await server.start(path=str(self.place.socket))
-        self._pipes = [OutputPipe(STDOUT, self._on_text), OutputPipe(STDERR, self._on_text)]
+        self._pipes = [OutputPipe(STDOUT, self._on_lines), OutputPipe(STDERR, self._on_lines)]
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *launch.argv,
@@ -173,11 +175,11 @@ class Container:
         for pipe in self._pipes:
             pipe.drain()
 
-    def _on_text(self, text: str, source: int) -> None:
-        self._last_lines = [*self._last_lines[-19:], text]
+    def _on_lines(self, lines: list[str], source: int) -> None:
+        self._last_lines = [*self._last_lines, *lines][-20:]
         running = next(iter(self.running.values())) if len(self.running) == 1 else None
-        line = LogLine(
-            text=text,
+        printed = partial(
+            LogLine,
             source=source,
             at=time.time(),
             task_id=self.task_id,
@@ -186,7 +188,7 @@ class Container:
             call_id=running.call.call_id if running else "",
             input_id=running.input_id if running else "",
         )
-        self._logs.append(self.function.app_id, [line])
+        self._logs.append(self.function.app_id, [printed(line) for line in lines])
 
     def limit_startup(self) -> None:
         """Start the clock for the user's imports and `enter` methods."""

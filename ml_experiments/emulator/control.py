@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from ml_experiments.emulator.containers import Container
 from ml_experiments.emulator.endings import Endings
-from ml_experiments.emulator.faults import Faults, InputFault, RpcFault
+from ml_experiments.emulator.faults import (
+    Faults,
+    InputFault,
+    RpcFault,
+    check_seconds,
+    check_whole_number,
+)
 from ml_experiments.emulator.inspection import Inspection
 from ml_experiments.emulator.pools import Pools
 from ml_experiments.emulator.rpc import rpc_names
@@ -47,7 +53,9 @@ class Control:
 
         Raises:
             NothingToDisturbError: when there is no such container.
+            ValueError: for a grace that is not a number of 0 or more.
         """
+        check_seconds("A preemption's grace", grace_s)
         found = self._containers(task_id)
         for container in found:
             self._endings.preempt(container, grace_s)
@@ -78,11 +86,9 @@ class Control:
         """Let every container start that much later; 0 ends it.
 
         Raises:
-            ValueError: for a negative time.
+            ValueError: for a time that is not a number of 0 or more.
         """
-        if seconds < 0:
-            raise ValueError(f"A delay is 0 seconds or more, not {seconds}.")
-        self._faults.start_delay_s = seconds
+        self._faults.start_delay_s = check_seconds("The delay of a start", seconds)
 
     def fail_rpc(self, name: str, *, nth: int = 1, status: str = "UNAVAILABLE") -> None:
         """Fail the n-th call of an RPC from now with a gRPC status.
@@ -97,7 +103,7 @@ class Control:
         """Let every call of an RPC take so much longer; 0 ends it.
 
         Raises:
-            ValueError: for an unknown RPC or a negative time.
+            ValueError: for an unknown RPC, or a time that is not a number of 0 or more.
         """
         _check_rpc(name)
         self._faults.delay_rpc(name, seconds)
@@ -119,11 +125,14 @@ class Control:
         The volume need not exist yet.
 
         Raises:
-            ValueError: for a negative limit.
+            ValueError: for a limit that is not a whole number of 0 or more, or a name that is no
+                text.
         """
-        for limit in (max_bytes, max_files):
-            if limit is not None and limit < 0:
-                raise ValueError(f"A volume's limit is 0 or more, not {limit}.")
+        if not isinstance(name, str):
+            raise ValueError(f"A volume's name is a text, not {name!r}.")
+        for argument, limit in (("max_bytes", max_bytes), ("max_files", max_files)):
+            if limit is not None:
+                check_whole_number(f"A volume's {argument}", limit)
         self._volumes.set_limit(name, max_bytes, max_files)
 
     def clear_faults(self) -> None:

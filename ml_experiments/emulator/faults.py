@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,30 @@ class InputFault:
     grace_s: float = 30.0
 
 
+def check_whole_number(what: str, value: object, *, least: int = 0) -> int:
+    """Return an argument of a fault that has to be a whole number.
+
+    Raises:
+        ValueError: when it isn't one, or is too small.
+    """
+    # True is an int to Python.
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{what} is a whole number of {least} or more, not {value!r}.")
+    return value
+
+
+def check_seconds(what: str, value: object) -> float:
+    """Return an argument of a fault that has to be a time.
+
+    Raises:
+        ValueError: when it isn't a number of 0 or more.
+    """
+    # JSON has an Infinity to Python, but no timer takes it.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{what} is a number of 0 seconds or more, not {value!r}.")
+    return value
+
+
 class Faults:
     """The faults that are armed now; services ask it at the places where faults happen."""
 
@@ -53,35 +78,32 @@ class Faults:
         """Arm a failing RPC.
 
         Raises:
-            ValueError: for an unknown status or an ordinal below 1.
+            ValueError: for an unknown status, or an ordinal that is not a whole number from 1.
         """
         if fault.status not in RPC_STATUSES:
             known = ", ".join(RPC_STATUSES)
             raise ValueError(f'"{fault.status}" is not a gRPC status. Known: {known}.')
-        if fault.nth < 1:
-            raise ValueError(f"The calls of an RPC are counted from 1, not {fault.nth}.")
+        check_whole_number("The calls of an RPC", fault.nth, least=1)
         self._rpc_faults.append((fault, self._rpc_calls[fault.name] + fault.nth))
 
     def delay_rpc(self, name: str, seconds: float) -> None:
         """Let every call of an RPC take so much longer.
 
         Raises:
-            ValueError: for a negative time.
+            ValueError: for a time that is not a number of 0 or more.
         """
-        if seconds < 0:
-            raise ValueError(f"An RPC is delayed by 0 seconds or more, not {seconds:g}.")
-        self._rpc_delays[name] = seconds
+        self._rpc_delays[name] = check_seconds("An RPC's delay", seconds)
 
     def disturb_input(self, fault: InputFault) -> None:
         """Arm a preemption or a kill of the container that gets the n-th input from now.
 
         Raises:
-            ValueError: for an ordinal below 1 or a negative time.
+            ValueError: for an ordinal that is not a whole number from 1, or a time that is not a
+                number of 0 or more.
         """
-        if fault.nth < 1:
-            raise ValueError(f"Inputs are counted from 1, not {fault.nth}.")
-        if fault.after_s < 0 or fault.grace_s < 0:
-            raise ValueError("A fault's times are 0 seconds or more.")
+        check_whole_number("The place of an input", fault.nth, least=1)
+        check_seconds("The time until a fault", fault.after_s)
+        check_seconds("A preemption's grace", fault.grace_s)
         self._input_faults.append((fault, self._inputs_handed_out + fault.nth))
 
     def limit_gpu(self, name: str, count: int | None) -> None:
@@ -89,15 +111,13 @@ class Faults:
 
         Raises:
             UnknownGpuError: for a name that Modal does not offer.
-            ValueError: for a negative count.
+            ValueError: for a count that is not a whole number of 0 or more.
         """
         device = gpus.device_of(gpus.check_name(name))
         if count is None:
             self._gpu_capacity.pop(device, None)
             return
-        if count < 0:
-            raise ValueError(f"A GPU capacity is 0 or more, not {count}.")
-        self._gpu_capacity[device] = count
+        self._gpu_capacity[device] = check_whole_number("A GPU capacity", count)
 
     def gpu_capacity(self, device: str) -> int | None:
         """Return how many GPUs of a device exist, or None for no limit."""

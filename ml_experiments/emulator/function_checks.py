@@ -10,6 +10,10 @@ from modal_proto import api_pb2
 from ml_experiments.emulator.gpus import GpuRequest, UnknownGpuError, requested_gpu
 
 _LONGEST_TIMEOUT_S = 24 * 3600
+# The service has a maximum as well, and documents that it refuses more, but not how much it is:
+# https://modal.com/docs/guide/resources. These are the emulator's own.
+_MOST_CORES = 64
+_MOST_MEMORY_MIB = 1 << 20
 
 _REFUSED = {
     "cloud_bucket_mounts": "cloud bucket mounts",
@@ -30,6 +34,28 @@ def check_gpu(gpu_config: Any) -> GpuRequest | None:
         return requested_gpu(gpu_config)
     except UnknownGpuError as error:
         raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error
+
+
+def check_requests(resources: Any) -> None:
+    """Refuse to reserve more CPU or memory than a machine has.
+
+    The limits beside the requests are not checked: the service caps what they allow.
+
+    Raises:
+        GRPCError: INVALID_ARGUMENT for more than 64 cores or 1 TiB.
+    """
+    if resources.milli_cpu > _MOST_CORES * 1000:
+        raise GRPCError(
+            Status.INVALID_ARGUMENT,
+            f"cpu={resources.milli_cpu / 1000:.10g} asks for too much; the emulator accepts "
+            f"requests of up to {_MOST_CORES} cores.",
+        )
+    if resources.memory_mb > _MOST_MEMORY_MIB:
+        raise GRPCError(
+            Status.INVALID_ARGUMENT,
+            f"memory={resources.memory_mb} asks for too much; the emulator accepts "
+            f"requests of up to {_MOST_MEMORY_MIB} MiB (1 TiB).",
+        )
 
 
 def refuse_what_is_not_emulated(function: Any) -> None:

@@ -13,6 +13,7 @@ from modal_proto import api_pb2
 from ml_experiments.emulator.apps import Apps
 from ml_experiments.emulator.function_checks import (
     check_gpu,
+    check_requests,
     check_timeout,
     recorded_only,
     refuse_what_is_not_emulated,
@@ -154,6 +155,7 @@ class FunctionService:
         check_timeout("timeout", function.timeout_secs)
         check_timeout("startup_timeout", function.startup_timeout_secs)
         check_gpu(function.resources.gpu_config)
+        check_requests(function.resources)
         refuse_what_is_not_emulated(function)
         for field, objects in self._dependencies:
             for object_id in getattr(function, field):
@@ -181,6 +183,7 @@ class FunctionService:
             check_timeout("timeout", options.timeout_secs)
         if options.HasField("resources"):
             check_gpu(options.resources.gpu_config)
+            check_requests(options.resources)
         if options.cloud_bucket_mounts:
             raise GRPCError(
                 Status.UNIMPLEMENTED, "The emulator does not emulate cloud bucket mounts."

@@ -46,6 +46,14 @@ class GpuRequest:
         """The type that is allocated, such as `A100-40GB` for `A100`."""
         return device_of(self.name)
 
+    @property
+    def in_words(self) -> str:
+        """The request inside a sentence, such as `an H100` or `2 T4`."""
+        if self.count > 1:
+            return f"{self.count} {self.name}"
+        # how the letters are said, not written
+        return f"an {self.name}" if self.name[0] in "AHLR" else f"a {self.name}"
+
     def __str__(self) -> str:
         return self.name if self.count == 1 else f"{self.name}:{self.count}"
 
@@ -61,7 +69,7 @@ def check_name(name: str) -> str:
     Raises:
         UnknownGpuError: when Modal does not offer it.
     """
-    known = name.upper()
+    known = str(name).upper()
     if known in MAX_COUNT:
         return known
     matches = get_close_matches(known, MAX_COUNT, n=1)

@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import string
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +172,30 @@ def describe_image(
     )
 
 
+def bases_first(requests: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the ids of images so that each comes after those it is built on.
+
+    State folders of earlier versions hold an image that was asked for again after its children.
+    """
+    placed: set[str] = set()
+    for image_id in requests:
+        # Chains of layers are long: no recursion.
+        above = [image_id]
+        while above:
+            missing = [
+                base.image_id
+                for base in requests[above[-1]].image.base_images
+                if base.image_id in requests and base.image_id not in placed
+            ]
+            if missing:
+                above.append(missing[0])
+                continue
+            placed_id = above.pop()
+            if placed_id not in placed:
+                placed.add(placed_id)
+                yield placed_id
+
+
 class ImageService:
     """Answers the Image* RPCs."""
 
@@ -178,9 +203,12 @@ class ImageService:
         self._state = state
         self._faults = faults
         self._records: dict[str, ImageRecord] = {}
-        for image_id, data in state.objects("image"):
-            request = api_pb2.ImageGetOrCreateRequest.FromString(data)
-            self._records[image_id] = self._describe(image_id, request)
+        requests = {
+            image_id: api_pb2.ImageGetOrCreateRequest.FromString(data)
+            for image_id, data in state.objects("image")
+        }
+        for image_id in bases_first(requests):
+            self._records[image_id] = self._describe(image_id, requests[image_id])
 
     def all(self) -> list[ImageRecord]:
         """Return every image, oldest first."""

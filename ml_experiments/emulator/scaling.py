@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Scaling:
         self._spawn = spawn
         self._run_dir = run_dir
         self._lives: set[asyncio.Task[None]] = set()
-        self._waits_for_gpu: set[str] = set()
+        self._told_to_wait: defaultdict[str, set[str]] = defaultdict(set)
         # Starting is the expensive part; one at a time per core.
         self._max_starting = max(2, os.cpu_count() or 1)
         self._closed = False
@@ -116,12 +116,8 @@ class Scaling:
     def _start(self, pool: Pool, function: RunnableFunction) -> bool:
         rank = self._rank_with_capacity(function)
         if rank is None:
-            if pool.function_id not in self._waits_for_gpu:
-                self._waits_for_gpu.add(pool.function_id)
-                names = ", ".join(str(gpu) for gpu in function.gpus)
-                self._logs.say(function.app_id, f"{function.name} waits: no capacity for {names}.")
+            self._say_that_it_waits(pool, function)
             return False
-        self._waits_for_gpu.discard(pool.function_id)
         task_id = new_id("ta")
         place = Placement(task_id, rank, function.gpus[rank], self._run_dir / task_id[-8:])
         container = Container(function, place, self._logs, pool.changes)
@@ -131,6 +127,25 @@ class Scaling:
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
         return True
+
+    def _say_that_it_waits(self, pool: Pool, function: RunnableFunction) -> None:
+        """Say once in the logs of each call that no GPU is free for it, as Modal shows a queue."""
+        # Containers that are kept warm wait as well, without a call.
+        call_ids = dict.fromkeys(item.call.call_id for item in pool.waiting) or {"": None}
+        gpus = [gpu for gpu in function.gpus if gpu is not None]
+        wanted = " or ".join(gpu.in_words for gpu in gpus)
+        free = "none is free" if all(gpu.count == 1 for gpu in gpus) else "too few are free"
+        for call_id in call_ids:
+            if call_id in self._told_to_wait[pool.function_id]:
+                continue
+            self._logs.say(
+                function.app_id,
+                f"{function.name} is waiting for {wanted}: {free}.",
+                function_id=function.function_id,
+                base_function_id=function.base_id,
+                call_id=call_id,
+            )
+        self._told_to_wait[pool.function_id] = set(call_ids)
 
     def _rank_with_capacity(self, function: RunnableFunction) -> int | None:
         used = Counter[str]()

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ml_experiments.emulator.sqlite_file import transaction
+
 _SCHEMA = """
 create table if not exists objects (
     kind text not null, id text not null, data blob not null, primary key (kind, id)
@@ -50,8 +52,15 @@ class State:
         self._db.executescript(_SCHEMA)
 
     def put(self, kind: str, object_id: str, data: bytes) -> None:
-        """Store an object under its kind and id, replacing what was there."""
-        self._db.execute("insert or replace into objects values (?, ?, ?)", (kind, object_id, data))
+        """Store an object under its kind and id, replacing what was there.
+
+        What is replaced keeps its place: objects are read in the order in which they were made.
+        """
+        self._db.execute(
+            "insert into objects values (?, ?, ?) "
+            "on conflict (kind, id) do update set data = excluded.data",
+            (kind, object_id, data),
+        )
 
     def delete(self, kind: str, object_id: str) -> None:
         """Forget an object."""
@@ -66,9 +75,10 @@ class State:
 
     def append_logs(self, app_id: str, lines: Iterable[str]) -> None:
         """Append log lines of an app."""
-        self._db.executemany(
-            "insert into logs (app_id, data) values (?, ?)", [(app_id, line) for line in lines]
-        )
+        with transaction(self._db):
+            self._db.executemany(
+                "insert into logs (app_id, data) values (?, ?)", [(app_id, line) for line in lines]
+            )
 
     def logs(self, app_id: str) -> list[str]:
         """Return the log lines of an app in order."""

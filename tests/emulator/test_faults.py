@@ -144,18 +144,76 @@ def test_faults_that_make_no_sense_are_refused(modal_emulator: Emulator) -> None
         modal_emulator.fail_rpc("FunctionMup")
     with pytest.raises(ValueError, match='"BROKEN" is not a gRPC status'):
         modal_emulator.fail_rpc("FunctionMap", status="BROKEN")
-    with pytest.raises(ValueError, match="counted from 1"):
-        modal_emulator.kill_input(0)
     with pytest.raises(ValueError, match="not a GPU type"):
         modal_emulator.limit_gpu("H1000", 0)
-    with pytest.raises(ValueError, match="0 seconds or more"):
-        modal_emulator.delay_starts(-1)
-    with pytest.raises(ValueError, match="0 seconds or more"):
-        modal_emulator.delay_rpc("FunctionMap", -1)
     with pytest.raises(ValueError, match='"FunctionMup" is not an RPC'):
         modal_emulator.delay_rpc("FunctionMup", 1)
-    with pytest.raises(ValueError, match="limit is 0 or more"):
-        modal_emulator.limit_volume("disturbed", max_bytes=-1)
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, "x", True])
+@pytest.mark.parametrize(
+    ("action", "arguments", "argument", "message"),
+    [
+        ("limit_gpu", {"name": "H100"}, "count", "A GPU capacity is a whole number of 0"),
+        ("limit_volume", {"name": "v"}, "max_bytes", "A volume's max_bytes is a whole number of 0"),
+        ("limit_volume", {"name": "v"}, "max_files", "A volume's max_files is a whole number of 0"),
+        ("fail_rpc", {"name": "FunctionMap"}, "nth", "an RPC is a whole number of 1"),
+        ("preempt_input", {}, "nth", "an input is a whole number of 1"),
+        ("kill_input", {}, "nth", "an input is a whole number of 1"),
+    ],
+)
+def test_what_a_fault_counts_is_a_whole_number(
+    modal_emulator: Emulator,
+    action: str,
+    arguments: dict[str, Any],
+    argument: str,
+    message: str,
+    number: object,
+) -> None:
+    refused = {**arguments, argument: number}
+    with pytest.raises(ValueError, match=rf"{message} or more, not {number!r}\."):
+        getattr(modal_emulator, action)(**refused)
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        request(modal_emulator, action, refused)
+    assert f"{message} or more, not {number!r}." in caught.value.read().decode()
+
+
+@pytest.mark.parametrize("seconds", [-1, "x", True, float("inf"), float("nan"), None])
+@pytest.mark.parametrize(
+    ("action", "arguments", "argument"),
+    [
+        ("delay_starts", {}, "seconds"),
+        ("delay_rpc", {"name": "FunctionMap"}, "seconds"),
+        ("preempt_input", {}, "after_s"),
+        ("preempt_input", {}, "grace_s"),
+        ("preempt", {}, "grace_s"),
+        ("kill_input", {}, "after_s"),
+    ],
+)
+def test_the_times_of_a_fault_are_numbers(
+    modal_emulator: Emulator,
+    action: str,
+    arguments: dict[str, Any],
+    argument: str,
+    seconds: object,
+) -> None:
+    refused = {**arguments, argument: seconds}
+    message = f"a number of 0 seconds or more, not {seconds!r}."
+    with pytest.raises(ValueError, match=message):
+        getattr(modal_emulator, action)(**refused)
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        request(modal_emulator, action, refused)
+    assert message in caught.value.read().decode()
+
+
+def test_the_name_of_what_is_limited_is_a_text(modal_emulator: Emulator) -> None:
+    for action, arguments, message in (
+        ("limit_gpu", {"name": 5, "count": 0}, '"5" is not a GPU type'),
+        ("limit_volume", {"name": 5, "max_bytes": 0}, "A volume's name is a text, not 5."),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+            request(modal_emulator, action, arguments)
+        assert message in caught.value.read().decode()
 
 
 def test_without_capacity_the_next_gpu_of_the_list_is_taken(modal_emulator: Emulator) -> None:
@@ -174,10 +232,35 @@ def test_without_any_capacity_a_call_waits_until_there_is_some(modal_emulator: E
     call = disturbed.nap.with_options(gpu="B200+").spawn(0)
     with pytest.raises(TimeoutError):
         call.get(timeout=1)
-    lines = [line.text for line in modal_emulator.logs(disturbed.app.app_id)]
-    assert "nap waits: no capacity for B200+.\n" in lines
     modal_emulator.limit_gpu("B200", 1)
     assert call.get(timeout=60)
+
+
+def test_a_call_that_waits_for_a_gpu_says_so_once_in_its_logs(modal_emulator: Emulator) -> None:
+    modal_emulator.limit_gpu("H200", 0)
+    modal_emulator.limit_gpu("T4", 0)
+    function = disturbed.nap.with_options(gpu="T4")
+    message = "nap is waiting for a T4: none is free.\n"
+    calls = [function.spawn(0), function.spawn(0)]
+    for call in calls:
+        first = next(iter(call.logs.stream(timeout=60)))
+        assert (first.message, first.source) == (message, "system")
+    # Every change of capacity looks at the queue again.
+    modal_emulator.limit_gpu("H200", 1)
+    texts = [line.text for line in modal_emulator.logs(disturbed.app.app_id or "")]
+    assert texts.count(message) == len(calls)
+    for call in calls:
+        call.cancel()
+
+
+def test_a_call_that_waits_names_every_gpu_that_it_would_take(modal_emulator: Emulator) -> None:
+    for name in ("H200", "L40S", "T4"):
+        modal_emulator.limit_gpu(name, 0)
+    call = disturbed.on_gpu.with_options(timeout=300).spawn()
+    first = next(iter(call.logs.stream(timeout=60)))
+    wanted = "2 H200 or an L40S or a T4"
+    assert first.message == f"on_gpu is waiting for {wanted}: too few are free.\n"
+    call.cancel()
 
 
 def test_a_full_volume_is_an_error_of_the_write(modal_emulator: Emulator) -> None:

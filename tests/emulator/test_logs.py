@@ -167,6 +167,13 @@ def test_a_flood_of_output_is_kept_and_other_calls_go_on(modal_emulator: Emulato
     assert text == "".join(f"{i}\n" for i in range(20_000)) + "x" * 300_000
 
 
+def test_a_flood_of_output_is_printed_whole_and_in_order_by_modal_run(run_modal: RunModal) -> None:
+    lines = 50_000
+    printed = run_modal("run", "flood_app.py::flood", "--lines", f"{lines}").stdout
+    numbers = [int(number) for number in re.findall(r"^line (\d+) x+$", printed, re.MULTILINE)]
+    assert numbers == list(range(lines))
+
+
 def test_a_traceback_is_in_the_logs_of_its_call() -> None:
     call = logged("fail").spawn()
     with pytest.raises(ValueError, match="on purpose"):

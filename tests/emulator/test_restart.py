@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import modal
@@ -11,6 +13,7 @@ import pytest
 from modal.exception import InternalFailure, NotFoundError
 
 from ml_experiments.emulator import Emulator
+from ml_experiments.emulator.images import ImageRecord
 from ml_experiments.emulator.pytest_plugin import connected
 from tests.support.waiting import wait_until
 
@@ -97,6 +100,45 @@ def test_redeploying_continues_the_versions(after: Emulator) -> None:
     deploy()
     again = next(each for each in after.apps() if each.name == "deployed")
     assert (again.app_id, again.version) == (app.app_id, app.version + 1)
+
+
+def deploy_on(image: modal.Image, name: str) -> None:
+    app = modal.App(name, image=image)
+    app.function(serialized=True, name="length")(len)
+    app.deploy()
+
+
+@pytest.fixture
+def reused_base(tmp_path: Path) -> tuple[Path, list[ImageRecord]]:
+    """Deploy an image that stands on another, then the other one again."""
+    base = modal.Image.debian_slim()
+    with Emulator(tmp_path) as emulator, connected(emulator):
+        deploy_on(base.pip_install("x1"), "above")
+        deploy_on(base, "base")
+        deploy_on(base, "above")
+        return tmp_path, emulator.images()
+
+
+def test_images_and_apps_keep_their_order(reused_base: tuple[Path, list[ImageRecord]]) -> None:
+    state_dir, images = reused_base
+    with Emulator(state_dir) as emulator:
+        assert emulator.images() == images
+        assert [app.name for app in emulator.apps()] == ["above", "base"]
+
+
+def test_images_that_were_written_before_their_base_are_read(
+    reused_base: tuple[Path, list[ImageRecord]],
+) -> None:
+    state_dir, images = reused_base
+    assert "x1" in images[1].packages
+    with closing(sqlite3.connect(state_dir / "state.sqlite")) as database, database:
+        # as the emulator did until it kept the place of what is replaced
+        database.execute(
+            "replace into objects select kind, id, data from objects where id = ?",
+            (images[0].image_id,),
+        )
+    with Emulator(state_dir) as emulator:
+        assert emulator.images() == images
 
 
 def test_an_old_token_is_not_accepted_by_the_next_server(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import emulated_settings as settings
 import modal
@@ -104,6 +105,47 @@ def test_timeouts_that_modal_does_not_offer_are_refused(limits: dict[str, int]) 
     app.function(timeout=limits["timeout"], startup_timeout=60)(settings.one)
     with pytest.raises(InvalidError, match="Modal offers 1 to 86400 seconds"), app.run():
         pytest.fail("the app ran")
+
+
+MOST_CORES = 64
+MOST_MIB = 1 << 20
+# 8 GPUs of 180 GiB: what the Modal backend allows a container
+MIB_BESIDE_GPUS = 8 * 2 * 180 * 1024
+
+
+@pytest.mark.parametrize(
+    ("requested", "message"),
+    [
+        ({"cpu": 5000}, r"cpu=5000 asks for too much; .* requests of up to 64 cores"),
+        ({"cpu": (64.5, 70.0)}, r"cpu=64\.5 asks"),
+        ({"memory": 10**9}, r"memory=1000000000 asks .* up to 1048576 MiB \(1 TiB\)"),
+        ({"memory": (MOST_MIB + 1, MIB_BESIDE_GPUS)}, "memory=1048577 asks"),
+    ],
+)
+def test_requests_that_no_machine_can_meet_are_refused(
+    requested: dict[str, Any], message: str
+) -> None:
+    app = modal.App("refused")
+    app.function(**requested)(settings.one)
+    with pytest.raises(InvalidError, match=message), app.run():
+        pytest.fail("the app ran")
+    with pytest.raises(InvalidError, match=message):
+        settings.configured.with_options(**requested).remote()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory"),
+    [(MOST_CORES, MOST_MIB), ((0.125, MOST_CORES), (128, MIB_BESIDE_GPUS))],
+)
+def test_the_largest_requests_and_limits_are_accepted(
+    cpu: Any, memory: Any, modal_emulator: Emulator
+) -> None:
+    app = modal.App("accepted")
+    app.function(cpu=cpu, memory=memory)(settings.one)
+    with app.run():
+        found = received(modal_emulator, "one")
+    assert found.cpu == (cpu if isinstance(cpu, tuple) else (cpu, None))
+    assert found.memory_mb == (memory if isinstance(memory, tuple) else (memory, None))
 
 
 def test_with_options_refuses_an_unknown_gpu() -> None:
