@@ -267,7 +267,7 @@ def damages(draw: st.DrawFn) -> tuple[str, str, str]:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damage=damages(), data=st.data())
 def test_no_damage_of_a_file_ends_in_a_traceback(
     three_runs: Path, damage: tuple[str, str, str], data: st.DataObject

@@ -86,19 +86,29 @@ class LeaseKeeper:
     def __init__(
         self, cache_dir: str | Path, run_id: str, holder: str, publish: Callable[[], None]
     ) -> None:
+        self._cache_dir = cache_dir
         self._run_id, self._holder, self._since = run_id, holder, time.time()
-        self._file = _lease_file(find_layout(cache_dir), run_id, holder)
         self._publish = publish
+        self._file: Path | None = None
         self._folders: set[str] = set()
         self._news: queue.SimpleQueue[tuple[str, ...] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="cache-lease")
+        self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
 
     def add(self, folders: Iterable[str]) -> None:
         """Add repositories to the lease; returns at once, and may be called in an audit hook."""
         self._news.put(tuple(folders))
+        with self._starting:
+            if self._thread is None:  # only now: many runs use no model, and some take milliseconds
+                thread = threading.Thread(target=self._keep, daemon=True, name="cache-lease")
+                try:
+                    thread.start()
+                except RuntimeError as e:  # too many threads, or the process ends
+                    logger.warning("other containers are not told which models are used: %s", e)
+                else:
+                    self._thread = thread
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -107,16 +117,19 @@ class LeaseKeeper:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._thread is None:
+            return
         self._news.put(None)
         if isinstance(error, KeyboardInterrupt):
             # the run goes on elsewhere, perhaps already does: its lease is no longer ours
             return
         self._thread.join(_LONGEST_WAIT_S)
-        if self._file is not None and self._folders:
+        if self._file is not None:
             # not published: a run that has ended holds nothing, whoever asks for it is told so
             remove_file(str(self._file))
 
     def _keep(self) -> None:
+        self._file = _lease_file(find_layout(self._cache_dir), self._run_id, self._holder)
         while (folders := self._news.get()) is not None:
             if self._file is None or self._folders.issuperset(folders):
                 continue

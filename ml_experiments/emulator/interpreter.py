@@ -1,6 +1,7 @@
 """The Python that runs the emulator, and its containers with it."""
 
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def folders_of_python(covered: Sequence[str]) -> list[str]:
     Paths in there, as of the base in `pyvenv.cfg`, may lead through links, so both ends are needed.
     """
     prefixes = [Path(sys.prefix), Path(sys.base_prefix), INTERPRETER.resolve().parent.parent]
+    prefixes += [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
     folders = {each for prefix in prefixes for each in (prefix, prefix.resolve())}
     lost = [each for each in folders if any(each.is_relative_to(folder) for folder in covered)]
     # one in another one is there with it

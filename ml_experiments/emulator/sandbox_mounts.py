@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
             enter(plan)
         os.chdir(plan["working_folder"])
         _die_with_the_server()
+        # a server in the background of a script ignores it, and would pass that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(arguments[2], arguments[2:])
     else:
         remount(int(arguments[1]), arguments[2])

@@ -273,7 +273,7 @@ def test_a_connection_that_is_lost_again_and_again_ends_no_run(
 ) -> None:
     connection = CutConnection(modal_emulator.environment["MODAL_SERVER_URL"])
     (tmp_path / "slow_one.py").write_text(
-        "import time\ndef train(config):\n    print('begun', flush=True)\n    time.sleep(25)\n"
+        "import time\ndef train(config):\n    print('begun', flush=True)\n    time.sleep(14)\n"
         "    return 'whole'\n"
     )
     out = tmp_path / "out.txt"
@@ -286,7 +286,7 @@ def test_a_connection_that_is_lost_again_and_again_ends_no_run(
             stderr=file,
         )
     wait_until(lambda: "begun" in out.read_text(), "the run's first line")
-    for _ in range(3):
+    for _ in range(2):
         connection.cut()
         time.sleep(1.2)
         connection.restore()

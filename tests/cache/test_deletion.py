@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import scan_cache_dir, snapshot_download
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub import scan_cache_dir
 
 from ml_experiments.cache import plan_deletion, pull, record_uses, scan
 from ml_experiments.cache.used_revisions import UsedRevision
@@ -475,56 +474,6 @@ def test_only_what_was_confirmed_is_deleted(cache_dir: Path, hub_dir: Path, join
     outcome = delete(cache_dir, only=confirmed)
     assert outcome["names"] == (["org/a", "org/b"] if joins == "another model" else ["org/a"])
     assert "was not in the plan that was confirmed" in outcome["kept"][0]["why"]
-
-
-# what is no revision
-
-
-@pytest.mark.parametrize("has_snapshots", [False, True])
-def test_what_a_failed_download_left_goes_once_it_is_surely_over(
-    cache_dir: Path, hub_dir: Path, has_snapshots: bool
-) -> None:
-    repo = hub_dir / "models--org--failed"
-    for folder in ("blobs", "refs", *(["snapshots"] if has_snapshots else [])):
-        (repo / folder).mkdir(parents=True)
-    (repo / "blobs" / ("0" * 40)).write_bytes(b"a blob that nothing leads to")
-    (repo / "blobs" / f"{'1' * 64}.incomplete").write_bytes(b"half")
-    (repo / "refs" / "main").write_text(A)
-    assert [(i.name, i.file_count) for i in scan(cache_dir).items] == [("org/failed", 0)]
-    assert scan(cache_dir).bytes == 28 + 4 + 40
-    set_age(repo, days=1)
-    (repo / "refs" / "main").touch()
-    outcome = delete(cache_dir)
-    assert outcome["names"] == []
-    assert "its download may be going on" in outcome["kept"][0]["why"]
-    assert [leftover["bytes"] for leftover in outcome["leftovers"]] == [4]
-    set_age(repo, days=1)
-    outcome = delete(cache_dir, keep_latest=True)
-    assert (outcome["names"], outcome["freed_bytes"]) == (["org/failed"], 28 + 40)
-    assert not repo.exists()
-
-
-def test_a_gated_model_that_was_refused_leaves_nothing_that_cannot_be_cleared(
-    cache_dir: Path, hub_dir: Path, hub: HubServer
-) -> None:
-    hub.add_repo("org/refused", {"config.json": b"{}"}, gated=True)
-    with pytest.raises(GatedRepoError):
-        snapshot_download("org/refused", cache_dir=hub_dir, **hub.anonymous)
-    set_age(hub_dir, days=1)
-    assert scan(cache_dir).unrecognised == ()
-    assert delete(cache_dir)["names"] == ["org/refused"]
-    assert not (hub_dir / "models--org--refused").exists()
-
-
-def test_a_link_into_the_shared_store_without_a_revision_stays(
-    cache_dir: Path, hub_dir: Path
-) -> None:
-    repo = write_repo(hub_dir, "org/a", {A: {"m.safetensors": WEIGHTS}})
-    stored = share_blobs(hub_dir, "org--a")
-    shutil.rmtree(repo / "snapshots" / A)
-    set_age(repo, days=1)
-    assert "is damaged" in delete(cache_dir)["kept"][0]["why"]
-    assert stored.exists()
 
 
 def test_the_list_of_files_that_the_library_keeps_goes_with_its_revision(
