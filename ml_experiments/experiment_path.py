@@ -73,6 +73,8 @@ def parse_experiment_path(text: str) -> ExperimentPath:
     location, colon, name = text.rpartition(":")
     if colon and location.endswith(".py"):
         return _in_file(text, Path(location), name)
+    if text.endswith(".py"):
+        raise ExperimentPathError(f"{text!r} names a file only; write {text}:Class")
     if not colon:
         location, _, name = text.rpartition(".")
     parts = [*location.split("."), *name.split(".")]
@@ -128,10 +130,19 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
                 f"{path} has no run() method; an experiment is a class with "
                 "__init__(self, config) and run(self)"
             )
+        _refuse_async(target.run, f"{path}.run()")
         return target
     if inspect.isfunction(target):
+        _refuse_async(target, path)
         return target
     raise ExperimentPathError(f"{path} is a {type(target).__name__}, not a class or a function")
+
+
+def _refuse_async(function: Callable[..., Any], name: str) -> None:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ExperimentPathError(
+            f"{name} is async, and would return before it has run; call asyncio.run() in it"
+        )
 
 
 def path_of(experiment: Callable[..., Any]) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from ml_experiments.files import open_atomically
 # a shorter value would be found inside ordinary words; as a whole value it's still replaced
 _SHORTEST_PART = 6
 _SHORTEST_BASE64 = 8
+_SHORTEST_LINE = 12
 _CHUNK = 1024 * 1024
 
 
@@ -158,6 +159,9 @@ def _forms(value: str) -> Iterator[str]:
         return
     raw = value.encode("utf-8", "surrogateescape")
     yield value
+    # a key in several lines may be printed line by line
+    lines = [line.strip() for line in value.splitlines()]
+    yield from (line for line in lines if len(line) >= _SHORTEST_LINE and line != value)
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
     yield repr(value)[1:-1]

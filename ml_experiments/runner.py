@@ -230,10 +230,12 @@ def resume_run(
 
 
 def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
-    outcome = folder.outcome()
+    outcome, spec = folder.outcome(), folder.read_spec()
     if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
-        raise Error(f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume")
-    spec = folder.read_spec()
+        text = f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume"
+        if outcome.status is not RunStatus.SUCCESS and spec.backend == "modal":
+            text += f". Follow it with: ml-experiments runs attach {outcome.run_id}"
+        raise Error(text)
     if Redactor.MARK in str(spec.config):
         raise Error(
             f"the config of run {spec.run_id} held a secret, which was not recorded; "

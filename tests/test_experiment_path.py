@@ -138,6 +138,18 @@ def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
     assert "NoRun" not in str(caught.value)
 
 
+def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "waits.py").write_text(
+        "async def train(config): ...\n"
+        "class Train:\n    def __init__(self, config): ...\n    async def run(self): ...\n"
+    )
+    with pytest.raises(ExperimentPathError, match=r"write .*waits\.py:Class"):
+        load_experiment(str(tmp_path / "waits.py"))
+    for name in ("train", "Train"):
+        with pytest.raises(ExperimentPathError, match=r"is async.*asyncio\.run"):
+            load_experiment(f"waits.{name}", [str(tmp_path)])
+
+
 def test_a_value_that_is_no_experiment_says_what_it_is() -> None:
     with pytest.raises(ExperimentPathError, match="is a module, not a class"):
         load_experiment("tests.support.experiments.ctypes")

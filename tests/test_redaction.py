@@ -200,3 +200,12 @@ def test_names_of_secrets_are_known(name: str) -> None:
 )
 def test_names_that_models_use_are_not_taken_for_secrets(name: str) -> None:
     assert not is_secret_name(name)
+
+
+def test_the_lines_of_a_secret_are_redacted_one_by_one() -> None:
+    key = "-----BEGIN KEY-----\nMIIEowIBAAKCAQEA7c1f\nq83hTtY0pLm2Vd9w\n-----END KEY-----"
+    redactor = Redactor([key])
+    for line in key.splitlines():
+        assert redactor.redact_text(f"export {line} now") == "export <redacted> now"
+    assert redactor.redact_text(key) == "<redacted>"
+    assert redactor.redact_text("short\nlines") == "short\nlines"

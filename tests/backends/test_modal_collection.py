@@ -16,7 +16,7 @@ import pytest
 
 from ml_experiments.backends.modal_backend import ModalBackend
 from ml_experiments.emulator import Emulator
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runner import attach_run, resume_run, run_experiment, submit_experiment
 from ml_experiments.runs import RunStatus
@@ -80,6 +80,8 @@ def test_a_run_survives_its_client_and_is_collected_later(
     ).stdout
     assert folder.read_manifest()["modal"]["app_url"] in shown
     assert f"ml-experiments runs attach {path.name}" in shown
+    with ModalBackend() as backend, pytest.raises(Error, match=f"runs attach {path.name}"):
+        resume_run(folder, backend=backend)
 
     recorder = Recorder()
     with ModalBackend() as backend:
