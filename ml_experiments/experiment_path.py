@@ -125,12 +125,13 @@ def refuse_while_importing() -> None:
 def check_experiment(target: Any, path: str) -> Callable[..., Any]:
     """Return `target` if it's a class with `run()`, or a function; else say why it isn't."""
     if inspect.isclass(target):
-        if not callable(getattr(target, "run", None)):
+        run = getattr(target, "run", None)
+        if not callable(run):
             raise ExperimentPathError(
                 f"{path} has no run() method; an experiment is a class with "
                 "__init__(self, config) and run(self)"
             )
-        _refuse_async(target.run, f"{path}.run()")
+        _refuse_async(run, f"{path}.run()")
         return target
     if inspect.isfunction(target):
         _refuse_async(target, path)
