@@ -1,9 +1,14 @@
 """What a run costs besides the experiment: 200 trivial runs, warm, with full run folders.
 
-Against submitit's local executor (a process and a pickle a job) and a bare ProcessPoolExecutor
-(no record at all), in the same process, in turn.
+Against submitit's local executor (a process and a pickle a job), a bare ProcessPoolExecutor
+(no record at all), and what the disk takes to write a run folder's files, without any run; in the
+same process, in turn.
 
     python benchmarks/local_dispatch.py
+
+The disk's part varies: ext4 passes over the files that were deleted in the last five minutes,
+such as those of the last benchmark, one by one, whenever it makes a new one. TMPDIR=/dev/shm
+leaves the disk out.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import Any
 import submitit
 
 from ml_experiments import LocalBackend, run_experiment
+from ml_experiments.files import open_atomically
 
 
 def trivial(config: dict[str, Any]) -> int:
@@ -47,6 +53,23 @@ def with_submitit(runs: int, folder: Path) -> list[float]:
     return costs[1:]
 
 
+def files_alone(runs: int, folder: Path, like: Path) -> list[float]:
+    """Write the files of one run again and again, as they are written there, fsync included."""
+    contents = {file.name: file.read_bytes() for file in like.iterdir()}
+    costs = []
+    for x in range(-1, runs):
+        started = time.perf_counter()
+        run = folder / str(x)
+        run.mkdir(parents=True)
+        for name in ("log.txt", "spec.json", "manifest.json"):
+            (run / name).write_bytes(contents[name])
+        for name in ("manifest.json", "result.json"):
+            with open_atomically(run / name, durable=name == "result.json") as file:
+                file.write(contents[name])
+        costs.append(time.perf_counter() - started)
+    return costs[1:]
+
+
 def with_process_pool(runs: int) -> list[float]:
     costs = []
     with ProcessPoolExecutor(1) as pool:
@@ -64,18 +87,21 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("submitit").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
+        ours = with_ours(arguments.runs, Path(scratch) / "ours")
+        one_run = next((Path(scratch) / "ours").glob("2*"))
         costs = {
-            "ml_experiments": with_ours(arguments.runs, Path(scratch) / "ours"),
+            "ml_experiments": ours,
+            "its files alone": files_alone(arguments.runs, Path(scratch) / "files", one_run),
             "submitit local": with_submitit(arguments.submitit_runs, Path(scratch) / "submitit"),
             "process pool": with_process_pool(arguments.runs),
         }
-    ours = statistics.median(costs["ml_experiments"])
+    our_median = statistics.median(ours)
     print(f"{'executor':<16} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
     for name, values in costs.items():
         median, p95 = statistics.median(values), statistics.quantiles(values, n=20)[-1]
         print(
             f"{name:<16} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
-            f"{median / ours:>11.2f}"
+            f"{median / our_median:>11.2f}"
         )
 
 

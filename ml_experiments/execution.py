@@ -125,6 +125,11 @@ def execute_run(
         return attempt.finish(time.perf_counter() - started)
 
 
+def about_this_process() -> dict[str, Any]:
+    """Return what a manifest says of the process, and its machine, that executes the run."""
+    return {"process": this_process(), "environment": _environment()}
+
+
 @dataclass
 class _Attempt:
     """One try at a run, and what it has come to so far."""
@@ -139,6 +144,7 @@ class _Attempt:
     error: RunError | None = None
     results: Any = None
     timings: dict[str, float] = field(default_factory=dict)
+    metrics_file: TextIO | None = None  # open once something is logged
     kept_models: tuple[UsedRevision, ...] = ()  # loaded by the setup() of an earlier run
 
     def __post_init__(self) -> None:
@@ -149,12 +155,10 @@ class _Attempt:
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
-        manifest = {
-            **self.folder.read_manifest(),
-            "process": this_process(),
-            "environment": _environment(),
-        }
-        self.folder.write_manifest(manifest, self.redactor)
+        known = self.folder.read_manifest()
+        manifest = {**known, **about_this_process()}
+        if manifest != known:
+            self.folder.write_manifest(manifest, self.redactor)
 
     def execute(self) -> None:
         """Run the experiment and keep what it returns."""
@@ -274,29 +278,32 @@ class _Attempt:
     @contextmanager
     def context(self) -> Iterator[None]:
         """Make `current_run()` answer while the experiment runs."""
-        with self.folder.open_metrics() as metrics_file:
-            context = RunContext(
-                run_id=self.spec.run_id,
-                output_dir=self.folder.artifacts_dir,
-                checkpoint_dir=self.folder.checkpoint_dir,
-                seed=self.spec.seed,
-                _log=functools.partial(self._log, metrics_file),
-                _progress=self._progress,
-            )
-            experiment_module.set_current_run(context)
-            try:
-                yield
-            finally:
-                experiment_module.set_current_run(None)
+        context = RunContext(
+            run_id=self.spec.run_id,
+            seed=self.spec.seed,
+            _output_dir=self.folder.artifacts_dir,
+            _checkpoint_dir=self.folder.checkpoint_dir,
+            _log=self._log,
+            _progress=self._progress,
+        )
+        experiment_module.set_current_run(context)
+        try:
+            yield
+        finally:
+            experiment_module.set_current_run(None)
+            if self.metrics_file is not None:
+                self.metrics_file.close()
 
-    def _log(self, file: TextIO, metrics: Mapping[str, Any], step: int | None) -> None:
+    def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         place = "metrics" if step is None else f"metrics/{step}"
         encoded, problems = self._encode(dict(metrics), place)
         if problems:
             raise UnportableResultError(problems)
         entry = {"step": step, "time": time.time(), "metrics": encoded}
         entry = self.redactor.redact_json(entry)
-        file.write(json.dumps(entry, allow_nan=False) + "\n")
+        if self.metrics_file is None:
+            self.metrics_file = self.folder.open_metrics()
+        self.metrics_file.write(json.dumps(entry, allow_nan=False) + "\n")
         self.emit({"event": "metrics", "step": step, "metrics": entry["metrics"]})
 
     def _progress(self, done: float, total: float | None, text: str) -> None:

@@ -56,11 +56,23 @@ class RunContext:
     """
 
     run_id: str
-    output_dir: Path
-    checkpoint_dir: Path
     seed: int
+    _output_dir: Path
+    _checkpoint_dir: Path
     _log: Callable[[Mapping[str, Any], int | None], None]
     _progress: Callable[[float, float | None, str], None]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where files become the run's artifacts; made when it's first asked for."""
+        self._output_dir.mkdir(exist_ok=True)
+        return self._output_dir
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where state survives retries of this run; made when it's first asked for."""
+        self._checkpoint_dir.mkdir(exist_ok=True)
+        return self._checkpoint_dir
 
     @property
     def device(self) -> str:

@@ -248,6 +248,10 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
     missing = error.name or ""
     if missing and (parsed.module == missing or parsed.module.startswith(f"{missing}.")):
         parent, _, last = missing.rpartition(".")
+        outer = getattr(sys.modules.get(parent), last, None)
+        if inspect.isclass(outer):  # a class that is nested in it, after a dot
+            nested = f"{parsed.module.removeprefix(parent)[1:]}.{parsed.name}"
+            return f"{missing!r} is a class, not a module; write {parent}:{nested}"
         return (
             f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
             f"in {parent or 'the current folder and the installed packages'}"
@@ -255,7 +259,11 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
     needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
     if "." in missing:  # what holds it is there, or another package of its namespace
         return f"{needs}; install the package that has it"
-    return f"{needs}; install it with: pip install {pip_name(missing)}"
+    name = pip_name(missing)
+    return (
+        f"{needs}; install it with: pip install {name} (or, for a run on Modal, import it inside "
+        f"run() and give --pip {name})"
+    )
 
 
 def _siblings(package: str) -> list[str]:

@@ -73,7 +73,8 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
     if kind is ErrorKind.CUDA_OOM:
         return f"{_larger_gpu(spec)}lower batch_size or the image size, or quantize (int8)"
     if kind is ErrorKind.HOST_OOM:
-        return "lower batch_size or the amount of data held in memory, or ask for more memory"
+        more = "ask for more: --memory GIB" if spec.backend == "modal" else "use a larger machine"
+        return f"lower batch_size or the amount of data held in memory, or {more}"
     if kind is ErrorKind.TIMEOUT:
         given = f"it is {spec.timeout_s:g} s now" if spec.timeout_s else "none is set"
         return (
@@ -85,11 +86,11 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
         missing = next((e.name for e in _chain(error) if isinstance(e, ModuleNotFoundError)), None)
         if isinstance(error, ExperimentPathError):
             missing = error.missing_module
-        add = "add it with --pip" if spec.backend == "modal" else "pip install"
         if missing and "." in missing:  # its package is there, or another of its namespace
-            return f"nothing that is installed has {missing}; {add} NAME, if it is a package's"
+            add = _add_package("NAME", spec)
+            return f"nothing that is installed has {missing}; if it is a package's, {add}"
         if missing:
-            return f"{add} {pip_name(missing)}"
+            return _add_package(pip_name(missing), spec)
     if kind is ErrorKind.AUTH:
         return "accept the model's terms on its page and set HF_TOKEN to a token that may read it"
     if kind is ErrorKind.INFRASTRUCTURE and _is_disk_full(error):
@@ -100,6 +101,18 @@ def hint_for(kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str
             "put both in a folder with an __init__.py, or the data on a volume"
         )
     return ""
+
+
+def _add_package(name: str, spec: RunSpec) -> str:
+    if spec.backend != "modal":
+        return f"pip install {name}"
+    add = f"add it with --pip {name}"
+    if os.environ.get("MODAL_REGION") == "emulator":
+        add = f"the emulator has this machine's packages: pip install {name}; on Modal, {add}"
+    return (
+        f"{add}. A module of your own is sent along where an import statement names it, not where "
+        "its name is computed"
+    )
 
 
 def _kind_of_one(error: BaseException) -> ErrorKind | None:

@@ -18,7 +18,7 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Args:
         path: The file.
-        durable: Whether the content has to outlive a power cut too (fsync).
+        durable: Whether file and name have to outlive a power cut too (fsync).
 
     Raises:
         OSError: If it can't be written; the old file is then untouched.
@@ -31,9 +31,20 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

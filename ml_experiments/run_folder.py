@@ -4,8 +4,8 @@ runs/<run_id>/
   spec.json         what was asked for, secrets left out
   manifest.json     code, environment, machine, process
   log.txt           all that the experiment printed
-  metrics.jsonl     one line per `log()` call
   result.json       the outcome; there once the run has ended
+  metrics.jsonl     one line per `log()` call   (this and the next, once the run uses them)
   artifacts/        files that the run left
   checkpoints/      state from which the same run resumes
 """
@@ -69,8 +69,6 @@ class RunFolder:
         try:
             temporary.mkdir(parents=True)
             draft = cls(temporary)
-            draft.artifacts_dir.mkdir()
-            draft.checkpoint_dir.mkdir()
             draft.log_file.touch()
             for file, data in (("spec.json", spec.to_dict()), ("manifest.json", manifest)):
                 text = json.dumps(redactor.redact_json(data), indent=2, allow_nan=False)
@@ -80,7 +78,7 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunFolderError(
                 f"the run folder {folder.path} can't be written: {e.strerror}; "
-                "set ML_EXPERIMENTS_RUNS_DIR to another place"
+                "choose another place with runs_dir or ML_EXPERIMENTS_RUNS_DIR"
             ) from e
         return folder
 

@@ -42,7 +42,11 @@ def full_disk(
         ("modal", "skimage", "add it with --pip scikit-image"),
         ("local", "skimage", "pip install scikit-image"),
         # `google` is there, and no package is called google
-        ("modal", "google.cloud", "nothing that is installed has google.cloud; add it with --pip"),
+        (
+            "modal",
+            "google.cloud",
+            "nothing that is installed has google.cloud; if it is a package's, ",
+        ),
     ],
 )
 def test_a_missing_module_is_installed_by_its_package(backend: str, module: str, hint: str) -> None:

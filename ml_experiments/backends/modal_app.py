@@ -21,7 +21,7 @@ from ml_experiments.backends.modal_output import ContainerOutput
 from ml_experiments.backends.modal_secrets import attached_values
 from ml_experiments.cache import OPERATIONS, Lease, LeaseKeeper, sweep_leases
 from ml_experiments.errors import RunFolderError
-from ml_experiments.execution import WarmExperiment, execute_run
+from ml_experiments.execution import WarmExperiment, about_this_process, execute_run
 from ml_experiments.failures import describe_failure
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
@@ -214,7 +214,7 @@ def _container_output() -> ContainerOutput:
 def _open_folder(spec: RunSpec, manifest: dict[str, Any], redactor: Redactor) -> RunFolder:
     folder = RunFolder(runs_dir() / spec.run_id)
     if not folder.path.is_dir():
-        return RunFolder.create(runs_dir(), spec, manifest, redactor)
+        return RunFolder.create(runs_dir(), spec, {**manifest, **about_this_process()}, redactor)
     if folder.read_manifest()["submission"] != manifest["submission"]:
         # the user resumes the run: its checkpoints count, its old result doesn't
         folder.result_file.unlink(missing_ok=True)

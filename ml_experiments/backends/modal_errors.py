@@ -15,7 +15,7 @@ from ml_experiments.errors import AuthError, BackendError, Error
 
 ANSWER_LIMIT_S = 15.0
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-LOCAL_ALTERNATIVE = "or run on this machine: --backend local"
+LOCAL_ALTERNATIVE = 'or run on this machine: --backend local, or in Python backend="local"'
 
 
 @contextlib.contextmanager
@@ -34,7 +34,10 @@ def platform_errors(action: str) -> Iterator[None]:
     except Error:
         raise
     except (modal.exception.Error, grpclib.GRPCError, OSError, RuntimeError) as e:
-        raise describe_platform_error(e, action) from e
+        described = describe_platform_error(e, action)
+        if isinstance(described, AuthError):
+            raise described from None  # says all; how Modal's client came to it helps nobody
+        raise described from e
 
 
 def require_access() -> None:
@@ -90,8 +93,8 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
             )
         case modal.exception.ImageBuildError():
             return BackendError(
-                f"the image could not be built: {text}; the build log above has the cause. Check "
-                "the names and versions of --pip and requirements"
+                f"the image could not be built: {text}; the build log, above or on Modal's "
+                "dashboard, has the cause. Check the names and versions of --pip and requirements"
             )
         case modal.exception.PermissionDeniedError():
             return BackendError(

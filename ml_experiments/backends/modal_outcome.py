@@ -37,7 +37,7 @@ def describe_lost_call(error: BaseException, spec: RunSpec) -> RunError:
                 ErrorKind.HOST_OOM,
                 type(error).__name__,
                 text,
-                hint=f"{hint_for(ErrorKind.HOST_OOM, None, spec)}: --memory GIB",
+                hint=f"if memory was the cause, {hint_for(ErrorKind.HOST_OOM, None, spec)}",
             )
         case _:
             return RunError(

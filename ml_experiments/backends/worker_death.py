@@ -22,7 +22,10 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str) -> RunError:
     if name == "SIGKILL":
         text = "the worker process was killed, most often by the system for lack of memory"
         return RunError(
-            ErrorKind.HOST_OOM, name, text, hint=hint_for(ErrorKind.HOST_OOM, None, spec)
+            ErrorKind.HOST_OOM,
+            name,
+            text,
+            hint=f"if memory was the cause, {hint_for(ErrorKind.HOST_OOM, None, spec)}",
         )
     text = f"the experiment crashed its process with {name}"
     hint = "a native library crashed; the traceback shows the Python line that called it"

@@ -26,7 +26,7 @@ class Duration(click.ParamType[float]):
             parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
             seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
         else:
-            self.fail(f"{value!r} is not a duration; write 90, 45s, 30m, 2h or 1h30m", param, ctx)
+            self.fail(f"{value!r} is not a duration; write 90, 45s, 30m, 1h30m or 7d", param, ctx)
         if seconds <= 0:
             self.fail(f"{value!r} must be above 0", param, ctx)
         return seconds

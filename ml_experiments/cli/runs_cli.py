@@ -159,7 +159,7 @@ def _print_table(rows: list[RunRow]) -> None:
     colours = {"success": "green", "error": "red", "cancelled": "yellow"}
     for row in rows:
         if row.problem:
-            table.add_row(escape(row.run_id), "[red]unreadable[/red]", "", escape(row.problem))
+            table.add_row(escape(row.run_id), "[red]unreadable[/red]")
             continue
         colour = colours.get(row.status or "", "cyan")
         table.add_row(
@@ -171,3 +171,6 @@ def _print_table(rows: list[RunRow]) -> None:
             escape(row.gpu or row.backend or ""),
         )
     Console().print(table)
+    for row in rows:
+        if row.problem:  # below, for a path would take the columns' room
+            click.echo(f"unreadable: {row.problem}")

@@ -71,9 +71,8 @@ class OverlayChanges:
     ) -> None:
         self._upper = upper
         self._lower = lower
-        self._committed = committed
         self._memory = memory
-        self._found = ChangeSet()
+        self._found = ChangeSet(committed)
 
     def read(self) -> ChangeSet:
         """Return the changes since the commit that `committed` is from."""
@@ -82,9 +81,9 @@ class OverlayChanges:
             state = self._memory.read(upper, os.lstat(upper))
         except FileNotFoundError:
             # the container isn't up yet, or has ended: that deletes nothing
-            return ChangeSet(signatures=self._committed)
+            return self._found
         self._read_folder(upper, state.names, "", "", again=False)
-        self._found.delete_gone(self._committed)
+        self._found.delete_gone()
         return self._found
 
     def _read_folder(
@@ -110,7 +109,7 @@ class OverlayChanges:
             below = None if shown is None else shown + name
             if stat.S_ISDIR(status.st_mode):
                 self._read_subfolder(source, path, below, status, again=again)
-            elif self._is_new(path, signature_of(status), again=again):
+            elif self._found.is_new(path, signature_of(status), again=again):
                 if below == path:
                     self._delete_hidden(path)
                 deleted = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
@@ -132,9 +131,9 @@ class OverlayChanges:
             shown = (redirect if redirect[0] == "/" else f"{beside}/{redirect}").lstrip("/")
         # The attributes tell folders apart whose inode has the same number.
         signature = (*signature_of(status), opaque, redirect)
-        if self._is_new(path, signature, again=again):
+        if self._found.is_new(path, signature, again=again):
             self._found.changes.append(MakeFolder(path, stat.S_IMODE(status.st_mode)))
-            before = self._committed.get(path, ())
+            before = self._found.committed.get(path, ())
             # what a folder hides is deleted once, with its topmost folder
             if below == path != shown and before[-2:] != (opaque, redirect):
                 again = self._delete_hidden(path) or again
@@ -147,14 +146,10 @@ class OverlayChanges:
             if entry.name in but:
                 continue
             path, status = prefix + entry.name, entry.stat(follow_symlinks=False)
-            if self._is_new(path, ("moved", *signature_of(status)), again=again):
+            if self._found.is_new(path, ("moved", *signature_of(status)), again=again):
                 self._found.changes.append(change_to(path, Path(entry.path), status))
             if stat.S_ISDIR(status.st_mode):
                 self._read_moved(Path(entry.path), path + "/", (), again=again)
-
-    def _is_new(self, path: str, signature: Signature, *, again: bool) -> bool:
-        self._found.signatures[path] = signature
-        return again or self._committed.get(path) != signature
 
     def _delete_hidden(self, path: str) -> bool:
         """Delete what this container could see below a folder, and nothing that others added."""

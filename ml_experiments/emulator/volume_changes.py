@@ -38,15 +38,42 @@ Change = Write | MakeFolder | Delete
 
 @dataclass
 class ChangeSet:
-    """Changes in the order of their application, and the state that they lead to."""
+    """Changes since a commit, in the order of their application.
 
+    Attributes:
+        committed: What was there at the commit.
+    """
+
+    committed: dict[str, Signature]
     changes: list[Change] = field(default_factory=list)
-    signatures: dict[str, Signature] = field(default_factory=dict)
+    _fresh: dict[str, Signature] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
+    _gone: list[str] = field(default_factory=list)
 
-    def delete_gone(self, committed: dict[str, Signature]) -> None:
+    def is_new(self, path: str, signature: Signature, *, again: bool = False) -> bool:
+        """Take note of what is at a path now; return whether the commit had it otherwise.
+
+        Args:
+            path: the path in the volume.
+            signature: what is there.
+            again: whether to say yes though the commit had it.
+        """
+        self._seen.add(path)
+        if not again and self.committed.get(path) == signature:
+            return False
+        self._fresh[path] = signature
+        return True
+
+    def delete_gone(self) -> None:
         """Delete first of all what was committed and isn't there any more."""
-        gone = [path for path in committed if path not in self.signatures]
-        self.changes[:0] = [Delete(path) for path in sorted(gone, reverse=True)]
+        self._gone = sorted(self.committed.keys() - self._seen, reverse=True)
+        self.changes[:0] = [Delete(path) for path in self._gone]
+
+    def settle(self) -> None:
+        """Bring `committed` up to date; the changes have been applied."""
+        self.committed.update(self._fresh)
+        for path in self._gone:
+            del self.committed[path]
 
 
 def signature_of(status: os.stat_result) -> Signature:
@@ -59,17 +86,16 @@ def signature_of(status: os.stat_result) -> Signature:
 
 def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
     """Compare a plain copy with the signatures of its last commit."""
-    found = ChangeSet()
+    found = ChangeSet(committed)
     for path, entry in walk(view):
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             # the container deletes while we look: what was committed of it goes, too
             continue
-        found.signatures[path] = signature_of(status)
-        if committed.get(path) != found.signatures[path]:
+        if found.is_new(path, signature_of(status)):
             found.changes.append(change_to(path, Path(entry.path), status))
-    found.delete_gone(committed)
+    found.delete_gone()
     return found
 
 

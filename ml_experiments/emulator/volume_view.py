@@ -60,7 +60,7 @@ class VolumeView(ABC):
                 return
             found = self._changes()
             self._folder.apply(found.changes, self._below)
-            self._committed = found.signatures
+            found.settle()
 
     @abstractmethod
     def reload(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ENDS = "tests.support.experiments:Ends"
 FIT = "tests.support.experiments:Fit"
 PLAIN = "tests.support.experiments.Plain"
@@ -269,8 +271,15 @@ def test_runs_list_and_show(runs_dir: Path) -> None:
     newest = json.loads(call("runs", "list", "--json", "--limit", "1").stdout)
     assert newest == listed[:1]
     assert "1 older ones: --limit 0" in call("runs", "list", "--limit", "1").stdout
-    table = call("runs", "list").stdout
-    assert run_id in table
+    damaged = runs_dir / "99990101-000000-000abcd"
+    damaged.mkdir()
+    narrow = {**os.environ, "COLUMNS": "79"}
+    table = call("runs", "list", env=narrow).stdout.splitlines()
+    assert table[1].split() == [damaged.name, "unreadable"]
+    assert table[-1] == f"unreadable: {damaged / 'spec.json'} is missing"
+    (whole,) = (line for line in table if run_id in line)
+    assert whole.split()[0::3] == [run_id, "Fit"]
+    damaged.rmdir()
     shown = json.loads(call("runs", "show", run_id[:-1], "--json").stdout)
     assert shown["run_id"] == run_id
     assert [entry["step"] for entry in shown["metrics"]] == [0, 1, 2]
@@ -283,6 +292,7 @@ def test_runs_list_and_show(runs_dir: Path) -> None:
 def test_runs_resume_goes_on_from_the_checkpoint() -> None:
     died = call("run", "tests.support.experiments:Counts")
     assert died.returncode == 1
+    assert "if memory was the cause, lower batch_size" in died.stdout
     resumed = call("runs", "resume", "last", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["results"] == {"first": 5, "until": 10}

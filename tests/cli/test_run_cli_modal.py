@@ -137,4 +137,7 @@ def test_a_package_that_only_the_container_misses_is_added_with_pip(
     (tmp_path / "mine.py").write_text("def train(config): __import__('absent_' + 'package')\n")
     done = run("--gpu", "l4")
     assert done.returncode == 1, done.stderr
-    assert "add it with --pip absent_package" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert "the emulator has this machine's packages: pip install absent_package" in told
+    assert "add it with --pip absent_package" in told
+    assert "A module of your own is sent along where an import statement names it" in told

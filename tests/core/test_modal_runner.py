@@ -227,7 +227,8 @@ def test_without_a_token_nothing_else_is_looked_at(tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"{AuthError.__module__}.AuthError")
     assert "modal token new" in last
-    assert "--backend local" in last
+    assert '--backend local, or in Python backend="local"' in last
+    assert done.stderr.count("Traceback") == 1  # not of Modal's client, too
 
 
 @slow

@@ -8,12 +8,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ml_experiments import run_experiment
 from ml_experiments.emulator import Emulator
-from tests.support.experiments import Fit
+from tests.support.experiments import Counts, Fit, Plain
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -110,10 +111,15 @@ def test_every_program_runs(folder: Path, environment: dict[str, str]) -> None:
 
 def test_the_tree_of_a_run_folder_is_what_a_run_leaves() -> None:
     named = tree("runs/")[1:]
-    result = run_experiment(Fit)
-    assert result.run_dir is not None
-    left = [f"{p.name}/" if p.is_dir() else p.name for p in result.run_dir.iterdir()]
-    assert sorted(named) == sorted(left)
+    assert names_left_by(Plain, {}) == set(named[:4])
+    assert names_left_by(Fit, {}) == set(named) - {"checkpoints/"}
+    assert names_left_by(Counts, {"until": 1}) == {*named[:4], "checkpoints/"}
+
+
+def names_left_by(experiment: type, config: dict[str, Any]) -> set[str]:
+    folder = run_experiment(experiment, config).raise_for_error().run_dir
+    assert folder is not None
+    return {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
 
 
 def test_the_tree_of_the_project_is_what_is_there() -> None:

@@ -28,6 +28,8 @@ from tests.support.pictures import (
     pixels,
 )
 
+pytestmark = pytest.mark.slow
+
 CLASS_PATH = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
 
 
@@ -48,7 +50,6 @@ class Listener(Observer):
             self.metrics_logged.append((step, metrics))
 
 
-@pytest.mark.slow
 def test_first_run_needs_only_a_prompt_and_says_nothing_on_the_terminal() -> None:
     config = {"prompt": PROMPT, "num_images": 8}
     result = run_experiment(CLASS_PATH, config, seed=1).raise_for_error()
@@ -88,7 +89,6 @@ def test_a_picture_is_the_same_at_every_batch_size(warm_backend: LocalBackend) -
         assert difference(alone, together) <= 1
 
 
-@pytest.mark.slow
 def test_a_run_repeated_in_another_worker_draws_identical_pictures(
     warm_backend: LocalBackend,
 ) -> None:

@@ -15,6 +15,8 @@ from ml_experiments.tasks.tiny_digits import model_dir
 from tests.support.hub_server import HubRepo, HubServer
 from tests.support.pictures import LimitedDownload, difference, draw, make_lora, pixels, refusals
 
+pytestmark = pytest.mark.slow
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VARIANTS = {
     "unet/diffusion_pytorch_model": "unet/diffusion_pytorch_model.ema",
@@ -155,7 +157,6 @@ def test_what_the_hub_does_not_have_is_named(
         assert text in answer
 
 
-@pytest.mark.slow
 def test_gated_model_needs_a_token_that_may_read_it(
     hub_backend: LocalBackend,
     hub: HubServer,
@@ -181,7 +182,6 @@ def test_gated_model_needs_a_token_that_may_read_it(
             assert answer.startswith(outcome), answer
 
 
-@pytest.mark.slow
 def test_broken_connection_and_full_disk_say_what_to_do(
     hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +203,6 @@ def test_broken_connection_and_full_disk_say_what_to_do(
         draw(backend, model_name="org/digits").raise_for_error()
 
 
-@pytest.mark.slow
 def test_without_a_network_the_cache_is_enough_and_a_miss_is_explained(
     hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

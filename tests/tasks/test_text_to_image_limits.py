@@ -14,6 +14,8 @@ from tests.support.pictures import (
     pixels,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_auto_batch_size_halves_until_it_fits_and_says_so(warm_backend: LocalBackend) -> None:
     result = draw(warm_backend, FailsInNetwork, num_images=11, most_pictures=3)
@@ -26,7 +28,6 @@ def test_auto_batch_size_halves_until_it_fits_and_says_so(warm_backend: LocalBac
     assert difference(pixels(result), pixels(draw(warm_backend, num_images=11))) <= 1
 
 
-@pytest.mark.slow
 def test_running_out_of_host_memory_halves_too(warm_backend: LocalBackend) -> None:
     large = {"num_images": 32, "height": 128, "width": 128, "num_inference_steps": 1}
     with LocalBackend() as backend:  # in whose memory no other test has left room
