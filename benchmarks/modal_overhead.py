@@ -126,7 +126,7 @@ def main(inputs: int, body_s: list[float]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=200)
-    parser.add_argument("--body-s", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.5])
+    parser.add_argument("--body-s", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2])
     arguments = parser.parse_args()
     with Emulator() as emulator:
         os.environ.update(emulator.environment)  # before the process's first Modal client

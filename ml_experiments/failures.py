@@ -23,6 +23,7 @@ from ml_experiments.errors import (
 from ml_experiments.experiment_path import pip_name
 from ml_experiments.gpus import next_larger, parse_gpu
 from ml_experiments.runs import ErrorKind, RunError, RunSpec
+from ml_experiments.settings import is_emulated
 
 LONGEST_TRACEBACK = 64 * 1024
 LONGEST_MESSAGE = 16 * 1024
@@ -107,7 +108,7 @@ def _add_package(name: str, spec: RunSpec) -> str:
     if spec.backend != "modal":
         return f"pip install {name}"
     add = f"add it with --pip {name}"
-    if os.environ.get("MODAL_REGION") == "emulator":
+    if is_emulated():
         add = f"the emulator has this machine's packages: pip install {name}; on Modal, {add}"
     return (
         f"{add}. A module of your own is sent along where an import statement names it, not where "

@@ -118,3 +118,11 @@ class GuardedObserver(Observer):
                     spec.run_id,
                 )
             self._is_muted = True
+
+
+_PRINT_LOGS = PrintLogs()  # one for all runs of this process, so that it knows how many are live
+
+
+def guarded(observer: Observer | None) -> Observer:
+    """Return what hears one run: the given observer or, without one, a printer; and a guard."""
+    return GuardedObserver(observer or _PRINT_LOGS)

@@ -12,10 +12,9 @@ from typing import Any, TypedDict, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, Observer, RunHandle
-from ml_experiments.backends.run_lock import RunLock
 from ml_experiments.code_memory import CodeMemory
 from ml_experiments.config import config_for, secret_config_values, validate_config
-from ml_experiments.errors import ConfigError, Error
+from ml_experiments.errors import ConfigError
 from ml_experiments.experiment import Experiment
 from ml_experiments.experiment_path import (
     load_experiment,
@@ -24,17 +23,16 @@ from ml_experiments.experiment_path import (
     refuse_while_importing,
 )
 from ml_experiments.hub_models import hub_models
-from ml_experiments.observers import GuardedObserver, PrintLogs
+from ml_experiments.observers import guarded
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder, this_process
-from ml_experiments.runs import PreparedRun, RunResult, RunSpec, RunStatus, new_run_id
+from ml_experiments.runs import PreparedRun, RunResult, RunSpec, new_run_id
 from ml_experiments.settings import runs_dir as default_runs_dir
 from ml_experiments.settings import secret_values
 
 _DRAWN_SEEDS = 2**31
 _LARGEST_SEED = 2**63 - 1  # what torch takes
 _CODE = CodeMemory()
-_PRINT_LOGS = PrintLogs()  # one for all runs of this process, so that it knows how many are live
 
 
 class RunOptions(TypedDict, total=False):
@@ -165,7 +163,7 @@ def prefetch_models(
     target = load_experiment(spec.experiment, spec.import_paths)
     models = hub_models(target, config_for(target, spec.config), spec.config)
     for model in models:
-        backend.prefetch(model, _guard(observer), spec)
+        backend.prefetch(model, guarded(observer), spec)
     return models
 
 
@@ -188,7 +186,7 @@ def submit_run(
     # absolute: the experiment may change the working folder
     place = (runs_dir or default_runs_dir()).expanduser().resolve()
     folder = RunFolder.create(place, spec, manifest, redactor)
-    return backend.submit(prepared, folder, _guard(observer))
+    return backend.submit(prepared, folder, guarded(observer))
 
 
 def wait_for(handle: RunHandle) -> RunResult:
@@ -207,85 +205,6 @@ def wait_for(handle: RunHandle) -> RunResult:
             handle.cancel(at_once=True)
             handle.result()
         raise
-
-
-def resume_run(
-    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
-) -> RunHandle:
-    """Run a run again that did not succeed, in its own folder, from its checkpoints.
-
-    Raises:
-        Error: If it succeeded, is still going on, or its record had secrets taken out.
-    """
-    folder = RunFolder(folder.path.expanduser().resolve())
-    lock = RunLock.take(folder)
-    try:
-        spec = _check_resumable(folder, backend)
-        handle = _submit_again(spec, folder, backend, _guard(observer))
-    except BaseException:
-        lock.release()
-        raise
-    handle.when_ended(lock.release)
-    return handle
-
-
-def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
-    outcome, spec = folder.outcome(), folder.read_spec()
-    if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
-        text = f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume"
-        if outcome.status is not RunStatus.SUCCESS and spec.backend == "modal":
-            text += f". Follow it with: ml-experiments runs attach {outcome.run_id}"
-        raise Error(text)
-    if Redactor.MARK in str(spec.config):
-        raise Error(
-            f"the config of run {spec.run_id} held a secret, which was not recorded; "
-            "start a new run with it"
-        )
-    if spec.backend != backend.name:
-        raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
-    return backend.check(spec)
-
-
-def _submit_again(
-    spec: RunSpec, folder: RunFolder, backend: Backend, observer: Observer
-) -> RunHandle:
-    """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
-    secrets = secret_values()
-    redactor = Redactor(secrets)
-    manifest = folder.read_manifest()
-    # where the attempt before executed says nothing about this one
-    kept = {name: fact for name, fact in manifest.items() if name not in ("process", "modal")}
-    result_before = folder.path / ".result-before.json"
-    if folder.result_file.exists():
-        folder.result_file.rename(result_before)
-    try:
-        folder.write_manifest({**kept, "client": this_process()}, redactor)
-        handle = backend.submit(PreparedRun(spec, secrets), folder, observer)
-    except BaseException:
-        if result_before.exists() and not folder.result_file.exists():
-            result_before.rename(folder.result_file)
-        folder.write_manifest(manifest, redactor)
-        raise
-    result_before.unlink(missing_ok=True)
-    return handle
-
-
-def attach_run(
-    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
-) -> RunHandle:
-    """Take up a run again that has outlived the client that submitted it.
-
-    Raises:
-        Error: If it has ended already, or the backend's runs end with their client.
-    """
-    outcome = folder.outcome()
-    if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
-        raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
-    return backend.attach(folder, _guard(observer))
-
-
-def _guard(observer: Observer | None) -> Observer:
-    return GuardedObserver(observer or _PRINT_LOGS)
 
 
 def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:

@@ -86,6 +86,11 @@ def git_environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
 
 
+def is_emulated() -> bool:
+    """Return whether this process is in a container of the local Modal server."""
+    return os.environ.get("MODAL_REGION") == "emulator"
+
+
 def whole_environment() -> dict[str, str]:
     """Return all variables; a Modal container's are its image's, and the values of its secrets."""
     return dict(os.environ)

@@ -17,10 +17,10 @@ PACKAGE = Path(ml_experiments.__file__).parent
 # each layer may import from itself and from those below it
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "core", "__main__"),
-    ("runner", "doctor", "observers"),
-    ("backends", "run_registry"),
+    ("runner", "resuming", "doctor"),
+    ("backends", "run_registry", "observers"),
     ("preflight", "gpu_image"),
-    ("execution", "cache"),
+    ("execution", "warm_experiment", "cache"),
     ("failures", "run_folder", "seeding", "resource_use", "interruptions", "config"),
     ("experiment", "experiment_path", "provenance", "code_memory", "runs", "hub_models"),
     ("results", "redaction", "gpus", "pricing", "code_state", "log_relay"),

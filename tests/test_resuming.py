@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from ml_experiments import Error, LocalBackend, run_experiment
+from ml_experiments.resuming import resume_run
 from ml_experiments.run_folder import RunFolder
-from ml_experiments.runner import resume_run
 from ml_experiments.runs import RunStatus
 from tests.support.waiting import wait_until
 

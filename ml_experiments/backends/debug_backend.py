@@ -10,10 +10,11 @@ from typing import Any, ClassVar, TextIO
 from ml_experiments.backends.base import Backend, Observer, RunHandle
 from ml_experiments.backends.local_backend import refuse_gpu
 from ml_experiments.backends.local_logs import redact_log
-from ml_experiments.execution import WarmExperiment, execute_run
+from ml_experiments.execution import execute_run
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import PreparedRun, RunResult, RunSpec
+from ml_experiments.warm_experiment import WarmExperiment
 
 
 class DebugBackend(Backend):

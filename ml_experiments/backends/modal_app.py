@@ -21,12 +21,13 @@ from ml_experiments.backends.modal_output import ContainerOutput
 from ml_experiments.backends.modal_secrets import attached_values
 from ml_experiments.cache import OPERATIONS, Lease, LeaseKeeper, sweep_leases
 from ml_experiments.errors import RunFolderError
-from ml_experiments.execution import WarmExperiment, about_this_process, execute_run
+from ml_experiments.execution import about_this_process, execute_run
 from ml_experiments.failures import describe_failure
 from ml_experiments.redaction import Redactor
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runs import ErrorKind, RunError, RunResult, RunSpec, RunStatus
 from ml_experiments.settings import runs_dir, secret_values, whole_environment
+from ml_experiments.warm_experiment import WarmExperiment
 
 # next to this package; searched for the experiment only, not by the container as a whole: a
 # user's random.py must not hide the standard one from it

@@ -10,10 +10,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ml_experiments.execution import WarmExperiment
 from ml_experiments.experiment import Experiment
 from ml_experiments.runs import RunSpec
 from ml_experiments.settings import restore_environment, whole_environment
+from ml_experiments.warm_experiment import WarmExperiment
 
 
 @dataclass(frozen=True)

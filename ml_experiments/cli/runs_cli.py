@@ -89,7 +89,7 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def resume(run: str, as_json: bool) -> int:
     """Run a run again that did not succeed, from its checkpoints."""
-    from ml_experiments.runner import resume_run
+    from ml_experiments.resuming import resume_run
 
     return _follow(run, resume_run, as_json)
 
@@ -99,7 +99,7 @@ def resume(run: str, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def attach(run: str, as_json: bool) -> int:
     """Follow a run on Modal that outlived its client, and bring its result here."""
-    from ml_experiments.runner import attach_run
+    from ml_experiments.resuming import attach_run
 
     return _follow(run, attach_run, as_json)
 

@@ -21,7 +21,7 @@ from ml_experiments.config.schema import call_function, schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
 from ml_experiments.results.encoder import to_json
 from ml_experiments.results.typed_json import from_json
-from ml_experiments.secret_names import is_secret_name
+from ml_experiments.secret_names import is_secret_name, url_passwords
 
 __all__ = [
     "call_function",
@@ -116,7 +116,7 @@ def config_for(experiment: Callable[..., Any], config_json: Mapping[str, Any]) -
 
 
 def secret_config_values(config: Any) -> tuple[str, ...]:
-    """Return the secrets in a config: `SecretStr` fields, and texts in fields named like one."""
+    """Return the secrets in a config: `SecretStr`, fields named like one, passwords in URLs."""
     return tuple(sorted({value for value in _secrets(config, "") if value}))
 
 
@@ -203,8 +203,9 @@ def _secrets(value: Any, name: str) -> Iterator[str]:
         secret = value.get_secret_value()
         yield secret.decode("utf-8", "replace") if isinstance(secret, bytes) else str(secret)
     elif isinstance(value, str):
-        if is_secret_name(name):
-            yield value
+        yield from [value] if is_secret_name(name) else url_passwords(value)
+    elif hasattr(value, "unicode_string"):  # a URL, as a type of pydantic
+        yield from url_passwords(value.unicode_string())
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _secrets(item, str(key))

@@ -393,8 +393,8 @@ def test_a_killed_client_leaves_a_cancelled_run_and_no_process(
 
 
 def test_a_killed_run_resumes_from_its_checkpoint(runs_dir: Path) -> None:
+    from ml_experiments.resuming import resume_run
     from ml_experiments.run_folder import RunFolder
-    from ml_experiments.runner import resume_run
 
     with LocalBackend() as backend:
         died = run_experiment(Counts, {}, backend=backend)

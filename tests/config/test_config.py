@@ -645,3 +645,13 @@ def test_secrets_of_a_config_are_found() -> None:
     assert secret_config_values(
         validate_config(with_extras, {"a": 1, "wandb_api_key": "five"})[0]
     ) == ("five",)
+
+
+def test_the_password_of_a_url_in_a_config_is_a_secret() -> None:
+    config = {
+        "data": "postgres://me:from-the-text@db:5432/digits",
+        "typed": pydantic.PostgresDsn("postgres://me:from-the-type@db/digits"),
+        "page": "https://example.org:8080/@me",
+        "prompt": "a seven: red @ noon",
+    }
+    assert secret_config_values(config) == ("from-the-text", "from-the-type")
