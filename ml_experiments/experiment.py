@@ -49,10 +49,7 @@ class RunContext:
     """What a running experiment can ask for and report to.
 
     Attributes:
-        output_dir: Files written here are the run's artifacts.
-        checkpoint_dir: State from which the same run resumes; survives its retries.
         seed: The run's seed; random, numpy and torch are already seeded with it.
-        device: `cuda`, `cuda:0`, `mps` or `cpu`: what this run may use.
     """
 
     run_id: str
@@ -64,19 +61,19 @@ class RunContext:
 
     @property
     def output_dir(self) -> Path:
-        """Where files become the run's artifacts; made when it's first asked for."""
+        """Files written here are the run's artifacts; made when it's first asked for."""
         self._output_dir.mkdir(exist_ok=True)
         return self._output_dir
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where state survives retries of this run; made when it's first asked for."""
+        """State from which the same run resumes, also at retries; made when first asked for."""
         self._checkpoint_dir.mkdir(exist_ok=True)
         return self._checkpoint_dir
 
     @property
     def device(self) -> str:
-        """The best device that this run may use, as torch names it."""
+        """The best device that this run may use, as torch names it: `cuda`, `mps` or `cpu`."""
         import torch
 
         if torch.cuda.is_available():

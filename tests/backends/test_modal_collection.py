@@ -23,7 +23,7 @@ from ml_experiments.runner import run_experiment, submit_experiment
 from ml_experiments.runs import RunStatus
 from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
-from tests.support.modal_runs import WAIT_S, Recorder, folder_of
+from tests.support.modal_runs import WAIT_S, Recorder, folder_of, run_command
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -149,15 +149,7 @@ def test_a_run_whose_files_could_not_be_fetched_is_not_lost(
     # the first one is the container's
     modal_emulator.fail_rpc("VolumeListFiles2", nth=2, status="PERMISSION_DENIED")
     (tmp_path / "quick.py").write_text("def train(config): return {'x': 1}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "ml_experiments", "run", "quick.train", "--gpu", "t4"],
-        env={**os.environ, **modal_emulator.environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
+    done = run_command(modal_emulator, tmp_path, "run", "quick.train", "--gpu", "t4")
     [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
     # 2 would say that nothing was started
     assert done.returncode == 1, done.stderr
@@ -178,16 +170,9 @@ def test_a_disk_that_is_too_small_for_the_files_is_told_as_one(
         "    (current_run().output_dir / 'large.bin').write_bytes(b'x' * 9_000_000)\n"
         "    return 1\n"
     )
-    run = [sys.executable, "-m", "ml_experiments", "run", "large.train", "--gpu", "t4"]
-    done = subprocess.run(
-        ["prlimit", "--fsize=6000000", *run],  # bytes in a file
-        env={**os.environ, **modal_emulator.environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
+    limit = ("prlimit", "--fsize=6000000")  # bytes in a file
+    run = ("run", "large.train", "--gpu", "t4")
+    done = run_command(modal_emulator, tmp_path, *run, before=limit)
     [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
     assert done.returncode == 1, done.stderr
     assert "File too large" in done.stderr

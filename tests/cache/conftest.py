@@ -44,3 +44,8 @@ def cache_dir(tmp_path: Path) -> Iterator[Path]:
 
 def _is_in(path: str, folder: Path) -> bool:
     return path == str(folder) or path.startswith(f"{folder}/")
+
+
+@pytest.fixture
+def hub_dir(cache_dir: Path) -> Path:
+    return cache_dir / "huggingface" / "hub"

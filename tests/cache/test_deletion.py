@@ -21,6 +21,7 @@ from tests.support.held_files import LOCK, MAP, OPEN, held_by_process
 from tests.support.hub_cache import (
     bytes_on_disk,
     commit_of,
+    delete,
     fingerprint,
     set_age,
     share_blobs,
@@ -31,20 +32,6 @@ from tests.support.hub_server import HubServer
 
 WEIGHTS = bytes(range(256)) * 40
 A, B, C = commit_of("a"), commit_of("b"), commit_of("c")
-
-
-@pytest.fixture
-def hub_dir(cache_dir: Path) -> Path:
-    return cache_dir / "huggingface" / "hub"
-
-
-def delete(cache_dir: Path, pattern: str | None = None, **filters: Any) -> dict[str, Any]:
-    """Plan and execute, and check that the bytes are those of the disk."""
-    before = bytes_on_disk(cache_dir)
-    outcome = plan_deletion(cache_dir, pattern, **filters).execute().to_dict()
-    assert outcome["freed_bytes"] == before - bytes_on_disk(cache_dir)
-    assert outcome["freed_mb"] == outcome["freed_bytes"] / 1e6
-    return outcome
 
 
 def test_a_downloaded_model_goes_with_all_that_the_library_wrote_for_it(

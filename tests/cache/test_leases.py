@@ -28,11 +28,6 @@ A, B = commit_of("a"), commit_of("b")
 
 
 @pytest.fixture
-def hub_dir(cache_dir: Path) -> Path:
-    return cache_dir / "huggingface" / "hub"
-
-
-@pytest.fixture
 def leases(cache_dir: Path) -> Path:
     return cache_dir / "huggingface" / ".ml-experiments" / "leases"
 

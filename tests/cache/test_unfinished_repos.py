@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 
-from ml_experiments.cache import plan_deletion, scan
-from tests.support.hub_cache import bytes_on_disk, commit_of, set_age, share_blobs, write_repo
+from ml_experiments.cache import scan
+from tests.support.hub_cache import commit_of, delete, set_age, share_blobs, write_repo
 from tests.support.hub_server import HubServer
 
 WEIGHTS = bytes(range(256)) * 40
 A = commit_of("a")
-
-
-@pytest.fixture
-def hub_dir(cache_dir: Path) -> Path:
-    return cache_dir / "huggingface" / "hub"
-
-
-def delete(cache_dir: Path, pattern: str | None = None, **filters: Any) -> dict[str, Any]:
-    """Plan and execute, and check that the bytes are those of the disk."""
-    before = bytes_on_disk(cache_dir)
-    outcome = plan_deletion(cache_dir, pattern, **filters).execute().to_dict()
-    assert outcome["freed_bytes"] == before - bytes_on_disk(cache_dir)
-    assert outcome["freed_mb"] == outcome["freed_bytes"] / 1e6
-    return outcome
 
 
 @pytest.mark.parametrize("has_snapshots", [False, True])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from ml_experiments.backends.modal_image import TOOLKIT_BASE
 from ml_experiments.emulator import Emulator
+from tests.support.modal_runs import run_command
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -24,15 +23,7 @@ def run(modal_emulator: Emulator, tmp_path: Path) -> Run:
     (tmp_path / "mine.py").write_text("def train(config): return dict(config)\n")
 
     def call(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ml_experiments", "run", "mine.train", *options],
-            env={**os.environ, **modal_emulator.environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return run_command(modal_emulator, tmp_path, "run", "mine.train", *options)
 
     return call
 
@@ -99,15 +90,7 @@ def test_a_resumed_run_gets_the_container_that_the_first_one_had(
     assert run("--gpu", "l4", "--timeout", "5m", *asked, *more).returncode == 1
     first = modal_emulator.functions("run_remote")[-1]
     (tmp_path / "more.txt").unlink()  # as it was when the run was submitted
-    done = subprocess.run(
-        [sys.executable, "-m", "ml_experiments", "runs", "resume", "last", "--json"],
-        env={**os.environ, **modal_emulator.environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_command(modal_emulator, tmp_path, "runs", "resume", "last", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"] == "resumed"
     second = modal_emulator.functions("run_remote")[-1]

@@ -13,8 +13,11 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import _shared_blobs
+
+from ml_experiments.cache import plan_deletion
 
 _LFS_SUFFIX = ".safetensors"
 
@@ -124,3 +127,12 @@ def fingerprint(folder: Path) -> dict[str, str]:
             else:
                 found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def delete(cache_dir: Path, pattern: str | None = None, **filters: Any) -> dict[str, Any]:
+    """Plan and execute, and check that the bytes are those of the disk."""
+    before = bytes_on_disk(cache_dir)
+    outcome = plan_deletion(cache_dir, pattern, **filters).execute().to_dict()
+    assert outcome["freed_bytes"] == before - bytes_on_disk(cache_dir)
+    assert outcome["freed_mb"] == outcome["freed_bytes"] / 1e6
+    return outcome

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_experiments.backends.base import Observer
@@ -44,6 +49,21 @@ class Recorder(Observer):
 
     def finished(self, spec: RunSpec, result: RunResult) -> None:
         self.events.append(f"finished: {result.status}")
+
+
+def run_command(
+    emulator: Emulator, folder: Path, *arguments: str, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run `ml-experiments` in a folder, `before` it a program that starts others."""
+    return subprocess.run(
+        [*before, sys.executable, "-m", "ml_experiments", *arguments],
+        env={**os.environ, **emulator.environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
 
 
 def folder_of(result: RunResult) -> RunFolder:
