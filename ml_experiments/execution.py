@@ -251,9 +251,9 @@ class _Attempt:
         """Make `current_run()` answer while the experiment runs."""
         context = RunContext(
             run_id=self.spec.run_id,
-            seed=self.spec.seed,
             _output_dir=self.folder.artifacts_dir,
             _checkpoint_dir=self.folder.checkpoint_dir,
+            seed=self.spec.seed,
             _log=self._log,
             _progress=self._progress,
         )

@@ -53,9 +53,9 @@ class RunContext:
     """
 
     run_id: str
-    seed: int
     _output_dir: Path
     _checkpoint_dir: Path
+    seed: int
     _log: Callable[[Mapping[str, Any], int | None], None]
     _progress: Callable[[float, float | None, str], None]
 

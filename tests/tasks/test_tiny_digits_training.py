@@ -61,16 +61,9 @@ class Observed:
             if stop is not None and stop(text, done):
                 raise Interruption
 
-        for name in ("artifacts", "checkpoints"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        context = RunContext(
-            run_id="test",
-            output_dir=self.folder / "artifacts",
-            checkpoint_dir=self.folder / "checkpoints",
-            seed=seed,
-            _log=log,
-            _progress=progress,
-        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folders = (self.folder / "artifacts", self.folder / "checkpoints")
+        context = RunContext("test", *folders, seed, log, progress)
         set_current_run(context)
         try:
             return TrainTinyDigits(Config(**{**FEW_STEPS, **changes})).run()
