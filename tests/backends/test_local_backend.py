@@ -21,6 +21,7 @@ from ml_experiments import BackendError, LocalBackend, run_experiment, submit_ex
 from ml_experiments.backends.base import Observer
 from ml_experiments.runs import ErrorKind, RunResult, RunSpec, RunStatus
 from tests.support.experiments import Counts, Draw, DrawTorch, Ends, Fit, Plain
+from tests.support.small_disk import small_disk
 
 WAIT_S = 60
 
@@ -456,22 +457,13 @@ def test_a_full_disk_is_told_and_the_result_still_arrives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # of a git repository's folder the manifest holds much
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False
+    (tmp_path / "fills.py").write_text(
+        "from ml_experiments import current_run\n"
+        "def fills(config):\n"
+        "    (current_run().output_dir / 'big').write_bytes(b'x' * 1_000_000)\n"
     )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        (tmp_path / "fills.py").write_text(
-            "from ml_experiments import current_run\n"
-            "def fills(config):\n"
-            "    (current_run().output_dir / 'big').write_bytes(b'x' * 1_000_000)\n"
-        )
+    with small_disk(tmp_path / "disk", "256k") as disk:
         result = run_experiment(f"{tmp_path}/fills.py:fills", {}, runs_dir=disk)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert result.status is RunStatus.ERROR
     assert result.error is not None
     assert result.error.kind is ErrorKind.INFRASTRUCTURE

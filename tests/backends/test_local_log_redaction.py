@@ -14,6 +14,7 @@ import pytest
 
 from ml_experiments import run_experiment
 from ml_experiments.runs import RunStatus
+from tests.support.small_disk import small_disk
 from tests.support.waiting import wait_until
 
 SECRET = "tok-5f4dcc3b5aa765d61d83"
@@ -64,14 +65,7 @@ def test_a_disk_too_full_to_redact_on_does_not_cost_the_result(
     monkeypatch.setenv("PLANTED_TOKEN", SECRET)
     monkeypatch.chdir(tmp_path)  # of a git repository's folder the manifest holds much
     (tmp_path / "telltale.py").write_text(SAYS)
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as disk:
         for backend in ("local", "debug"):
             result = run_experiment(
                 f"{tmp_path}/telltale.py:says_much", runs_dir=disk, backend=backend
@@ -79,8 +73,6 @@ def test_a_disk_too_full_to_redact_on_does_not_cost_the_result(
             assert result.status is RunStatus.SUCCESS
             assert result.run_dir is not None
             shutil.rmtree(result.run_dir)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     told = [r.getMessage() for r in caplog.records if "may hold secrets" in r.getMessage()]
     assert len(told) == 2
     assert all("No space left" in text and SECRET not in text for text in told)

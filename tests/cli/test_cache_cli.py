@@ -5,25 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import A, B, answer, call, names, write_home
+from tests.cache.cache_command import A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
 from tests.support.hub_server import HubServer
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return write_home(tmp_path)
 
 
 def test_list_shows_sizes_and_a_total(home: Path) -> None:

@@ -10,13 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import COMMAND, A, B, answer, call, names, write_home
+from tests.cache.cache_command import COMMAND, A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return write_home(tmp_path)
 
 
 def test_clear_without_a_terminal_needs_yes(home: Path) -> None:

@@ -9,24 +9,12 @@ import pty
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import COMMAND, A, answer, call, names, write_home
+from tests.cache.cache_command import COMMAND, A, answer, call, names
 from tests.support.hub_server import HubServer
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return write_home(tmp_path)
 
 
 def test_a_pull_on_a_terminal_shows_how_far_it_is(home: Path, hub: HubServer) -> None:
