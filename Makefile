@@ -64,7 +64,7 @@ $(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 test-lowest-modal: $(LOWEST)/.installed  ## the emulator's tests against the lowest supported modal
-	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/emulator
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/modal_emulator
 
 lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
 	$(BIN)/python scripts/gpu_lock.py make

@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200, help="items of the map (default: 200)")
     options = parser.parse_args()
     # Here, not at the top: containers import this file too, and have only what was shipped.
-    from ml_experiments.emulator import Emulator
-    from ml_experiments.emulator.pytest_plugin import connected
+    from modal_emulator import Emulator
+    from modal_emulator.pytest_plugin import connected
 
     with Emulator() as emulator, connected(emulator), app.run():
         rows = measure(options.cold, options.warm, options.items)

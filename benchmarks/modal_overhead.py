@@ -29,8 +29,8 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
     with_this_package,
 )
-from ml_experiments.emulator import Emulator
 from ml_experiments.runs import RunSpec, new_run_id
+from modal_emulator import Emulator
 
 app = modal.App("modal-overhead")
 image = with_this_package(package_image())

@@ -11,9 +11,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# one local Modal server for all tests of a worker process: `modal_emulator`
-pytest_plugins = ["ml_experiments.emulator.pytest_plugin"]
-
 
 @pytest.fixture(autouse=True)
 def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -27,5 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count what starts Modal containers as slow: `make check` leaves it out."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if "emulator" in item.path.parts or fixtures & {"modal_emulator", "modal_emulator_server"}:
+        if "modal_emulator" in item.path.parts or fixtures & {
+            "modal_emulator",
+            "modal_emulator_server",
+        }:
             item.add_marker(pytest.mark.slow)

@@ -18,9 +18,9 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
 )
 from ml_experiments.core.modal_runner import run_experiment_local
-from ml_experiments.emulator import Emulator
 from ml_experiments.failures import describe_failure
 from ml_experiments.runs import ErrorKind, RunSpec
+from modal_emulator import Emulator
 
 FREE_RUNS = f"modal volume rm -r {RUNS_VOLUME} RUN_ID"
 FREE_CACHE = "ml-experiments cache clear PATTERN"

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
-    "run": ("run_cli", "Run an experiment, here or on Modal."),
-    "runs": ("runs_cli", "List, show and resume runs."),
-    "cache": ("cache_cli", "See, fill and trim the model cache."),
-    "gpus": ("gpus_cli", "List GPU types with memory and price."),
-    "emulator": ("emulator_cli", "Run Modal programs against a local Modal server."),
-    "doctor": ("doctor_cli", "Say what works on this machine."),
+    "run": ("ml_experiments.cli.run_cli", "Run an experiment, here or on Modal."),
+    "runs": ("ml_experiments.cli.runs_cli", "List, show and resume runs."),
+    "cache": ("ml_experiments.cli.cache_cli", "See, fill and trim the model cache."),
+    "gpus": ("ml_experiments.cli.gpus_cli", "List GPU types with memory and price."),
+    "emulator": ("modal_emulator.cli", "Run Modal programs against a local Modal server."),
+    "doctor": ("ml_experiments.cli.doctor_cli", "Say what works on this machine."),
 }
 
 
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ml_experiments.cli.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(COMMANDS[cmd_name][0])
         command: click.Command = getattr(module, cmd_name)
         return command
 

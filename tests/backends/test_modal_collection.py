@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from ml_experiments.backends.modal_backend import ModalBackend
-from ml_experiments.emulator import Emulator
 from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.resuming import attach_run, resume_run
 from ml_experiments.run_folder import RunFolder
 from ml_experiments.runner import run_experiment, submit_experiment
 from ml_experiments.runs import RunStatus
+from modal_emulator import Emulator
 from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of, run_command

@@ -14,10 +14,10 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal_backend import ModalBackend
-from ml_experiments.emulator import Emulator
 from ml_experiments.errors import BackendError, GpuTypeError, PreflightError
 from ml_experiments.preflight.packages import read_lock
 from ml_experiments.runner import prepare_run
+from modal_emulator import Emulator
 from tests.support.modal_experiments import Greet, Plain
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]

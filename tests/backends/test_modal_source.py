@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 
 pytestmark = pytest.mark.slow
 

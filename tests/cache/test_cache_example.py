@@ -12,7 +12,7 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal_cache import call_cache_operation
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 from tests.support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow

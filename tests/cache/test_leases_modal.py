@@ -27,9 +27,9 @@ from ml_experiments.backends.modal_image import (
     with_this_package,
 )
 from ml_experiments.core import modal_runner
-from ml_experiments.emulator import Emulator
 from ml_experiments.runner import submit_experiment
 from ml_experiments.runs import RunSpec, RunStatus, new_run_id
+from modal_emulator import Emulator
 from tests.cache import leased_experiments
 from tests.cache.leased_experiments import Holds
 from tests.support.hub_server import HubServer

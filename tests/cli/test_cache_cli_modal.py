@@ -18,7 +18,7 @@ from ml_experiments.backends.modal_cache import call_cache_operation
 from ml_experiments.backends.modal_image import CACHE_VOLUME
 from ml_experiments.cache import PullProgress
 from ml_experiments.core import modal_runner
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 from tests.support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow

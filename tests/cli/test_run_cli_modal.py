@@ -11,7 +11,7 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal_image import TOOLKIT_BASE
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 from tests.support.modal_runs import run_command
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

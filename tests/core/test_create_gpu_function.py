@@ -18,8 +18,8 @@ import pytest
 
 from ml_experiments.core import modal_runner
 from ml_experiments.core.modal_runner import create_gpu_function
-from ml_experiments.emulator import Emulator
 from ml_experiments.errors import BackendError, ConfigError, Error, GpuTypeError
+from modal_emulator import Emulator
 from tests.core.conftest import Modal
 
 DEFINE = """

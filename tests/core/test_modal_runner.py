@@ -30,9 +30,9 @@ from ml_experiments.core.modal_runner import (
     list_cached_models,
     run_experiment_local,
 )
-from ml_experiments.emulator import Emulator
 from ml_experiments.errors import AuthError, ConfigError, Error, ExperimentPathError, GpuTypeError
 from ml_experiments.preflight.packages import read_lock
+from modal_emulator import Emulator
 from tests.core.conftest import Modal
 from tests.support.hub_server import HubServer
 

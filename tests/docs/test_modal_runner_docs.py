@@ -17,9 +17,9 @@ import modal
 import pytest
 
 from ml_experiments.core.modal_runner import create_gpu_function, run_experiment_local
-from ml_experiments.emulator import Emulator
 from ml_experiments.runs import RunResult, RunStatus
 from ml_experiments.tasks.tiny_digits import model_dir
+from modal_emulator import Emulator
 from tests.support.hub_server import HubServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import run_experiment
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 from tests.support.experiments import Counts, Fit, Plain
 
 PROJECT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ml_experiments.emulator import Emulator
+from modal_emulator import Emulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,0 +1,6 @@
+"""`python -m modal_emulator`."""
+
+from modal_emulator.cli import main
+
+if __name__ == "__main__":
+    main()

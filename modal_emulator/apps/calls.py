@@ -1,0 +1,241 @@
+"""Function calls: their inputs, outputs and generator data."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.rpc import EnumValue
+from modal_emulator.storage.ids import new_id
+from modal_emulator.storage.state import State
+
+Result = api_pb2.GenericResult
+SUCCESS = Result.GENERIC_STATUS_SUCCESS
+FAILURE = Result.GENERIC_STATUS_FAILURE
+TERMINATED = Result.GENERIC_STATUS_TERMINATED
+TIMEOUT = Result.GENERIC_STATUS_TIMEOUT
+INTERNAL_FAILURE = Result.GENERIC_STATUS_INTERNAL_FAILURE
+
+STATUS_NAMES = {
+    SUCCESS: "success",
+    FAILURE: "failure",
+    TERMINATED: "terminated",
+    TIMEOUT: "timeout",
+    INTERNAL_FAILURE: "internal_failure",
+}
+
+
+@dataclass(eq=False)
+class Input:
+    """One input of a call and, once it is done, its output."""
+
+    input_id: str
+    idx: int
+    call: Call
+    # None once done: arguments are not needed to read the result.
+    payload: Any
+    # Attempts that count for the retries, and hand-outs to a container, reruns included.
+    attempts: int = 0
+    starts: int = 0
+    task_id: str = ""
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    output: Any = None
+    status: EnumValue = 0
+    cancelled: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the final output is known."""
+        return bool(self.status)
+
+    def dump(self) -> bytes:
+        """Serialise for the state file, output included."""
+        output = self.output
+        fields = {
+            "call_id": self.call.call_id,
+            "idx": self.idx,
+            "attempts": self.attempts,
+            "starts": self.starts,
+            "task_id": self.task_id,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "status": self.status,
+            "output": b64encode(output.SerializeToString()).decode() if output else None,
+        }
+        return json.dumps(fields).encode()
+
+
+@dataclass(eq=False)
+class Call:
+    """A function call: one input for remote and spawn, many for map."""
+
+    call_id: str
+    function_id: str
+    app_id: str
+    call_type: EnumValue
+    invocation_type: EnumValue
+    parent_input_id: str
+    created_at: float
+    inputs: dict[int, Input] = field(default_factory=dict)
+    # Finished inputs in the order in which they finished: the client's cursor counts these.
+    finished: list[Input] = field(default_factory=list)
+    data_out: list[Any] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
+    taken: bool = False
+
+    @property
+    def unfinished(self) -> int:
+        """How many inputs have no output yet."""
+        return len(self.inputs) - len(self.finished)
+
+    @property
+    def durable(self) -> bool:
+        """Whether the results outlive the caller's connection: spawned calls, not `.remote`."""
+        return bool(self.invocation_type == api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC)
+
+    def dump(self) -> bytes:
+        """Serialise for the state file; inputs are written on their own."""
+        fields = {
+            "function_id": self.function_id,
+            "app_id": self.app_id,
+            "call_type": self.call_type,
+            "invocation_type": self.invocation_type,
+            "parent_input_id": self.parent_input_id,
+            "created_at": self.created_at,
+        }
+        return json.dumps(fields).encode()
+
+
+def failed(status: EnumValue, message: str) -> Any:
+    """Return a result that the server itself produced."""
+    return api_pb2.GenericResult(status=status, exception=message)
+
+
+class Calls:
+    """Every call by id; spawned ones are kept in the state file."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._calls: dict[str, Call] = {}
+        self._inputs: dict[str, Input] = {}
+        for call_id, data in state.objects("call"):
+            self._calls[call_id] = Call(call_id=call_id, **json.loads(data))
+        for input_id, data in state.objects("input"):
+            self._load_input(input_id, json.loads(data))
+        for call in self._calls.values():
+            done = (item for item in call.inputs.values() if item.done)
+            call.finished = sorted(done, key=lambda item: item.finished_at)
+        self._end_what_the_last_server_left()
+
+    def _load_input(self, input_id: str, fields: dict[str, Any]) -> None:
+        call, output = self._calls[fields.pop("call_id")], fields.pop("output")
+        item = Input(input_id=input_id, call=call, payload=None, **fields)
+        if output is not None:
+            item.output = api_pb2.FunctionGetOutputsItem.FromString(b64decode(output))
+        call.inputs[item.idx] = item
+        self._inputs[input_id] = item
+
+    def _end_what_the_last_server_left(self) -> None:
+        for call in self._calls.values():
+            for item in call.inputs.values():
+                if not item.done:
+                    message = "The emulator was stopped while this input was waiting or running."
+                    self.finish(item, failed(INTERNAL_FAILURE, message), 0)
+
+    def all(self) -> list[Call]:
+        """Return every call, oldest first."""
+        return list(self._calls.values())
+
+    def of_app(self, app_id: str) -> Iterator[Call]:
+        """Yield the calls of an app."""
+        return (call for call in self._calls.values() if call.app_id == app_id)
+
+    def children(self, input_id: str) -> Iterator[Call]:
+        """Yield the calls that an input made."""
+        return (call for call in self._calls.values() if call.parent_input_id == input_id)
+
+    def get(self, call_id: str) -> Call:
+        """Return a call.
+
+        Raises:
+            GRPCError: NOT_FOUND when there is none.
+        """
+        if call_id not in self._calls:
+            raise GRPCError(Status.NOT_FOUND, f"Function call '{call_id}' not found")
+        return self._calls[call_id]
+
+    def input(self, input_id: str) -> Input:
+        """Return an input.
+
+        Raises:
+            GRPCError: NOT_FOUND when there is none.
+        """
+        if input_id not in self._inputs:
+            raise GRPCError(Status.NOT_FOUND, f"Input '{input_id}' not found")
+        return self._inputs[input_id]
+
+    def create(self, request: Any, app_id: str) -> Call:
+        """Add a call for a `FunctionMapRequest`."""
+        call = Call(
+            call_id=new_id("fc"),
+            function_id=request.function_id,
+            app_id=app_id,
+            call_type=request.function_call_type,
+            invocation_type=request.function_call_invocation_type,
+            parent_input_id=request.parent_input_id,
+            created_at=time.time(),
+        )
+        self._calls[call.call_id] = call
+        if call.durable:
+            self._state.put("call", call.call_id, call.dump())
+        return call
+
+    def add_input(self, call: Call, item: Any) -> Input:
+        """Add an input to a call."""
+        added = Input(new_id("in"), item.idx, call, item.input)
+        call.inputs[item.idx] = added
+        self._inputs[added.input_id] = added
+        self._save(added)
+        return added
+
+    def _save(self, item: Input) -> None:
+        if item.call.durable:
+            self._state.put("input", item.input_id, item.dump())
+
+    def finish(self, item: Input, result: Any, data_format: EnumValue) -> None:
+        """Record the final output of an input and wake those who wait for it."""
+        item.status, item.finished_at = result.status, time.time()
+        item.payload = None
+        item.output = api_pb2.FunctionGetOutputsItem(
+            result=result,
+            idx=item.idx,
+            input_id=item.input_id,
+            data_format=data_format,
+            task_id=item.task_id,
+            input_started_at=item.started_at,
+            output_created_at=item.finished_at,
+            # The retries happened here: to the client, the first attempt answered.
+            retry_count=0,
+        )
+        item.call.finished.append(item)
+        self._save(item)
+        item.call.changes.announce()
+
+    def take(self, call: Call) -> None:
+        """Drop the outputs of a call whose client has them all.
+
+        What a generator yielded stays: the client reads it on another stream.
+        """
+        call.taken = True
+        for item in call.inputs.values():
+            item.output = None
+            self._save(item)

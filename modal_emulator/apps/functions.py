@@ -1,0 +1,251 @@
+"""Functions and classes as the client defined them, their variants and handles."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.apps.function_options import apply_options
+from modal_emulator.rpc.gpus import GpuRequest, requested_gpu
+from modal_emulator.storage.ids import content_id, new_id
+from modal_emulator.storage.state import State
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One version of a function: its `FunctionData` and its handle."""
+
+    data: Any
+    handle: Any
+
+
+@dataclass
+class FunctionRecord:
+    """A function of an app: every definition that it had, and which one is live."""
+
+    function_id: str
+    app_id: str
+    name: str
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    # Empty until the first definition; a later one goes live when its app is published.
+    definition_id: str = ""
+    # A variant (class parameters or with_options) follows the live definition of its base.
+    base_id: str = ""
+    params: bytes = b""
+    options: Any = None
+
+    def dump(self) -> bytes:
+        """Serialise for the state file."""
+        fields = {
+            "app_id": self.app_id,
+            "name": self.name,
+            "definitions": {
+                key: [_text(definition.data), _text(definition.handle)]
+                for key, definition in self.definitions.items()
+            },
+            "definition_id": self.definition_id,
+            "base_id": self.base_id,
+            "params": b64encode(self.params).decode(),
+            "options": _text(self.options) if self.options is not None else None,
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def load(cls, function_id: str, data: bytes) -> FunctionRecord:
+        """Read what `dump` wrote."""
+        fields = json.loads(data)
+        options = fields["options"]
+        return cls(
+            function_id=function_id,
+            app_id=fields["app_id"],
+            name=fields["name"],
+            definitions={
+                key: Definition(
+                    api_pb2.FunctionData.FromString(b64decode(encoded)),
+                    api_pb2.FunctionHandleMetadata.FromString(b64decode(handle)),
+                )
+                for key, (encoded, handle) in fields["definitions"].items()
+            },
+            definition_id=fields["definition_id"],
+            base_id=fields["base_id"],
+            params=b64decode(fields["params"]),
+            options=None
+            if options is None
+            else api_pb2.FunctionOptions.FromString(b64decode(options)),
+        )
+
+
+def _text(message: Any) -> str:
+    return b64encode(message.SerializeToString()).decode()
+
+
+@dataclass(frozen=True)
+class RunnableFunction:
+    """What a container needs: one `Function` message per acceptable GPU, in order of rank."""
+
+    function_id: str
+    app_id: str
+    name: str
+    base_id: str
+    definition_id: str
+    params: bytes
+    ranked: tuple[Any, ...]
+    gpus: tuple[GpuRequest | None, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many inputs one container runs at the same time."""
+        first = self.first
+        concurrent = first.target_concurrent_inputs or first.max_concurrent_inputs or 1
+        return int(concurrent * max(first.batch_max_size, 1))
+
+    @property
+    def first(self) -> Any:
+        """The message of the first rank; ranks differ in their GPU only."""
+        return self.ranked[0]
+
+
+class Functions:
+    """Every function by id, kept in the state file."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        # What containers run, until something is saved: each call looks at it several times.
+        self._runnable: dict[str, RunnableFunction] = {}
+        self._records = {
+            function_id: FunctionRecord.load(function_id, data)
+            for function_id, data in state.objects("function")
+        }
+
+    def all(self) -> list[FunctionRecord]:
+        """Return every function and variant, oldest first."""
+        return list(self._records.values())
+
+    def get(self, function_id: str) -> FunctionRecord:
+        """Return a function.
+
+        Raises:
+            GRPCError: NOT_FOUND when there is none.
+        """
+        if function_id not in self._records:
+            raise GRPCError(Status.NOT_FOUND, f"Function '{function_id}' not found")
+        return self._records[function_id]
+
+    def save(self, record: FunctionRecord) -> None:
+        """Keep a new or changed record."""
+        self._records[record.function_id] = record
+        self._runnable.clear()
+        self._state.put("function", record.function_id, record.dump())
+
+    def reserve(self, app_id: str, existing_id: str, name: str) -> FunctionRecord:
+        """Return the record for a function that is about to be defined."""
+        if existing_id:
+            return self.get(existing_id)
+        record = FunctionRecord(new_id("fu"), app_id, name)
+        self._records[record.function_id] = record
+        return record
+
+    def define(self, record: FunctionRecord, data: Any, handle: Any) -> None:
+        """Add a definition; the first is live at once, others when the app is published."""
+        definition_id = content_id("de", data.SerializeToString(deterministic=True))
+        handle.definition_id = definition_id
+        record.definitions[definition_id] = Definition(data, handle)
+        record.definition_id = record.definition_id or definition_id
+        self.save(record)
+
+    def variant(self, base: FunctionRecord, params: bytes, options: Any) -> FunctionRecord:
+        """Return the variant of a function with class parameters or options."""
+        encoded = options.SerializeToString(deterministic=True) if options is not None else b""
+        variant_id = content_id("fu", base.function_id.encode(), params, encoded)
+        if variant_id not in self._records:
+            self.save(
+                FunctionRecord(
+                    variant_id,
+                    base.app_id,
+                    base.name,
+                    base_id=base.function_id,
+                    params=params,
+                    options=options,
+                )
+            )
+        return self._records[variant_id]
+
+    def is_defined(self, record: FunctionRecord) -> bool:
+        """Tell whether a function has a definition, not only a reserved id."""
+        return bool(self._base(record).definition_id)
+
+    def _base(self, record: FunctionRecord) -> FunctionRecord:
+        return self.get(record.base_id) if record.base_id else record
+
+    def _live(self, record: FunctionRecord) -> Definition:
+        base = self._base(record)
+        if not base.definition_id:
+            raise GRPCError(
+                Status.FAILED_PRECONDITION, f"Function {record.name} has no definition yet"
+            )
+        return base.definitions[base.definition_id]
+
+    def handle(self, record: FunctionRecord) -> Any:
+        """Return the live handle.
+
+        Raises:
+            GRPCError: FAILED_PRECONDITION when the function was never defined.
+        """
+        handle = api_pb2.FunctionHandleMetadata()
+        handle.CopyFrom(self._live(record).handle)
+        handle.base_function_id = record.base_id
+        return handle
+
+    def live_data(self, record: FunctionRecord) -> Any:
+        """Return the live `FunctionData`, with a variant's options applied.
+
+        Raises:
+            GRPCError: FAILED_PRECONDITION when the function was never defined.
+        """
+        data = self._live(record).data
+        if record.options is None:
+            return data
+        changed = api_pb2.FunctionData()
+        changed.CopyFrom(data)
+        if record.options.resources.gpu_config.count:
+            # One GPU type was asked for, so there is nothing left to rank.
+            del changed.ranked_functions[1:]
+        for ranked in changed.ranked_functions:
+            ranked.function.CopyFrom(apply_options(ranked.function, record.options))
+        changed.timeout_secs = changed.ranked_functions[0].function.timeout_secs
+        return changed
+
+    def change_settings(self, function_id: str, settings: Any) -> None:
+        """Override the autoscaler settings of the live definition, until the next deployment."""
+        base = self._base(self.get(function_id))
+        for ranked in self._live(base).data.ranked_functions:
+            ranked.function.autoscaler_settings.MergeFrom(settings)
+        self.save(base)
+
+    def runnable(self, function_id: str) -> RunnableFunction:
+        """Return what containers of this function run now."""
+        if function_id not in self._runnable:
+            self._runnable[function_id] = self._make_runnable(self.get(function_id))
+        return self._runnable[function_id]
+
+    def _make_runnable(self, record: FunctionRecord) -> RunnableFunction:
+        data = self.live_data(record)
+        base = self._base(record)
+        ranked = tuple(
+            entry.function for entry in sorted(data.ranked_functions, key=lambda r: r.rank)
+        )
+        return RunnableFunction(
+            function_id=record.function_id,
+            app_id=record.app_id,
+            name=record.name,
+            base_id=base.function_id,
+            definition_id=base.definition_id,
+            params=record.params,
+            ranked=ranked,
+            gpus=tuple(requested_gpu(function.resources.gpu_config) for function in ranked),
+        )

@@ -1,0 +1,266 @@
+"""A container: a real process that runs Modal's own container entrypoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from modal_emulator.apps.calls import Input
+from modal_emulator.apps.functions import RunnableFunction
+from modal_emulator.apps.logs import STDERR, STDOUT, LogLine, Logs
+from modal_emulator.containers.launch import Launch, Launcher, Placement
+from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.rpc import RpcServer
+
+log = logging.getLogger(__name__)
+
+# Why a container ends; empty while nothing made it end, so that an exit is a crash.
+EndReason = Literal[
+    "", "idle", "outdated", "preempted", "killed", "timeout", "startup_timeout", "app_stopped",
+    "cancelled", "asked",
+]  # fmt: skip
+
+_READ_SIZE = _PIPE_SIZE = _LONGEST_LINE = 1 << 16
+# How long Python and modal may take to start, before the user's own startup timeout begins.
+_BOOT_LIMIT_S = 120
+
+
+class OutputPipe:
+    """One output stream of a process, read into whole lines as they come."""
+
+    def __init__(self, source: int, on_lines: Callable[[list[str], int], None]) -> None:
+        self._source = source
+        self._on_lines = on_lines
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._loop.add_reader(self._reader, self.drain)
+        self._open = True
+
+    def drain(self) -> None:
+        """Read what the process has written so far: what fits in the pipe, twice."""
+        for _ in range(2 * _PIPE_SIZE // _READ_SIZE):
+            if not self._open:
+                return
+            try:
+                data = os.read(self._reader, _READ_SIZE)
+            except BlockingIOError:
+                return
+            if not data:
+                self.close()
+                return
+            self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        data = self._rest + data
+        # A progress bar ends its lines with a carriage return.
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if not end and len(data) > _LONGEST_LINE:
+            end = len(data)
+        self._rest = data[end:]
+        lines = [line.decode(errors="replace") for line in data[:end].splitlines(keepends=True)]
+        if lines:
+            self._on_lines(lines, self._source)
+
+    def close_writer(self) -> None:
+        """Close this process's copy of the end that the container writes to."""
+        os.close(self.writer)
+
+    def close(self) -> None:
+        """Stop reading; what stands without a line end becomes a line."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._reader)
+        os.close(self._reader)
+        if self._rest:
+            self._on_lines([self._rest.decode(errors="replace")], self._source)
+
+
+class Container:
+    """One container process, the inputs it runs and how it ended."""
+
+    def __init__(
+        self, function: RunnableFunction, place: Placement, logs: Logs, inputs: Changes
+    ) -> None:
+        self.function = function
+        self.place = place
+        self.created_at = time.time()
+        self.started_at = 0.0
+        self.ready = False
+        self.stopping = False
+        self.end_reason: EndReason = ""
+        self.running: dict[str, Input] = {}
+        self.inputs_taken = 0
+        self.startup_failed = False
+        self.startup_limit_s = _BOOT_LIMIT_S
+        self.cancelled_input_ids: list[str] = []
+        self.cancellations = Changes()
+        # Where this container waits for inputs: it has to hear that it should exit.
+        self._inputs = inputs
+        self.pid = 0
+        self.sandbox: Any = None
+        self._logs = logs
+        self._process: asyncio.subprocess.Process | None = None
+        self._server: RpcServer | None = None
+        self._pipes: list[OutputPipe] = []
+        self._last_lines: list[str] = []
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._startup_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The container's id."""
+        return self.place.task_id
+
+    @property
+    def definition(self) -> Any:
+        """The `Function` message that it runs."""
+        return self.function.ranked[self.place.rank]
+
+    @property
+    def slots(self) -> int:
+        """How many inputs it runs at the same time."""
+        return self.function.slots
+
+    @property
+    def last_words(self) -> str:
+        """The last lines that it printed, for a message about its death."""
+        return "".join(self._last_lines)
+
+    async def spawn(self, launch: Launch, server: RpcServer) -> None:
+        """Start the process and the server that only it talks to."""
+        self.sandbox = launch.sandbox
+        self._server = server
+        await server.start(path=str(self.place.socket))
+        self._pipes = [OutputPipe(STDOUT, self._on_lines), OutputPipe(STDERR, self._on_lines)]
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *launch.argv,
+                env=launch.env,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=self._pipes[0].writer,
+                stderr=self._pipes[1].writer,
+                # Its own process group, so that a kill reaches what it started.
+                start_new_session=True,
+            )
+        finally:
+            for pipe in self._pipes:
+                pipe.close_writer()
+        self.pid = self._process.pid
+        self.started_at = time.time()
+        self._limit_startup(_BOOT_LIMIT_S)
+        if self.stopping:
+            self.kill()
+
+    async def wait(self) -> int:
+        """Wait until the process has exited and return its exit code."""
+        if self._process is None:
+            return -1
+        return await self._process.wait()
+
+    def read_output(self) -> None:
+        """Take in what was printed until now, so that it is filed under the input that runs."""
+        for pipe in self._pipes:
+            pipe.drain()
+
+    def _on_lines(self, lines: list[str], source: int) -> None:
+        self._last_lines = [*self._last_lines, *lines][-20:]
+        running = next(iter(self.running.values())) if len(self.running) == 1 else None
+        printed = partial(
+            LogLine,
+            source=source,
+            at=time.time(),
+            task_id=self.task_id,
+            function_id=self.function.function_id,
+            base_function_id=self.function.base_id,
+            call_id=running.call.call_id if running else "",
+            input_id=running.input_id if running else "",
+        )
+        self._logs.append(self.function.app_id, [printed(line) for line in lines])
+
+    def limit_startup(self) -> None:
+        """Start the clock for the user's imports and `enter` methods."""
+        self._limit_startup(self.definition.startup_timeout_secs)
+
+    def _limit_startup(self, limit_s: int) -> None:
+        if self._startup_timer is not None:
+            self._startup_timer.cancel()
+        self.startup_limit_s = limit_s
+        loop = asyncio.get_running_loop()
+        self._startup_timer = loop.call_later(limit_s, self._on_startup_timeout)
+
+    def _on_startup_timeout(self) -> None:
+        if not self.ready:
+            self.end("startup_timeout")
+            self.kill()
+
+    def end(self, reason: EndReason) -> None:
+        """Give no more inputs to this container; an idle one then exits by itself."""
+        self.stopping = True
+        self.end_reason = self.end_reason or reason
+        self._inputs.announce()
+
+    def interrupt(self, reason: EndReason, grace_s: float) -> None:
+        """Send SIGINT as Modal does before it takes a machine away, and SIGKILL later."""
+        self.end(reason)
+        self._signal(signal.SIGINT)
+        self.kill_after(grace_s)
+
+    def kill_after(self, grace_s: float) -> None:
+        """Kill it when it is still there after a time."""
+        if self._kill_timer is None:
+            loop = asyncio.get_running_loop()
+            self._kill_timer = loop.call_later(grace_s, self.kill)
+
+    def kill(self) -> None:
+        """Kill the process and everything in its group."""
+        self.stopping = True
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def cancel_inputs(self, input_ids: list[str]) -> None:
+        """Tell the container to cancel inputs, with its next heartbeat."""
+        self.cancelled_input_ids += input_ids
+        self.cancellations.announce()
+
+    async def clean_up(self) -> None:
+        """Release what belongs to the process after its exit."""
+        for timer in (self._kill_timer, self._startup_timer):
+            if timer is not None:
+                timer.cancel()
+        # What the process left behind in its group would hold its pipes and volumes open.
+        self.kill()
+        self.read_output()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._server is not None:
+            self._server.close()
+        if self.sandbox is not None:
+            await asyncio.to_thread(self.sandbox.close)
+        await asyncio.to_thread(shutil.rmtree, self.place.folder, True)
+
+
+async def launch_container(
+    container: Container, launcher: Launcher, make_server: Callable[[str], RpcServer]
+) -> None:
+    """Prepare and spawn a container."""
+    launch = await launcher.prepare(container.function, container.place)
+    await container.spawn(launch, make_server(container.task_id))

@@ -1,0 +1,203 @@
+"""What a container process gets: its files, environment and arguments, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modal_proto import api_pb2
+
+from modal_emulator.apps.apps import AppRecord, Apps
+from modal_emulator.apps.functions import RunnableFunction
+from modal_emulator.containers.interpreter import INTERPRETER
+from modal_emulator.containers.sandbox import Sandbox, SandboxMode, VolumeMount
+from modal_emulator.objects.images import ImageRecord, ImageService
+from modal_emulator.objects.mounts import MountService
+from modal_emulator.objects.secrets import SecretService
+from modal_emulator.rpc.gpus import GpuRequest
+from modal_emulator.services.volumes import VolumeService
+
+# All of this machine's environment that a container sees.
+NECESSITIES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+_CONTAINER_SITE = Path(__file__).parent / "container_site"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A container that is ready to be spawned."""
+
+    argv: list[str]
+    env: dict[str, str]
+    sandbox: Sandbox
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a container runs: its id, the GPU it was given, and its folder on this machine."""
+
+    task_id: str
+    rank: int
+    gpu: GpuRequest | None
+    folder: Path
+
+    @property
+    def shared(self) -> Path:
+        """The part of the folder that the container sees."""
+        return self.folder / "io"
+
+    @property
+    def socket(self) -> Path:
+        """The unix socket on which the server listens for this container only."""
+        return self.shared / "rpc"
+
+    @property
+    def arguments(self) -> Path:
+        """The file with the `ContainerArguments` message."""
+        return self.shared / "arguments"
+
+
+def _layout_with_dependencies(layout: Any, function: Any, volumes: VolumeService) -> Any:
+    """Return the app's layout with every object that the function refers to."""
+    known = {entry.object_id for entry in layout.objects}
+    for dependency in function.object_dependencies:
+        if dependency.object_id not in known:
+            entry = layout.objects.add(object_id=dependency.object_id)
+            if dependency.object_id.startswith("vo-"):
+                entry.volume_metadata.CopyFrom(volumes.metadata(dependency.object_id))
+    return layout
+
+
+def container_environment(
+    image: ImageRecord,
+    secrets: Mapping[str, str],
+    modal_variables: Mapping[str, str],
+    root: str,
+) -> dict[str, str]:
+    """Return a container's environment: the machine's necessities, image, secrets, Modal's own."""
+    env = {name: os.environ[name] for name in NECESSITIES if name in os.environ}
+    # `python` in a container is the Python that runs it.
+    scripts = str(INTERPRETER.parent)
+    host_path = os.pathsep.join([scripts, env.get("PATH", os.defpath)])
+    env |= {"PATH": host_path, "HOME": root, "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
+    env.update(image.env)
+    env.update(secrets)
+    # Programs of this machine stay reachable whatever the image says.
+    path = string.Template(env["PATH"]).safe_substitute(PATH=host_path)
+    env["PATH"] = path if host_path in path else f"{path}{os.pathsep}{host_path}"
+    python_path = [env.get("PYTHONPATH", ""), root, str(_CONTAINER_SITE)]
+    env["PYTHONPATH"] = os.pathsep.join(part for part in python_path if part)
+    env.update(modal_variables)
+    return env
+
+
+class Launcher:
+    """Prepares containers from what the services know."""
+
+    def __init__(
+        self,
+        apps: Apps,
+        images: ImageService,
+        mounts: MountService,
+        secrets: SecretService,
+        volumes: VolumeService,
+        *,
+        state_dir: Path,
+        sandbox_mode: SandboxMode | None,
+    ) -> None:
+        self._apps = apps
+        self._images = images
+        self._mounts = mounts
+        self._secrets = secrets
+        self._volumes = volumes
+        self._state_dir = state_dir
+        self._sandbox_mode = sandbox_mode
+
+    async def prepare(self, function: RunnableFunction, place: Placement) -> Launch:
+        """Write what the container reads at its start and set its sandbox up.
+
+        Raises:
+            GRPCError: NOT_FOUND when something that it refers to was deleted.
+        """
+        app = self._apps.get(function.app_id)
+        definition = function.ranked[place.rank]
+        image = self._image_of(definition)
+        secrets = self._secrets.environment(definition.secret_ids)
+        place.shared.mkdir(parents=True)
+        place.arguments.write_bytes(self._arguments(function, definition, place, app))
+        sandbox = await asyncio.to_thread(
+            Sandbox.prepare,
+            place.folder / "scratch",
+            mounts=self._mounts,
+            mount_ids=[*image.copied_mount_ids, *definition.mount_ids],
+            volumes=self._volumes.store,
+            volume_mounts=[
+                VolumeMount(each.volume_id, each.mount_path, each.read_only, each.sub_path)
+                for each in definition.volume_mounts
+            ],
+            visible=[place.shared],
+            # other containers' secrets and files are in there
+            hidden=[self._state_dir, place.folder.parent],
+            mode=self._sandbox_mode,
+        )
+        env = container_environment(
+            image,
+            secrets,
+            self._modal_variables(definition, place, app),
+            sandbox.path("/root"),
+        )
+        command = [str(INTERPRETER), "-m", "modal._container_entrypoint"]
+        return Launch(sandbox.argv(command), sandbox.environment(env), sandbox)
+
+    def _image_of(self, definition: Any) -> ImageRecord:
+        if not definition.image_id:
+            return ImageRecord(image_id="")
+        return self._images.get(definition.image_id)
+
+    def _arguments(
+        self, function: RunnableFunction, definition: Any, place: Placement, app: AppRecord
+    ) -> bytes:
+        layout = _layout_with_dependencies(self._apps.layout(app), definition, self._volumes)
+        arguments = api_pb2.ContainerArguments(
+            task_id=place.task_id,
+            function_id=function.function_id,
+            app_id=app.app_id,
+            function_def=definition,
+            serialized_params=function.params,
+            environment_name=app.environment,
+            app_layout=layout,
+        )
+        encoded: bytes = arguments.SerializeToString()
+        return encoded
+
+    def _modal_variables(self, definition: Any, place: Placement, app: AppRecord) -> dict[str, str]:
+        gpu = place.gpu
+        variables = {
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_SERVER_URL": f"unix://{place.socket}",
+            "MODAL_TASK_ID": place.task_id,
+            "MODAL_IMAGE_ID": definition.image_id,
+            "MODAL_ENVIRONMENT": app.environment,
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(place.arguments),
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_UNSPECIFIED",
+            "MODAL_REGION": "emulator",
+            "MODAL_EMULATOR_GPU": gpu.device if gpu else "",
+            "MODAL_EMULATOR_GPU_COUNT": str(gpu.count) if gpu else "0",
+        }
+        if gpu is None:
+            # On Modal, a function without a GPU sees none.
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        return variables

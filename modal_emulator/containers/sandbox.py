@@ -1,0 +1,269 @@
+"""What a container process sees of the file system.
+
+With mount namespaces (as root, or in a user namespace as an ordinary user), a container has a
+root folder of its own: this machine's files, read-only; private `/root` with the shipped files,
+private `/tmp`; and volumes at their mount paths, as overlays over a snapshot. Nothing of this
+touches the machine itself.
+
+Where the system refuses namespaces (macOS, some Docker containers), a container sees the machine
+as it is, and the mount paths of volumes in its environment variables are rewritten to folders
+with a copy of the volume: `HF_HOME=/cache/huggingface` works, `open("/cache/x")` does not.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from modal_emulator.containers.interpreter import INTERPRETER, folders_of_python
+from modal_emulator.containers.sandbox_namespace import SCRIPT, Namespace
+from modal_emulator.containers.volume_view import CopiedView, OverlayView, VolumeMount, VolumeView
+from modal_emulator.objects.mounts import MountService
+from modal_emulator.storage.delete_tree import delete_tree
+from modal_emulator.volumes.store import VolumeStore
+
+__all__ = ["Sandbox", "SandboxMode", "VolumeMount", "sandbox_mode"]
+
+log = logging.getLogger(__name__)
+
+SandboxMode = Literal["namespaces", "user_namespaces", "rewriting"]
+
+WORKING_FOLDER = "/root"
+PRIVATE_FOLDERS = (WORKING_FOLDER, "/tmp")
+# Renaming a committed folder is an error EXDEV in a user namespace: the kernel wants it so.
+OVERLAY_OPTIONS = {
+    "namespaces": "redirect_dir=on,metacopy=off,index=off",
+    "user_namespaces": "userxattr",
+}
+_KILL_PATIENCE_S = 5.0
+
+
+class Sandbox:
+    """The file system of one container, from before its start until after its end."""
+
+    def __init__(self, scratch: Path, mode: SandboxMode) -> None:
+        self.mode = mode
+        self._scratch = scratch.absolute()
+        self._root = self._scratch / "root"
+        self._root.mkdir(parents=True)
+        self._namespace = Namespace(self._root, OVERLAY_OPTIONS.get(mode, ""))
+        self._views: dict[str, VolumeView] = {}
+
+    @classmethod
+    def prepare(
+        cls,
+        scratch: Path,
+        *,
+        mounts: MountService,
+        mount_ids: Sequence[str],
+        volumes: VolumeStore,
+        volume_mounts: Sequence[VolumeMount],
+        visible: Sequence[Path] = (),
+        hidden: Sequence[Path] = (),
+        mode: SandboxMode | None = None,
+    ) -> "Sandbox":
+        """Set up everything up to the start of the process; blocks for some milliseconds.
+
+        Args:
+            scratch: a folder of this container only; created, and deleted by `close`.
+            mounts: where the shipped files are.
+            mount_ids: which of them the container has.
+            volumes: where the volumes are.
+            volume_mounts: which of them the container has, where and how.
+            visible: folders of this machine to show (read-only) though they are in `/tmp`,
+                `/root` or a hidden folder.
+            hidden: folders of this machine to hide; its Python installation stays visible.
+            mode: how to isolate; by default the best that this machine allows.
+        """
+        sandbox = cls(scratch, mode or sandbox_mode(volumes.folder))
+        try:
+            mounts.materialise(mount_ids, sandbox._root)
+            for mount in volume_mounts:
+                sandbox._add_volume(mount, volumes)
+            sandbox._write_plan(
+                visible=[str(each.absolute()) for each in visible],
+                hidden=[str(each.resolve()) for each in hidden],
+            )
+        except BaseException:
+            sandbox.close()
+            raise
+        return sandbox
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """Return the command line that becomes `command`, an absolute path, in the sandbox."""
+        return [*SCRIPT, "enter", str(self._scratch / "plan.json"), *command]
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return environment variables that mean the same in the sandbox."""
+        if self.mode != "rewriting":
+            return dict(environment)
+        return {
+            name: os.pathsep.join(self._rewrite(each) for each in value.split(os.pathsep))
+            for name, value in environment.items()
+        }
+
+    def path(self, remote_path: str) -> str:
+        """Return a path of the container, such as `/root`, as its process has to write it."""
+        if self.mode != "rewriting":
+            return remote_path
+        rewritten = self._rewrite(remote_path)
+        return str(self._root) + remote_path if rewritten == remote_path else rewritten
+
+    def commit(self, volume_id: str) -> None:
+        """Commit what the container has written to a volume; cheap when it is nothing."""
+        self._view(volume_id).commit()
+
+    def reload(self, volume_id: str) -> None:
+        """Show the container what others have committed to a volume.
+
+        Raises:
+            OpenFilesError: when a file of the volume is open in the container.
+        """
+        self._view(volume_id).reload()
+
+    def close(self) -> None:
+        """Kill what is left of the container, and delete its files."""
+        if self.mode != "rewriting":
+            self._kill_processes()
+        for view in self._views.values():
+            view.close()
+        if self._scratch.exists():
+            delete_tree(self._scratch)
+
+    def _view(self, volume_id: str) -> VolumeView:
+        if volume_id not in self._views:
+            raise FileNotFoundError(f"The volume '{volume_id}' is not mounted in this container")
+        return self._views[volume_id]
+
+    def _add_volume(self, mount: VolumeMount, volumes: VolumeStore) -> None:
+        target = PurePosixPath(mount.mount_path)
+        if not target.is_absolute() or ".." in target.parts or len(target.parts) < 2:
+            raise ValueError(
+                f"'{mount.mount_path}' can't be the mount path of a volume; "
+                "it has to be an absolute path other than /"
+            )
+        real = VolumeMount(
+            mount.volume_id, _real_target(str(target)), mount.read_only, mount.sub_path
+        )
+        folder = volumes.content(mount.volume_id)
+        private = self._scratch / "volumes" / mount.volume_id
+        if self.mode == "rewriting":
+            self._views[mount.volume_id] = CopiedView(real, folder, private)
+        else:
+            in_memory = _why_not(self.mode, volumes.folder) is not None
+            view = OverlayView(real, folder, self._namespace, private, upper_in_memory=in_memory)
+            self._views[mount.volume_id] = view
+
+    def _write_plan(self, *, visible: list[str], hidden: list[str]) -> None:
+        views = [view for view in self._views.values() if isinstance(view, OverlayView)]
+        views.sort(key=lambda view: view.mount.mount_path)
+        for folder in PRIVATE_FOLDERS:
+            (self._root / folder[1:]).mkdir(exist_ok=True)
+        (self._root / "tmp").chmod(0o1777)
+        plan = {
+            "root": None if self.mode == "rewriting" else str(self._root),
+            "user_namespace": self.mode == "user_namespaces",
+            "working_folder": self.path(WORKING_FOLDER),
+            "private": PRIVATE_FOLDERS,
+            "hidden": hidden,
+            "visible": visible,
+            "kept": folders_of_python([*PRIVATE_FOLDERS, *hidden]),
+            "volumes": [view.plan() for view in views],
+        }
+        (self._scratch / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+
+    def _rewrite(self, path: str) -> str:
+        for view in self._views.values():
+            target = view.mount.mount_path
+            if isinstance(view, CopiedView) and (path == target or path.startswith(target + "/")):
+                return str(view.path) + path.removeprefix(target)
+        return path
+
+    def _kill_processes(self) -> None:
+        deadline = time.monotonic() + _KILL_PATIENCE_S
+        while self._root.exists() and (left := self._namespace.processes()):
+            if time.monotonic() > deadline:
+                log.error("Processes %s of a container don't end", left)
+                return
+            for pid in left:
+                # it may have ended by itself
+                if Path(f"/proc/{pid}").exists():
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+
+@lru_cache
+def sandbox_mode(state_dir: Path) -> SandboxMode:
+    """Return the best isolation that this machine allows; tried out once."""
+    reasons = []
+    modes: list[SandboxMode] = ["namespaces", "user_namespaces"]
+    for mode in modes:
+        for folder in (state_dir, None):
+            reason = _why_not(mode, folder)
+            if reason is None:
+                return mode
+            reasons.append(f"{mode}: {reason}")
+    log.warning(
+        "This machine refuses mount namespaces, so containers see its files, and volumes only "
+        "through environment variables. %s",
+        "; ".join(reasons),
+    )
+    return "rewriting"
+
+
+@lru_cache
+def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
+    """Try a mode with one volume below a folder, or in memory; return the error, if any."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    with tempfile.TemporaryDirectory(dir=state_dir, prefix="probe-") as name:
+        folder = Path(name)
+        for each in ("root/root", "snapshots/0", "private"):
+            (folder / each).mkdir(parents=True)
+        volume = {
+            "target": "/probe",
+            "read_only": False,
+            "snapshots": f"{name}/snapshots",
+            "inner_snapshots": "/__modal/snapshots",
+            "private": f"{name}/private" if state_dir is not None else None,
+            "inner_private": "/__modal/private",
+            "tmpfs_options": "mode=755",
+            "lower": "/__modal/snapshots/0",
+            "upper": "/__modal/private/upper",
+            "work": "/__modal/private/work",
+            "overlay_options": OVERLAY_OPTIONS[mode],
+        }
+        plan: dict[str, Any] = {
+            "root": f"{name}/root",
+            "user_namespace": mode == "user_namespaces",
+            "working_folder": "/probe",
+            "private": PRIVATE_FOLDERS,
+            "hidden": [],
+            "visible": [],
+            "kept": folders_of_python(PRIVATE_FOLDERS),
+            "volumes": [volume],
+        }
+        plan_file = folder / "plan.json"
+        plan_file.write_text(json.dumps(plan), encoding="utf-8")
+        command = [str(INTERPRETER), "-I", "-S", "-c", "open('written', 'w').close()"]
+        done = subprocess.run(
+            [*SCRIPT, "enter", str(plan_file), *command], capture_output=True, text=True
+        )
+        for left in (folder / "private").rglob("*"):
+            left.chmod(0o700)
+    return None if done.returncode == 0 else done.stderr.strip()
+
+
+def _real_target(mount_path: str) -> str:
+    """Return where a mount path leads through the links of this machine, such as /lib."""
+    if any(PurePosixPath(mount_path).is_relative_to(folder) for folder in PRIVATE_FOLDERS):
+        return mount_path
+    return os.path.realpath(mount_path)

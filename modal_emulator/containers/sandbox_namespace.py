@@ -1,0 +1,106 @@
+"""The mount namespace of a running container, seen from the server."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modal_emulator.containers import sandbox_mounts
+from modal_emulator.containers.interpreter import INTERPRETER
+
+SCRIPT = [str(INTERPRETER), "-I", "-S", sandbox_mounts.__file__]
+
+
+class BusyMountError(Exception):
+    """Raised when a mount can't be changed because a file in it is open."""
+
+
+class Namespace:
+    """The namespace whose root folder is `root`; it exists while a process is in it."""
+
+    def __init__(self, root: Path, overlay_options: str) -> None:
+        self.root = root
+        self.overlay_options = overlay_options
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes in the namespace."""
+        status = self.root.stat()
+        identity = (status.st_dev, status.st_ino)
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and _root_of(folder) == identity:
+                found.append(int(folder.name))
+        return found
+
+    def path_inside(self, path: str) -> Path:
+        """Return how the server reaches a path of the namespace."""
+        return Path(f"/proc/{self._any_process()}/root{path}")
+
+    @contextmanager
+    def unmounted(self, target: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Unmount a volume, and mount it again as the function that is yielded is told.
+
+        Raises:
+            BusyMountError: when a file in it is open.
+        """
+        script = subprocess.Popen(
+            [*SCRIPT, "remount", str(self._any_process()), target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert script.stdout is not None
+        with script:
+            if not script.stdout.readline():
+                _, error = script.communicate()
+                if script.returncode == sandbox_mounts.EXIT_BUSY:
+                    raise BusyMountError(target)
+                raise OSError(f"{target} could not be unmounted: {error}")
+
+            def mount_again(plan: dict[str, Any]) -> None:
+                _, error = script.communicate(json.dumps(plan) + "\n")
+                if script.returncode:
+                    raise OSError(f"{target} could not be mounted again: {error}")
+
+            yield mount_again
+
+    def open_file_below(self, target: str) -> str | None:
+        """Return what a process of the namespace has open below a path, if anything is."""
+        for pid in self.processes():
+            for link in _opened_by(pid):
+                try:
+                    opened = str(link.readlink())
+                except OSError:
+                    # closed meanwhile
+                    continue
+                if opened == target or opened.startswith(target + "/"):
+                    return opened
+        return None
+
+    def _any_process(self) -> int:
+        processes = self.processes()
+        if not processes:
+            raise ProcessLookupError("The container has ended")
+        # the oldest is the container itself, not what we have sent in ourselves
+        return min(processes)
+
+
+def _root_of(process: Path) -> tuple[int, int] | None:
+    try:
+        status = (process / "root").stat()
+    except OSError:
+        # ended meanwhile, or another user's process
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _opened_by(pid: int) -> list[Path]:
+    process = Path(f"/proc/{pid}")
+    try:
+        return [process / "cwd", *(process / "fd").iterdir()]
+    except OSError:
+        # ended meanwhile
+        return []

@@ -1,0 +1,147 @@
+"""Control of a running server: look at it and make things go wrong, from Python or HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modal_emulator.containers.container import Container
+from modal_emulator.control.inspection import Inspection
+from modal_emulator.rpc.faults import (
+    Faults,
+    InputFault,
+    RpcFault,
+    check_seconds,
+    check_whole_number,
+)
+from modal_emulator.rpc.rpc import rpc_names
+from modal_emulator.scheduling.autoscaler import Scaling
+from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.termination import Endings
+from modal_emulator.services.volumes import VolumeService
+
+
+class NothingToDisturbError(LookupError):
+    """Raised when no container is there to be preempted or killed."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Everything that a test may ask of a server; called in the server's thread."""
+
+    inspection: Inspection
+    _faults: Faults
+    _pools: Pools
+    _endings: Endings
+    _scaling: Scaling
+    _volumes: VolumeService
+
+    def _containers(self, task_id: str | None) -> list[Container]:
+        if task_id is not None:
+            container = self._pools.container(task_id)
+            found = [container] if container else []
+        else:
+            found = [each for each in self._pools.containers() if each.running]
+        if not found:
+            which = f"container {task_id}" if task_id else "container that runs an input"
+            raise NothingToDisturbError(f"There is no {which}.")
+        return found
+
+    def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
+        """Send SIGINT, then SIGKILL after the grace; the inputs run again elsewhere.
+
+        Without a task id, every container that runs an input is preempted. Returns task ids.
+
+        Raises:
+            NothingToDisturbError: when there is no such container.
+            ValueError: for a grace that is not a number of 0 or more.
+        """
+        check_seconds("A preemption's grace", grace_s)
+        found = self._containers(task_id)
+        for container in found:
+            self._endings.preempt(container, grace_s)
+        return [container.task_id for container in found]
+
+    def kill(self, task_id: str | None = None) -> list[str]:
+        """Kill a container as a crash would; its inputs fail, or are retried by their policy.
+
+        Without a task id, every container that runs an input is killed. Returns task ids.
+
+        Raises:
+            NothingToDisturbError: when there is no such container.
+        """
+        found = self._containers(task_id)
+        for container in found:
+            self._endings.kill(container)
+        return [container.task_id for container in found]
+
+    def preempt_input(self, nth: int = 1, *, after_s: float = 0.0, grace_s: float = 30.0) -> None:
+        """Preempt the container that gets the n-th input from now, some time after it did."""
+        self._faults.disturb_input(InputFault("preempt", nth, after_s, grace_s))
+
+    def kill_input(self, nth: int = 1, *, after_s: float = 0.0) -> None:
+        """Kill the container that gets the n-th input from now, some time after it did."""
+        self._faults.disturb_input(InputFault("kill", nth, after_s))
+
+    def delay_starts(self, seconds: float) -> None:
+        """Let every container start that much later; 0 ends it.
+
+        Raises:
+            ValueError: for a time that is not a number of 0 or more.
+        """
+        self._faults.start_delay_s = check_seconds("The delay of a start", seconds)
+
+    def fail_rpc(self, name: str, *, nth: int = 1, status: str = "UNAVAILABLE") -> None:
+        """Fail the n-th call of an RPC from now with a gRPC status.
+
+        Raises:
+            ValueError: for an unknown RPC or status.
+        """
+        _check_rpc(name)
+        self._faults.fail_rpc(RpcFault(name, nth, status))
+
+    def delay_rpc(self, name: str, seconds: float) -> None:
+        """Let every call of an RPC take so much longer; 0 ends it.
+
+        Raises:
+            ValueError: for an unknown RPC, or a time that is not a number of 0 or more.
+        """
+        _check_rpc(name)
+        self._faults.delay_rpc(name, seconds)
+
+    def fail_image_builds(self, message: str | None) -> None:
+        """Let every image build fail with a message; None ends it."""
+        self._faults.image_build_error = message
+
+    def limit_gpu(self, name: str, count: int | None) -> None:
+        """Set how many GPUs of a type exist; 0 is out of capacity, None is without limit."""
+        self._faults.limit_gpu(name, count)
+        self._scaling.scale_all()
+
+    def limit_volume(
+        self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
+    ) -> None:
+        """Let a volume be full beyond a size or a number of files, in containers started later.
+
+        The volume need not exist yet.
+
+        Raises:
+            ValueError: for a limit that is not a whole number of 0 or more, or a name that is no
+                text.
+        """
+        if not isinstance(name, str):
+            raise ValueError(f"A volume's name is a text, not {name!r}.")
+        for argument, limit in (("max_bytes", max_bytes), ("max_files", max_files)):
+            if limit is not None:
+                check_whole_number(f"A volume's {argument}", limit)
+        self._volumes.set_limit(name, max_bytes, max_files)
+
+    def clear_faults(self) -> None:
+        """End every fault that is armed or lasts."""
+        self._faults.clear()
+        self._volumes.store.clear_limits()
+        self._scaling.scale_all()
+
+
+def _check_rpc(name: str) -> None:
+    if name not in rpc_names():
+        raise ValueError(f'"{name}" is not an RPC of the modal client, such as FunctionMap.')

@@ -1,0 +1,134 @@
+"""Environments, the workspace and the handshake of a client."""
+# ruff: noqa: N802 (methods are named as the RPCs that they answer)
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.storage.ids import new_id
+from modal_emulator.storage.state import State
+
+DEFAULT_ENVIRONMENT = "main"
+IMAGE_BUILDER_VERSION = "2025.06"
+WORKSPACE = "emulator"
+
+
+class EnvironmentService:
+    """Answers the Environment*, Workspace*, Token* and Client* RPCs."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._ids = {data.decode(): env_id for env_id, data in state.objects("environment")}
+        if DEFAULT_ENVIRONMENT not in self._ids:
+            self._create(DEFAULT_ENVIRONMENT)
+
+    def resolve(self, name: str) -> str:
+        """Return the environment's name, the default one for an empty name.
+
+        Raises:
+            GRPCError: NOT_FOUND when there is no such environment.
+        """
+        if not name:
+            return DEFAULT_ENVIRONMENT
+        if name not in self._ids:
+            known = ", ".join(sorted(self._ids))
+            raise GRPCError(
+                Status.NOT_FOUND,
+                f"Environment '{name}' not found. Known: {known}. "
+                f"Create it: modal environment create {name}",
+            )
+        return name
+
+    def _create(self, name: str) -> str:
+        env_id = new_id("en")
+        self._ids[name] = env_id
+        self._state.put("environment", env_id, name.encode())
+        return env_id
+
+    def _metadata(self, name: str) -> api_pb2.EnvironmentMetadata:
+        settings = api_pb2.EnvironmentSettings(image_builder_version=IMAGE_BUILDER_VERSION)
+        return api_pb2.EnvironmentMetadata(name=name, settings=settings)
+
+    async def EnvironmentGetOrCreate(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+        if create and request.deployment_name and request.deployment_name not in self._ids:
+            self._create(request.deployment_name)
+        name = self.resolve(request.deployment_name)
+        await stream.send_message(
+            api_pb2.EnvironmentGetOrCreateResponse(
+                environment_id=self._ids[name], metadata=self._metadata(name)
+            )
+        )
+
+    async def EnvironmentCreate(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        if request.name in self._ids:
+            raise GRPCError(Status.ALREADY_EXISTS, f"Environment '{request.name}' already exists")
+        self._create(request.name)
+        await stream.send_message(Empty())
+
+    async def EnvironmentDelete(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        name = self.resolve(request.name)
+        if name == DEFAULT_ENVIRONMENT:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"The environment '{name}' cannot be deleted")
+        self._state.delete("environment", self._ids.pop(name))
+        await stream.send_message(Empty())
+
+    async def EnvironmentList(self, stream: Stream) -> None:
+        await stream.recv_message()
+        items = [
+            api_pb2.EnvironmentListItem(
+                name=name, environment_id=env_id, default=name == DEFAULT_ENVIRONMENT
+            )
+            for name, env_id in self._ids.items()
+        ]
+        await stream.send_message(api_pb2.EnvironmentListResponse(items=items))
+
+    async def ClientHello(self, stream: Stream) -> None:
+        await stream.recv_message()
+        await stream.send_message(
+            api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER_VERSION)
+        )
+
+    async def WorkspaceNameLookup(self, stream: Stream) -> None:
+        await stream.recv_message()
+        await stream.send_message(
+            api_pb2.WorkspaceNameLookupResponse(workspace_name=WORKSPACE, username=WORKSPACE)
+        )
+
+    async def WorkspaceSettings(self, stream: Stream) -> None:
+        await stream.recv_message()
+        await stream.send_message(
+            api_pb2.WorkspaceSettingsResponse(
+                default_environment_name=DEFAULT_ENVIRONMENT,
+                image_builder_version=IMAGE_BUILDER_VERSION,
+            )
+        )
+
+    async def TokenInfoGet(self, stream: Stream) -> None:
+        await stream.recv_message()
+        token_id = str(stream.metadata.get("x-modal-token-id", ""))
+        await stream.send_message(
+            api_pb2.TokenInfoGetResponse(
+                token_id=token_id,
+                workspace_id="ac-emulator",
+                workspace_name=WORKSPACE,
+                user_identity=api_pb2.UserIdentity(user_id="us-emulator", username=WORKSPACE),
+            )
+        )
+
+    async def AuthTokenGet(self, stream: Stream) -> None:
+        """Answer with an unsigned JWT: the client only reads when it expires."""
+        await stream.recv_message()
+        parts = [{"alg": "none"}, {"exp": int(time.time()) + 3600}]
+        encoded = [base64.urlsafe_b64encode(json.dumps(p).encode()).decode() for p in parts]
+        await stream.send_message(api_pb2.AuthTokenGetResponse(token=".".join([*encoded, ""])))

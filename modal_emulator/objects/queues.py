@@ -1,0 +1,203 @@
+# ruff: noqa: N802 - methods are named as the RPCs that they answer
+"""modal.Queue: first in, first out, between containers and clients, in partitions."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.objects.named_objects import NamedObject, NamedObjects
+from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.storage.sqlite_file import open_sqlite, transaction
+
+# Modal's documented limits.
+MAX_ITEMS_PER_PARTITION = 5_000
+MAX_ITEM_BYTES = 1024 * 1024
+
+_SCHEMA = """
+create table if not exists items (
+    item_id integer primary key autoincrement, queue_id text not null,
+    partition blob not null, value blob not null, expires_at real not null
+);
+create index if not exists items_by_queue on items (queue_id, partition, item_id);
+"""
+
+
+class QueueService:
+    """Answers the Queue RPCs."""
+
+    def __init__(self, state_dir: Path) -> None:
+        folder = state_dir / "queues"
+        self._objects = NamedObjects(folder / "index.json", prefix="qu", noun="Queue")
+        self._db = open_sqlite(folder / "items.sqlite", _SCHEMA)
+        self._puts: defaultdict[str, Changes] = defaultdict(Changes)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    async def QueueGetOrCreate(self, stream: Stream) -> None:
+        """Create or find a queue."""
+        request = await stream.recv_message()
+        for each in self._objects.expired():
+            self._delete(each.object_id)
+        found, _ = self._objects.get_or_create(
+            request.deployment_name, request.environment_name, request.object_creation_type
+        )
+        reply = api_pb2.QueueGetOrCreateResponse(
+            queue_id=found.object_id, metadata=_metadata(found)
+        )
+        await stream.send_message(reply)
+
+    async def QueueGetById(self, stream: Stream) -> None:
+        """Find a queue by id."""
+        request = await stream.recv_message()
+        found = self._objects.get(request.queue_id)
+        reply = api_pb2.QueueGetByIdResponse(queue_id=found.object_id, metadata=_metadata(found))
+        await stream.send_message(reply)
+
+    async def QueueHeartbeat(self, stream: Stream) -> None:
+        """Keep an ephemeral queue."""
+        request = await stream.recv_message()
+        self._objects.heartbeat(request.queue_id)
+        await stream.send_message(Empty())
+
+    async def QueueList(self, stream: Stream) -> None:
+        """List the named queues with their lengths."""
+        request = await stream.recv_message()
+        infos = []
+        self._delete_expired_items()
+        for each in self._objects.page(request.environment_name, request.pagination):
+            count = "select count(distinct partition), count(*) from items where queue_id = ?"
+            partitions, items = self._db.execute(count, (each.object_id,)).fetchone()
+            info = api_pb2.QueueListResponse.QueueInfo(
+                name=each.name,
+                created_at=each.created_at,
+                num_partitions=partitions,
+                total_size=min(items, request.total_size_limit or items),
+                queue_id=each.object_id,
+                metadata=_metadata(each),
+            )
+            infos.append(info)
+        reply = api_pb2.QueueListResponse(queues=infos, environment_name=request.environment_name)
+        await stream.send_message(reply)
+
+    async def QueueDelete(self, stream: Stream) -> None:
+        """Delete a queue and its items."""
+        request = await stream.recv_message()
+        self._delete(request.queue_id)
+        await stream.send_message(Empty())
+
+    async def QueueClear(self, stream: Stream) -> None:
+        """Delete the items of one partition, or of all."""
+        request = await stream.recv_message()
+        self._objects.get(request.queue_id)
+        where, values = _where(request, request.all_partitions)
+        self._db.execute(f"delete from items where {where}", values)
+        await stream.send_message(Empty())
+
+    async def QueueLen(self, stream: Stream) -> None:
+        """Count the items of one partition, or of all."""
+        request = await stream.recv_message()
+        self._objects.get(request.queue_id)
+        where, values = _where(request, request.total)
+        await stream.send_message(api_pb2.QueueLenResponse(len=self._count(where, values)))
+
+    async def QueuePut(self, stream: Stream) -> None:
+        """Append items to a partition; RESOURCE_EXHAUSTED when it is full."""
+        request = await stream.recv_message()
+        self._objects.get(request.queue_id)
+        if any(len(value) > MAX_ITEM_BYTES for value in request.values):
+            message = f"An item of a Queue can have {MAX_ITEM_BYTES} bytes at most"
+            raise GRPCError(Status.INVALID_ARGUMENT, message)
+        where, values = _where(request, all_partitions=False)
+        if self._count(where, values) + len(request.values) > MAX_ITEMS_PER_PARTITION:
+            message = f"A partition of a Queue can hold {MAX_ITEMS_PER_PARTITION} items at most"
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, message)
+        expires_at = time.time() + request.partition_ttl_seconds
+        insert = "insert into items (queue_id, partition, value, expires_at) values (?, ?, ?, ?)"
+        rows = [(*values, value, expires_at) for value in request.values]
+        with transaction(self._db):
+            # the lifetime is the partition's: each put starts it anew for all of its items
+            update = f"update items set expires_at = ? where {where}"
+            self._db.execute(update, (expires_at, *values))
+            self._db.executemany(insert, rows)
+        self._puts[request.queue_id].announce()
+        await stream.send_message(Empty())
+
+    async def QueueGet(self, stream: Stream) -> None:
+        """Take items from a partition, waiting for the first one as long as the client asks."""
+        request = await stream.recv_message()
+        deadline = time.monotonic() + request.timeout
+        taken = self._take(request)
+        while not taken and await self._wait_for_put(request.queue_id, deadline):
+            taken = self._take(request)
+        await stream.send_message(api_pb2.QueueGetResponse(values=taken))
+
+    async def QueueNextItems(self, stream: Stream) -> None:
+        """Read the items after a given one without taking them."""
+        request = await stream.recv_message()
+        deadline = time.monotonic() + request.item_poll_timeout
+        items = self._items_after(request)
+        while not items and await self._wait_for_put(request.queue_id, deadline):
+            items = self._items_after(request)
+        await stream.send_message(api_pb2.QueueNextItemsResponse(items=items))
+
+    async def _wait_for_put(self, queue_id: str, deadline: float) -> bool:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
+        await self._puts[queue_id].wait(remaining)
+        return True
+
+    def _take(self, request: Any) -> list[bytes]:
+        self._objects.get(request.queue_id)
+        self._delete_expired_items()
+        where, values = _where(request, all_partitions=False)
+        rows = self._db.execute(
+            f"select item_id, value from items where {where} order by item_id limit ?",
+            (*values, max(request.n_values, 1)),
+        ).fetchall()
+        delete = "delete from items where item_id = ?"
+        self._db.executemany(delete, [(item_id,) for item_id, _ in rows])
+        return [value for _, value in rows]
+
+    def _items_after(self, request: Any) -> list[Any]:
+        self._objects.get(request.queue_id)
+        self._delete_expired_items()
+        where, values = _where(request, all_partitions=False)
+        rows = self._db.execute(
+            f"select item_id, value from items where {where} and item_id > ? "
+            "order by item_id limit 100",
+            (*values, int(request.last_entry_id or 0)),
+        ).fetchall()
+        return [api_pb2.QueueItem(value=value, entry_id=str(item_id)) for item_id, value in rows]
+
+    def _count(self, where: str, values: tuple[Any, ...]) -> int:
+        self._delete_expired_items()
+        count = f"select count(*) from items where {where}"
+        return int(self._db.execute(count, values).fetchone()[0])
+
+    def _delete_expired_items(self) -> None:
+        self._db.execute("delete from items where expires_at < ?", (time.time(),))
+
+    def _delete(self, queue_id: str) -> None:
+        self._objects.delete(queue_id)
+        self._db.execute("delete from items where queue_id = ?", (queue_id,))
+        # whoever waits for an item learns that there is no queue
+        self._puts.pop(queue_id, Changes()).announce()
+
+
+def _where(request: Any, all_partitions: bool) -> tuple[str, tuple[Any, ...]]:
+    if all_partitions:
+        return "queue_id = ?", (request.queue_id,)
+    return "queue_id = ? and partition = ?", (request.queue_id, request.partition_key)
+
+
+def _metadata(found: NamedObject) -> Any:
+    return api_pb2.QueueMetadata(name=found.name, creation_info=found.creation_info())

@@ -1,0 +1,144 @@
+# ruff: noqa: N802 - methods are named as the RPCs that they answer
+"""Secrets: environment variables that containers get and nobody else sees."""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.objects.named_objects import NamedObject, NamedObjects
+from modal_emulator.rpc.protocol import known_fields
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.storage.json_file import read_json, write_json
+
+
+class SecretService:
+    """Answers the Secret RPCs; each secret's values are one file that only its owner can read."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "secrets"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        index = self._folder / "index.json"
+        self._objects = NamedObjects(index, prefix="st", noun="Secret")
+        for each in self._objects.expired():
+            self._delete(each.object_id)
+
+    async def SecretGetOrCreate(self, stream: Stream) -> None:
+        """Create, overwrite or find a secret."""
+        request = await stream.recv_message()
+        secret, new = self._objects.get_or_create(
+            request.deployment_name, request.environment_name, request.object_creation_type
+        )
+        overwrite = api_pb2.OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS
+        if new or request.object_creation_type == overwrite:
+            self._write(secret, dict(request.env_dict), last_used_at=0.0)
+        self._require_keys(secret, request.required_keys)
+        reply = api_pb2.SecretGetOrCreateResponse(
+            secret_id=secret.object_id, metadata=self.metadata(secret.object_id)
+        )
+        await stream.send_message(reply)
+
+    async def SecretGetInfo(self, stream: Stream) -> None:
+        """Tell a secret's name and keys."""
+        request = await stream.recv_message()
+        metadata = self.metadata(request.secret_id)
+        await stream.send_message(api_pb2.SecretGetInfoResponse(metadata=metadata))
+
+    async def SecretUpdate(self, stream: Stream) -> None:
+        """Add, change or (without a value) remove keys."""
+        request = await stream.recv_message()
+        secret = self._objects.get(request.secret_id)
+        content = self._read(secret.object_id)
+        for update in request.updates:
+            if update.HasField("value"):
+                content["values"][update.key] = update.value
+            else:
+                content["values"].pop(update.key, None)
+        self._write(secret, content["values"], last_used_at=content["last_used_at"])
+        await stream.send_message(Empty())
+
+    async def SecretList(self, stream: Stream) -> None:
+        """List the named secrets."""
+        request = await stream.recv_message()
+        items = []
+        for secret in self._objects.page(request.environment_name, request.pagination):
+            item = api_pb2.SecretListItem(
+                label=secret.name,
+                created_at=secret.created_at,
+                last_used_at=self._read(secret.object_id)["last_used_at"],
+                environment_name=secret.environment,
+                secret_id=secret.object_id,
+                metadata=self.metadata(secret.object_id),
+            )
+            items.append(item)
+        reply = api_pb2.SecretListResponse(items=items, environment_name=request.environment_name)
+        await stream.send_message(reply)
+
+    async def SecretDelete(self, stream: Stream) -> None:
+        """Delete a secret and its values."""
+        request = await stream.recv_message()
+        self._delete(request.secret_id)
+        await stream.send_message(Empty())
+
+    def environment(self, secret_ids: Iterable[str]) -> dict[str, str]:
+        """Return the variables of several secrets, later ones winning, and note their use.
+
+        Raises:
+            GRPCError: NOT_FOUND when a secret doesn't exist (any more).
+        """
+        environment: dict[str, str] = {}
+        for secret_id in secret_ids:
+            secret = self._objects.get(secret_id)
+            values = self._read(secret_id)["values"]
+            environment.update(values)
+            if secret.name:
+                self._write(secret, values, last_used_at=time.time())
+        return environment
+
+    def require(self, secret_id: str) -> None:
+        """Refuse an unknown secret with NOT_FOUND."""
+        self._objects.get(secret_id)
+
+    def metadata(self, secret_id: str) -> Any:
+        """Return the message that describes a secret to a client, without its values."""
+        secret = self._objects.get(secret_id)
+        content = self._read(secret_id)
+        return api_pb2.SecretMetadata(
+            name=secret.name,
+            creation_info=secret.creation_info(),
+            keys=sorted(content["values"]),
+            environment_name=secret.environment,
+            # since modal 1.6.3
+            **known_fields(api_pb2.SecretMetadata, last_used_at=content["last_used_at"]),
+        )
+
+    def _require_keys(self, secret: NamedObject, required_keys: Sequence[str]) -> None:
+        present = self._read(secret.object_id)["values"]
+        missing = [key for key in required_keys if key not in present]
+        if missing:
+            message = (
+                f"Secret '{secret.name}' is missing the required key(s) {', '.join(missing)}; "
+                f"it has {', '.join(sorted(present)) or 'none'}"
+            )
+            raise GRPCError(Status.NOT_FOUND, message)
+
+    def _file(self, secret_id: str) -> Path:
+        return self._folder / f"{secret_id}.json"
+
+    def _read(self, secret_id: str) -> dict[str, Any]:
+        content: dict[str, Any] = read_json(
+            self._file(secret_id), {"values": {}, "last_used_at": 0.0}
+        )
+        return content
+
+    def _write(self, secret: NamedObject, values: dict[str, str], *, last_used_at: float) -> None:
+        content = {"values": values, "last_used_at": last_used_at}
+        write_json(self._file(secret.object_id), content)
+
+    def _delete(self, secret_id: str) -> None:
+        self._objects.delete(secret_id)
+        self._file(secret_id).unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""Composes the services into one gRPC servicer and guards every call."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
+from typing import Any
+
+import grpclib.server
+from grpclib import GRPCError, Status
+from grpclib.const import Handler
+from grpclib.exceptions import StreamTerminatedError
+from modal._utils.grpc_utils import custom_detail_codec
+from modal_proto.api_grpc import ModalClientBase
+
+from modal_emulator.rpc.caller import Caller, current_caller
+from modal_emulator.rpc.faults import Faults
+from modal_emulator.rpc.versions import UnsupportedModalError, check_version
+
+log = logging.getLogger(__name__)
+
+Stream = Any
+# A value of one of the protocol's enums.
+EnumValue = Any
+Method = Callable[[Stream], Awaitable[None]]
+
+# The client retries CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and UNKNOWN.
+UNEXPECTED_ERROR = Status.ABORTED
+
+
+class EnvironmentCheckedStream:
+    """A stream that refuses a request which names an environment that doesn't exist.
+
+    Whatever else a request names is looked for in its environment, so that is checked first.
+    """
+
+    def __init__(self, stream: Stream, check_environment: Callable[[str], object]) -> None:
+        self._stream = stream
+        self._check_environment = check_environment
+
+    async def recv_message(self) -> Any:
+        """Return the next request."""
+        request = await self._stream.recv_message()
+        if request is not None and "environment_name" in request.DESCRIPTOR.fields_by_name:
+            self._check_environment(request.environment_name)
+        return request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Guard:
+    """Runs around every RPC: token, version, environment, faults on demand, readable errors."""
+
+    def __init__(
+        self,
+        token_id: str,
+        token_secret: str,
+        faults: Faults,
+        check_environment: Callable[[str], object],
+    ) -> None:
+        self._token = (token_id, token_secret)
+        self._faults = faults
+        self._check_environment = check_environment
+
+    async def call(self, task_id: str | None, name: str, method: Method, stream: Stream) -> None:
+        """Run one RPC for a client (`task_id` None) or for a container."""
+        metadata = stream.metadata
+        client_version = str(metadata.get("x-modal-client-version", ""))
+        if task_id is None:
+            self._authenticate(metadata)
+            self._check_client(client_version)
+        # grpclib does not tell connections apart in its public interface.
+        current_caller.set(Caller(id(stream._stream.connection), task_id, client_version))
+        await self._faults.before_rpc(name)
+        try:
+            await method(EnvironmentCheckedStream(stream, self._check_environment))
+        except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            # The boundary: anything becomes an answer.
+            log.exception("%s failed", name)
+            raise GRPCError(
+                UNEXPECTED_ERROR,
+                f"The emulator failed in {name}: {type(error).__name__}: {error}. "
+                "This is an error of the emulator, not of your app; "
+                "the traceback is in the emulator's log.",
+            ) from error
+
+    def _authenticate(self, metadata: Any) -> None:
+        given = (
+            str(metadata.get("x-modal-token-id", "")),
+            str(metadata.get("x-modal-token-secret", "")),
+        )
+        if not hmac.compare_digest("\0".join(given).encode(), "\0".join(self._token).encode()):
+            raise GRPCError(
+                Status.UNAUTHENTICATED,
+                "The emulator does not know this token. Each start of the emulator makes a new "
+                "one: use the MODAL_TOKEN_ID and MODAL_TOKEN_SECRET that it prints, or run the "
+                "command under `ml-experiments emulator run -- COMMAND`.",
+            )
+
+    def _check_client(self, client_version: str) -> None:
+        try:
+            check_version(client_version, "The calling program uses")
+        except UnsupportedModalError as error:
+            raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from error
+
+
+def rpc_names() -> list[str]:
+    """Return the name of every RPC of the client."""
+    return [name for name in dir(ModalClientBase) if not name.startswith("_")]
+
+
+def _unimplemented(name: str) -> Method:
+    async def method(stream: Stream) -> None:
+        await stream.recv_message()
+        log.warning("%s is not implemented", name)
+        raise GRPCError(
+            Status.UNIMPLEMENTED,
+            f"The emulator does not implement {name}. It emulates functions, classes, apps, "
+            "images, volumes, secrets, dicts and queues; not sandboxes, web endpoints or tunnels.",
+        )
+
+    return method
+
+
+def compose(services: Iterable[object]) -> dict[str, Method]:
+    """Return the method that answers each RPC of the client, by RPC name.
+
+    Raises:
+        TypeError: when two services answer the same RPC.
+    """
+    methods: dict[str, Method] = {}
+    owners: dict[str, str] = {}
+    names = rpc_names()
+    for service in services:
+        for name in names:
+            method = getattr(service, name, None)
+            if method is None:
+                continue
+            owner = type(service).__name__
+            if name in owners:
+                raise TypeError(f"{name} is answered by {owners[name]} and by {owner}")
+            owners[name] = owner
+            methods[name] = method
+    return {name: methods.get(name) or _unimplemented(name) for name in names}
+
+
+class Servicer:
+    """The RPCs as grpclib wants them, for clients or for one container."""
+
+    def __init__(self, methods: dict[str, Method], guard: Guard, task_id: str | None) -> None:
+        self._methods = methods
+        self._guard = guard
+        self._task_id = task_id
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """Return the handlers by path."""
+        handlers = {}
+        for path, name, template in _paths():
+            function = partial(self._guard.call, self._task_id, name, self._methods[name])
+            handlers[path] = template._replace(func=function)
+        return handlers
+
+
+@cache
+def _paths() -> list[tuple[str, str, Handler]]:
+    """Return path, RPC name and a handler without a function for every RPC."""
+    blank = type("Blank", (ModalClientBase,), dict.fromkeys(rpc_names()))()
+    handlers = blank.__mapping__().items()
+    return [(path, path.rpartition("/")[2], handler) for path, handler in handlers]
+
+
+class RpcServer(grpclib.server.Server):  # type: ignore[misc] # grpclib has no types
+    """A grpclib server that says when a connection is lost."""
+
+    def __init__(self, servicer: Servicer, on_lost: Callable[[int], None] | None = None) -> None:
+        # The service's details codec is the one that the client decodes with.
+        super().__init__(
+            [servicer],
+            codec=grpclib.encoding.proto.ProtoCodec(),
+            status_details_codec=custom_detail_codec,
+        )
+        self._on_lost = on_lost
+
+    def _protocol_factory(self) -> Any:
+        protocol = super()._protocol_factory()
+        if self._on_lost is not None:
+            lost, on_lost = protocol.connection_lost, self._on_lost
+
+            def connection_lost(error: BaseException | None) -> None:
+                connection_id = id(getattr(protocol, "connection", None))
+                lost(error)
+                on_lost(connection_id)
+
+            protocol.connection_lost = connection_lost
+        return protocol

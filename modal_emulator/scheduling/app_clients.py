@@ -1,0 +1,76 @@
+"""Which client an app belongs to, and what becomes of the app when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from modal_emulator.apps.apps import DEPLOYED, DETACHED, DETACHED_DISCONNECTED, AppRecord, Apps
+from modal_emulator.rpc.caller import current_caller
+from modal_emulator.scheduling.termination import Endings
+
+log = logging.getLogger(__name__)
+
+
+class AppClients:
+    """Stops an ephemeral app without its client; lets a detached one finish its calls."""
+
+    def __init__(
+        self, apps: Apps, endings: Endings, *, reconnect_s: float, heartbeat_limit_s: float
+    ) -> None:
+        self._apps = apps
+        self._endings = endings
+        self._reconnect_s = reconnect_s
+        self._heartbeat_limit_s = heartbeat_limit_s
+
+    def attach(self, app: AppRecord) -> None:
+        """Let an app belong to the client that calls now."""
+        self.heartbeat(app)
+
+    def heartbeat(self, app: AppRecord) -> None:
+        """Note that the app's client is there, and on which connection."""
+        app.connection_id = current_caller.get().connection_id
+        app.last_heartbeat = time.monotonic()
+
+    def detach(self, app: AppRecord) -> None:
+        """Let an app live without a client: it is deployed."""
+        app.connection_id = None
+
+    def leave(self, app: AppRecord) -> None:
+        """Handle a client that says goodbye or is gone."""
+        app.connection_id = None
+        if app.state == DEPLOYED or not app.running:
+            return
+        if app.state in (DETACHED, DETACHED_DISCONNECTED) and self._endings.has_work(app):
+            app.state = DETACHED_DISCONNECTED
+            self._apps.save(app)
+            return
+        self._endings.stop_app(app, stopped_by="")
+
+    def on_done(self, app: AppRecord) -> None:
+        """End a detached app without a client when its last call is done."""
+        if app.state == DETACHED_DISCONNECTED and not self._endings.has_work(app):
+            self._endings.stop_app(app, stopped_by="")
+
+    def connection_lost(self, connection_id: int) -> None:
+        """Start the clock for the apps whose client was on a connection."""
+        loop = asyncio.get_running_loop()
+        for app in self._apps.all():
+            if app.connection_id == connection_id:
+                loop.call_later(self._reconnect_s, self._give_up, app, connection_id)
+
+    def _give_up(self, app: AppRecord, connection_id: int) -> None:
+        if app.connection_id == connection_id:
+            log.info("the client of %s is gone", app.app_id)
+            self.leave(app)
+
+    async def watch_heartbeats(self) -> None:
+        """Give up clients that are connected but dead; runs until cancelled."""
+        while True:
+            await asyncio.sleep(self._heartbeat_limit_s / 10)
+            oldest = time.monotonic() - self._heartbeat_limit_s
+            for app in self._apps.all():
+                if app.connection_id is not None and app.last_heartbeat < oldest:
+                    log.info("no heartbeat of %s", app.app_id)
+                    self.leave(app)

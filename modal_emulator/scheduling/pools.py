@@ -1,0 +1,96 @@
+"""The containers of each function and the inputs that wait for one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from modal_proto import api_pb2
+
+from modal_emulator.apps.calls import Input
+from modal_emulator.containers.container import Container
+from modal_emulator.rpc.notifier import Changes
+
+
+class Pool:
+    """The containers of one function or variant, and the inputs that wait for one."""
+
+    def __init__(self, function_id: str) -> None:
+        self.function_id = function_id
+        self.waiting: deque[Input] = deque()
+        self.containers: dict[str, Container] = {}
+        # The definition whose containers do not start: it is kept warm no longer.
+        self.broken_definition_id = ""
+        # Announced when inputs came and when a container should look up.
+        self.changes = Changes()
+
+    @property
+    def live(self) -> list[Container]:
+        """The containers that take inputs, or will when they have started."""
+        return [each for each in self.containers.values() if not each.stopping]
+
+    @property
+    def free_slots(self) -> int:
+        """How many more inputs the live containers can run at the same time."""
+        return sum(each.slots - len(each.running) for each in self.live)
+
+    def add(self, items: Iterable[Input]) -> None:
+        """Let inputs wait for a container."""
+        self.waiting.extend(items)
+        self.changes.announce()
+
+    def add_first(self, items: Iterable[Input]) -> None:
+        """Let inputs that ran already wait before the others."""
+        self.waiting.extendleft(reversed(list(items)))
+        self.changes.announce()
+
+    def running(self, item: Input) -> Container | None:
+        """Return the container that runs an input."""
+        for container in self.containers.values():
+            if item.input_id in container.running:
+                return container
+        return None
+
+
+class Pools:
+    """Every pool by function id, and the containers that ended."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+        self.ended: list[Container] = []
+
+    def all(self) -> list[Pool]:
+        """Return every pool."""
+        return list(self._pools.values())
+
+    def get(self, function_id: str) -> Pool:
+        """Return the pool of a function, an empty one at first."""
+        if function_id not in self._pools:
+            self._pools[function_id] = Pool(function_id)
+        return self._pools[function_id]
+
+    def containers(self) -> list[Container]:
+        """Return every container that has not ended."""
+        return [each for pool in self._pools.values() for each in pool.containers.values()]
+
+    def container(self, task_id: str) -> Container | None:
+        """Return a container that has not ended."""
+        for pool in self._pools.values():
+            if task_id in pool.containers:
+                return pool.containers[task_id]
+        return None
+
+    def of_app(self, app_id: str) -> list[Container]:
+        """Return the containers of an app that have not ended."""
+        return [each for each in self.containers() if each.function.app_id == app_id]
+
+    def stats(self, function_id: str) -> Any:
+        """Return what waits and runs for a function."""
+        pool = self.get(function_id)
+        return api_pb2.FunctionStats(
+            backlog=len(pool.waiting),
+            num_total_tasks=len(pool.containers),
+            num_running_inputs=sum(len(each.running) for each in pool.containers.values()),
+            input_headroom=max(0, pool.free_slots),
+        )

@@ -1,0 +1,290 @@
+"""Hands inputs to containers and settles what comes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from modal_emulator.apps.apps import AppRecord, Apps
+from modal_emulator.apps.calls import (
+    FAILURE,
+    INTERNAL_FAILURE,
+    TERMINATED,
+    TIMEOUT,
+    Call,
+    Calls,
+    Input,
+    failed,
+)
+from modal_emulator.apps.functions import Functions
+from modal_emulator.containers.container import Container, EndReason
+from modal_emulator.rpc.faults import Faults
+from modal_emulator.scheduling.pools import Pool, Pools
+
+_DEFAULT_IDLE_S = 60.0
+_CANCEL_GRACE_S = 10.0
+_CANCELLED = "The function call was cancelled."
+_STOPPED = "The app was stopped."
+# Ended by someone else's doing: what ran goes back to the queue.
+_RUN_AGAIN: tuple[EndReason, ...] = (
+    "preempted", "timeout", "outdated", "idle", "asked", "cancelled",
+)  # fmt: skip
+
+
+class Dispatch:
+    """The way of an input from its call through a container to its output."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        functions: Functions,
+        apps: Apps,
+        calls: Calls,
+        faults: Faults,
+        *,
+        scale: Callable[[Pool], None],
+        scale_all: Callable[[], None],
+        on_done: Callable[[AppRecord], None],
+        preempt: Callable[[Container, float], None],
+        kill: Callable[[Container], None],
+    ) -> None:
+        self._pools = pools
+        self._functions = functions
+        self._apps = apps
+        self._calls = calls
+        self._faults = faults
+        self._scale = scale
+        self._scale_all = scale_all
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
+        self._on_done = on_done
+        self._preempt = preempt
+        self._kill = kill
+
+    def close(self) -> None:
+        """Settle nothing any more: what is unfinished is known as such after a restart."""
+        self._closed = True
+
+    # -- to the containers -----------------------------------------------------------------------
+
+    def enqueue(self, function_id: str, items: list[Input]) -> None:
+        """Take in new inputs."""
+        pool = self._pools.get(function_id)
+        pool.add(items)
+        self._scale(pool)
+
+    async def next_inputs(
+        self, container: Container, batch_size: int, linger_s: float
+    ) -> list[Input]:
+        """Wait for inputs for a container; empty when it should exit."""
+        pool = self._pools.get(container.function.function_id)
+        if not container.ready:
+            container.ready = True
+            self._scale_all()
+        settings = container.definition.autoscaler_settings
+        idle_s = settings.scaledown_window or _DEFAULT_IDLE_S
+        idle_at = time.monotonic() + idle_s
+        while not container.stopping:
+            if pool.waiting:
+                await self._linger(pool, batch_size, linger_s)
+                if taken := self._take(pool, container, max(batch_size, 1)):
+                    return taken
+                continue
+            left_s = idle_at - time.monotonic()
+            if left_s <= 0:
+                if not container.running and len(pool.live) > settings.min_containers:
+                    container.end("idle")
+                    break
+                left_s = idle_s
+                idle_at = time.monotonic() + idle_s
+            await pool.changes.wait(left_s)
+        return []
+
+    async def _linger(self, pool: Pool, batch_size: int, linger_s: float) -> None:
+        ends_at = time.monotonic() + linger_s
+        while len(pool.waiting) < batch_size and (left_s := ends_at - time.monotonic()) > 0:
+            await pool.changes.wait(left_s)
+
+    def _take(self, pool: Pool, container: Container, count: int) -> list[Input]:
+        if container.stopping:
+            return []
+        taken = [pool.waiting.popleft() for _ in range(min(count, len(pool.waiting)))]
+        definition = container.definition
+        for item in taken:
+            item.attempts += 1
+            item.starts += 1
+            item.task_id, item.started_at = container.task_id, time.time()
+            container.running[item.input_id] = item
+            container.inputs_taken += 1
+            self._timers[item.input_id] = asyncio.get_running_loop().call_later(
+                definition.timeout_secs, self._on_timeout, container, item
+            )
+            self._disturb(container)
+        if taken and (definition.single_use_containers or definition.max_inputs == 1):
+            # It exits by itself after this input.
+            container.stopping = True
+        return taken
+
+    def _disturb(self, container: Container) -> None:
+        fault = self._faults.next_input()
+        if fault is None:
+            return
+        loop = asyncio.get_running_loop()
+        if fault.kind == "preempt":
+            loop.call_later(fault.after_s, self._preempt, container, fault.grace_s)
+        else:
+            loop.call_later(fault.after_s, self._kill, container)
+
+    # -- back from the containers ----------------------------------------------------------------
+
+    def put_outputs(self, container: Container, outputs: Iterable[Any]) -> None:
+        """Take in what a container made of its inputs."""
+        container.read_output()
+        for output in outputs:
+            item = container.running.pop(output.input_id, None)
+            if item is None:
+                # Timed out or cancelled in the meantime.
+                continue
+            result = output.result
+            if result.status == TERMINATED and not result.exception:
+                result.exception = _CANCELLED
+            self._settle(item, result, output.data_format)
+        self._scale(self._pools.get(container.function.function_id))
+
+    def _on_timeout(self, container: Container, item: Input) -> None:
+        limit_s = container.definition.timeout_secs
+        container.read_output()
+        container.running.pop(item.input_id, None)
+        container.end("timeout")
+        container.kill()
+        message = f"Task's current input {item.input_id} hit its timeout of {limit_s}s"
+        self._settle(item, failed(TIMEOUT, message))
+
+    def _settle(self, item: Input, result: Any, data_format: int = 0) -> None:
+        """Finish an input, or let it run again when its function says so."""
+        self._stop_timer(item)
+        retriable = result.status in (FAILURE, TIMEOUT, INTERNAL_FAILURE)
+        policy = self._functions.runnable(item.call.function_id).first.retry_policy
+        if not retriable or item.cancelled or item.attempts > policy.retries:
+            self._finish(item, result, data_format)
+            return
+        factor = (policy.backoff_coefficient or 1.0) ** (item.attempts - 1)
+        delay_ms = policy.initial_delay_ms * factor
+        delay_s = min(delay_ms, policy.max_delay_ms or delay_ms) / 1000
+        asyncio.get_running_loop().call_later(delay_s, self._retry, item)
+
+    def _retry(self, item: Input) -> None:
+        if not item.done:
+            self.enqueue(item.call.function_id, [item])
+
+    def _finish(self, item: Input, result: Any, data_format: int = 0) -> None:
+        self._stop_timer(item)
+        if not item.done:
+            self._calls.finish(item, result, data_format)
+            self._on_done(self._apps.get(item.call.app_id))
+
+    def _stop_timer(self, item: Input) -> None:
+        timer = self._timers.pop(item.input_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    # -- endings ---------------------------------------------------------------------------------
+
+    def on_exit(self, pool: Pool, container: Container, exit_code: int, error: str) -> None:
+        """Settle what a container ran, or should have run, when it exits."""
+        if self._closed:
+            return
+        reason = container.end_reason
+        container.stopping = True
+        app = self._apps.get(container.function.app_id)
+        lost, container.running = list(container.running.values()), {}
+        again = []
+        for item in lost:
+            self._stop_timer(item)
+            if not app.running:
+                self._finish(item, failed(TERMINATED, _STOPPED))
+            elif item.cancelled:
+                self._finish(item, failed(TERMINATED, _CANCELLED))
+            elif reason in _RUN_AGAIN:
+                # Not the input's fault, so not one of its retries.
+                item.attempts -= 1
+                again.append(item)
+            else:
+                how = _describe_exit(exit_code)
+                message = f"The container {container.task_id} {how} while it ran the input."
+                self._settle(item, failed(INTERNAL_FAILURE, message))
+        pool.add_first(again)
+        if not container.ready and not container.startup_failed:
+            self._on_failed_start(pool, container, error or _describe_exit(exit_code))
+
+    def _on_failed_start(self, pool: Pool, container: Container, how: str) -> None:
+        name = container.function.name
+        if container.end_reason == "startup_timeout":
+            limit_s = container.startup_limit_s
+            result = failed(TIMEOUT, f"{name} was not ready {limit_s} s after its start.")
+        elif container.end_reason == "":
+            message = f"The container of {name} did not start: it {how}.\n{container.last_words}"
+            result = failed(INTERNAL_FAILURE, message)
+        else:
+            # Preempted, killed or outdated before it was ready: another one starts.
+            return
+        self._fail_waiting(pool, result)
+
+    def fail_start(self, container: Container, result: Any) -> None:
+        """Take in why a container could not import or set up the user's code."""
+        container.startup_failed = True
+        container.stopping = True
+        self._fail_waiting(self._pools.get(container.function.function_id), result)
+
+    def _fail_waiting(self, pool: Pool, result: Any) -> None:
+        items = list(pool.waiting)
+        pool.waiting.clear()
+        for item in items:
+            self._finish(item, result)
+
+    def cancel(self, call: Call, *, terminate_containers: bool) -> None:
+        """Cancel what a call has not finished, and the calls that it made."""
+        pool = self._pools.get(call.function_id)
+        for item in list(call.inputs.values()):
+            if item.done:
+                continue
+            item.cancelled = True
+            container = pool.running(item)
+            if container is None:
+                if item in pool.waiting:
+                    pool.waiting.remove(item)
+                self._finish(item, failed(TERMINATED, _CANCELLED))
+            elif terminate_containers:
+                container.end("cancelled")
+                container.kill()
+            else:
+                container.cancel_inputs([item.input_id])
+                asyncio.get_running_loop().call_later(
+                    _CANCEL_GRACE_S, self._kill_if_running, container, item
+                )
+            for child in list(self._calls.children(item.input_id)):
+                self.cancel(child, terminate_containers=terminate_containers)
+
+    def _kill_if_running(self, container: Container, item: Input) -> None:
+        if item.input_id in container.running:
+            container.end("cancelled")
+            container.kill()
+
+    def end_calls(self, app: AppRecord) -> None:
+        """Finish every call of an app that is stopped."""
+        for call in list(self._calls.of_app(app.app_id)):
+            for item in list(call.inputs.values()):
+                self._finish(item, failed(TERMINATED, _STOPPED))
+        for pool in self._pools.all():
+            if self._functions.get(pool.function_id).app_id == app.app_id:
+                pool.waiting.clear()
+
+
+def _describe_exit(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    numbers = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {numbers.get(-exit_code, f'signal {-exit_code}')}"

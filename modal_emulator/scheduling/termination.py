@@ -1,0 +1,104 @@
+"""Ends containers and apps: preempted, killed, stopped, or with the server."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from modal_emulator.apps.apps import STOPPED, STOPPING, AppRecord, Apps
+from modal_emulator.apps.calls import Calls
+from modal_emulator.apps.logs import Logs
+from modal_emulator.containers.container import Container
+from modal_emulator.scheduling.autoscaler import Scaling
+from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.scheduler import Dispatch
+
+log = logging.getLogger(__name__)
+
+
+class Endings:
+    """Everything that ends before its time."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        apps: Apps,
+        calls: Calls,
+        logs: Logs,
+        dispatch: Dispatch,
+        scaling: Scaling,
+        *,
+        stop_grace_s: float,
+    ) -> None:
+        self._pools = pools
+        self._apps = apps
+        self._calls = calls
+        self._logs = logs
+        self._dispatch = dispatch
+        self._scaling = scaling
+        self._stop_grace_s = stop_grace_s
+
+    def preempt(self, container: Container, grace_s: float) -> None:
+        """Interrupt a container, kill it after a time; its inputs run again elsewhere."""
+        self._logs.say(
+            container.function.app_id,
+            f"Container {container.task_id} is preempted.",
+            task_id=container.task_id,
+        )
+        log.info("container %s of %s is preempted", container.task_id, container.function.name)
+        container.interrupt("preempted", grace_s)
+
+    def kill(self, container: Container) -> None:
+        """Kill a container as a crash would: its inputs fail, or are retried."""
+        log.info("container %s of %s is killed", container.task_id, container.function.name)
+        container.end("killed")
+        container.kill()
+
+    def stop_container(self, container: Container, *, graceful: bool) -> None:
+        """Let a container finish what it runs, or let that run elsewhere."""
+        if graceful:
+            container.end("asked")
+        else:
+            container.interrupt("preempted", self._stop_grace_s)
+
+    def stop_app(self, app: AppRecord, stopped_by: str) -> None:
+        """End an app: its calls at once, its containers with their exit handlers."""
+        if not app.running:
+            return
+        log.info("app %s is stopped", app.app_id)
+        app.state, app.stopped_at, app.stopped_by = STOPPING, time.time(), stopped_by
+        self._apps.save(app)
+        busy = {each.task_id for each in self._pools.of_app(app.app_id) if each.running}
+        self._dispatch.end_calls(app)
+        for container in self._pools.of_app(app.app_id):
+            self._shut_down(container, busy=container.task_id in busy)
+        self.settle_stopped(app)
+
+    def _shut_down(self, container: Container, *, busy: bool) -> None:
+        if busy:
+            container.interrupt("app_stopped", self._stop_grace_s)
+            return
+        container.end("app_stopped")
+        if container.ready:
+            # It is told that there are no more inputs, and leaves by its exit methods.
+            container.kill_after(self._stop_grace_s)
+        else:
+            container.kill()
+
+    def settle_stopped(self, app: AppRecord) -> None:
+        """Call an app stopped once nothing of it runs."""
+        if app.state == STOPPING and not self._pools.of_app(app.app_id):
+            app.state = STOPPED
+            self._apps.save(app)
+            self._logs.changes.announce()
+
+    def has_work(self, app: AppRecord) -> bool:
+        """Tell whether an app has calls that are not finished."""
+        return any(call.unfinished for call in self._calls.of_app(app.app_id))
+
+    async def close(self) -> None:
+        """End every container, of deployed apps too, and wait for that."""
+        self._dispatch.close()
+        for container in self._pools.containers():
+            self._shut_down(container, busy=bool(container.running))
+        await self._scaling.close()

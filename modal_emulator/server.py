@@ -1,0 +1,254 @@
+"""The server: composes the services and listens on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from modal_emulator.apps.apps import Apps
+from modal_emulator.apps.calls import Calls
+from modal_emulator.apps.functions import Functions
+from modal_emulator.apps.logs import Logs, LogService
+from modal_emulator.containers.container import Container, launch_container
+from modal_emulator.containers.launch import Launcher
+from modal_emulator.containers.sandbox import Sandbox, SandboxMode
+from modal_emulator.control.control import Control
+from modal_emulator.control.control_http import serve_control
+from modal_emulator.control.inspection import Inspection
+from modal_emulator.objects.blobs import BlobStore
+from modal_emulator.objects.dicts import DictService
+from modal_emulator.objects.environments import EnvironmentService
+from modal_emulator.objects.images import ImageService
+from modal_emulator.objects.mounts import MountService
+from modal_emulator.objects.queues import QueueService
+from modal_emulator.objects.secrets import SecretService
+from modal_emulator.rpc.caller import current_caller
+from modal_emulator.rpc.faults import Faults
+from modal_emulator.rpc.http_endpoint import HttpEndpoint
+from modal_emulator.rpc.rpc import Guard, RpcServer, Servicer, compose
+from modal_emulator.rpc.versions import check_installed
+from modal_emulator.scheduling.app_clients import AppClients
+from modal_emulator.scheduling.autoscaler import Scaling
+from modal_emulator.scheduling.background_commits import commit_in_background
+from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.scheduler import Dispatch
+from modal_emulator.scheduling.termination import Endings
+from modal_emulator.services.apps import AppService
+from modal_emulator.services.calls import CallService
+from modal_emulator.services.containers import ContainerService
+from modal_emulator.services.functions import FunctionService
+from modal_emulator.services.suggestions import SuggestionService
+from modal_emulator.services.volumes import VolumeService
+from modal_emulator.storage.state import State
+from modal_emulator.storage.temporary_folders import CONTAINERS_PREFIX, TemporaryFolder
+
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server behaves; the defaults suit tests and a laptop."""
+
+    port: int = 0
+    # How long a container that is stopped may take before it is killed.
+    stop_grace_s: float = 5.0
+    # How long a client may be without a connection before it counts as gone.
+    reconnect_s: float = 2.0
+    # How long a client may send no heartbeat; it sends one every 15 seconds.
+    heartbeat_limit_s: float = 50.0
+    # How often what containers wrote to their volumes is committed without their asking.
+    commit_every_s: float = 3.0
+    # How containers are isolated; None is the best that this machine allows.
+    sandbox_mode: SandboxMode | None = None
+
+
+class Server:
+    """One server over one state folder."""
+
+    def __init__(self, state_dir: Path, options: ServerOptions) -> None:
+        check_installed()
+        self.state_dir = state_dir
+        self.options = options
+        self.token_id = f"ak-{secrets.token_hex(11)}"
+        self.token_secret = f"as-{secrets.token_hex(24)}"
+        self.url = ""
+        self.http = HttpEndpoint()
+        self._faults = Faults()
+        self._state = State(state_dir)
+        self._make_storage(state_dir)
+        self._make_registries()
+        self._make_runtime(state_dir)
+        self.control = self._make_control()
+        self._methods = compose(self._services())
+        self._guard = Guard(
+            self.token_id, self.token_secret, self._faults, self._environments.resolve
+        )
+        self._rpc: RpcServer | None = None
+        self._background: list[asyncio.Task[None]] = []
+
+    def _make_storage(self, state_dir: Path) -> None:
+        self._environments = EnvironmentService(self._state)
+        self._blobs = BlobStore(state_dir, self.http)
+        self._mounts = MountService(state_dir, self._blobs)
+        self._secrets = SecretService(state_dir)
+        self._volumes = VolumeService(state_dir, self.http, self._mounts, self._current_sandbox)
+        self._dicts, self._queues = DictService(state_dir), QueueService(state_dir)
+        self._images = ImageService(self._state, self._faults)
+
+    def _make_registries(self) -> None:
+        self._functions = Functions(self._state)
+        self._apps = Apps(self._state, self._environments, self._functions)
+        self._calls = Calls(self._state)
+        self._logs = Logs(self._state)
+        self._pools = Pools()
+
+    def _make_runtime(self, state_dir: Path) -> None:
+        self._launcher = Launcher(
+            self._apps,
+            self._images,
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            state_dir=state_dir,
+            sandbox_mode=self.options.sandbox_mode,
+        )
+        self._run_folder = TemporaryFolder(CONTAINERS_PREFIX)
+        # Containers, inputs and apps end each other, hence the calls by name.
+        self._scaling = Scaling(
+            self._pools,
+            self._functions,
+            self._apps,
+            self._logs,
+            self._faults,
+            spawn=self._spawn,
+            on_exit=lambda *exited: self._dispatch.on_exit(*exited),
+            on_gone=lambda app: self._endings.settle_stopped(app),
+            run_dir=self._run_folder.path,
+        )
+        self._dispatch = Dispatch(
+            self._pools,
+            self._functions,
+            self._apps,
+            self._calls,
+            self._faults,
+            scale=self._scaling.scale,
+            scale_all=self._scaling.scale_all,
+            on_done=lambda app: self._clients.on_done(app),
+            preempt=lambda container, grace_s: self._endings.preempt(container, grace_s),
+            kill=lambda container: self._endings.kill(container),
+        )
+        self._endings = Endings(
+            self._pools,
+            self._apps,
+            self._calls,
+            self._logs,
+            self._dispatch,
+            self._scaling,
+            stop_grace_s=self.options.stop_grace_s,
+        )
+        self._clients = AppClients(
+            self._apps,
+            self._endings,
+            reconnect_s=self.options.reconnect_s,
+            heartbeat_limit_s=self.options.heartbeat_limit_s,
+        )
+
+    def _services(self) -> list[object]:
+        function_service = FunctionService(
+            self._functions,
+            self._apps,
+            images=self._images,
+            mounts=self._mounts,
+            secrets=self._secrets,
+            volumes=self._volumes,
+            on_settings=self._scaling.scale_function,
+        )
+        app_service = AppService(
+            self._apps, self._functions, self._pools, self._clients, self._scaling, self._endings
+        )
+        return [
+            self._environments,
+            self._blobs,
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            self._dicts,
+            self._queues,
+            self._images,
+            function_service,
+            app_service,
+            SuggestionService(self._apps),
+            LogService(self._logs, self._apps),
+            CallService(self._calls, self._functions, self._apps, self._pools, self._dispatch),
+            ContainerService(self._pools, self._calls, self._apps, self._dispatch, self._endings),
+        ]
+
+    def _make_control(self) -> Control:
+        inspection = Inspection(
+            self._functions,
+            self._apps,
+            self._calls,
+            self._images,
+            self._logs,
+            self._pools,
+            self._secrets,
+            self._volumes,
+        )
+        control = Control(
+            inspection, self._faults, self._pools, self._endings, self._scaling, self._volumes
+        )
+        serve_control(self.http.app, control, self.token_secret)
+        return control
+
+    def _current_sandbox(self) -> Sandbox | None:
+        task_id = current_caller.get().task_id
+        container = self._pools.container(task_id) if task_id else None
+        return container.sandbox if container else None
+
+    async def _spawn(self, container: Container) -> None:
+        await launch_container(container, self._launcher, self._container_server)
+
+    def _container_server(self, task_id: str) -> RpcServer:
+        return RpcServer(Servicer(self._methods, self._guard, task_id))
+
+    async def start(self) -> None:
+        """Listen on loopback and start what runs in the background."""
+        try:
+            await self._listen()
+        except BaseException:
+            await self.stop()
+            raise
+        self._background = [
+            asyncio.create_task(self._clients.watch_heartbeats()),
+            asyncio.create_task(commit_in_background(self._pools, self.options.commit_every_s)),
+        ]
+        self._scaling.keep_deployed_warm()
+
+    async def _listen(self) -> None:
+        await self.http.start(_LOOPBACK)
+        self._rpc = RpcServer(
+            Servicer(self._methods, self._guard, None), self._clients.connection_lost
+        )
+        # By host and port, not by a socket of ours: asyncio then sets TCP_NODELAY.
+        await self._rpc.start(_LOOPBACK, self.options.port)
+        listening = self._rpc._server.sockets[0]
+        self.url = f"http://{_LOOPBACK}:{listening.getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """End every container, stop listening and close the state."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._endings.close()
+        await asyncio.to_thread(self._run_folder.delete)
+        if self.url and self._rpc is not None:
+            self._rpc.close()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._rpc.wait_closed(), 5.0)
+        await self.http.stop()
+        self._dicts.close()
+        self._queues.close()
+        self._state.close()

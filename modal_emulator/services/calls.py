@@ -1,0 +1,218 @@
+"""Answers the RPCs of those who call functions."""
+# ruff: noqa: N802 (methods are named as the RPCs that they answer)
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.apps.apps import Apps
+from modal_emulator.apps.calls import (
+    FAILURE,
+    INTERNAL_FAILURE,
+    SUCCESS,
+    TERMINATED,
+    TIMEOUT,
+    Call,
+    Calls,
+    Input,
+)
+from modal_emulator.apps.functions import Functions
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.scheduler import Dispatch
+
+# The client asks again after 55 seconds; answering a little earlier keeps its deadline quiet.
+_LONGEST_POLL_S = 50.0
+
+
+class CallService:
+    """Answers FunctionMap, FunctionPutInputs, FunctionGetOutputs and the FunctionCall* RPCs."""
+
+    def __init__(
+        self, calls: Calls, functions: Functions, apps: Apps, pools: Pools, dispatch: Dispatch
+    ) -> None:
+        self._calls = calls
+        self._functions = functions
+        self._apps = apps
+        self._pools = pools
+        self._dispatch = dispatch
+
+    async def FunctionMap(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        function = self._functions.get(request.function_id)
+        app = self._apps.get(function.app_id)
+        if not app.running:
+            raise GRPCError(
+                Status.FAILED_PRECONDITION,
+                f"App {app.app_id} is stopped, so {function.name} cannot be called.",
+            )
+        call = self._calls.create(request, function.app_id)
+        response = api_pb2.FunctionMapResponse(
+            function_call_id=call.call_id,
+            function_call_jwt=call.call_id,
+            # The server retries, so that retries outlive the client.
+            sync_client_retries_enabled=False,
+        )
+        response.retry_policy.CopyFrom(
+            self._functions.runnable(request.function_id).first.retry_policy
+        )
+        response.pipelined_inputs.extend(self._enqueue(call, request.pipelined_inputs))
+        await stream.send_message(response)
+
+    async def FunctionPutInputs(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        inputs = self._enqueue(call, request.inputs)
+        await stream.send_message(api_pb2.FunctionPutInputsResponse(inputs=inputs))
+
+    def _enqueue(self, call: Call, items: Any) -> list[Any]:
+        added = [self._calls.add_input(call, item) for item in items]
+        self._dispatch.enqueue(call.function_id, added)
+        return [
+            api_pb2.FunctionPutInputsResponseItem(
+                idx=item.idx, input_id=item.input_id, input_jwt=item.input_id
+            )
+            for item in added
+        ]
+
+    async def FunctionGetOutputs(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        cursor = int(request.last_entry_id.partition("-")[0] or 0)
+        ends_at = time.monotonic() + min(request.timeout, _LONGEST_POLL_S)
+        while True:
+            found = self._outputs(call, request, cursor)
+            left_s = ends_at - time.monotonic()
+            nothing_to_come = bool(call.inputs) and call.unfinished == 0 and call.taken
+            if found or left_s <= 0 or nothing_to_come:
+                break
+            await call.changes.wait(left_s)
+        response = api_pb2.FunctionGetOutputsResponse(
+            outputs=[item.output for item in found],
+            idxs=[item.idx for item in found],
+            last_entry_id=f"{max(cursor, len(call.finished))}-0",
+            num_unfinished_inputs=call.unfinished,
+        )
+        await stream.send_message(response)
+        if request.clear_on_success and (found or request.timeout == 0) and not call.unfinished:
+            self._calls.take(call)
+
+    def _outputs(self, call: Call, request: Any, cursor: int) -> list[Input]:
+        found = [item for item in call.finished[cursor:] if item.output is not None]
+        if request.HasField("start_idx"):
+            found = [item for item in found if item.idx >= request.start_idx]
+        if request.HasField("end_idx"):
+            found = [item for item in found if item.idx <= request.end_idx]
+        return found
+
+    async def FunctionCallFromId(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        await stream.send_message(
+            api_pb2.FunctionCallFromIdResponse(
+                function_call_id=call.call_id,
+                num_inputs=len(call.inputs),
+                metadata=api_pb2.FunctionCallHandleMetadata(
+                    app_id=call.app_id, function_id=call.function_id
+                ),
+            )
+        )
+
+    async def FunctionCallGetInfo(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        await stream.send_message(api_pb2.FunctionCallGetInfoResponse(info=call_info(call)))
+
+    async def FunctionCallList(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._functions.get(request.function_id)
+        infos = [
+            call_info(call) for call in self._calls.all() if call.function_id == request.function_id
+        ]
+        await stream.send_message(api_pb2.FunctionCallListResponse(function_calls=infos))
+
+    async def FunctionCallCancel(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        self._dispatch.cancel(call, terminate_containers=request.terminate_containers)
+        await stream.send_message(Empty())
+
+    async def FunctionGetCurrentStats(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._functions.get(request.function_id)
+        await stream.send_message(self._pools.stats(request.function_id))
+
+    async def FunctionGetCallGraph(self, stream: Stream) -> None:
+        """Return a call and every call below it."""
+        request = await stream.recv_message()
+        response = api_pb2.FunctionGetCallGraphResponse()
+        waiting = [self._calls.get(request.function_call_id)]
+        while waiting:
+            call = waiting.pop(0)
+            function = self._functions.get(call.function_id)
+            module_name = self._functions.live_data(function).module_name
+            response.function_calls.add(
+                function_call_id=call.call_id,
+                parent_input_id=call.parent_input_id,
+                function_name=function.name,
+                module_name=module_name,
+            )
+            for item in call.inputs.values():
+                response.inputs.add(
+                    input_id=item.input_id,
+                    status=item.status,
+                    function_call_id=call.call_id,
+                    task_id=item.task_id,
+                )
+                waiting.extend(self._calls.children(item.input_id))
+        await stream.send_message(response)
+
+    async def FunctionCallGetDataOut(self, stream: Stream) -> None:
+        """Stream what a generator yielded, from after `last_index` on."""
+        request = await stream.recv_message()
+        call = self._calls.get(request.function_call_id)
+        sent = 0
+        ends_at = time.monotonic() + _LONGEST_POLL_S
+        while (left_s := ends_at - time.monotonic()) > 0:
+            while sent < len(call.data_out):
+                chunk = call.data_out[sent]
+                sent += 1
+                if chunk.index > request.last_index:
+                    await stream.send_message(chunk)
+            await call.changes.wait(left_s)
+
+    async def FunctionCallGetDataIn(self, stream: Stream) -> None:
+        """Nothing is ever sent into a running call: web endpoints are not emulated."""
+        request = await stream.recv_message()
+        self._calls.get(request.function_call_id)
+
+
+def call_info(call: Call) -> Any:
+    """Return the counts of a call's inputs by outcome."""
+    info = api_pb2.FunctionCallInfo(
+        function_call_id=call.call_id, created_at=call.created_at, total_inputs=len(call.inputs)
+    )
+    categories = {
+        0: info.pending_inputs,
+        SUCCESS: info.succeeded_inputs,
+        FAILURE: info.failed_inputs,
+        INTERNAL_FAILURE: info.failed_inputs,
+        TIMEOUT: info.timeout_inputs,
+        TERMINATED: info.cancelled_inputs,
+    }
+    for item in call.inputs.values():
+        category = categories.get(item.status, info.failed_inputs)
+        category.total += 1
+        category.latest.add(
+            input_id=item.input_id,
+            idx=item.idx,
+            task_id=item.task_id,
+            started_at=item.started_at,
+            finished_at=item.finished_at,
+        )
+    return info

@@ -1,0 +1,164 @@
+"""Answers the RPCs of containers; the connection tells which one is calling."""
+# ruff: noqa: N802 (methods are named as the RPCs that they answer)
+
+from __future__ import annotations
+
+import time
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.apps.apps import Apps
+from modal_emulator.apps.calls import Calls
+from modal_emulator.containers.container import Container
+from modal_emulator.rpc.caller import current_caller
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.scheduler import Dispatch
+from modal_emulator.scheduling.termination import Endings
+
+# Shorter than the 15 s after which the container gives its heartbeat up.
+_HEARTBEAT_POLL_S = 10.0
+
+
+class ContainerService:
+    """Answers Container*, Task* and the container's half of the Function* RPCs."""
+
+    def __init__(
+        self, pools: Pools, calls: Calls, apps: Apps, dispatch: Dispatch, endings: Endings
+    ) -> None:
+        self._pools = pools
+        self._calls = calls
+        self._apps = apps
+        self._dispatch = dispatch
+        self._endings = endings
+
+    def _caller(self) -> Container:
+        task_id = current_caller.get().task_id
+        container = self._pools.container(task_id) if task_id else None
+        if container is None:
+            raise GRPCError(Status.PERMISSION_DENIED, "Only a running container may call this.")
+        return container
+
+    def _container(self, task_id: str) -> Container:
+        container = self._pools.container(task_id)
+        if container is None:
+            raise GRPCError(Status.NOT_FOUND, f"Container '{task_id}' not found")
+        return container
+
+    async def ContainerHello(self, stream: Stream) -> None:
+        """Note that Python is up and the user's code is imported next."""
+        await stream.recv_message()
+        self._caller().limit_startup()
+        await stream.send_message(Empty())
+
+    async def ContainerHeartbeat(self, stream: Stream) -> None:
+        """Hold the heartbeat until inputs of this container are cancelled."""
+        await stream.recv_message()
+        container = self._caller()
+        ends_at = time.monotonic() + _HEARTBEAT_POLL_S
+        while not container.cancelled_input_ids and (left_s := ends_at - time.monotonic()) > 0:
+            await container.cancellations.wait(left_s)
+        response = api_pb2.ContainerHeartbeatResponse()
+        if container.cancelled_input_ids:
+            response.cancel_input_event.input_ids.extend(container.cancelled_input_ids)
+            container.cancelled_input_ids = []
+        await stream.send_message(response)
+
+    async def FunctionGetInputs(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        container = self._caller()
+        items = await self._dispatch.next_inputs(
+            container, request.batch_max_size, request.batch_linger_ms / 1000
+        )
+        response = api_pb2.FunctionGetInputsResponse()
+        for item in items:
+            response.inputs.add(
+                input_id=item.input_id,
+                input=item.payload,
+                function_call_id=item.call.call_id,
+                function_call_invocation_type=item.call.invocation_type,
+                # Tells the container a rerun from a second delivery of the same attempt.
+                retry_count=item.attempts - 1,
+                function_map_idx=item.idx,
+            )
+        if not items:
+            response.inputs.add(kill_switch=True)
+        await stream.send_message(response)
+
+    async def FunctionPutOutputs(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._dispatch.put_outputs(self._caller(), request.outputs)
+        await stream.send_message(Empty())
+
+    async def FunctionCallPutDataOut(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._caller()
+        call = self._calls.get(request.function_call_id)
+        last = call.data_out[-1].index if call.data_out else 0
+        # A rerun of a preempted generator yields from the start again.
+        call.data_out.extend(chunk for chunk in request.data_chunks if chunk.index > last)
+        call.changes.announce()
+        await stream.send_message(Empty())
+
+    async def TaskResult(self, stream: Stream) -> None:
+        """Take in that the user's code failed outside of any input: while starting or exiting."""
+        request = await stream.recv_message()
+        container = self._caller()
+        if not container.ready:
+            self._dispatch.fail_start(container, request.result)
+        await stream.send_message(Empty())
+
+    async def TaskCurrentInputs(self, stream: Stream) -> None:
+        await stream.recv_message()
+        await stream.send_message(
+            api_pb2.TaskCurrentInputsResponse(input_ids=list(self._caller().running))
+        )
+
+    async def FunctionGetDynamicConcurrency(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._caller()
+        await stream.send_message(
+            api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
+        )
+
+    async def ContainerStop(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._endings.stop_container(self._container(request.task_id), graceful=request.graceful)
+        await stream.send_message(api_pb2.ContainerStopResponse())
+
+    async def TaskList(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        response = api_pb2.TaskListResponse()
+        environment = self._apps.resolve_environment(request.environment_name)
+        for container in self._pools.containers():
+            app = self._apps.get(container.function.app_id)
+            if request.app_id and app.app_id != request.app_id:
+                continue
+            if not request.app_id and app.environment != environment:
+                continue
+            response.tasks.add(
+                task_id=container.task_id,
+                app_id=app.app_id,
+                app_description=app.description,
+                started_at=container.started_at,
+                enqueued_at=container.created_at,
+            )
+        await stream.send_message(response)
+
+    async def TaskGetInfo(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        container = self._container(request.task_id)
+        gpu = container.place.gpu
+        info = api_pb2.TaskInfo(
+            id=container.task_id,
+            started_at=container.started_at,
+            enqueued_at=container.created_at,
+            gpu_type=gpu.device if gpu else "",
+        )
+        if gpu:
+            info.gpu_config.CopyFrom(api_pb2.GPUConfig(gpu_type=gpu.device, count=gpu.count))
+        await stream.send_message(
+            api_pb2.TaskGetInfoResponse(app_id=container.function.app_id, info=info)
+        )

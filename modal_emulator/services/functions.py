@@ -1,0 +1,292 @@
+"""Answers the RPCs that define, bind and look up functions and classes."""
+# ruff: noqa: N802 (methods are named as the RPCs that they answer)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.apps.apps import Apps
+from modal_emulator.apps.function_checks import (
+    check_gpu,
+    check_requests,
+    check_timeout,
+    recorded_only,
+    refuse_what_is_not_emulated,
+)
+from modal_emulator.apps.functions import Functions
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.storage.ids import new_id
+
+
+class Objects(Protocol):
+    """Objects that a function refers to by id."""
+
+    def require(self, object_id: str, /) -> None:
+        """Refuse an unknown id with NOT_FOUND."""
+
+
+def handle_of(source: Any, app_id: str) -> Any:
+    """Return the handle of a `FunctionPrecreateRequest` or of a `Function` message."""
+    handle = api_pb2.FunctionHandleMetadata(
+        app_id=app_id,
+        function_name=source.function_name,
+        function_type=source.function_type,
+        supported_input_formats=source.supported_input_formats,
+        supported_output_formats=source.supported_output_formats,
+    )
+    if source.HasField("function_schema"):
+        handle.function_schema.CopyFrom(source.function_schema)
+    if isinstance(source, api_pb2.Function):
+        handle.is_method = source.is_method
+        handle.class_parameter_info.CopyFrom(source.class_parameter_info)
+    _add_methods(handle, app_id, source.method_definitions)
+    return handle
+
+
+def _add_methods(handle: Any, app_id: str, definitions: Any) -> None:
+    for name, method in definitions.items():
+        entry = handle.method_handle_metadata[name]
+        entry.CopyFrom(
+            api_pb2.FunctionHandleMetadata(
+                app_id=app_id,
+                function_name=method.function_name,
+                function_type=method.function_type,
+                is_method=True,
+                use_method_name=name,
+                supported_input_formats=method.supported_input_formats,
+                supported_output_formats=method.supported_output_formats,
+            )
+        )
+        if method.HasField("function_schema"):
+            entry.function_schema.CopyFrom(method.function_schema)
+
+
+def _single_rank(function: Any) -> Any:
+    """Return a `FunctionData` for a function that accepts one GPU type."""
+    data = api_pb2.FunctionData()
+    shared = {field.name for field in data.DESCRIPTOR.fields}
+    for field, value in function.ListFields():
+        if field.name not in shared:
+            continue
+        if hasattr(value, "MergeFrom"):
+            getattr(data, field.name).MergeFrom(value)
+        else:
+            setattr(data, field.name, value)
+    data.ranked_functions.add(rank=0).function.CopyFrom(function)
+    return data
+
+
+class FunctionService:
+    """Answers Function{Precreate,Create,BindParams,Get…} and Class{Create,Get}."""
+
+    def __init__(
+        self,
+        functions: Functions,
+        apps: Apps,
+        *,
+        images: Objects,
+        mounts: Objects,
+        secrets: Objects,
+        volumes: Objects,
+        on_settings: Callable[[str], None],
+    ) -> None:
+        self._functions = functions
+        self._apps = apps
+        self._dependencies = (
+            ("secret_ids", secrets),
+            ("mount_ids", mounts),
+        )
+        self._images = images
+        self._volumes = volumes
+        self._on_settings = on_settings
+
+    async def FunctionPrecreate(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._apps.get(request.app_id)
+        record = self._functions.reserve(
+            request.app_id, request.existing_function_id, request.function_name
+        )
+        await stream.send_message(
+            api_pb2.FunctionPrecreateResponse(
+                function_id=record.function_id, handle_metadata=handle_of(request, request.app_id)
+            )
+        )
+
+    async def FunctionCreate(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._apps.get(request.app_id)
+        data = (
+            request.function_data
+            if request.HasField("function_data")
+            else _single_rank(request.function)
+        )
+        for ranked in data.ranked_functions:
+            self._check(ranked.function)
+        first = data.ranked_functions[0].function
+        record = self._functions.reserve(
+            request.app_id, request.existing_function_id, first.function_name
+        )
+        handle = handle_of(first, request.app_id)
+        self._functions.define(record, data, handle)
+        warnings = [
+            api_pb2.Warning(
+                type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
+                message=f"The emulator records `{name}` of {first.function_name} "
+                "but it has no effect here.",
+            )
+            for name in recorded_only(first)
+        ]
+        await stream.send_message(
+            api_pb2.FunctionCreateResponse(
+                function_id=record.function_id,
+                function=first,
+                function_data=data,
+                handle_metadata=handle,
+                server_warnings=warnings,
+            )
+        )
+
+    def _check(self, function: Any) -> None:
+        check_timeout("timeout", function.timeout_secs)
+        check_timeout("startup_timeout", function.startup_timeout_secs)
+        check_gpu(function.resources.gpu_config)
+        check_requests(function.resources)
+        refuse_what_is_not_emulated(function)
+        for field, objects in self._dependencies:
+            for object_id in getattr(function, field):
+                objects.require(object_id)
+        if function.image_id:
+            self._images.require(function.image_id)
+        for mount in function.volume_mounts:
+            self._volumes.require(mount.volume_id)
+
+    async def FunctionBindParams(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        base = self._functions.get(request.function_id)
+        options = request.function_options if request.HasField("function_options") else None
+        if options is not None:
+            self._check_options(options)
+        record = self._functions.variant(base, request.serialized_params, options)
+        await stream.send_message(
+            api_pb2.FunctionBindParamsResponse(
+                bound_function_id=record.function_id, handle_metadata=self._functions.handle(record)
+            )
+        )
+
+    def _check_options(self, options: Any) -> None:
+        if options.HasField("timeout_secs"):
+            check_timeout("timeout", options.timeout_secs)
+        if options.HasField("resources"):
+            check_gpu(options.resources.gpu_config)
+            check_requests(options.resources)
+        if options.cloud_bucket_mounts:
+            raise GRPCError(
+                Status.UNIMPLEMENTED, "The emulator does not emulate cloud bucket mounts."
+            )
+        for field, objects in self._dependencies:
+            for object_id in getattr(options, field):
+                objects.require(object_id)
+        for mount in options.volume_mounts:
+            self._volumes.require(mount.volume_id)
+
+    async def FunctionGet(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        app = self._apps.deployed(request.app_name, request.environment_name)
+        if request.app_version and request.app_version != app.version:
+            raise GRPCError(
+                Status.UNIMPLEMENTED,
+                f"The emulator runs version {app.version} of '{request.app_name}' only, "
+                f"not the pinned version {request.app_version}.",
+            )
+        function_id = app.function_ids.get(request.object_tag)
+        if function_id is None:
+            raise self._lookup_error(request.object_tag, app.function_ids, app.class_ids)
+        record = self._functions.get(function_id)
+        await stream.send_message(
+            api_pb2.FunctionGetResponse(
+                function_id=function_id,
+                handle_metadata=self._functions.handle(record),
+                function=self._functions.live_data(record),
+            )
+        )
+
+    def _lookup_error(
+        self, tag: str, function_ids: dict[str, str], class_ids: dict[str, str]
+    ) -> GRPCError:
+        if tag in class_ids:
+            reason = api_pb2.FunctionLookupError(
+                reason=api_pb2.FunctionLookupError.REASON_CLASS_NAME_USED
+            )
+            return GRPCError(Status.NOT_FOUND, f"'{tag}' is a class", [reason])
+        known = ", ".join(sorted(name for name in function_ids if not name.endswith(".*")))
+        return GRPCError(
+            Status.NOT_FOUND, f"The app has no function '{tag}'. It has: {known or 'none'}"
+        )
+
+    async def FunctionGetById(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        record = self._functions.get(request.function_id)
+        await stream.send_message(
+            api_pb2.FunctionGetByIdResponse(
+                function=self._functions.live_data(record),
+                handle_metadata=self._functions.handle(record),
+            )
+        )
+
+    async def ClassCreate(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._apps.get(request.app_id)
+        await stream.send_message(
+            api_pb2.ClassCreateResponse(
+                class_id=request.existing_class_id or new_id("cs"),
+                handle_metadata=api_pb2.ClassHandleMetadata(),
+            )
+        )
+
+    async def ClassGet(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        app = self._apps.deployed(request.app_name, request.environment_name)
+        if request.object_tag not in app.class_ids:
+            known = ", ".join(sorted(app.class_ids)) or "none"
+            raise GRPCError(
+                Status.NOT_FOUND, f"The app has no class '{request.object_tag}'. It has: {known}"
+            )
+        await stream.send_message(
+            api_pb2.ClassGetResponse(
+                class_id=app.class_ids[request.object_tag],
+                handle_metadata=api_pb2.ClassHandleMetadata(),
+            )
+        )
+
+    async def FunctionUpdateSchedulingParams(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        self._functions.change_settings(request.function_id, request.settings)
+        self._on_settings(request.function_id)
+        current = self._functions.runnable(request.function_id).first.autoscaler_settings
+        await stream.send_message(
+            api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=current)
+        )
+
+    async def FunctionGetSchedulingParams(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        settings = self._functions.runnable(request.function_id).first.autoscaler_settings
+        configuration = api_pb2.AutoscalerConfiguration(settings=settings, static_settings=settings)
+        await stream.send_message(
+            api_pb2.FunctionGetSchedulingParamsResponse(autoscaler_configuration=configuration)
+        )
+
+    async def FunctionStartPtyShell(self, stream: Stream) -> None:
+        await stream.recv_message()
+        raise GRPCError(
+            Status.UNIMPLEMENTED, "The emulator has no interactive containers (modal run -i)."
+        )
+
+    async def FunctionFinishInputs(self, stream: Stream) -> None:
+        """Acknowledge: a call's inputs are counted as they arrive."""
+        await stream.recv_message()
+        await stream.send_message(Empty())

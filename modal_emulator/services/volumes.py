@@ -1,0 +1,277 @@
+# ruff: noqa: N802 - methods are named as the RPCs that they answer
+"""Volumes: what the client, its CLI and containers ask of them."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal_proto import api_pb2
+
+from modal_emulator.containers.sandbox import Sandbox
+from modal_emulator.containers.volume_view import OpenFilesError
+from modal_emulator.objects.mounts import MountService
+from modal_emulator.objects.named_objects import NamedObject
+from modal_emulator.rpc.http_endpoint import HttpEndpoint
+from modal_emulator.rpc.rpc import Stream
+from modal_emulator.volumes.folder import VolumeFolder
+from modal_emulator.volumes.limit import VolumeFullError, VolumeLimit
+from modal_emulator.volumes.store import VolumeStore
+from modal_emulator.volumes.transfer import VolumeTransfer
+
+_LIST_BATCH = 500
+_FILE_TYPES = {
+    stat.S_IFREG: api_pb2.FileEntry.FILE,
+    stat.S_IFDIR: api_pb2.FileEntry.DIRECTORY,
+    stat.S_IFLNK: api_pb2.FileEntry.SYMLINK,
+    stat.S_IFIFO: api_pb2.FileEntry.FIFO,
+    stat.S_IFSOCK: api_pb2.FileEntry.SOCKET,
+}
+
+
+class VolumeService:
+    """Answers the Volume RPCs."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        http: HttpEndpoint,
+        mounts: MountService,
+        current_sandbox: Callable[[], Sandbox | None],
+    ) -> None:
+        self.store = VolumeStore(state_dir)
+        self._transfer = VolumeTransfer(self.store, http, mounts)
+        self._current_sandbox = current_sandbox
+
+    def require(self, volume_id: str) -> None:
+        """Refuse an unknown volume with NOT_FOUND."""
+        self.store.objects.get(volume_id)
+
+    def metadata(self, volume_id: str) -> Any:
+        """Return the message that describes a volume to a client."""
+        return _metadata(self.store.objects.get(volume_id))
+
+    def set_limit(self, volume_name: str, max_bytes: int | None, max_files: int | None) -> None:
+        """Make a volume full at a size or number of files, in containers started from now on."""
+        self.store.set_limit(volume_name, VolumeLimit(max_bytes, max_files))
+
+    async def VolumeGetOrCreate(self, stream: Stream) -> None:
+        """Create or find a volume."""
+        request = await stream.recv_message()
+        await asyncio.to_thread(self.store.delete_expired)
+        volume = self.store.get_or_create(
+            request.deployment_name,
+            request.environment_name,
+            request.object_creation_type,
+            request.version,
+        )
+        metadata = _metadata(volume)
+        reply = api_pb2.VolumeGetOrCreateResponse(
+            volume_id=volume.object_id, version=metadata.version, metadata=metadata
+        )
+        await stream.send_message(reply)
+
+    async def VolumeGetById(self, stream: Stream) -> None:
+        """Find a volume by id."""
+        request = await stream.recv_message()
+        reply = api_pb2.VolumeGetByIdResponse(
+            volume_id=request.volume_id, metadata=self.metadata(request.volume_id)
+        )
+        await stream.send_message(reply)
+
+    async def VolumeHeartbeat(self, stream: Stream) -> None:
+        """Keep an ephemeral volume."""
+        request = await stream.recv_message()
+        self.store.objects.heartbeat(request.volume_id)
+        await stream.send_message(Empty())
+
+    async def VolumeList(self, stream: Stream) -> None:
+        """List the named volumes."""
+        request = await stream.recv_message()
+        items = [
+            api_pb2.VolumeListItem(
+                label=volume.name,
+                volume_id=volume.object_id,
+                created_at=volume.created_at,
+                metadata=_metadata(volume),
+            )
+            for volume in self.store.objects.page(request.environment_name, request.pagination)
+        ]
+        reply = api_pb2.VolumeListResponse(items=items, environment_name=request.environment_name)
+        await stream.send_message(reply)
+
+    async def VolumeRename(self, stream: Stream) -> None:
+        """Rename a volume."""
+        request = await stream.recv_message()
+        self.store.objects.rename(request.volume_id, request.name)
+        await stream.send_message(Empty())
+
+    async def VolumeDelete(self, stream: Stream) -> None:
+        """Delete a volume with everything in it."""
+        request = await stream.recv_message()
+        await asyncio.to_thread(self.store.delete, request.volume_id)
+        await stream.send_message(Empty())
+
+    async def VolumeCommit(self, stream: Stream) -> None:
+        """Commit what the calling container wrote."""
+        request = await stream.recv_message()
+        self.require(request.volume_id)
+        sandbox = self._calling_sandbox("commit")
+        with _errors_for_client():
+            await asyncio.to_thread(sandbox.commit, request.volume_id)
+        # what others have committed is shown by reload() only
+        await stream.send_message(api_pb2.VolumeCommitResponse(skip_reload=True))
+
+    async def VolumeReload(self, stream: Stream) -> None:
+        """Show the calling container what others committed."""
+        request = await stream.recv_message()
+        self.require(request.volume_id)
+        sandbox = self._calling_sandbox("reload")
+        with _errors_for_client():
+            await asyncio.to_thread(sandbox.reload, request.volume_id)
+        await stream.send_message(Empty())
+
+    async def VolumeListFiles(self, stream: Stream) -> None:
+        """List a folder of a version 1 volume."""
+        await self._list_files(stream, api_pb2.VolumeListFilesResponse)
+
+    async def VolumeListFiles2(self, stream: Stream) -> None:
+        """List a folder of a version 2 volume."""
+        await self._list_files(stream, api_pb2.VolumeListFiles2Response)
+
+    async def VolumeGetFile2(self, stream: Stream) -> None:
+        """Say where to download the blocks of a file."""
+        request = await stream.recv_message()
+        content = self._content(request)
+        with _errors_for_client():
+            file = await asyncio.to_thread(content.take_download, request.path)
+        size = file.stat().st_size
+        start = min(request.start, size)
+        length = min(request.len or size, size - start)
+        reply = api_pb2.VolumeGetFile2Response(
+            get_urls=self._transfer.urls(file, start, length), size=size, start=start, len=length
+        )
+        await stream.send_message(reply)
+
+    async def VolumePutFiles(self, stream: Stream) -> None:
+        """Put uploaded contents at their paths."""
+        request = await stream.recv_message()
+        content = self._content(request)
+        uploads = self._transfer.whole_files(request.files)
+        overwrite = not request.disallow_overwrite_existing_files
+        with _errors_for_client():
+            await asyncio.to_thread(content.put, uploads, overwrite=overwrite)
+        await stream.send_message(Empty())
+
+    async def VolumePutFiles2(self, stream: Stream) -> None:
+        """Say which blocks to upload, or put files of uploaded blocks at their paths."""
+        request = await stream.recv_message()
+        content = self._content(request)
+        missing = self._transfer.missing_blocks(request.files)
+        uploads = self._transfer.files_of_blocks(request.files)
+        overwrite = not request.disallow_overwrite_existing_files
+        with _errors_for_client():
+            # refused before the client uploads anything
+            put_or_check = content.check if missing else content.put
+            await asyncio.to_thread(put_or_check, uploads, overwrite=overwrite)
+        await stream.send_message(api_pb2.VolumePutFiles2Response(missing_blocks=missing))
+
+    async def VolumeRemoveFile(self, stream: Stream) -> None:
+        """Delete a file or folder of a version 1 volume."""
+        await self._remove_file(stream)
+
+    async def VolumeRemoveFile2(self, stream: Stream) -> None:
+        """Delete a file or folder of a version 2 volume."""
+        await self._remove_file(stream)
+
+    async def VolumeCopyFiles(self, stream: Stream) -> None:
+        """Copy files inside a version 1 volume."""
+        await self._copy_files(stream)
+
+    async def VolumeCopyFiles2(self, stream: Stream) -> None:
+        """Copy files and folders inside a version 2 volume."""
+        await self._copy_files(stream)
+
+    async def _list_files(self, stream: Stream, reply_type: Callable[..., Any]) -> None:
+        request = await stream.recv_message()
+        content = self._content(request)
+        with _errors_for_client():
+            listed = await asyncio.to_thread(
+                content.list_entries, request.path, recursive=request.recursive
+            )
+        if request.HasField("max_entries"):
+            listed = listed[: request.max_entries]
+        for first in range(0, len(listed), _LIST_BATCH):
+            batch = listed[first : first + _LIST_BATCH]
+            entries = [_file_entry(path, status) for path, status in batch]
+            await stream.send_message(reply_type(entries=entries))
+
+    async def _remove_file(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        content = self._content(request)
+        with _errors_for_client():
+            await asyncio.to_thread(content.remove, request.path, recursive=request.recursive)
+        await stream.send_message(Empty())
+
+    async def _copy_files(self, stream: Stream) -> None:
+        request = await stream.recv_message()
+        content = self._content(request)
+        with _errors_for_client():
+            await asyncio.to_thread(
+                content.copy,
+                list(request.src_paths),
+                request.dst_path,
+                recursive=request.recursive,
+            )
+        await stream.send_message(Empty())
+
+    def _content(self, request: Any) -> VolumeFolder:
+        return self.store.content(request.volume_id)
+
+    def _calling_sandbox(self, action: str) -> Sandbox:
+        sandbox = self._current_sandbox()
+        if sandbox is None:
+            message = f"Volume.{action}() can only be called in a container that has the volume"
+            raise GRPCError(Status.FAILED_PRECONDITION, message)
+        return sandbox
+
+
+def _metadata(volume: NamedObject) -> Any:
+    version: Any = volume.version
+    return api_pb2.VolumeMetadata(
+        version=version, name=volume.name, creation_info=volume.creation_info()
+    )
+
+
+def _file_entry(path: str, status: os.stat_result) -> Any:
+    return api_pb2.FileEntry(
+        # a name that a container made of other bytes than UTF-8
+        path=os.fsencode(path).decode("utf-8", errors="replace"),
+        type=_FILE_TYPES.get(stat.S_IFMT(status.st_mode), api_pb2.FileEntry.UNSPECIFIED),
+        mtime=int(status.st_mtime),
+        size=status.st_size,
+    )
+
+
+@contextmanager
+def _errors_for_client() -> Iterator[None]:
+    """Turn errors of volumes into the statuses from which the client makes its exceptions."""
+    try:
+        yield
+    except OpenFilesError as error:
+        # the client knows this wording
+        message = f"there are open files preventing the operation: {error}"
+        raise GRPCError(Status.FAILED_PRECONDITION, message) from error
+    except VolumeFullError as error:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
+    except FileNotFoundError as error:
+        raise GRPCError(Status.NOT_FOUND, str(error)) from error
+    except FileExistsError as error:
+        raise GRPCError(Status.ALREADY_EXISTS, str(error)) from error
+    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error

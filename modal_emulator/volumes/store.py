@@ -1,0 +1,76 @@
+"""All volumes of a server: what they are called and where their content is."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from modal_proto import api_pb2
+
+from modal_emulator.objects.named_objects import NamedObject, NamedObjects
+from modal_emulator.volumes.folder import VolumeFolder
+from modal_emulator.volumes.limit import VolumeLimit
+
+# A block that was uploaded becomes part of a file at once; until then it is kept this long.
+BLOCK_LIFETIME_S = 3600.0
+
+
+class VolumeStore:
+    """Volumes by name or id; each is a folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir.absolute() / "volumes"
+        self.blocks = self.folder / "blocks"
+        self.blocks.mkdir(parents=True, exist_ok=True)
+        self.objects = NamedObjects(self.folder / "index.json", prefix="vo", noun="Volume")
+        self._lock = threading.Lock()
+        self._expiry = threading.Lock()
+        self._open: dict[str, VolumeFolder] = {}
+        self._limits: dict[str, VolumeLimit] = {}
+        self.delete_expired()
+
+    def get_or_create(
+        self, name: str, environment: str, creation_type: int, version: int
+    ) -> NamedObject:
+        """Return the volume that a client asks for."""
+        if version == api_pb2.VOLUME_FS_VERSION_UNSPECIFIED:
+            version = api_pb2.VOLUME_FS_VERSION_V1
+        found, _ = self.objects.get_or_create(name, environment, creation_type, version=version)
+        return found
+
+    def content(self, volume_id: str) -> VolumeFolder:
+        """Return the content of a volume; NOT_FOUND when there is none with this id."""
+        volume = self.objects.get(volume_id)
+        with self._lock:
+            if volume_id not in self._open:
+                self._open[volume_id] = VolumeFolder(self.folder / volume_id)
+            folder = self._open[volume_id]
+        folder.limit = self._limits.get(volume.name, VolumeLimit())
+        return folder
+
+    def set_limit(self, name: str, limit: VolumeLimit) -> None:
+        """Limit what a volume of this name, there or yet to come, can hold in new containers."""
+        self._limits[name] = limit
+
+    def clear_limits(self) -> None:
+        """Forget all limits."""
+        self._limits.clear()
+
+    def delete(self, volume_id: str) -> None:
+        """Delete a volume and its content."""
+        self.objects.delete(volume_id)
+        with self._lock:
+            self._open.pop(volume_id, None)
+        # never opened since it was created: then there is no folder
+        if (self.folder / volume_id).exists():
+            shutil.rmtree(self.folder / volume_id)
+
+    def delete_expired(self) -> None:
+        """Delete the ephemeral volumes whose client has gone, and blocks that no file used."""
+        with self._expiry:
+            for volume in self.objects.expired():
+                self.delete(volume.object_id)
+            oldest = time.time() - BLOCK_LIFETIME_S
+            for block in self.blocks.glob("[!.]*"):
+                if block.stat().st_mtime < oldest:
+                    block.unlink()

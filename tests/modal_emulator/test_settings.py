@@ -1,0 +1,228 @@
+"""What a function asks for is what the server receives, checks and gives to the container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import emulated_settings as settings
+import modal
+import pytest
+from modal.exception import InvalidError, NotFoundError, UnimplementedError
+
+from modal_emulator import Emulator
+from modal_emulator.control.infos import FunctionInfo
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _app(modal_emulator_server: Emulator) -> Iterator[None]:
+    with settings.app.run():
+        yield
+
+
+def received(emulator: Emulator, name: str) -> FunctionInfo:
+    return emulator.functions(name)[-1]
+
+
+def test_resources_limits_and_retries_are_received(modal_emulator: Emulator) -> None:
+    found = received(modal_emulator, "configured")
+    assert (found.cpu, found.memory_mb) == ((0.5, 2.0), (256, 512))
+    assert (found.timeout_s, found.startup_timeout_s, found.retries) == (123, 45, 3)
+    assert (found.max_containers, found.buffer_containers) == (2, 1)
+    assert (found.scaledown_window_s, found.ephemeral_disk_mb) == (17, 600_000)
+    assert found.regions == ("eu",)
+    assert (found.module, found.app_name) == ("emulated_settings", "emulated-settings")
+
+
+def test_volumes_and_secrets_are_received_by_name_and_keys(modal_emulator: Emulator) -> None:
+    found = received(modal_emulator, "configured")
+    assert found.volumes["/data"].name == "emulated-settings"
+    assert found.volumes["/data"].read_only is False
+    assert [secret.keys for secret in found.secrets] == [("API_KEY", "EMPTY")]
+    assert "from the secret" not in repr(modal_emulator.functions())
+
+
+def test_a_container_gets_the_secrets_values() -> None:
+    assert settings.configured.remote() == "from the secret"
+
+
+def test_ranked_gpus_are_received_and_the_first_is_allocated(modal_emulator: Emulator) -> None:
+    assert received(modal_emulator, "on_gpu").gpus == ("H100:2", "A100-80GB", "L4")
+    assert settings.on_gpu.remote() == ("H100", "2")
+    allocated = [(each.gpu, each.gpu_count) for each in modal_emulator.containers()]
+    assert ("H100", 2) in allocated
+
+
+def test_with_options_makes_a_variant_with_its_own_containers(modal_emulator: Emulator) -> None:
+    secret = modal.Secret.from_dict({"API_KEY": "another"})
+    variant = settings.configured.with_options(
+        gpu="L40S:4", timeout=7, memory=1024, cpu=4, secrets=[secret], retries=1
+    )
+    assert variant.remote() == "another"
+    found = received(modal_emulator, "configured")
+    assert found.base_function_id == settings.configured.object_id
+    assert found.gpus == ("L40S:4",)
+    assert (found.timeout_s, found.retries) == (7, 1)
+    assert (found.cpu, found.memory_mb) == ((4.0, None), (1024, None))
+    # What was not mentioned stays.
+    assert found.volumes["/data"].name == "emulated-settings"
+    assert settings.configured.remote() == "from the secret"
+
+
+def test_with_options_replaces_a_ranked_list_by_one_gpu(modal_emulator: Emulator) -> None:
+    assert settings.on_gpu.with_options(gpu="a100").remote() == ("A100-40GB", "1")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "message"),
+    [
+        ("H1000", 'H1000" is not a GPU type that Modal offers; did you mean H100'),
+        ("a10g", "did you mean A10"),
+        ("A10:8", "A10 is offered with 1 to 4 per container"),
+        ("H100:0", "1 to 8"),
+        (["A100", "T5"], '"T5" is not a GPU type'),
+    ],
+)
+def test_gpus_that_modal_does_not_offer_are_refused(gpu: str | list[str], message: str) -> None:
+    app = modal.App("refused")
+    app.function(gpu=gpu)(settings.one)
+    with pytest.raises(InvalidError, match=message), app.run():
+        pytest.fail("the app ran")
+
+
+@pytest.mark.parametrize("gpu", ["H100!", "B200+:4", "RTX-PRO-6000", "a100-80gb:8"])
+def test_every_spelling_that_modal_offers_is_accepted(gpu: str, modal_emulator: Emulator) -> None:
+    app = modal.App("accepted")
+    app.function(gpu=gpu)(settings.one)
+    with app.run():
+        assert received(modal_emulator, "one").gpus == (gpu.upper(),)
+
+
+@pytest.mark.parametrize("limits", [{"timeout": 0}, {"timeout": 90_000}])
+def test_timeouts_that_modal_does_not_offer_are_refused(limits: dict[str, int]) -> None:
+    app = modal.App("refused")
+    app.function(timeout=limits["timeout"], startup_timeout=60)(settings.one)
+    with pytest.raises(InvalidError, match="Modal offers 1 to 86400 seconds"), app.run():
+        pytest.fail("the app ran")
+
+
+MOST_CORES = 64
+MOST_MIB = 1 << 20
+# 8 GPUs of 180 GiB: what the Modal backend allows a container
+MIB_BESIDE_GPUS = 8 * 2 * 180 * 1024
+
+
+@pytest.mark.parametrize(
+    ("requested", "message"),
+    [
+        ({"cpu": 5000}, r"cpu=5000 asks for too much; .* requests of up to 64 cores"),
+        ({"cpu": (64.5, 70.0)}, r"cpu=64\.5 asks"),
+        ({"memory": 10**9}, r"memory=1000000000 asks .* up to 1048576 MiB \(1 TiB\)"),
+        ({"memory": (MOST_MIB + 1, MIB_BESIDE_GPUS)}, "memory=1048577 asks"),
+    ],
+)
+def test_requests_that_no_machine_can_meet_are_refused(
+    requested: dict[str, Any], message: str
+) -> None:
+    app = modal.App("refused")
+    app.function(**requested)(settings.one)
+    with pytest.raises(InvalidError, match=message), app.run():
+        pytest.fail("the app ran")
+    with pytest.raises(InvalidError, match=message):
+        settings.configured.with_options(**requested).remote()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory"),
+    [(MOST_CORES, MOST_MIB), ((0.125, MOST_CORES), (128, MIB_BESIDE_GPUS))],
+)
+def test_the_largest_requests_and_limits_are_accepted(
+    cpu: Any, memory: Any, modal_emulator: Emulator
+) -> None:
+    app = modal.App("accepted")
+    app.function(cpu=cpu, memory=memory)(settings.one)
+    with app.run():
+        found = received(modal_emulator, "one")
+    assert found.cpu == (cpu if isinstance(cpu, tuple) else (cpu, None))
+    assert found.memory_mb == (memory if isinstance(memory, tuple) else (memory, None))
+
+
+def test_with_options_refuses_an_unknown_gpu() -> None:
+    with pytest.raises(InvalidError, match="did you mean H200"):
+        settings.configured.with_options(gpu="H20").remote()
+
+
+def test_a_missing_secret_is_refused_before_anything_runs() -> None:
+    app = modal.App("refused")
+    app.function(secrets=[modal.Secret.from_name("no-such-secret")])(settings.one)
+    with pytest.raises(NotFoundError, match="no-such-secret"), app.run():
+        pytest.fail("the app ran")
+
+
+def test_a_missing_volume_is_refused_before_anything_runs() -> None:
+    app = modal.App("refused")
+    app.function(volumes={"/x": modal.Volume.from_name("no-such-volume")})(settings.one)
+    with pytest.raises(NotFoundError, match="no-such-volume"), app.run():
+        pytest.fail("the app ran")
+
+
+def test_a_web_endpoint_is_refused_and_not_ignored() -> None:
+    app = modal.App("refused")
+    endpoint = modal.fastapi_endpoint()(settings.one)
+    app.function()(endpoint)
+    with pytest.raises(UnimplementedError, match="web endpoint"), app.run():
+        pytest.fail("the app ran")
+
+
+def test_min_containers_are_started_without_a_call(modal_emulator: Emulator) -> None:
+    app = modal.App("warm")
+    app.function(min_containers=2)(settings.one)
+
+    def warm() -> bool:
+        states = [each.state for each in modal_emulator.containers() if each.function_name == "one"]
+        return states.count("running") == 2
+
+    with app.run():
+        wait_until(warm, "the start of two containers")
+
+
+def test_an_autoscaler_update_changes_the_containers(modal_emulator: Emulator) -> None:
+    app = modal.App("updated")
+    function = app.function()(settings.one)
+    with app.run():
+        # Its name since modal 1.6.2.
+        autoscaler = getattr(function, "autoscaler", None)
+        update = autoscaler.update if autoscaler else function.update_autoscaler
+        update(min_containers=1)
+        wait_until(
+            lambda: any(
+                each.function_id == function.object_id and each.state == "running"
+                for each in modal_emulator.containers()
+            ),
+            "the start of a container",
+        )
+
+
+def test_max_containers_bound_how_many_run(modal_emulator: Emulator) -> None:
+    limited = settings.task_id.with_options(max_containers=1)
+    assert len(set(limited.map(range(0)))) == 0
+    assert len(set(limited.starmap([()] * 20))) == 1
+
+
+@pytest.mark.slow
+def test_an_idle_container_ends_after_the_scaledown_window(modal_emulator: Emulator) -> None:
+    task_id = settings.task_id.with_options(scaledown_window=2).remote()
+
+    def ended() -> str:
+        found = [each for each in modal_emulator.containers() if each.task_id == task_id]
+        return found[0].end_reason if found[0].state == "ended" else ""
+
+    wait_until(ended, "the end of the container")
+    assert ended() == "idle"
+
+
+def test_the_tags_of_an_app_are_received(modal_emulator: Emulator) -> None:
+    found = [each for each in modal_emulator.apps() if each.app_id == settings.app.app_id]
+    assert found[0].tags == {"team": "vision"}
+    assert found[0].state == "ephemeral"
