@@ -262,7 +262,6 @@ def test_serve_listens_on_loopback_only(
 
 @pytest.mark.slow
 def test_the_pytest_plugin_serves_a_users_own_tests(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["modal_emulator.pytest_plugin"]\n')
     (tmp_path / "my_app.py").write_text(
         "import modal\n"
         "app = modal.App('mine')\n"
