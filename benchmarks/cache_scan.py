@@ -31,11 +31,11 @@ from huggingface_hub import scan_cache_dir
 def measured(cache): return len(scan_cache_dir(cache + "/huggingface/hub").repos)
 """,
     "cache.scan": """
-from ml_experiments.cache import scan
+from ml_experiments.cache.scan.scanning import scan
 def measured(cache): return len(scan(cache).items)
 """,
     "cache.plan_deletion": """
-from ml_experiments.cache import plan_deletion
+from ml_experiments.cache.delete.plan import plan_deletion
 def measured(cache): return len(plan_deletion(cache).entries)
 """,
 }
@@ -53,7 +53,7 @@ WHOLE_PROCESS = {
 }
 WATCHED = """
 import sys, time
-from ml_experiments.cache import CacheWatch
+from ml_experiments.cache.usage.watch import CacheWatch
 file = sys.argv[2]
 with CacheWatch(sys.argv[1]):
     pass  # the imports of the first time are not what a run costs

@@ -25,7 +25,7 @@ from typing import Any
 import submitit
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.files import open_atomically
+from ml_experiments.serialization.files import open_atomically
 
 
 def trivial(config: dict[str, Any]) -> int:

@@ -20,8 +20,8 @@ from typing import Any
 
 import modal
 
-from ml_experiments.backends import modal_app
-from ml_experiments.backends.modal_image import (
+from ml_experiments.backends.modal.container import run_remote as modal_app
+from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     RUNS_MOUNT,
     cache_volume,
@@ -29,7 +29,7 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
     with_this_package,
 )
-from ml_experiments.runs import RunSpec, new_run_id
+from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
 
 app = modal.App("modal-overhead")

@@ -16,9 +16,9 @@ from typing import Any
 import modal
 from matplotlib.figure import Figure
 
-from ml_experiments.backends.modal_backend import ModalBackend
+from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.errors import Error
-from ml_experiments.runner import prepare_run, submit_run
+from ml_experiments.runner.run import prepare_run, submit_run
 
 EXPERIMENT = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
 COLUMNS = ("gpu_type", "images_per_s", "seconds", "usd_per_image", "error")

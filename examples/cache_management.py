@@ -14,7 +14,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from ml_experiments.backends.modal_errors import platform_errors
+from ml_experiments.backends.modal.errors import platform_errors
 from ml_experiments.core.modal_runner import (
     app,
     cache_operation,

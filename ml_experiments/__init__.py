@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ml_experiments.backends.base import Observer
-    from ml_experiments.backends.local_backend import LocalBackend
+    from ml_experiments.backends.local.backend import LocalBackend
     from ml_experiments.errors import BackendError, ConfigError, Error, RunFailedError, SoftTimeout
-    from ml_experiments.experiment import Experiment, ExperimentConfig, current_run
-    from ml_experiments.runner import run_experiment, submit_experiment
-    from ml_experiments.runs import Artifact, ErrorKind, RunError, RunResult, RunSpec, RunStatus
+    from ml_experiments.experiment.base import Experiment, ExperimentConfig, current_run
+    from ml_experiments.runner.run import run_experiment, submit_experiment
+    from ml_experiments.runs.spec import (
+        Artifact,
+        ErrorKind,
+        RunError,
+        RunResult,
+        RunSpec,
+        RunStatus,
+    )
 
 __version__ = "0.1.0"
 

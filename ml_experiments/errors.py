@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ml_experiments.runs import RunResult
+    from ml_experiments.runs.spec import RunResult
 
 
 class Error(Exception):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.secret_names import is_secret_name, url_passwords
+from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
 
 KNOWN_KEYS = ("runs_dir",)
 

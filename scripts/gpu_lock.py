@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / "ml_experiments" / "gpu_image"
+FOLDER = Path(__file__).resolve().parents[1] / "ml_experiments/backends/modal/gpu_image"
 INPUT, LOCK = "requirements-gpu.in", "requirements-gpu.lock"
 PYTHON = "3.11"
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 28  # manylinux_2_5 … manylinux_2_28

@@ -9,7 +9,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from ml_experiments.backends.modal_image import (
+from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     CACHE_VOLUME,
     RUNS_MOUNT,
@@ -18,8 +18,8 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
 )
 from ml_experiments.core.modal_runner import run_experiment_local
-from ml_experiments.failures import describe_failure
-from ml_experiments.runs import ErrorKind, RunSpec
+from ml_experiments.execution.failures import describe_failure
+from ml_experiments.runs.spec import ErrorKind, RunSpec
 from modal_emulator import Emulator
 
 FREE_RUNS = f"modal volume rm -r {RUNS_VOLUME} RUN_ID"

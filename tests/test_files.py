@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.files import open_atomically, parse_strict_json
+from ml_experiments.serialization.files import open_atomically, parse_strict_json
 
 
 def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

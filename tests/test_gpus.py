@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml_experiments.backends.modal.gpus import (
+    CATALOGUE,
+    GPU_CONFIGS,
+    GpuChoice,
+    next_larger,
+    parse_gpu,
+)
 from ml_experiments.errors import GpuTypeError
-from ml_experiments.gpus import CATALOGUE, GPU_CONFIGS, GpuChoice, next_larger, parse_gpu
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_a_config_is_validated_without_importing_torch(path: str, config: object) -> None:
     code = (
         "import sys\n"
-        "from ml_experiments.experiment_path import load_experiment\n"
+        "from ml_experiments.experiment.reference import load_experiment\n"
         "from ml_experiments.config import validate_config\n"
         f"validate_config(load_experiment({path!r}), {config!r})\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'sklearn'} & set(sys.modules)))"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ml_experiments.gpus import CATALOGUE, GpuChoice, parse_gpu
-from ml_experiments.pricing import (
+from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, parse_gpu
+from ml_experiments.backends.modal.prices import (
     CPU_USD_PER_CORE_S,
     GPU_USD_PER_S,
     MEMORY_USD_PER_GIB_S,

@@ -15,10 +15,10 @@ import pytest
 
 from ml_experiments import Error, LocalBackend, run_experiment
 from ml_experiments.errors import RunNotFoundError
-from ml_experiments.resuming import resume_run
-from ml_experiments.run_folder import RunFolder, this_process
-from ml_experiments.run_registry import INDEX_NAME, RunRegistry, RunRow
-from ml_experiments.runs import new_run_id
+from ml_experiments.runner.resume import resume_run
+from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.registry import INDEX_NAME, RunRegistry, RunRow
+from ml_experiments.runs.spec import new_run_id
 from tests.support.experiments import Ends, Plain
 
 

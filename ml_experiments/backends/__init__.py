@@ -11,9 +11,9 @@ from ml_experiments.suggestions import suggest
 
 # name -> module, class; imported on first use
 BACKENDS = {
-    "local": ("ml_experiments.backends.local_backend", "LocalBackend"),
-    "debug": ("ml_experiments.backends.debug_backend", "DebugBackend"),
-    "modal": ("ml_experiments.backends.modal_backend", "ModalBackend"),
+    "local": ("ml_experiments.backends.local.backend", "LocalBackend"),
+    "debug": ("ml_experiments.backends.in_process", "DebugBackend"),
+    "modal": ("ml_experiments.backends.modal.backend", "ModalBackend"),
 }
 
 

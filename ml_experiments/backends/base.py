@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from ml_experiments.cache import pull, this_machine
+from ml_experiments.cache.layout import this_machine
+from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.errors import BackendError
-from ml_experiments.run_folder import RunFolder
-from ml_experiments.runs import PreparedRun, RunResult, RunSpec
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
 
 
 class Observer:

@@ -12,17 +12,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ml_experiments.cache.deletion import plan_deletion
+from ml_experiments.cache.delete.plan import plan_deletion
 from ml_experiments.cache.items import CachedItem, Scan, Unrecognised
 from ml_experiments.cache.layout import Kind
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scanning import parse_repo_folder, scan
+from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
 from ml_experiments.cache.verification import verify
 from ml_experiments.errors import CacheError
 from ml_experiments.suggestions import suggest
 
 if TYPE_CHECKING:
-    from ml_experiments.cache.pull_progress import PullProgress
+    from ml_experiments.cache.pull.progress import PullProgress
 
 _SORT_KEYS: dict[str, Callable[[CachedItem], Any]] = {
     "name": lambda item: item.name.casefold(),
@@ -129,7 +129,7 @@ def pull_repo(
     Raises:
         CacheError: If it can't be downloaded.
     """
-    from ml_experiments.cache.pulling import pull  # the client of the Hub is slow to import
+    from ml_experiments.cache.pull.pulling import pull  # the client of the Hub is slow to import
 
     outcome = pull(
         name,

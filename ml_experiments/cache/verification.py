@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.cache.delete.in_use import InUse, find_in_use
 from ml_experiments.cache.disk import link_target, list_files, remove_file
-from ml_experiments.cache.flat_transformers import read_flat_files
-from ml_experiments.cache.in_use import InUse, find_in_use
 from ml_experiments.cache.items import CachedItem, Scan
 from ml_experiments.cache.layout import is_real_folder
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scanning import parse_repo_folder, scan
+from ml_experiments.cache.scan.flat_transformers import read_flat_files
+from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
 from ml_experiments.cache.shared_blobs import stored_file
 from ml_experiments.errors import CacheError
 from ml_experiments.suggestions import suggest

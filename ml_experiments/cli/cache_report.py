@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.filesize import decimal
 
 if TYPE_CHECKING:
-    from ml_experiments.cache import PullProgress
+    from ml_experiments.cache.pull.progress import PullProgress
 
 _SHORT_COMMIT = 8
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
-    "run": ("ml_experiments.cli.run_cli", "Run an experiment, here or on Modal."),
-    "runs": ("ml_experiments.cli.runs_cli", "List, show and resume runs."),
-    "cache": ("ml_experiments.cli.cache_cli", "See, fill and trim the model cache."),
-    "gpus": ("ml_experiments.cli.gpus_cli", "List GPU types with memory and price."),
+    "run": ("ml_experiments.cli.run", "Run an experiment, here or on Modal."),
+    "runs": ("ml_experiments.cli.runs", "List, show and resume runs."),
+    "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
+    "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "emulator": ("modal_emulator.cli", "Run Modal programs against a local Modal server."),
-    "doctor": ("ml_experiments.cli.doctor_cli", "Say what works on this machine."),
+    "doctor": ("ml_experiments.cli.doctor", "Say what works on this machine."),
 }
 
 

@@ -19,9 +19,9 @@ from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.config.problems import describe_problems, ignored_fields
 from ml_experiments.config.schema import call_function, schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
-from ml_experiments.results.encoder import to_json
-from ml_experiments.results.typed_json import from_json
-from ml_experiments.secret_names import is_secret_name, url_passwords
+from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
+from ml_experiments.serialization.encoder import to_json
+from ml_experiments.serialization.typed_json import from_json
 
 __all__ = [
     "call_function",

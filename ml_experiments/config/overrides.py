@@ -14,8 +14,8 @@ from ml_experiments.config.files import (
     tree_problems,
 )
 from ml_experiments.errors import ConfigError
-from ml_experiments.redaction import Redactor
-from ml_experiments.secret_names import is_secret_name
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.secret_names import is_secret_name
 
 _QUOTES = ('"', "'")
 

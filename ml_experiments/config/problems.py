@@ -14,8 +14,8 @@ import pydantic
 import typing_extensions
 from pydantic_core import ErrorDetails
 
-from ml_experiments.redaction import Redactor
-from ml_experiments.secret_names import is_secret_name
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.secret_names import is_secret_name
 from ml_experiments.suggestions import suggest
 
 _LONGEST_VALUE = 80

@@ -23,9 +23,10 @@ from typing import Any
 import modal
 from modal.partial_function import PartialFunction
 
-from ml_experiments.backends import modal_app
-from ml_experiments.backends.modal_errors import require_access
-from ml_experiments.backends.modal_image import (
+from ml_experiments.backends.modal.container import run_remote as modal_app
+from ml_experiments.backends.modal.errors import require_access
+from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS, parse_gpu
+from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     RUNS_MOUNT,
     cache_image,
@@ -34,13 +35,12 @@ from ml_experiments.backends.modal_image import (
     runs_volume,
     with_this_package,
 )
-from ml_experiments.backends.modal_plan import DEFAULT_TIMEOUT_S, list_of_texts
-from ml_experiments.backends.modal_resources import check_cpu, check_memory, check_timeout
+from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S, list_of_texts
+from ml_experiments.backends.modal.resources import check_cpu, check_memory, check_timeout
 from ml_experiments.config import secret_config_values, validate_config
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment_path import load_experiment, parse_experiment_path
-from ml_experiments.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS, parse_gpu
-from ml_experiments.runs import RunSpec, new_run_id
+from ml_experiments.experiment.reference import load_experiment, parse_experiment_path
+from ml_experiments.runs.spec import RunSpec, new_run_id
 
 __all__ = [
     "GPU_CONFIGS",
@@ -93,7 +93,7 @@ def clear_cache(pattern: str | None = None, force: bool = False) -> dict[str, An
 
 @_cache_function
 def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Do one of `ml_experiments.cache.OPERATIONS` to the cache volume."""
+    """Do one of `ml_experiments.cache.operations.OPERATIONS` to the cache volume."""
     return modal_app.cache_operation(operation, arguments)
 
 
@@ -229,8 +229,8 @@ def run_experiment_local(
         Error: If the run could not work; the message says what to do.
     """
     require_access()
-    from ml_experiments import runner
-    from ml_experiments.cli.live_display import live_display
+    from ml_experiments.runner import run as runner
+    from ml_experiments.runner.live_display import live_display
 
     with live_display(quiet_stdout=False) as observer:
         result = runner.run_experiment(

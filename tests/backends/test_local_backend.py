@@ -19,7 +19,7 @@ import pytest
 
 from ml_experiments import BackendError, LocalBackend, run_experiment, submit_experiment
 from ml_experiments.backends.base import Observer
-from ml_experiments.runs import ErrorKind, RunResult, RunSpec, RunStatus
+from ml_experiments.runs.spec import ErrorKind, RunResult, RunSpec, RunStatus
 from tests.support.experiments import Counts, Draw, DrawTorch, Ends, Fit, Plain
 from tests.support.small_disk import small_disk
 
@@ -394,8 +394,8 @@ def test_a_killed_client_leaves_a_cancelled_run_and_no_process(
 
 
 def test_a_killed_run_resumes_from_its_checkpoint(runs_dir: Path) -> None:
-    from ml_experiments.resuming import resume_run
-    from ml_experiments.run_folder import RunFolder
+    from ml_experiments.runner.resume import resume_run
+    from ml_experiments.runs.folder import RunFolder
 
     with LocalBackend() as backend:
         died = run_experiment(Counts, {}, backend=backend)

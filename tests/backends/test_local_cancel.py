@@ -11,7 +11,7 @@ import pytest
 
 from ml_experiments import LocalBackend, submit_experiment
 from ml_experiments.backends.base import Observer
-from ml_experiments.runs import ErrorKind, RunSpec, RunStatus
+from ml_experiments.runs.spec import ErrorKind, RunSpec, RunStatus
 from tests.support.experiments import Ends
 from tests.support.waiting import wait_until
 

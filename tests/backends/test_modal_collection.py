@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.backends.modal_backend import ModalBackend
+from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.errors import Error, RunFolderError
-from ml_experiments.resuming import attach_run, resume_run
-from ml_experiments.run_folder import RunFolder
-from ml_experiments.runner import run_experiment, submit_experiment
-from ml_experiments.runs import RunStatus
+from ml_experiments.runner.resume import attach_run, resume_run
+from ml_experiments.runner.run import run_experiment, submit_experiment
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunStatus
 from modal_emulator import Emulator
 from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
@@ -42,9 +42,9 @@ def test_a_run_survives_its_client_and_is_collected_later(
     script.write_text(
         textwrap.dedent("""
             import os, signal, threading, time
-            from ml_experiments.backends.modal_backend import ModalBackend
+            from ml_experiments.backends.modal.backend import ModalBackend
             from ml_experiments.backends.base import Observer
-            from ml_experiments.runner import submit_experiment
+            from ml_experiments.runner.run import submit_experiment
             from slow_one import Slow
 
             class Killer(Observer):

@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_experiments.backends.modal_cost import choice_that_ran
-from ml_experiments.backends.modal_errors import describe_platform_error, platform_errors
-from ml_experiments.backends.modal_outcome import describe_lost_call
-from ml_experiments.backends.modal_output import EventReader
-from ml_experiments.backends.modal_resources import host_resources
-from ml_experiments.backends.modal_secrets import attached_values
+from ml_experiments.backends.modal.container.log_forwarder import EVENT_MARK
+from ml_experiments.backends.modal.cost import choice_that_ran
+from ml_experiments.backends.modal.errors import describe_platform_error, platform_errors
+from ml_experiments.backends.modal.events import EventReader
+from ml_experiments.backends.modal.gpus import parse_gpu
+from ml_experiments.backends.modal.outcome import describe_lost_call
+from ml_experiments.backends.modal.resources import host_resources
+from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.errors import AuthError, BackendError, ConfigError
-from ml_experiments.gpus import parse_gpu
-from ml_experiments.log_relay import EVENT_MARK
-from ml_experiments.runs import ErrorKind, RunSpec
+from ml_experiments.runs.spec import ErrorKind, RunSpec
 
 SPEC = RunSpec("run-1", "m:C", {}, 0, "", backend="modal", gpu="a10g", timeout_s=100)
 
@@ -70,7 +70,7 @@ def relay(tmp_path: Path, source: str) -> tuple[bytes, bytes]:
     script = f"""
         import os, sys
         from pathlib import Path
-        from ml_experiments.backends.modal_output import ContainerOutput
+        from ml_experiments.backends.modal.events import ContainerOutput
         log = Path({str(log)!r})
         output = ContainerOutput()
         {textwrap.indent(textwrap.dedent(source), "        ").strip()}
@@ -231,5 +231,7 @@ def test_the_supported_range_of_modal_is_pinned() -> None:
 
 
 def test_importing_the_package_imports_no_modal() -> None:
-    code = "import sys, ml_experiments, ml_experiments.runner; assert 'modal' not in sys.modules"
+    code = (
+        "import sys, ml_experiments, ml_experiments.runner.run; assert 'modal' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)

@@ -14,7 +14,7 @@ from modal_emulator import Emulator
 
 pytestmark = pytest.mark.slow
 
-RUN = "from ml_experiments.runner import run_experiment\n"
+RUN = "from ml_experiments.runner.run import run_experiment\n"
 EXPERIMENT = """
 from near_by import VALUE
 
@@ -56,7 +56,7 @@ def test_a_class_in_a_script_that_runs_as_main(modal_emulator: Emulator, tmp_pat
     main = """
         if __name__ == "__main__":
             import pytest  # not in the image, and not needed there
-            from ml_experiments.runner import run_experiment
+            from ml_experiments.runner.run import run_experiment
             print(run_experiment(Exp, {"x": 1}, backend="modal").raise_for_error().results)
     """
     write(tmp_path, {"script.py": EXPERIMENT + textwrap.dedent(main), "near_by.py": NEAR_BY})
@@ -67,7 +67,7 @@ def test_a_class_in_a_script_that_runs_as_main(modal_emulator: Emulator, tmp_pat
 def test_a_module_started_with_dash_m(modal_emulator: Emulator, tmp_path: Path) -> None:
     main = """
         if __name__ == "__main__":
-            from ml_experiments.runner import run_experiment
+            from ml_experiments.runner.run import run_experiment
             print(run_experiment(Exp, {"x": 2}, backend="modal").raise_for_error().results)
     """
     source = EXPERIMENT.replace("near_by", "pkg.near_by") + textwrap.dedent(main)

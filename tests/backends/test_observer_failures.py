@@ -11,10 +11,10 @@ import pytest
 
 from ml_experiments import LocalBackend, run_experiment
 from ml_experiments.backends.base import Observer
-from ml_experiments.redaction import Redactor
-from ml_experiments.run_folder import RunFolder
-from ml_experiments.runner import prepare_run
-from ml_experiments.runs import RunResult, RunSpec, RunStatus
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.run import prepare_run
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunResult, RunSpec, RunStatus
 from tests.support.experiments import Ends, Fit, Plain
 
 
@@ -52,12 +52,12 @@ def test_a_run_goes_on_without_an_observer_that_failed(
     method: str, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     observer = Fails(method, "finished")
-    with caplog.at_level(logging.WARNING, "ml_experiments.observers"):
+    with caplog.at_level(logging.WARNING, "ml_experiments.runner.observers"):
         result = run_experiment(Fit, {"steps": 3}, backend=backend, observer=observer)
     assert result.status is RunStatus.SUCCESS
     assert observer.heard[-1] == "finished"
     assert observer.heard.count(method) == 1
-    (told,) = [r for r in caplog.records if r.name == "ml_experiments.observers"]
+    (told,) = [r for r in caplog.records if r.name == "ml_experiments.runner.observers"]
     assert f"Fails.{method}() failed (RuntimeError: the display is broken)" in told.getMessage()
     assert result.run_id in told.getMessage()
 

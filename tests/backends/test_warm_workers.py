@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.runs import RunStatus
+from ml_experiments.runs.spec import RunStatus
 from tests.support.experiments import Plain
 from tests.support.waiting import wait_until
 
@@ -38,7 +38,7 @@ def test_a_worker_that_dies_before_it_starts_a_run_is_replaced_once(
         "import os, sys\n"
         "died = os.path.join(os.path.dirname(__file__), 'died')\n"
         "times = os.path.getsize(died) if os.path.exists(died) else 0\n"
-        f"if 'ml_experiments.backends.worker' in sys.orig_argv and times < {deaths}:\n"
+        f"if 'ml_experiments.execution.worker.main' in sys.orig_argv and times < {deaths}:\n"
         "    open(died, 'a').write('x')\n"
         "    os._exit(9)\n"
     )

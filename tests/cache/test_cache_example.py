@@ -11,7 +11,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from ml_experiments.backends.modal_cache import call_cache_operation
+from ml_experiments.backends.modal.cache import call_cache_operation
 from modal_emulator import Emulator
 from tests.support.hub_server import HubServer
 

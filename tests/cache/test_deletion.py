@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from huggingface_hub import scan_cache_dir
 
-from ml_experiments.cache import plan_deletion, pull, record_uses, scan
-from ml_experiments.cache.used_revisions import UsedRevision
+from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.pull.pulling import pull
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.usage.recorded_uses import record_uses
+from ml_experiments.cache.usage.watch import UsedRevision
 from ml_experiments.errors import CacheError
 from tests.support.held_files import LOCK, MAP, OPEN, held_by_process
 from tests.support.hub_cache import (
@@ -525,7 +528,7 @@ def test_a_read_only_folder_keeps_its_model_for_an_ordinary_user(
 
 EXECUTE = """
 import json, sys
-from ml_experiments.cache import plan_deletion
+from ml_experiments.cache.delete.plan import plan_deletion
 print(json.dumps(plan_deletion(sys.argv[1]).execute().to_dict()))
 """
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_experiments.cache import plan_deletion, record_uses, scan
-from ml_experiments.cache.used_revisions import UsedRevision
+from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.usage.recorded_uses import record_uses
+from ml_experiments.cache.usage.watch import UsedRevision
 from ml_experiments.errors import CacheError
 from tests.support.hub_cache import bytes_on_disk, commit_of, fingerprint, set_age, write_repo
 

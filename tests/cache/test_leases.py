@@ -12,15 +12,11 @@ from typing import Any
 
 import pytest
 
-from ml_experiments.cache import (
-    CacheWatch,
-    Lease,
-    LeaseKeeper,
-    plan_deletion,
-    scan,
-    sweep_leases,
-    verify,
-)
+from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.usage.leases import Lease, LeaseKeeper, sweep_leases
+from ml_experiments.cache.usage.watch import CacheWatch
+from ml_experiments.cache.verification import verify
 from tests.support.hub_cache import commit_of, fingerprint, set_age, write_repo
 from tests.support.waiting import wait_until
 

@@ -13,11 +13,11 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends import modal_app
 from ml_experiments.backends.base import RunHandle
-from ml_experiments.backends.modal_backend import ModalBackend
-from ml_experiments.backends.modal_cache import call_cache_operation
-from ml_experiments.backends.modal_image import (
+from ml_experiments.backends.modal.backend import ModalBackend
+from ml_experiments.backends.modal.cache import call_cache_operation
+from ml_experiments.backends.modal.container import run_remote as modal_app
+from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     CACHE_VOLUME,
     RUNS_MOUNT,
@@ -27,8 +27,8 @@ from ml_experiments.backends.modal_image import (
     with_this_package,
 )
 from ml_experiments.core import modal_runner
-from ml_experiments.runner import submit_experiment
-from ml_experiments.runs import RunSpec, RunStatus, new_run_id
+from ml_experiments.runner.run import submit_experiment
+from ml_experiments.runs.spec import RunSpec, RunStatus, new_run_id
 from modal_emulator import Emulator
 from tests.cache import leased_experiments
 from tests.cache.leased_experiments import Holds

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ml_experiments.cache import OPERATIONS
+from ml_experiments.cache.operations import OPERATIONS
 from ml_experiments.errors import CacheError
 from tests.support.hub_cache import commit_of, write_repo
 

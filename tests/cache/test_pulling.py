@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import scan_cache_dir
 
-from ml_experiments.cache import PullProgress, plan_deletion, pull, scan
+from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.pull.progress import PullProgress
+from ml_experiments.cache.pull.pulling import pull
+from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.errors import CacheError
 from tests.support.hub_cache import fingerprint
 from tests.support.hub_server import HubServer
@@ -99,7 +102,7 @@ def test_a_connection_that_breaks_is_resumed_in_the_middle_of_the_file(
 
 PULL = """
 import sys
-from ml_experiments.cache import pull
+from ml_experiments.cache.pull.pulling import pull
 pull("org/killed", cache_dir=sys.argv[1], endpoint=sys.argv[2])
 """
 

@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, file_download
 
-from ml_experiments.cache import PullOutcome, PullProgress, plan_deletion, pull, scan, verify
+from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.pull.progress import PullProgress
+from ml_experiments.cache.pull.pulling import PullOutcome, pull
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.verification import verify
 from ml_experiments.errors import CacheError
 from tests.support.held_files import LOCK, held_by_process
 from tests.support.hub_cache import etag_of, set_age
@@ -77,7 +81,7 @@ def assert_complete(outcome: PullOutcome, repo: Path) -> None:
 
 PULL = """
 import sys
-from ml_experiments.cache import pull
+from ml_experiments.cache.pull.pulling import pull
 pull("org/large", cache_dir=sys.argv[1], endpoint=sys.argv[2])
 """
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.cache import pull, record_uses, scan
 from ml_experiments.cache.layout import find_layout
-from ml_experiments.cache.used_revisions import UsedRevision
+from ml_experiments.cache.pull.pulling import pull
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.usage.recorded_uses import record_uses
+from ml_experiments.cache.usage.watch import UsedRevision
 from ml_experiments.errors import CacheError
 from tests.support.hub_cache import (
     bytes_on_disk,

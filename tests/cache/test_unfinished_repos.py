@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 
-from ml_experiments.cache import scan
+from ml_experiments.cache.scan.scanning import scan
 from tests.support.hub_cache import commit_of, delete, set_age, share_blobs, write_repo
 from tests.support.hub_server import HubServer
 

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-from ml_experiments.cache import CacheWatch, pull, read_stats, record_uses, scan
+from ml_experiments.cache.pull.pulling import pull
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.usage.recorded_uses import record_uses
+from ml_experiments.cache.usage.watch import CacheWatch
 from ml_experiments.errors import CacheError
+from ml_experiments.runs.cache_stats import read_stats
 from tests.support.hub_cache import commit_of, set_age, write_repo
 from tests.support.hub_server import HubServer
 
@@ -22,7 +26,7 @@ A = commit_of("a")
 WATCH = """
 import json, sys
 from pathlib import Path
-from ml_experiments.cache import CacheWatch
+from ml_experiments.cache.usage.watch import CacheWatch
 hub = sys.argv[1] + "/huggingface/hub"
 with CacheWatch(sys.argv[1]) as watch:
 {body}
@@ -93,7 +97,7 @@ def test_listing_the_cache_is_no_use_of_what_it_lists(cache_dir: Path) -> None:
     write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
     body = """
 from huggingface_hub import scan_cache_dir
-from ml_experiments.cache import scan
+from ml_experiments.cache.scan.scanning import scan
 assert len(scan_cache_dir(hub).repos) == len(scan(sys.argv[1]).items) == 1
 """
     assert uses(cache_dir, None, body) == []

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.cache import pull, scan, verify
+from ml_experiments.cache.pull.pulling import pull
+from ml_experiments.cache.scan.scanning import scan
+from ml_experiments.cache.verification import verify
 from ml_experiments.errors import CacheError
 from tests.support.held_files import OPEN, held_by_process
 from tests.support.hub_cache import (

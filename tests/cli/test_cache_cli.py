@@ -170,7 +170,7 @@ def test_options_that_contradict_each_other_are_bad_usage(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from ml_experiments.cli.cache_cli import cache; print(*sys.modules)"
+    code = "import sys; from ml_experiments.cli.cache import cache; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"huggingface_hub", "rich", "modal", "torch", "httpx2"}

@@ -14,9 +14,9 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends.modal_cache import call_cache_operation
-from ml_experiments.backends.modal_image import CACHE_VOLUME
-from ml_experiments.cache import PullProgress
+from ml_experiments.backends.modal.cache import call_cache_operation
+from ml_experiments.backends.modal.image import CACHE_VOLUME
+from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.core import modal_runner
 from modal_emulator import Emulator
 from tests.support.hub_server import HubServer

@@ -6,9 +6,9 @@ import json
 
 from click.testing import CliRunner
 
+from ml_experiments.backends.modal.gpus import CATALOGUE
+from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.cli.main import cli
-from ml_experiments.gpus import CATALOGUE
-from ml_experiments.preflight.packages import read_lock
 
 
 def output_of(*arguments: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from ml_experiments.backends.modal_image import TOOLKIT_BASE
+from ml_experiments.backends.modal.image import TOOLKIT_BASE
 from modal_emulator import Emulator
 from tests.support.modal_runs import run_command
 

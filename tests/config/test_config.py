@@ -27,7 +27,7 @@ from ml_experiments.config import (
     validate_config,
 )
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment import Experiment, ExperimentConfig
+from ml_experiments.experiment.base import Experiment, ExperimentConfig
 
 if TYPE_CHECKING:
     from decimal import Decimal

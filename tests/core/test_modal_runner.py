@@ -14,12 +14,8 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends.modal_image import (
-    CORE_PACKAGES,
-    ENVIRONMENT,
-    LOCK_FILE,
-    TOOLKIT_BASE,
-)
+from ml_experiments.backends.modal.image import CORE_PACKAGES, ENVIRONMENT, LOCK_FILE, TOOLKIT_BASE
+from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.core import modal_runner
 from ml_experiments.core.modal_runner import (
     GPU_CONFIGS,
@@ -31,7 +27,6 @@ from ml_experiments.core.modal_runner import (
     run_experiment_local,
 )
 from ml_experiments.errors import AuthError, ConfigError, Error, ExperimentPathError, GpuTypeError
-from ml_experiments.preflight.packages import read_lock
 from modal_emulator import Emulator
 from tests.core.conftest import Modal
 from tests.support.hub_server import HubServer

@@ -17,7 +17,7 @@ import modal
 import pytest
 
 from ml_experiments.core.modal_runner import create_gpu_function, run_experiment_local
-from ml_experiments.runs import RunResult, RunStatus
+from ml_experiments.runs.spec import RunResult, RunStatus
 from ml_experiments.tasks.tiny_digits import model_dir
 from modal_emulator import Emulator
 from tests.support.hub_server import HubServer
@@ -175,7 +175,7 @@ def test_the_page_covers_every_section_of_the_original() -> None:
 
 
 def test_the_page_has_the_catalogue_of_gpu_types() -> None:
-    from ml_experiments.gpus import CATALOGUE
+    from ml_experiments.backends.modal.gpus import CATALOGUE
 
     page = PAGE.read_text(encoding="utf-8")
     for gpu in CATALOGUE:
@@ -184,7 +184,7 @@ def test_the_page_has_the_catalogue_of_gpu_types() -> None:
 
 
 def test_the_page_has_the_environment_of_the_image() -> None:
-    from ml_experiments.backends.modal_image import ENVIRONMENT
+    from ml_experiments.backends.modal.image import ENVIRONMENT
 
     page = PAGE.read_text(encoding="utf-8")
     for name, value in ENVIRONMENT.items():

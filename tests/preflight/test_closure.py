@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments.backends.modal.preflight.import_graph import ImportClosure, walk_imports
 from ml_experiments.errors import PreflightError
-from ml_experiments.preflight.closure import ImportClosure, walk_imports
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -110,7 +110,7 @@ def test_a_src_layout_and_an_editable_install_of_either_kind(tmp_path: Path) -> 
         f"""
         import sys
         from pathlib import Path
-        from ml_experiments.preflight.closure import walk_imports
+        from ml_experiments.backends.modal.preflight.import_graph import walk_imports
         closure = walk_imports("run_it", [Path({str(tmp_path / "app")!r})])
         print(sorted(m.name for m in closure.modules), [f.module for f in closure.external])
         assert "lib" not in sys.modules
@@ -227,7 +227,7 @@ def test_import_cycles_end(tmp_path: Path) -> None:
 
 
 def test_this_package_is_followed_like_the_users_own() -> None:
-    closure = walk_imports("ml_experiments.runs")
+    closure = walk_imports("ml_experiments.runs.spec")
     assert {"ml_experiments", "ml_experiments.errors"} <= names(closure)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ml_experiments.preflight.conflicts import find_conflicts
+from ml_experiments.backends.modal.preflight.conflicts import find_conflicts
 
 LOCK = {"torch": "2.13.0", "cwevals": "0.0.1b1", "huggingface-hub": "2.4.0"}
 WHEEL = "https://example.com/torch-{}-cp311-cp311-linux_x86_64.whl"

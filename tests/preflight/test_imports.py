@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.preflight.imports import imports_of
+from ml_experiments.backends.modal.preflight.imports import imports_of
 
 
 def found(source: str, package: str = "") -> dict[str, bool]:

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ml_experiments.preflight.imports import Import
-from ml_experiments.preflight.packages import MissingPackage, missing_packages, read_lock
+from ml_experiments.backends.modal.preflight.imports import Import
+from ml_experiments.backends.modal.preflight.packages import (
+    MissingPackage,
+    missing_packages,
+    read_lock,
+)
 
 Install = Callable[..., None]
 LOCK = {"acme-one": "1.0", "protobuf": "7.0"}

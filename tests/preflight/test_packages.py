@@ -10,14 +10,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ml_experiments.errors import PreflightError
-from ml_experiments.preflight.imports import Import
-from ml_experiments.preflight.packages import (
+from ml_experiments.backends.modal.preflight.imports import Import
+from ml_experiments.backends.modal.preflight.packages import (
     INPUT_FILE,
     LOCK_FILE,
     missing_packages,
     read_lock,
 )
+from ml_experiments.errors import PreflightError
 
 PROJECT = Path(__file__).parents[2]
 

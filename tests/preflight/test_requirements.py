@@ -8,14 +8,14 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
-from ml_experiments.errors import PreflightError
-from ml_experiments.preflight.imports import CONTAINER_PLATFORM, CONTAINER_PYTHON
-from ml_experiments.preflight.requirements import (
+from ml_experiments.backends.modal.preflight.imports import CONTAINER_PLATFORM, CONTAINER_PYTHON
+from ml_experiments.backends.modal.preflight.requirements import (
     CONTAINER_MARKERS,
     is_for_container,
     parse_requirement,
     read_requirements,
 )
+from ml_experiments.errors import PreflightError
 
 
 @pytest.mark.parametrize("text", ["-r other.txt", "two words", "--no-deps", "==1"])

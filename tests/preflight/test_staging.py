@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.preflight.closure import walk_imports
-from ml_experiments.preflight.staging import (
+from ml_experiments.backends.modal.preflight.import_graph import walk_imports
+from ml_experiments.backends.modal.preflight.staging import (
     LARGEST_DATA_FILE,
     StagedSource,
     stage_source,

@@ -29,7 +29,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_experiments.errors import RunFolderError, UnportableResultError
-from ml_experiments.results import encode, from_json, load_file, to_json
+from ml_experiments.serialization.encoder import to_json
+from ml_experiments.serialization.writing import encode
+from ml_experiments.serialization.loading import load_file
+from ml_experiments.serialization.typed_json import from_json
 
 
 @pytest.fixture
@@ -561,7 +564,7 @@ def test_too_deep_nesting_is_a_problem_with_a_short_path(wrap: Any, artifacts: P
 def test_a_value_that_grows_without_end_is_cut_short(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml_experiments.results.encoder.MAX_VALUES", 1000)
+    monkeypatch.setattr("ml_experiments.serialization.encoder.MAX_VALUES", 1000)
     value: Any = [1]
     for _ in range(100):
         value = [value, value]
@@ -653,7 +656,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from ml_experiments.results import encode
+from ml_experiments.serialization.writing import encode
 frame = pd.DataFrame({{"x": np.arange(100_000)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
@@ -770,7 +773,9 @@ def test_results_need_no_library_that_the_value_is_not_from() -> None:
     code = """
 import sys
 from pathlib import Path
-from ml_experiments.results import encode, from_json, to_json
+from ml_experiments.serialization.encoder import to_json
+from ml_experiments.serialization.writing import encode
+from ml_experiments.serialization.typed_json import from_json
 encoded, problems = encode({"a": [1.5, {2: b"x"}], "p": Path("x")}, Path("artifacts"), "results")
 assert problems == (), problems
 to_json(from_json(encoded))

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from ml_experiments.results import encode, from_json, load_file, to_json
+from ml_experiments.serialization.encoder import to_json
+from ml_experiments.serialization.writing import encode
+from ml_experiments.serialization.loading import load_file
+from ml_experiments.serialization.typed_json import from_json
 
 
 @pytest.fixture

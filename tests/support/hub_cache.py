@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub.utils import _shared_blobs
 
-from ml_experiments.cache import plan_deletion
+from ml_experiments.cache.delete.plan import plan_deletion
 
 _LFS_SUFFIX = ".safetensors"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.backends.base import Observer
-from ml_experiments.run_folder import RunFolder
-from ml_experiments.runs import RunResult, RunSpec
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunResult, RunSpec
 from modal_emulator import Emulator
 
 WAIT_S = 120

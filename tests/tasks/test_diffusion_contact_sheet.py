@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from ml_experiments.tasks.diffusion.contact_sheet import LARGEST_COUNT, ContactSheet
+from ml_experiments.tasks.text_to_image.contact_sheet import LARGEST_COUNT, ContactSheet
 
 
 def sheet_of(

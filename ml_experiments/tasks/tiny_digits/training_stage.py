@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment import current_run
-from ml_experiments.files import open_atomically
+from ml_experiments.experiment.base import current_run
+from ml_experiments.serialization.files import open_atomically
 
 Losses = dict[str, torch.Tensor]
 

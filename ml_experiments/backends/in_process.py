@@ -1,0 +1,96 @@
+"""Runs experiments in this process, where a debugger or a profiler can follow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TextIO
+
+from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.local.backend import refuse_gpu
+from ml_experiments.execution.execute import execute_run
+from ml_experiments.execution.logs import redact_log
+from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
+
+
+class DebugBackend(Backend):
+    """This process: breakpoints work; the hard timeout does not."""
+
+    name: ClassVar[str] = "debug"
+
+    def __init__(self) -> None:
+        self._warm = WarmExperiment()
+
+    def check(self, spec: RunSpec) -> RunSpec:
+        """Refuse a GPU type: this machine has the GPUs that it has."""
+        refuse_gpu(spec)
+        return spec
+
+    def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
+        """Execute the run now; the handle has its result."""
+        spec = prepared.spec
+
+        def emit(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                observer.progress(spec, event["done"], event["total"], event["text"])
+            else:
+                observer.metrics(spec, event["metrics"], event["step"])
+
+        observer.started(spec)
+        with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
+            result = execute_run(spec, folder, emit=emit, warm=self._warm, interrupt="cancels")
+        redact_log(folder, Redactor(prepared.secrets))
+        observer.finished(spec, result)
+        return FinishedRunHandle(spec, folder, result)
+
+    def close(self) -> None:
+        """Let go of what was set up."""
+        self._warm.drop()
+
+
+class FinishedRunHandle(RunHandle):
+    """A run that has ended already."""
+
+    def __init__(self, spec: RunSpec, folder: RunFolder, result: RunResult) -> None:
+        super().__init__(spec, folder)
+        self._result = result
+
+    def result(self, timeout_s: float | None = None) -> RunResult:  # noqa: ARG002 - nothing to wait for
+        """Return the result."""
+        return self._result
+
+    def cancel(self, *, at_once: bool = False) -> None:
+        """Do nothing: the run has ended."""
+
+
+class _Tee:
+    """Writes to a terminal and a file; everything else is the terminal's."""
+
+    def __init__(self, terminal: TextIO, file: TextIO) -> None:
+        self._terminal = terminal
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._terminal.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._terminal, name)
+
+
+@contextmanager
+def _copy_output_to(log: TextIO) -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

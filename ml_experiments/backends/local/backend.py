@@ -1,0 +1,88 @@
+"""Runs experiments on this machine, in worker processes that stay warm."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.errors import BackendError
+from ml_experiments.execution.supervisor import LocalRunHandle, Supervision
+from ml_experiments.execution.worker.slot import WorkerSlot
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.nvidia import list_gpus
+from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
+
+
+class LocalBackend(Backend):
+    """Worker processes on this machine.
+
+    Args:
+        max_workers: How many runs at a time; by default one per GPU, or one without any.
+            Several share the cores evenly (OMP_NUM_THREADS, unless it is set).
+    """
+
+    name: ClassVar[str] = "local"
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        if max_workers is not None and max_workers < 1:
+            raise BackendError(f"max_workers is {max_workers}; it must be at least 1")
+        gpus = list_gpus()
+        count = max_workers or max(1, len(gpus))
+        threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None
+        self._slots = [
+            WorkerSlot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)
+        ]
+        self._free = list(self._slots)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="local-run")
+
+    def check(self, spec: RunSpec) -> RunSpec:
+        """Refuse a GPU type: this machine has the GPUs that it has."""
+        refuse_gpu(spec)
+        return spec
+
+    def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
+        """Queue a run for the next free worker."""
+        handle = LocalRunHandle(prepared.spec, folder)
+        handle.future = self._threads.submit(self._execute, handle, observer, prepared.secrets)
+        return handle
+
+    def close(self) -> None:
+        """Wait for the queued runs, then end the workers."""
+        self._threads.shutdown(wait=True)
+        for slot in self._slots:
+            slot.close()
+
+    def _execute(
+        self, handle: LocalRunHandle, observer: Observer, secrets: tuple[str, ...]
+    ) -> RunResult:
+        slot = self._take_slot(handle.spec)
+        try:
+            result = Supervision(handle, observer, slot, secrets).run()
+        except BaseException:
+            slot.drop()  # its worker may still execute the run
+            raise
+        finally:
+            with self._lock:
+                self._free.append(slot)
+        observer.finished(handle.spec, result)
+        return result
+
+    def _take_slot(self, spec: RunSpec) -> WorkerSlot:
+        """Return the free slot that suits a run best."""
+        with self._lock:
+            best = max(self._free, key=lambda slot: slot.suitability(spec))
+            self._free.remove(best)
+        return best
+
+
+def refuse_gpu(spec: RunSpec) -> None:
+    """Raise when a GPU type is asked for where it can't be chosen."""
+    if spec.gpu is not None:
+        raise BackendError(
+            f"gpu={spec.gpu!r} can't be asked for on the {spec.backend} backend, which uses this "
+            "machine's own GPUs; leave it out, or use the modal backend"
+        )

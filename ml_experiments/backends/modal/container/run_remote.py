@@ -1,0 +1,280 @@
+"""What runs inside Modal's containers: plain functions, decorated where an app is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import secrets as random_tokens
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpclib
+import modal
+import modal.experimental
+
+import ml_experiments
+from ml_experiments.backends.modal.events import ContainerOutput
+from ml_experiments.backends.modal.image import CACHE_VOLUME, RUNS_VOLUME
+from ml_experiments.backends.modal.secrets import attached_values
+from ml_experiments.cache.operations import OPERATIONS
+from ml_experiments.cache.usage.leases import Lease, LeaseKeeper, sweep_leases
+from ml_experiments.errors import RunFolderError
+from ml_experiments.execution.execute import about_this_process, execute_run
+from ml_experiments.execution.failures import describe_failure
+from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+from ml_experiments.settings import runs_dir, secret_values, whole_environment
+
+# next to this package; searched for the experiment only, not by the container as a whole: a
+# user's random.py must not hide the standard one from it
+SOURCE_FOLDER = "experiment_source"
+
+# Modal ends a function after a day at most; a lease that is older is nobody's, even if Modal
+# can't be asked
+_LONGEST_RUN_S = 25 * 3600.0
+
+logger = logging.getLogger(__name__)
+
+_warm = WarmExperiment()
+
+
+def make_request(
+    spec: RunSpec, manifest: dict[str, Any], secrets: Iterable[str], submission: str | None = None
+) -> dict[str, Any]:
+    """Return what `run_remote` takes: JSON.
+
+    Args:
+        spec: What to run.
+        manifest: What the client knows of the run's origin.
+        secrets: Values that no record may hold; only those that the spec holds travel.
+        submission: Tells a new submission, after which old results don't count, from a rerun;
+            drawn by default.
+    """
+    texts = list(_texts_in([spec.config, spec.name, spec.tags]))
+    return {
+        "spec": spec.to_dict(),
+        "manifest": {**manifest, "submission": submission or random_tokens.token_hex(8)},
+        "secrets": [value for value in secrets if value and any(value in text for text in texts)],
+    }
+
+
+def _texts_in(data: Any) -> Iterator[str]:
+    """Yield every text in JSON, keys included."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield key
+            yield from _texts_in(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _texts_in(value)
+
+
+def run_remote(request: dict[str, Any]) -> dict[str, Any]:
+    """Execute one run in this container and return its result as JSON.
+
+    Args:
+        request: What `make_request` returned.
+    """
+    spec = _here(RunSpec.from_dict(request["spec"]))
+    volume = _runs_volume()
+    if _is_on_volume(volume, spec.run_id):
+        _see_earlier_attempts(volume)
+    hidden = (*secret_values(), *attached_values(whole_environment()), *request["secrets"])
+    try:
+        folder = _open_folder(spec, request["manifest"], Redactor(hidden))
+    except RunFolderError as e:  # a full volume
+        return _portable(_not_begun(spec, e.__cause__ or e))
+    if folder.result_file.exists():  # it had ended when its container was taken away
+        return _portable(folder.read_result())
+    output = _container_output()
+    output.send({"event": "started"})
+    try:
+        with output.capture(folder.log_file, hidden), _lease_for(spec.run_id) as lease:
+            result = execute_run(
+                spec,
+                folder,
+                emit=output.send,
+                warm=_warm,
+                interrupt="preempts",
+                cancellations=(modal.exception.InputCancellation,),
+                secrets=hidden,
+                on_repositories=lease.add,
+            )
+    except BaseException:
+        # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
+        # interrupt has to go on in any case, for Modal acts on it
+        failure = _commit(volume)
+        if failure is not None:
+            logger.warning("what the run has left was not stored: %s", failure)
+        _let_no_other_run_in()
+        raise
+    failure = _commit(volume)
+    output.send({"event": "finished"})
+    if result.status is not RunStatus.SUCCESS:
+        _let_no_other_run_in()
+    return _portable(result if failure is None else _not_stored(result, failure))
+
+
+def list_cached_models() -> list[str]:
+    """Return the names of the models in the cache."""
+    found = cache_operation("list", {"kind": "model"})
+    # of a download that failed at its start there is a name, but nothing to use
+    return sorted({item["name"] for item in found["items"] if item["files"]})
+
+
+def clear_cache(pattern: str | None, force: bool) -> dict[str, Any]:
+    """Delete models from the cache, or say what would be deleted."""
+    return cache_operation("clear", {"pattern": pattern, "force": force})
+
+
+def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do one of `OPERATIONS` to the cache volume, as it is now, and keep what has changed."""
+    volume = modal.Volume.from_name(CACHE_VOLUME)
+    volume.reload()
+    cache_dir = _cache_dir()
+    if operation in ("clear", "verify"):  # those that must not touch what a run uses
+        sweep_leases(cache_dir, _goes_on)
+    try:
+        return OPERATIONS[operation](cache_dir, **arguments)
+    finally:
+        volume.commit()  # also what a download that failed has finished
+
+
+def _cache_dir() -> Path:
+    return Path(whole_environment()["HF_HOME"]).parent
+
+
+def _lease_for(run_id: str) -> LeaseKeeper:
+    """Return what tells other containers which models this run uses."""
+
+    def publish() -> None:
+        failure = _commit(_cache_volume())
+        if failure is not None:
+            logger.warning("other containers may not see which models the run uses: %s", failure)
+
+    return LeaseKeeper(_cache_dir(), run_id, modal.current_function_call_id() or "", publish)
+
+
+def _goes_on(lease: Lease) -> bool:
+    """Return whether a run still goes on, as far as Modal knows."""
+    if time.time() - lease.since > _LONGEST_RUN_S:
+        return False
+    call = modal.FunctionCall.from_id(lease.holder)
+    try:
+        # of a map, which input was the run is not known: it counts until all have ended
+        return any(_is_unfinished(call, index) for index in range(call.num_inputs()))
+    except (modal.exception.NotFoundError, modal.exception.InvalidError):
+        return False  # too long ago for Modal to know it
+    except (grpclib.GRPCError, modal.exception.ConnectionError, OSError) as e:
+        logger.warning("whether run %s goes on is not known: %s", lease.run_id, e)
+        return True
+
+
+def _is_unfinished(call: modal.FunctionCall[Any], index: int) -> bool:
+    try:
+        call.get(timeout=0, index=index)
+    except TimeoutError:
+        return True
+    except (grpclib.GRPCError, modal.exception.ConnectionError):
+        raise
+    except Exception:  # noqa: BLE001 - what the run raised, or a container that was lost
+        return False
+    return False
+
+
+def _here(spec: RunSpec) -> RunSpec:
+    """Return the spec with the place where this container has the user's modules."""
+    shipped = Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER
+    experiment = spec.experiment
+    if ".py:" in experiment:
+        experiment = str(shipped / experiment)
+    return dataclasses.replace(spec, experiment=experiment, import_paths=(str(shipped),))
+
+
+@functools.cache
+def _runs_volume() -> modal.Volume:
+    return modal.Volume.from_name(RUNS_VOLUME)  # looked up once for all runs of this container
+
+
+@functools.cache
+def _cache_volume() -> modal.Volume:
+    return modal.Volume.from_name(CACHE_VOLUME)
+
+
+@functools.cache
+def _container_output() -> ContainerOutput:
+    return ContainerOutput()
+
+
+def _open_folder(spec: RunSpec, manifest: dict[str, Any], redactor: Redactor) -> RunFolder:
+    folder = RunFolder(runs_dir() / spec.run_id)
+    if not folder.path.is_dir():
+        return RunFolder.create(runs_dir(), spec, {**manifest, **about_this_process()}, redactor)
+    if folder.read_manifest()["submission"] != manifest["submission"]:
+        # the user resumes the run: its checkpoints count, its old result doesn't
+        folder.result_file.unlink(missing_ok=True)
+        folder.write_manifest(manifest, redactor)
+    return folder
+
+
+def _see_earlier_attempts(volume: modal.Volume) -> None:
+    """Make visible what an attempt in another container has left."""
+    try:
+        volume.reload()
+    except RuntimeError as e:
+        # a file that the last run left open
+        logger.warning("checkpoints of an earlier attempt may not be seen: %s", e)
+
+
+def _let_no_other_run_in() -> None:
+    """Let this container end: a run that failed may leave anything behind, as a broken GPU."""
+    modal.experimental.stop_fetching_inputs()
+
+
+def _is_on_volume(volume: modal.Volume, run_id: str) -> bool:
+    """Return whether there is anything of the run; a reload, which would show it, takes longer."""
+    try:
+        return bool(volume.listdir(f"/{run_id}"))
+    except modal.exception.NotFoundError:
+        return False
+
+
+def _commit(volume: modal.Volume) -> Exception | None:
+    """Store what was written to the volume; return what went wrong."""
+    try:
+        volume.commit()
+    except (modal.exception.Error, RuntimeError) as e:
+        return e
+    return None
+
+
+def _not_begun(spec: RunSpec, error: BaseException) -> RunResult:
+    return RunResult(
+        run_id=spec.run_id,
+        status=RunStatus.ERROR,
+        experiment_class=spec.experiment,
+        results=None,
+        error=describe_failure(error, spec),
+    )
+
+
+def _not_stored(result: RunResult, failure: Exception) -> RunResult:
+    error = RunError(
+        ErrorKind.INFRASTRUCTURE,
+        type(failure).__name__,
+        f"the run ended with status {result.status}, but the volume {RUNS_VOLUME} did not take "
+        f"its files: {failure}",
+        hint=f"free space, as with: modal volume rm -r {RUNS_VOLUME} RUN_ID",
+    )
+    return dataclasses.replace(result, status=RunStatus.ERROR, error=result.error or error)
+
+
+def _portable(result: RunResult) -> dict[str, Any]:
+    return {**result.to_dict(), "run_dir": None}

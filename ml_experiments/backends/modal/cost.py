@@ -1,0 +1,42 @@
+"""What a run on Modal cost, estimated from its seconds and the price table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ml_experiments.backends.modal.gpus import GpuChoice, GpuRequest
+from ml_experiments.backends.modal.plan import gpu_of
+from ml_experiments.backends.modal.prices import container_usd_per_s, gpu_usd_per_s
+from ml_experiments.runs.spec import RunResult, RunSpec
+
+
+def cost_of(result: RunResult, spec: RunSpec, manifest: dict[str, Any]) -> dict[str, float]:
+    """Return the worst case that was shown and, once the run has executed, an estimate.
+
+    The estimate counts the seconds of the run itself, at the price of its GPUs and of the CPU
+    and memory that were reserved. Modal's own bill has the start of the container too.
+    """
+    facts = manifest.get("modal", {})
+    cost = {}
+    if "total_s" in result.timings and facts:
+        devices = [gpu["name"] for gpu in manifest.get("environment", {}).get("gpus", [])]
+        choice = choice_that_ran(gpu_of(spec), devices)
+        price = container_usd_per_s(choice, facts["cpu_cores"][0], facts["memory_mib"][0] / 1024)
+        cost["estimate_usd"] = price * result.timings["total_s"]
+    if "worst_case_usd" in facts:
+        cost["worst_case_usd"] = facts["worst_case_usd"]
+    return cost
+
+
+def choice_that_ran(request: GpuRequest, devices: Iterable[str]) -> GpuChoice:
+    """Return the choice that fits the devices' names; the dearest when none does.
+
+    Args:
+        request: The choices.
+        devices: Names as NVIDIA's driver gives them, such as `NVIDIA A100-SXM4-80GB`.
+    """
+    words = {word for name in devices for word in re.split(r"[^A-Z0-9]+", name.upper())}
+    fitting = [c for c in request.choices if set(c.gpu.modal.split("-")) <= words]
+    return max(fitting or request.choices, key=gpu_usd_per_s)

@@ -1,0 +1,82 @@
+"""Bringing a run folder from Modal's volume to this machine."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import modal
+
+from ml_experiments.serialization.files import open_atomically
+
+_AT_A_TIME = 32
+_LEFT_THERE = "checkpoints"  # they may be large
+_RECORDS = ("spec.json", "manifest.json")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of fetching a run folder.
+
+    Attributes:
+        records: The container's spec and manifest by file name, as far as they are there. They
+            are not copied: those here know more, by which the run is found again.
+        left_behind: Files that can't be read from the volume, such as a link that leads nowhere
+            or a name that isn't UTF-8.
+    """
+
+    records: dict[str, dict[str, Any]]
+    left_behind: tuple[str, ...]
+
+
+def fetch_run_folder(volume: modal.Volume, run_id: str, folder: Path) -> Fetched:
+    """Copy what a run has left on the volume into its folder here, but for its checkpoints.
+
+    `result.json` comes last: once it is here, so is all else. What a link leads to comes as a file.
+    """
+    found = _list_files(volume, run_id)
+    result = PurePosixPath(run_id, "result.json")
+    records = [path for name in _RECORDS if (path := PurePosixPath(run_id, name)) in found]
+    rest = [path for path in found if path not in (*records, result)]
+    with ThreadPoolExecutor(_AT_A_TIME) as threads:
+        read = threads.map(lambda path: _read_json(volume, path), records)
+        fetched = list(threads.map(lambda path: _fetch(volume, path, folder), rest))
+    left = [str(path) for path, is_here in zip(rest, fetched, strict=True) if not is_here]
+    if result in found:
+        _fetch(volume, result, folder, durable=True)
+    return Fetched({path.name: data for path, data in zip(records, read, strict=True)}, tuple(left))
+
+
+def _read_json(volume: modal.Volume, path: PurePosixPath) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(b"".join(volume.read_file(path.as_posix())))
+    return data
+
+
+def _list_files(volume: modal.Volume, run_id: str) -> list[PurePosixPath]:
+    try:
+        entries = list(volume.iterdir(f"/{run_id}", recursive=True))
+    except modal.exception.NotFoundError:
+        return []
+    paths = [
+        PurePosixPath(entry.path.lstrip("/"))
+        for entry in entries
+        if entry.type in (modal.types.FileEntryType.FILE, modal.types.FileEntryType.SYMLINK)
+    ]
+    return [path for path in paths if path.parts[1] != _LEFT_THERE]
+
+
+def _fetch(
+    volume: modal.Volume, path: PurePosixPath, folder: Path, *, durable: bool = False
+) -> bool:
+    """Copy a file; False if the volume can't find it under the name that it gave."""
+    target = folder.joinpath(*path.parts[1:])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open_atomically(target, durable=durable) as file:
+            volume.read_file_into_fileobj(path.as_posix(), file)
+    except (FileNotFoundError, IsADirectoryError, modal.exception.NotFoundError):
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""The images that containers run: packages from the lock, documented environment, this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import modal
+
+from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
+from ml_experiments.backends.modal.preflight.imports import CONTAINER_PYTHON
+from ml_experiments.backends.modal.preflight.packages import LOCK_FILE, read_lock
+
+CACHE_VOLUME = "hf-model-cache"
+CACHE_MOUNT = "/cache"
+RUNS_VOLUME = "ml-experiments-runs"
+RUNS_MOUNT = "/runs"
+
+ENVIRONMENT = {
+    "HF_HOME": f"{CACHE_MOUNT}/huggingface",
+    "HF_HUB_CACHE": f"{CACHE_MOUNT}/huggingface/hub",
+    "HF_DATASETS_CACHE": f"{CACHE_MOUNT}/huggingface/datasets",
+    # read by transformers before version 5 only
+    "TRANSFORMERS_CACHE": f"{CACHE_MOUNT}/huggingface/transformers",
+    "TORCH_HOME": f"{CACHE_MOUNT}/torch",
+    "HF_XET_HIGH_PERFORMANCE": "1",
+    "ML_EXPERIMENTS_RUNS_DIR": RUNS_MOUNT,
+}
+
+# the CUDA version that the lock's torch is built for; a test compares the two
+TOOLKIT_BASE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
+# what this package needs wherever it runs; a test compares them with pyproject.toml
+CORE_PACKAGES = (
+    "click",
+    "httpx2",
+    "huggingface-hub",
+    "modal",
+    "omegaconf",
+    "packaging",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "tqdm",
+    "wrapt",
+)
+NOT_SHIPPED = ["**/__pycache__/**"]
+APT_PACKAGES = ("ffmpeg", "git")
+
+_PYTHON = ".".join(map(str, CONTAINER_PYTHON))
+
+
+def package_image(*, cuda_toolkit: bool = False, pip: Sequence[str] = ()) -> modal.Image:
+    """Return the image with all packages, and without anything of the user's.
+
+    Args:
+        cuda_toolkit: Start from NVIDIA's development image, with nvcc, for those who compile
+            kernels. PyTorch's wheels bring all that running needs.
+        pip: Packages to add; the locked ones keep their versions, or the build fails.
+    """
+    if cuda_toolkit:
+        image = modal.Image.from_registry(TOOLKIT_BASE, add_python=_PYTHON).entrypoint([])
+    else:
+        image = modal.Image.debian_slim(python_version=_PYTHON)
+    image = image.apt_install(*APT_PACKAGES)
+    image = image.uv_pip_install(requirements=[str(LOCK_FILE)])
+    if pip:
+        # the lock once more, as a constraint on what the additions may change
+        image = image.uv_pip_install(*pip, requirements=[str(LOCK_FILE)])
+    return image.env(ENVIRONMENT)
+
+
+def cache_image() -> modal.Image:
+    """Return a small image for the work on the cache, which needs neither GPU nor PyTorch."""
+    lock = read_lock()
+    packages = [f"{name}=={lock[name]}" for name in CORE_PACKAGES]
+    image = modal.Image.debian_slim(python_version=_PYTHON).uv_pip_install(*packages)
+    return image.env(ENVIRONMENT)
+
+
+def with_this_package(image: modal.Image) -> modal.Image:
+    """Return an image that holds this package too, and to which steps can still be added."""
+    return image.add_local_python_source(OWN_PACKAGE, copy=True, ignore=NOT_SHIPPED)
+
+
+def cache_volume() -> modal.Volume:
+    """Return the volume of the Hugging Face cache."""
+    return modal.Volume.from_name(CACHE_VOLUME, create_if_missing=True)
+
+
+def runs_volume() -> modal.Volume:
+    """Return the volume of run folders: version 2, made for many small files."""
+    return modal.Volume.from_name(RUNS_VOLUME, create_if_missing=True, version=2)

@@ -1,0 +1,111 @@
+"""What a run prints on Modal, live: into its log file here and to an observer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import modal
+
+from ml_experiments.backends.base import Observer
+from ml_experiments.backends.modal.events import EventReader
+from ml_experiments.redaction.redactor import Redactor, StreamRedactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunSpec
+
+# how long the last lines may come after the result
+_LAST_LINES_S = 5.0
+
+
+class LiveLogs:
+    """Follows the logs of one call until its run has ended.
+
+    The log on the volume is the truth and replaces what is written here once the run has
+    ended; a stream that breaks off is therefore no error of the run.
+    """
+
+    def __init__(
+        self,
+        call: Any,
+        spec: RunSpec,
+        folder: RunFolder,
+        observer: Observer,
+        redactor: Redactor,
+        on_start: Callable[[], None],
+    ) -> None:
+        self._call = call
+        self._spec = spec
+        self._folder = folder
+        self._observer = observer
+        self._redactor = StreamRedactor(redactor)
+        self._on_start = on_start
+        self._events = EventReader()
+        self._ended = False
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="modal-logs")
+        # held while the observer is called, so that nothing comes after `finish`
+        self._lock = threading.Lock()
+        self._muted = False
+
+    def start(self) -> None:
+        """Begin to follow, in a thread."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait a little for the last lines; none come after this."""
+        self._thread.join(_LAST_LINES_S)
+        with self._lock:
+            self._print(self._events.flush())
+            self._muted = True
+        if self._thread.is_alive():
+            self._observer.notice(
+                self._spec,
+                f"the output of {self._spec.run_id} came faster than it could be shown; all of it "
+                f"is in {self._folder.log_file}",
+            )
+
+    def _follow(self) -> None:
+        entries = self._call.logs.stream()
+        try:
+            with self._folder.log_file.open("ab", buffering=0) as file:
+                for entry in entries:
+                    with self._lock:
+                        if self._muted:
+                            return
+                        self._hear(entry, file)
+                    if self._ended:
+                        return
+        except (modal.exception.Error, OSError) as e:
+            self._observer.notice(
+                self._spec, f"the live log of {self._spec.run_id} broke off ({e}); the run goes on"
+            )
+        finally:
+            entries.close()
+
+    def _hear(self, entry: Any, file: Any) -> None:
+        if entry.source == "system":  # Modal itself, about the container
+            self._observer.notice(self._spec, entry.message.rstrip("\n"))
+            return
+        for item in self._events.feed(entry.message.encode()):
+            if isinstance(item, bytes):
+                data = self._redactor.feed(item)
+                file.write(data)
+                self._print(data)
+            else:
+                self._pass_on(item)
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"event": "started"}:
+                self._on_start()
+                self._observer.started(self._spec)
+            case {"event": "progress"}:
+                self._observer.progress(self._spec, event["done"], event["total"], event["text"])
+            case {"event": "metrics"}:
+                self._observer.metrics(self._spec, event["metrics"], event["step"])
+            case {"event": "finished"}:
+                self._ended = True
+
+    def _print(self, data: bytes) -> None:
+        if data:
+            self._observer.log(self._spec, data)

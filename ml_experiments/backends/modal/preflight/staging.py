@@ -1,0 +1,130 @@
+"""Frozen copies of the user's own modules and of this package, as a container imports them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_experiments
+from ml_experiments.backends.modal.preflight.import_graph import (
+    OWN_PACKAGE,
+    ImportClosure,
+    LocalModule,
+)
+from ml_experiments.settings import runs_dir
+
+_THIS_PACKAGE = Path(ml_experiments.__file__).parent
+LARGEST_DATA_FILE = 1 << 20
+MOST_DATA = 32 << 20
+_LEFT_OUT_FOLDERS = {"__pycache__", "node_modules", "site-packages"}
+
+
+@dataclass(frozen=True)
+class StagedSource:
+    """The user's modules as they were when a run was submitted.
+
+    Attributes:
+        folder: What has to be on `sys.path`.
+        digest: A hash of all names and contents.
+        notes: What was left out, one sentence each.
+    """
+
+    folder: Path
+    digest: str
+    notes: tuple[str, ...]
+
+
+def stage_source(closure: ImportClosure, folder: Path) -> StagedSource:
+    """Copy every package and file of the user's that a closure needs into a new folder.
+
+    A regular package is copied as a whole, so that what it imports by computed names is there
+    too, with its small data files.
+    """
+    folder.mkdir(parents=True)
+    notes: list[str] = []
+    for module in _units(closure):
+        target = folder.joinpath(*module.name.split("."))
+        if module.path.name == "__init__.py":
+            notes += _copy_package(module.path.parent, target)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(module.path, target.with_name(f"{target.name}.py"))
+    return StagedSource(folder, _digest(folder), tuple(notes))
+
+
+def stage_this_package(folder: Path) -> None:
+    """Copy this package into a new folder."""
+    _copy(_files_below(_THIS_PACKAGE), _THIS_PACKAGE, folder)
+
+
+def _units(closure: ImportClosure) -> Iterator[LocalModule]:
+    """Yield each outermost regular package, and each file that is in none."""
+    packages = {m.name for m in closure.modules if m.path.name == "__init__.py"}
+    for module in closure.modules:
+        parts = module.name.split(".")
+        parents = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+        inside = not packages.isdisjoint(parents)
+        if parts[0] != OWN_PACKAGE and module.path.is_file() and not inside:
+            yield module
+
+
+def _copy_package(source: Path, target: Path) -> list[str]:
+    files = list(_files_below(source))
+    data = [file for file in files if file.suffix != ".py"]
+    small = [file for file in data if file.stat().st_size <= LARGEST_DATA_FILE]
+    notes = []
+    if len(small) < len(data):
+        notes.append(
+            f"{len(data) - len(small)} data files of {source.name} are larger than "
+            f"{LARGEST_DATA_FILE >> 20} MiB and are not sent along"
+        )
+    if sum(file.stat().st_size for file in small) > MOST_DATA:
+        notes.append(
+            f"the data files of {source.name} are larger than {MOST_DATA >> 20} MiB together "
+            "and are not sent along; its Python files are"
+        )
+        small = []
+    _copy((file for file in files if file.suffix == ".py"), source, target)
+    _copy(small, source, target)
+    return notes
+
+
+def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
+    for file in files:
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix in (".pyc", ".so", ".egg-info"):
+            continue
+        if path.is_dir():
+            if not _stays_here(path):
+                yield from _files_below(path)
+        elif path.is_file():
+            yield path
+
+
+def _stays_here(folder: Path) -> bool:
+    """Return whether a folder is no part of the source: made by tools, or by runs."""
+    return (
+        folder.name in _LEFT_OUT_FOLDERS
+        or folder.is_symlink()  # may lead anywhere, also back here
+        or folder == runs_dir()
+        or (folder / "pyvenv.cfg").exists()
+    )
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = file.relative_to(folder).as_posix().encode()
+        content = file.read_bytes()
+        digest.update(b"%d %d\n" % (len(name), len(content)))
+        digest.update(name + content)
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""One run on Modal, followed from this machine: its logs live, its result and files after."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import modal
+
+from ml_experiments.backends.base import Observer, RunHandle
+from ml_experiments.backends.modal.cost import cost_of
+from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
+from ml_experiments.backends.modal.fetching import fetch_run_folder
+from ml_experiments.backends.modal.image import RUNS_VOLUME, runs_volume
+from ml_experiments.backends.modal.logs import LiveLogs
+from ml_experiments.backends.modal.outcome import describe_lost_call
+from ml_experiments.errors import AuthError, BackendError, RunNotCollectedError
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+from ml_experiments.settings import secret_values
+
+# what only Modal itself raises at the end of a call
+_ENDINGS = (
+    modal.exception.FunctionTimeoutError,
+    modal.exception.InternalFailure,
+    modal.exception.OutputExpiredError,
+    modal.exception.RemoteError,
+)
+_ASKED_AGAIN = 3
+_ASKED_EVERY_S = 1.0
+
+
+class OpenApp(Protocol):
+    """An app that is running, its function, and its page on Modal's dashboard."""
+
+    @property
+    def function(self) -> Any:
+        """Modal's function around `run_remote`."""
+
+    @property
+    def url(self) -> str:
+        """Where a person sees the app."""
+
+
+class ModalRunHandle(RunHandle):
+    """A run that was handed to Modal."""
+
+    future: Future[RunResult]
+
+    def __init__(
+        self, spec: RunSpec, folder: RunFolder, observer: Observer, secrets: Iterable[str] = ()
+    ) -> None:
+        super().__init__(spec, folder)
+        self._observer = observer
+        self._redactor = Redactor((*secret_values(), *secrets))
+        self._call: Any = None
+        self._cancel_asked = threading.Event()
+        self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
+        self._lock = threading.Lock()
+
+    def result(self, timeout_s: float | None = None) -> RunResult:
+        """Wait for the run to end and return its result."""
+        return self.future.result(timeout_s)
+
+    def cancel(self, *, at_once: bool = False) -> None:
+        """End the run: by an interrupt in its container, or with the container."""
+        with self._lock:
+            self._cancel_asked.set()
+            call = self._call
+            if self._stop is not None:
+                self._stop()
+        if call is not None:
+            with platform_errors("cancel the run"):
+                call.cancel(terminate_containers=at_once)
+
+    def notice(self, text: str) -> None:
+        """Tell the observer something."""
+        self._observer.notice(self.spec, text)
+
+    def until_cancelled(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something that takes long, such as to build an image, unless the run is cancelled.
+
+        Raises:
+            asyncio.CancelledError: If it is, or was before.
+        """
+
+        async def watched() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work())
+            with self._lock:
+                self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
+                if self._cancel_asked.is_set():
+                    task.cancel()
+            try:
+                await task
+            finally:
+                with self._lock:
+                    self._stop = None
+
+        asyncio.run(watched())
+
+    def see_through(self, open_app: Callable[[], OpenApp], request: dict[str, Any]) -> RunResult:
+        """Start the run and see it to its end; for the backend's thread."""
+        try:
+            app = open_app()
+            with self._lock:
+                if not self._cancel_asked.is_set():
+                    with platform_errors("start the run"):
+                        self._call = app.function.spawn(request)
+        except asyncio.CancelledError:
+            return self._end(RunStatus.CANCELLED, None)
+        except Exception as e:
+            # nothing ran; the folder says so too, for those who look at it later
+            kind = ErrorKind.AUTH if isinstance(e, AuthError) else ErrorKind.INFRASTRUCTURE
+            self._end(RunStatus.ERROR, RunError(kind, type(e).__name__, str(e)))
+            raise
+        if self._call is None:
+            return self._end(RunStatus.CANCELLED, None)
+        call_id = self._call.object_id
+        place = {"app_url": app.url, "function_call_id": call_id}
+        manifest = {**request["manifest"], "modal": {**request["manifest"]["modal"], **place}}
+        self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
+        try:
+            self.folder.write_manifest(manifest, self._redactor)
+        except OSError as e:  # a full disk: the run goes on, and so does this client
+            self.notice(f"which call it is was not recorded, so keep this client: {e}")
+        return self._follow()
+
+    def collect(self, call_id: str) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread."""
+        with platform_errors("find the run"):
+            self._call = modal.FunctionCall.from_id(call_id)
+        return self._follow()
+
+    def _follow(self) -> RunResult:
+        logs = LiveLogs(
+            self._call, self.spec, self.folder, self._observer, self._redactor, self._note_start
+        )
+        logs.start()
+        try:
+            status, error, result = self._wait()
+        finally:
+            logs.finish()
+        try:
+            with platform_errors("bring the files of the run here"):
+                fetched = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+        except BackendError as e:
+            raise RunNotCollectedError(
+                f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
+                f"{RUNS_VOLUME}; get them with: ml-experiments runs attach {self.run_id}"
+            ) from e
+        if fetched.left_behind:
+            self.notice(
+                f"{len(fetched.left_behind)} files could not be read from the volume {RUNS_VOLUME} "
+                f"and stay there: {', '.join(fetched.left_behind[:3])}"
+            )
+        self._take_over(fetched.records)
+        if result is None and self.folder.result_file.exists():
+            result = self.folder.read_result()
+        return self._end(status, error) if result is None else self._finish(result)
+
+    def _note_start(self) -> None:
+        """Say in the manifest that the run is no longer pending."""
+        manifest = self.folder.read_manifest()
+        # a rerun has started before
+        manifest.setdefault("modal", {}).setdefault("started_at", time.time())
+        self.folder.write_manifest(manifest, self._redactor)
+
+    def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
+        """Add what only the container knew: who it was, and what is a Modal secret's value."""
+        if "manifest.json" in records:
+            place = self.folder.read_manifest().get("modal", {})
+            self.folder.write_manifest({**records["manifest.json"], "modal": place}, self._redactor)
+        if "spec.json" in records:
+            spec = self.folder.read_spec()
+            recorded = RunSpec.from_dict(records["spec.json"])
+            safe = dataclasses.replace(
+                spec,
+                config=_redacted_like(recorded.config, spec.config),
+                name=_redacted_like(recorded.name, spec.name),
+                tags=_redacted_like(recorded.tags, spec.tags),
+            )
+            if safe != spec:
+                self.folder.write_spec(safe, self._redactor)
+
+    def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
+        """Wait for the call; return its result, or how it ended without one."""
+        try:
+            data = self._output()
+        except RunNotCollectedError:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
+            if self._cancel_asked.is_set():
+                return RunStatus.CANCELLED, None, None
+            return RunStatus.ERROR, describe_lost_call(e, self.spec), None
+        result = RunResult.from_dict(data, run_dir=self.folder.path)
+        return result.status, result.error, result
+
+    def _output(self) -> Any:
+        """Return what the call returned, or raise what ended it."""
+        while True:
+            try:
+                return self._call.get()
+            except Exception as e:
+                if isinstance(e, _ENDINGS) or self._is_the_calls_own(e):
+                    raise
+
+    def _is_the_calls_own(self, error: Exception) -> bool:
+        """Return whether it ended the call, and not only the connection to Modal.
+
+        The exception doesn't tell, for a container may fail by one of any type. So the call is
+        asked about again, if there is anyone to ask.
+        """
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return True  # no socket's, and nothing here waits for a limited time
+        for _ in range(_ASKED_AGAIN):
+            try:
+                require_access()
+            except BackendError as e:
+                raise RunNotCollectedError(
+                    f"the connection to Modal was lost ({describe_briefly(error)}); the run goes "
+                    f"on there. Collect it with: ml-experiments runs attach {self.run_id}"
+                ) from e
+            try:
+                self._call.get(timeout=0)
+            except TimeoutError:
+                return False  # it goes on
+            except Exception:  # noqa: BLE001 - the call's own, or lost once more
+                time.sleep(_ASKED_EVERY_S)
+            else:
+                return False  # it has returned something
+        return True
+
+    def _finish(self, result: RunResult) -> RunResult:
+        """Write the result as the client knows it: with its own class path and the cost."""
+        result = dataclasses.replace(
+            result,
+            experiment_class=self.spec.experiment,
+            run_dir=self.folder.path,
+            cost=cost_of(result, self.spec, self.folder.read_manifest()),
+        )
+        result = self.folder.write_result(result, self._redactor)
+        self._observer.finished(self.spec, result)
+        return result
+
+    def _end(self, status: RunStatus, error: RunError | None) -> RunResult:
+        """Write the result of a run that left none."""
+        return self._finish(
+            RunResult(
+                run_id=self.run_id,
+                status=status,
+                experiment_class=self.spec.experiment,
+                results=None,
+                error=error,
+                artifacts=self.folder.list_artifacts(),
+            )
+        )
+
+
+def _redacted_like(recorded: Any, own: Any) -> Any:
+    """Return JSON of one's own, without the texts that were redacted in the recorded one."""
+    match recorded, own:
+        case dict(), dict():
+            return {key: _redacted_like(recorded.get(key), value) for key, value in own.items()}
+        case list(), list() if len(recorded) == len(own):
+            return [_redacted_like(*pair) for pair in zip(recorded, own, strict=True)]
+        case str(), str() if Redactor.MARK in recorded:
+            return recorded
+    return own

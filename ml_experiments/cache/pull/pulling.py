@@ -1,0 +1,279 @@
+"""Downloading into a cache before it is needed, so that no GPU waits for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import filter_repo_objects
+from rich.filesize import decimal
+
+from ml_experiments.cache.layout import (
+    SHARED_BLOBS_FOLDER,
+    find_layout,
+    is_real_folder,
+    repo_folder,
+)
+from ml_experiments.cache.patterns import check_revision
+from ml_experiments.cache.pull.progress import ProgressMeter, PullProgress, silent_bar
+from ml_experiments.cache.pull.resumable_download import ResumableDownload, comes_by_xet, etag_of
+from ml_experiments.errors import CacheError
+from ml_experiments.serialization.files import write_atomically
+
+_TIMEOUT_S = 10.0
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PullOutcome:
+    """What a pull did; both counts of downloads are 0 if all of it was there.
+
+    Attributes:
+        downloaded_files: Those that were not there, or not all of them.
+        downloaded_bytes: Without what an interrupted download had left of them.
+    """
+
+    name: str
+    kind: str
+    revision: str
+    path: str
+    files: int
+    bytes: int
+    downloaded_files: int
+    downloaded_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def pull(
+    name: str,
+    *,
+    cache_dir: str | Path,
+    revision: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    kind: str = "model",
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    on_progress: Callable[[PullProgress], None] | None = None,
+) -> PullOutcome:
+    """Download a repository into a cache; what is there already is not downloaded again.
+
+    A pull whose connection breaks, or that was killed, goes on in the middle of each large file;
+    a file that comes by Xet, or holds less than 10 MiB, starts again.
+
+    Args:
+        name: As on the Hub.
+        cache_dir: The cache folder.
+        revision: A branch, tag or commit hash; main by default.
+        include: Globs of files to take; all by default.
+        exclude: Globs of files to leave out.
+        kind: model, dataset or space.
+        token: An access token; the one of this machine by default, none if False.
+        endpoint: The Hub; that of HF_ENDPOINT by default.
+        on_progress: Called as bytes arrive.
+
+    Raises:
+        CacheError: If the name or revision is not valid, missing or gated, nothing matches the
+            globs, the disk has too little room, a file is too large for plain HTTP, or the
+            download can't be completed.
+    """
+    if revision is not None:
+        check_revision(revision)  # it becomes a file's name
+    hub = _writable_hub(cache_dir)
+    repo = hub / repo_folder(name, kind)
+    try:
+        commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
+        missing = [file for file in files if not _is_there(repo, commit, file)]
+
+        def url_of(file: RepoFile) -> str:
+            url = hf_hub_url(name, file.path, repo_type=kind, revision=commit, endpoint=endpoint)
+            return str(url)
+
+        if missing:
+            # names, sizes and the README of a gated repository are public, its weights are not:
+            # asked for now, because a download that is refused leaves half a repository behind
+            url = url_of(max(missing, key=lambda file: file.size))
+            get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
+        large = ResumableDownload(repo, commit, missing, url_of, token)
+        total = sum(file.size for file in missing)
+        _check_space(name, total - sum(large.kept.values()), hub)
+        _check_sizes(missing)
+        meter = ProgressMeter(total, on_progress)
+        arrived = large.fetch(meter)
+        path = snapshot_download(
+            name,
+            repo_type=kind,
+            revision=commit,  # what was listed, even if the branch has moved on meanwhile
+            cache_dir=hub,
+            allow_patterns=list(include) or None,
+            ignore_patterns=list(exclude) or None,
+            token=token,
+            endpoint=endpoint,
+            tqdm_class=silent_bar(lambda position, _: meter.reach("", position)),
+        )
+        # when the Hub refuses or is gone, huggingface_hub may take what is there for all of it
+        if not all(Path(path, file.path).exists() for file in files):
+            raise CacheError(_stopped(name, "the Hub no longer serves it"))
+        meter.reach("", total)  # also what another process has downloaded meanwhile
+        _point_to(repo, revision or constants.DEFAULT_REVISION, commit)
+    except (httpx2.HTTPError, HFValidationError, XetDownloadError, OSError) as e:
+        raise CacheError(_explain(e, name, kind, revision)) from e
+    return PullOutcome(
+        name=name,
+        kind=kind,
+        revision=commit,
+        path=path,
+        files=len(files),
+        bytes=sum(file.size for file in files),
+        downloaded_files=len(missing),
+        downloaded_bytes=sum(arrived.get(file.path, file.size) for file in missing),
+    )
+
+
+def _writable_hub(cache_dir: str | Path) -> Path:
+    layout = find_layout(cache_dir)
+    if layout.hub is None:
+        raise CacheError(f"{layout.root} is a cache of torch; repositories can't be put there")
+    if layout.hub.exists() and not is_real_folder(layout.hub, layout.root):
+        raise CacheError(
+            f"{layout.hub} is reached by a symbolic link, which is not followed; "
+            f"give {layout.hub.resolve()} as the cache folder"
+        )
+    return layout.hub
+
+
+def _list_files(
+    name: str,
+    kind: str,
+    revision: str | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    token: str | bool | None,
+    endpoint: str | None,
+) -> tuple[str, list[RepoFile]]:
+    api = HfApi(endpoint=endpoint, token=token)
+    info = api.repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_S)
+    commit = str(info.sha)
+    tree = api.list_repo_tree(name, recursive=True, revision=commit, repo_type=kind)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    chosen = list(
+        filter_repo_objects(
+            files,
+            allow_patterns=list(include) or None,
+            ignore_patterns=list(exclude) or None,
+            key=lambda file: file.path,
+        )
+    )
+    if not chosen:
+        names = ", ".join(file.path for file in files[:_NAMES_SHOWN])
+        more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
+        raise CacheError(
+            f"no file of {name} matches include={list(include)} exclude={list(exclude)}; "
+            f"it has {names + more if files else 'no files'}"
+        )
+    return commit, chosen
+
+
+def _is_there(repo: Path, commit: str, file: RepoFile) -> bool:
+    places = [repo / "blobs" / etag_of(file), repo / "snapshots" / commit / file.path]
+    if file.xet_hash is not None:
+        places.append(repo.parent / SHARED_BLOBS_FOLDER / file.xet_hash[:2] / file.xet_hash)
+    return any(place.exists() for place in places)
+
+
+def _check_space(name: str, needed: int, hub: Path) -> None:
+    folder = hub
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CacheError(
+            f"{name} needs {decimal(needed)} more and {hub} has {decimal(free)} free; make room "
+            "with `ml-experiments cache clear`, or take fewer files with --include or --exclude"
+        )
+
+
+def _check_sizes(files: Sequence[RepoFile]) -> None:
+    most = constants.MAX_HTTP_DOWNLOAD_SIZE
+    for file in files:
+        if file.size > most and not comes_by_xet(file):
+            raise CacheError(
+                f"{file.path} holds {decimal(file.size)}, over plain HTTP {decimal(most)} is the "
+                "most; install hf_xet and unset HF_HUB_DISABLE_XET"
+            )
+
+
+def _point_to(repo: Path, revision: str, commit: str) -> None:
+    """Let a branch or tag lead to a commit, as huggingface_hub does."""
+    ref = repo / "refs" / revision
+    if revision == commit or (ref.exists() and ref.read_text(encoding="utf-8") == commit):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(ref, commit.encode())
+
+
+def _explain(error: Exception, name: str, kind: str, revision: str | None) -> str:
+    """Say what went wrong and what to do; the text of an HTTP error has no token in it."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    page = f"https://huggingface.co/{'' if kind == 'model' else kind + 's/'}{name}"
+    if isinstance(error, HFValidationError):
+        return f"{name!r} is not a name on the Hub, such as org/name: {error}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}; see its branches and tags at {page}/tree/main"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{name} is gated: accept its terms at {page}, with the account whose token is in "
+            "the secret huggingface-secret or HF_TOKEN; then pull again"
+        )
+    if status == 401 and "Invalid credentials" in str(error):
+        return (
+            "the Hub rejected the token; make a new one at https://huggingface.co/settings/tokens "
+            "and put it into the secret huggingface-secret or HF_TOKEN"
+        )
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return (
+            f"there is no {kind} {name!r} on the Hub, or it is private; check the spelling and "
+            "the kind, or give a token with access in the secret huggingface-secret or HF_TOKEN"
+        )
+    if status == 403:
+        return f"the token may not read {name}; give it the right to at {page}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{name} can't be downloaded while HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return (
+            f"the Hub can't be reached: {error}; check the network, and HF_ENDPOINT if it is set, "
+            f"and pull again: what has arrived of {name} is kept"
+        )
+    return _stopped(name, f"{type(error).__name__}: {error}")
+
+
+def _stopped(name: str, why: str) -> str:
+    return (
+        f"the download of {name} stopped: {why}\n"
+        "what has arrived is kept, of files that come by Xet the complete ones: the same command "
+        "goes on from there"
+    )

@@ -1,0 +1,176 @@
+"""`ml-experiments runs list|show|resume`."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ml_experiments.backends.base import RunHandle
+    from ml_experiments.runs.folder import RunFolder
+    from ml_experiments.runs.registry import RunRow
+    from ml_experiments.runs.spec import RunResult
+
+
+@click.group()
+def runs() -> None:
+    """List, show and resume runs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a file name or a result that isn't Unicode is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
+
+
+@runs.command("list")
+@click.option("--limit", default=30, show_default=True, help="The newest so many; 0 for all.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_(limit: int, as_json: bool) -> None:
+    """List runs, the newest first."""
+    from ml_experiments.runs.registry import RunRegistry
+    from ml_experiments.settings import runs_dir
+
+    rows = RunRegistry(runs_dir()).rows()
+    shown = rows[:limit] if limit else rows
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in shown]))
+    elif not rows:
+        click.echo(f"no runs in {runs_dir()}")
+    else:
+        _print_table(shown)
+        if len(shown) < len(rows):
+            click.echo(f"{len(rows) - len(shown)} older ones: --limit 0")
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--log", "with_log", is_flag=True, help="Print what the experiment printed.")
+def show(run: str, as_json: bool, with_log: bool) -> None:
+    """Show one run. RUN is an id, the beginning of one, or `last`."""
+    from ml_experiments.cli.run_report import print_report
+
+    folder = _find(run)
+    outcome = folder.outcome()
+    if as_json:
+        everything = {
+            **_result_as_json(outcome, folder),
+            "spec": folder.read_spec().to_dict(),
+            "manifest": folder.read_manifest(),
+            "metrics": list(folder.read_metrics()),
+        }
+        click.echo(json.dumps(everything, allow_nan=False))
+        return
+    spec = folder.read_spec()
+    click.echo(f"{spec.experiment}  {json.dumps(spec.config)}  seed {spec.seed}")
+    place = folder.read_manifest().get("modal", {})
+    more = []
+    if "app_url" in place and outcome.status in ("pending", "running"):
+        more = [
+            ("on Modal", place["app_url"]),
+            ("follow it", f"ml-experiments runs attach {spec.run_id}"),
+        ]
+    print_report(outcome, more)
+    if with_log:
+        click.echo("")
+        _copy(folder.log_file)
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def resume(run: str, as_json: bool) -> int:
+    """Run a run again that did not succeed, from its checkpoints."""
+    from ml_experiments.runner.resume import resume_run
+
+    return _follow(run, resume_run, as_json)
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def attach(run: str, as_json: bool) -> int:
+    """Follow a run on Modal that outlived its client, and bring its result here."""
+    from ml_experiments.runner.resume import attach_run
+
+    return _follow(run, attach_run, as_json)
+
+
+def _result_as_json(result: RunResult, folder: RunFolder) -> dict[str, Any]:
+    from ml_experiments.errors import RunFolderError, UnportableResultError
+
+    try:
+        return result.to_dict()
+    except UnportableResultError as e:
+        raise RunFolderError(f"{folder.result_file} is not a run's result: {e}") from e
+
+
+def _follow(run: str, take_up: Callable[..., RunHandle], as_json: bool) -> int:
+    from ml_experiments.backends import open_backend
+    from ml_experiments.cli.run import follow, report
+
+    folder = _find(run)
+    spec = folder.read_spec()
+    with open_backend(spec.backend, **spec.backend_options) as backend:
+        result = follow(
+            lambda observer: take_up(folder, backend=backend, observer=observer), as_json
+        )
+    return report(result, as_json)
+
+
+def _find(run: str) -> RunFolder:
+    from ml_experiments.runs.registry import RunRegistry
+    from ml_experiments.settings import runs_dir
+
+    return RunRegistry(runs_dir()).find(run)
+
+
+def _copy(file: Path) -> None:
+    from ml_experiments.errors import RunFolderError
+
+    try:
+        log = file.open("rb")
+    except OSError as e:
+        raise RunFolderError(f"{file} is not readable: {e.strerror}") from e
+    with log:
+        sys.stdout.flush()
+        shutil.copyfileobj(log, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def _print_table(rows: list[RunRow]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("run", "status", "seconds", "experiment", "name", "where"):
+        justify: Literal["left", "right"] = "right" if column == "seconds" else "left"
+        widest = len(rows[0].run_id) if column == "run" else None
+        table.add_column(column, no_wrap=True, min_width=widest, justify=justify)
+    colours = {"success": "green", "error": "red", "cancelled": "yellow"}
+    for row in rows:
+        if row.problem:
+            table.add_row(escape(row.run_id), "[red]unreadable[/red]")
+            continue
+        colour = colours.get(row.status or "", "cyan")
+        table.add_row(
+            escape(row.run_id),
+            f"[{colour}]{row.status}[/{colour}]",
+            f"{row.seconds:.2f}" if row.seconds is not None else "",
+            escape(re.split(r"[.:]", row.experiment or "")[-1]),
+            escape(row.name or ""),
+            escape(row.gpu or row.backend or ""),
+        )
+    Console().print(table)
+    for row in rows:
+        if row.problem:  # below, for a path would take the columns' room
+            click.echo(f"unreadable: {row.problem}")

@@ -1,0 +1,97 @@
+"""What a run on this machine prints: shown while it executes, and redacted on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from ml_experiments.backends.base import Observer
+from ml_experiments.redaction.redactor import Redactor, StreamRedactor, redact_file
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunSpec
+
+# how long the last output may be shown after the end, when there is much of it
+_LAST_OUTPUT_S = 5.0
+# so little at a time that a slow terminal doesn't keep the clock from being watched
+_CHUNK = 1 << 16
+
+logger = logging.getLogger(__name__)
+
+
+class LogRelay:
+    """Shows a run's log file to its observer, a piece at a time."""
+
+    def __init__(
+        self, spec: RunSpec, folder: RunFolder, observer: Observer, redactor: Redactor
+    ) -> None:
+        self._spec = spec
+        self._log_file = folder.log_file
+        self._observer = observer
+        self._redactor = redactor
+        self._stream = StreamRedactor(redactor)
+        self._file = self._log_file.open("rb", buffering=0)
+
+    def show_some(self) -> bool:
+        """Show the next piece; return whether there is more already."""
+        data = self._file.read(_CHUNK)
+        if data:
+            self._observer.log(self._spec, self._stream.feed(data))
+        return len(data) == _CHUNK
+
+    def show_rest(self, hurry: Callable[[], bool]) -> None:
+        """Show what the run printed last; only the end of it when it's much, or one is in a hurry.
+
+        Args:
+            hurry: Returns whether the user waits for the end, having cancelled the run.
+        """
+        end = os.fstat(self._file.fileno()).st_size
+        ends_at = time.monotonic() + _LAST_OUTPUT_S
+        while self._unshown(end) > _CHUNK and not hurry() and time.monotonic() < ends_at:
+            self.show_some()
+        tail = self._skip_to_tail(end) if self._unshown(end) > _CHUNK else b""
+        while not tail and self._unshown(end) > 0:
+            self.show_some()
+        self._observer.log(self._spec, self._stream.flush())
+        if tail:
+            self._observer.notice(
+                self._spec,
+                f"the output of {self._spec.run_id} came faster than it could be shown; all of it "
+                f"is in {self._log_file}, and this is its end:",
+            )
+            self._observer.log(self._spec, tail)
+
+    def close(self) -> None:
+        """Close the log file."""
+        self._file.close()
+
+    def _unshown(self, end: int) -> int:
+        return end - self._file.tell()
+
+    def _skip_to_tail(self, end: int) -> bytes:
+        """Return the last lines, redacted."""
+        # a secret may be cut in two where the tail begins: what is left of it is in what's
+        # read more, and not shown
+        more = max(map(len, self._redactor.byte_forms), default=0)
+        self._file.seek(max(self._file.tell(), end - _CHUNK - more))
+        tail = self._redactor.redact_bytes(self._file.read(_CHUNK + more))[more:]
+        _, newline, lines = tail.partition(b"\n")
+        return lines if newline and lines else tail
+
+
+def redact_log(folder: RunFolder, redactor: Redactor) -> None:
+    """Take secrets out of a run's log; when that fails, the run's result still counts."""
+    try:
+        redact_file(folder.log_file, redactor)
+    except OSError as e:
+        warn_of_secrets(folder, str(e))
+
+
+def warn_of_secrets(folder: RunFolder, reason: str) -> None:
+    """Say that secrets could not be taken out of a run's log."""
+    logger.warning(
+        "%s may hold secrets that the run printed; they could not be taken out of it: %s",
+        folder.log_file,
+        reason,
+    )

@@ -1,0 +1,215 @@
+"""One run on this machine: its handle, and what sees it through in a worker process."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Any
+
+from ml_experiments.backends.base import Observer, RunHandle
+from ml_experiments.execution.failures import hint_for
+from ml_experiments.execution.logs import LogRelay, redact_log, warn_of_secrets
+from ml_experiments.execution.worker.death import (
+    describe_death_in_run,
+    describe_failed_start,
+    describe_hard_timeout,
+    read_log_tail,
+)
+from ml_experiments.execution.worker.process import START_LIMIT_S
+from ml_experiments.execution.worker.slot import WorkerSlot
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+
+CANCEL_GRACE_S = 5.0
+_TICK_S = 0.05
+
+
+class LocalRunHandle(RunHandle):
+    """A run that waits for a worker, executes in one, or has ended."""
+
+    future: Future[RunResult]
+
+    def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
+        super().__init__(spec, folder)
+        self.cancel_asked = threading.Event()
+        self.kill_asked = threading.Event()
+
+    def result(self, timeout_s: float | None = None) -> RunResult:
+        """Wait for the run to end and return its result."""
+        return self.future.result(timeout_s)
+
+    def cancel(self, *, at_once: bool = False) -> None:
+        """End the run, queued or executing."""
+        if at_once:
+            self.kill_asked.set()
+        self.cancel_asked.set()
+
+
+class Supervision:
+    """Sees one run through in one slot: relays, watches the clock, notices a dead worker."""
+
+    def __init__(
+        self,
+        handle: LocalRunHandle,
+        observer: Observer,
+        slot: WorkerSlot,
+        secrets: Iterable[str],
+    ) -> None:
+        self._handle = handle
+        self._spec = handle.spec
+        self._folder = handle.folder
+        self._observer = observer
+        self._slot = slot
+        self._secrets = list(secrets)
+        self._redactor = Redactor(self._secrets)
+        self._cancel_sent = False
+        self._has_started = False
+        self._may_start_again = True
+        self._is_redacted = False  # log.txt, by the worker
+
+    def run(self) -> RunResult:
+        """Execute the run and return its result, whatever becomes of the worker."""
+        if self._handle.cancel_asked.is_set():
+            return self._write(RunStatus.CANCELLED, None)
+        with closing(
+            LogRelay(self._spec, self._folder, self._observer, self._redactor)
+        ) as self._relay:
+            result = self._converse()
+            if result.status is not RunStatus.SUCCESS:
+                self._slot.drop()  # it may hold children, locked memory or a broken CUDA context
+            if not self._is_redacted:
+                redact_log(self._folder, self._redactor)
+            self._relay.show_rest(self._handle.cancel_asked.is_set)
+        return result
+
+    def _converse(self) -> RunResult:
+        self._dispatch()
+        is_behind = False
+        while True:
+            try:
+                for event in self._worker.read_events(0 if is_behind else _TICK_S):
+                    if event["run"] != self._spec.run_id:
+                        continue  # from a thread that an earlier run left behind
+                    result = self._hear(event)
+                    if result is not None:
+                        return result
+            except EOFError:
+                if self._has_started or self._cancel_sent or not self._may_start_again:
+                    return self._worker_died()
+                self._may_start_again = False
+                self._slot.drop()
+                self._dispatch()
+            is_behind = self._relay.show_some()
+            self._pass_on_cancel()
+            if self._handle.kill_asked.is_set():
+                self._slot.drop()
+                return self._ended(RunStatus.CANCELLED, None)
+            if time.monotonic() > self._deadline:
+                self._slot.drop()
+                return self._time_is_up()
+
+    def _dispatch(self) -> None:
+        self._worker = self._slot.worker_for(self._spec, self._folder.log_file)
+        self._worker.send(
+            {
+                "run": self._spec.to_dict(),
+                "folder": str(self._folder.path),
+                "secrets": self._secrets,
+            }
+        )
+        if self._cancel_sent:  # to the worker before this one
+            self._worker.send({"cancel": self._spec.run_id})
+        else:
+            # until the worker says that it has started, the limit is that of its start
+            self._deadline = time.monotonic() + START_LIMIT_S
+
+    def _hear(self, event: dict[str, Any]) -> RunResult | None:
+        """Act on an event; return the result that it brings, if it does."""
+        observer, spec = self._observer, self._spec
+        match event:
+            case {"event": "finished"}:
+                return self._result_of(event)
+            case {"event": "cancelled"}:
+                return self._ended(RunStatus.CANCELLED, None)
+            case {"event": "outdated"}:
+                self._slot.close()
+                self._dispatch()
+            case {"event": "started"}:
+                self._has_started = True
+                if not self._cancel_sent:  # else it has to end before long
+                    limit = float("inf") if spec.timeout_s is None else spec.timeout_s
+                    self._deadline = time.monotonic() + limit
+                observer.started(spec)
+            case {"event": "progress"}:
+                observer.progress(spec, event["done"], event["total"], event["text"])
+            case {"event": "metrics"}:
+                observer.metrics(spec, event["metrics"], event["step"])
+        return None
+
+    def _result_of(self, finished: dict[str, Any]) -> RunResult:
+        self._is_redacted = True
+        if "not_redacted" in finished:
+            warn_of_secrets(self._folder, finished["not_redacted"])
+        if "result" in finished:  # the worker could not write it
+            return RunResult.from_dict(finished["result"], run_dir=self._folder.path)
+        return self._folder.read_result()
+
+    def _pass_on_cancel(self) -> None:
+        if self._handle.cancel_asked.is_set() and not self._cancel_sent:
+            self._cancel_sent = True
+            self._worker.send({"cancel": self._spec.run_id})
+            self._deadline = min(self._deadline, time.monotonic() + CANCEL_GRACE_S)
+
+    def _time_is_up(self) -> RunResult:
+        if self._cancel_sent:
+            return self._ended(RunStatus.CANCELLED, None)
+        if self._has_started:
+            return self._ended(RunStatus.ERROR, describe_hard_timeout(self._spec))
+        what = f"did not start within {START_LIMIT_S:g} s"
+        return self._ended(RunStatus.ERROR, describe_failed_start(what, self._log_tail()))
+
+    def _worker_died(self) -> RunResult:
+        code = self._worker.wait_for_exit()
+        self._slot.drop()
+        if self._cancel_sent:
+            return self._ended(RunStatus.CANCELLED, None)
+        if self._has_started:
+            error = describe_death_in_run(code, self._spec, self._log_tail())
+        else:
+            what = f"ended with code {code} before it started the run"
+            error = describe_failed_start(what, self._log_tail())
+        return self._ended(RunStatus.ERROR, error)
+
+    def _log_tail(self) -> str:
+        return read_log_tail(self._folder, self._redactor)
+
+    def _ended(self, status: RunStatus, error: RunError | None) -> RunResult:
+        """Return the result that the worker left, or write the one that it couldn't."""
+        if self._folder.result_file.exists():
+            return self._folder.read_result()
+        return self._write(status, error)
+
+    def _write(self, status: RunStatus, error: RunError | None) -> RunResult:
+        result = RunResult(
+            run_id=self._spec.run_id,
+            status=status,
+            experiment_class=self._spec.experiment,
+            results=None,
+            error=error,
+            artifacts=self._folder.list_artifacts(),
+        )
+        try:
+            return self._folder.write_result(result, self._redactor)
+        except OSError as e:
+            unsaved = RunError(
+                ErrorKind.INFRASTRUCTURE,
+                type(e).__name__,
+                str(e),
+                hint=hint_for(ErrorKind.INFRASTRUCTURE, e, self._spec),
+            )
+            return dataclasses.replace(result, status=RunStatus.ERROR, error=error or unsaved)

@@ -1,0 +1,64 @@
+"""What the end of a worker process says about the run that it executed."""
+
+from __future__ import annotations
+
+import signal
+
+from ml_experiments.execution.failures import hint_for
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import ErrorKind, RunError, RunSpec
+
+_CRASH_MARK = "Fatal Python error"
+_LONGEST_CRASH_REPORT = 16 * 1024
+
+
+def describe_death_in_run(code: int, spec: RunSpec, log_tail: str) -> RunError:
+    """Return the error of a run whose process ended with this code, negative for a signal."""
+    if code >= 0:
+        text = f"the experiment ended its process with exit code {code} (os._exit or alike)"
+        return RunError(ErrorKind.EXPERIMENT, "ProcessExit", text, log_tail)
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        text = "the worker process was killed, most often by the system for lack of memory"
+        return RunError(
+            ErrorKind.HOST_OOM,
+            name,
+            text,
+            hint=f"if memory was the cause, {hint_for(ErrorKind.HOST_OOM, None, spec)}",
+        )
+    text = f"the experiment crashed its process with {name}"
+    hint = "a native library crashed; the traceback shows the Python line that called it"
+    return RunError(ErrorKind.EXPERIMENT, name, text, log_tail, hint)
+
+
+def describe_failed_start(what: str, log_tail: str) -> RunError:
+    """Return the error of a run that no worker process started."""
+    return RunError(
+        ErrorKind.INFRASTRUCTURE,
+        "WorkerStartError",
+        f"the worker process {what}",
+        log_tail,
+        "see the traceback; `ml-experiments doctor` checks the installation",
+    )
+
+
+def describe_hard_timeout(spec: RunSpec) -> RunError:
+    """Return the error of a run that was ended at its timeout."""
+    return RunError(
+        ErrorKind.TIMEOUT,
+        "TimeoutError",
+        f"the run was ended after {spec.timeout_s:g} s; it did not stop by itself "
+        f"after the soft timeout at {spec.soft_timeout_s:g} s",
+        hint=hint_for(ErrorKind.TIMEOUT, None, spec),
+    )
+
+
+def read_log_tail(folder: RunFolder, redactor: Redactor) -> str:
+    """Return the interpreter's own crash report, or the end of what was printed."""
+    with folder.log_file.open("rb") as log:
+        log.seek(0, 2)
+        log.seek(max(0, log.tell() - _LONGEST_CRASH_REPORT))
+        text = log.read().decode("utf-8", "backslashreplace")
+    _, mark, report = text.rpartition(_CRASH_MARK)
+    return redactor.redact_text(mark + report if mark else text[-2000:])

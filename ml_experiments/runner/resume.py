@@ -1,0 +1,87 @@
+"""Takes up runs that are there: again from their checkpoints, or as they go on elsewhere."""
+
+from __future__ import annotations
+
+from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.errors import Error
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.observers import guarded
+from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.lock import RunLock
+from ml_experiments.runs.spec import PreparedRun, RunSpec, RunStatus
+from ml_experiments.settings import secret_values
+
+
+def resume_run(
+    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
+) -> RunHandle:
+    """Run a run again that did not succeed, in its own folder, from its checkpoints.
+
+    Raises:
+        Error: If it succeeded, is still going on, or its record had secrets taken out.
+    """
+    folder = RunFolder(folder.path.expanduser().resolve())
+    lock = RunLock.take(folder)
+    try:
+        spec = _check_resumable(folder, backend)
+        handle = _submit_again(spec, folder, backend, guarded(observer))
+    except BaseException:
+        lock.release()
+        raise
+    handle.when_ended(lock.release)
+    return handle
+
+
+def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
+    outcome, spec = folder.outcome(), folder.read_spec()
+    if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
+        text = f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume"
+        if outcome.status is not RunStatus.SUCCESS and spec.backend == "modal":
+            text += f". Follow it with: ml-experiments runs attach {outcome.run_id}"
+        raise Error(text)
+    if Redactor.MARK in str(spec.config):
+        raise Error(
+            f"the config of run {spec.run_id} held a secret, which was not recorded; "
+            "start a new run with it"
+        )
+    if spec.backend != backend.name:
+        raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
+    return backend.check(spec)
+
+
+def _submit_again(
+    spec: RunSpec, folder: RunFolder, backend: Backend, observer: Observer
+) -> RunHandle:
+    """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
+    secrets = secret_values()
+    redactor = Redactor(secrets)
+    manifest = folder.read_manifest()
+    # where the attempt before executed says nothing about this one
+    kept = {name: fact for name, fact in manifest.items() if name not in ("process", "modal")}
+    result_before = folder.path / ".result-before.json"
+    if folder.result_file.exists():
+        folder.result_file.rename(result_before)
+    try:
+        folder.write_manifest({**kept, "client": this_process()}, redactor)
+        handle = backend.submit(PreparedRun(spec, secrets), folder, observer)
+    except BaseException:
+        if result_before.exists() and not folder.result_file.exists():
+            result_before.rename(folder.result_file)
+        folder.write_manifest(manifest, redactor)
+        raise
+    result_before.unlink(missing_ok=True)
+    return handle
+
+
+def attach_run(
+    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
+) -> RunHandle:
+    """Take up a run again that has outlived the client that submitted it.
+
+    Raises:
+        Error: If it has ended already, or the backend's runs end with their client.
+    """
+    outcome = folder.outcome()
+    if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
+        raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
+    return backend.attach(folder, guarded(observer))

@@ -1,0 +1,68 @@
+"""One attempt at a run at a time: whoever sees it through holds the lock of its folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from ml_experiments.errors import RunFolderError
+from ml_experiments.runs.folder import RunFolder
+
+# an attempt lets go of the lock a moment after its result is there
+_WAIT_S = 1.0
+_RETRY_S = 0.02
+
+
+class RunLock:
+    """The lock of a run folder; the system lets go of it when the process dies."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: RunFolder) -> RunLock:
+        """Lock a run folder.
+
+        Raises:
+            RunFolderError: If another attempt at the run holds the lock, or there can be none.
+        """
+        path = folder.path / ".lock"
+        ends_at = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                file = path.open("ab")
+            except OSError as e:
+                raise RunFolderError(f"the run folder {folder.path} can't be locked: {e}") from e
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(file, path):
+                    return cls(path, file)
+            except BlockingIOError:
+                pass
+            except OSError as e:
+                file.close()
+                raise RunFolderError(f"the run folder {folder.path} can't be locked: {e}") from e
+            file.close()
+            if time.monotonic() > ends_at:
+                raise RunFolderError(
+                    f"run {folder.path.name} is being run by another process, or by another call "
+                    "in this one; wait for its end, or cancel it there"
+                )
+            time.sleep(_RETRY_S)
+
+    def release(self) -> None:
+        """Let go of the lock, and leave no file behind."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Return whether a file is still the one of this path, not one that a release has removed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,206 @@
+"""What a run ran on, for its manifest: machine, process, Python, packages, GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ml_experiments.runs.provenance.git import describe_code
+
+__all__ = [
+    "describe_code",
+    "describe_environment",
+    "is_alive",
+    "package_versions",
+    "this_process",
+]
+
+_NVIDIA_SMI_LIMIT_S = 10.0
+_GPU_FIELDS = ("index", "name", "uuid", "memory.total", "driver_version")
+_DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the machine, Python, installed packages and GPUs; keys that are unknown are absent."""
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "cpu_count": _cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "packages": package_versions(),
+        **_describe_gpus(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the version of each installed package, by normalized name, sorted."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        try:
+            entries = sorted(entry.name for entry in Path(place).iterdir())
+        except OSError:  # a folder that isn't there, or a zip file
+            continue
+        for entry in entries:
+            name, version = _parse_entry(Path(place), entry)
+            if name:
+                # of two, the first on the path is what is imported
+                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return dict(sorted(found.items()))
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from any other, for the manifest."""
+    process = {"hostname": socket.gethostname(), "pid": os.getpid()}
+    boot_id, stat = _read_boot_id(), _read_stat(os.getpid())
+    if boot_id is None or stat is None:
+        return {**process, "create_time": psutil.Process().create_time()}
+    return {**process, "boot_id": boot_id, "start_ticks": stat[1]}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Return whether a process of a manifest lives; one on another machine is taken to."""
+    if process["hostname"] != socket.gethostname():
+        return True
+    pid, boot_id = process["pid"], _read_boot_id()
+    if boot_id is not None and "boot_id" in process:
+        # not the time of creation: that moves when somebody sets the clock
+        stat = _read_stat(pid)
+        return (
+            boot_id == process["boot_id"]
+            and stat is not None
+            and stat[0] not in ("Z", "X")
+            and stat[1] == process.get("start_ticks")
+        )
+    try:
+        found = psutil.Process(pid)
+        created_at = found.create_time()
+        return found.status() != psutil.STATUS_ZOMBIE and (
+            abs(created_at - process.get("create_time", created_at)) < 1
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _read_boot_id() -> str | None:
+    """Return what Linux names the time since it booted; None elsewhere."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _read_stat(pid: int) -> tuple[str, int] | None:
+    """Return a process's state and its start in clock ticks since boot."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # its name, before that, may hold anything
+    return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
+
+
+def _parse_entry(place: Path, entry: str) -> tuple[str, str]:
+    # the name says it all: reading every METADATA would take twenty times as long
+    match = _DIST_INFO.fullmatch(entry)
+    if match:
+        return match["name"], match["version"]
+    if entry.endswith(".egg-info"):
+        distribution = importlib.metadata.Distribution.at(place / entry)
+        return distribution.metadata["Name"] or "", distribution.version or ""
+    return "", ""
+
+
+def _cpu_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    installed = psutil.virtual_memory().total
+    for file in _CGROUP_LIMITS:  # a container may have less than the machine
+        try:
+            limit = Path(file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            return min(installed, int(limit))
+    return installed
+
+
+def _describe_gpus() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    described: dict[str, Any] = {"gpus": _gpus_of_driver() or _gpus_of_torch(torch)}
+    cuda = getattr(getattr(torch, "version", None), "cuda", None)
+    if cuda is not None:
+        described["torch_cuda"] = cuda
+    if described["gpus"]:
+        version = _driver_cuda_version()
+        if version:
+            described["driver_cuda"] = version
+    return described
+
+
+def _gpus_of_torch(torch: Any) -> list[dict[str, Any]]:
+    # such as those of AMD, which nvidia-smi doesn't know
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not cuda.is_available():
+        return []
+    found = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    return [
+        {"index": index, "name": gpu.name, "memory_bytes": gpu.total_memory}
+        for index, gpu in enumerate(found)
+    ]
+
+
+def _gpus_of_driver() -> list[dict[str, Any]]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        done = subprocess.run(
+            [program, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_LIMIT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []  # the program is there, as in a GPU image, but no driver
+    return [_parse_gpu(line) for line in done.stdout.splitlines() if line.count(",") >= 4]
+
+
+def _parse_gpu(line: str) -> dict[str, Any]:
+    index, name, uuid, memory_mib, driver = (part.strip() for part in line.split(",", 4))
+    gpu: dict[str, Any] = {"index": int(index), "name": name, "uuid": uuid, "driver": driver}
+    if memory_mib.isdigit():
+        gpu["memory_bytes"] = int(memory_mib) * 1024 * 1024
+    return gpu
+
+
+def _driver_cuda_version() -> str | None:
+    """Return the newest CUDA version that the driver supports."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
