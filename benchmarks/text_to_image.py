@@ -23,7 +23,8 @@ from PIL import Image
 
 from ml_experiments import run_experiment
 from ml_experiments.backends import open_backend
-from ml_experiments.backends.base import Backend, Observer
+from ml_experiments.backends.base import Backend
+from ml_experiments.execution.observer import Observer
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from ml_experiments.tasks.tiny_digits import model_dir
 from ml_experiments.tasks.tiny_digits.recommended import RECOMMENDED_SETTINGS

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.errors import Error
-from ml_experiments.runner.run import prepare_run, submit_run
+from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.run import submit_run
 
 EXPERIMENT = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
 COLUMNS = ("gpu_type", "images_per_s", "seconds", "usd_per_image", "error")

@@ -20,10 +20,12 @@ SoftTimeout (a BaseException) is raised inside an experiment when its time is ne
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ml_experiments.runs.spec import RunResult
+    pass
 
 
 class Error(Exception):
@@ -102,24 +104,6 @@ class InsufficientMemoryError(Error):
     """Raised when the smallest unit of work does not fit in memory."""
 
 
-class RunFailedError(Error):
-    """Raised by `RunResult.raise_for_error()` when the run did not succeed.
-
-    Attributes:
-        result: The result of the run that failed.
-    """
-
-    def __init__(self, result: RunResult) -> None:
-        error = result.error
-        text = f"run {result.run_id} ended with status {result.status}"
-        if error is not None:
-            text += f": {error.kind}: {error.type}: {error.message}"
-            if error.hint:
-                text += f"\nhint: {error.hint}"
-        super().__init__(text)
-        self.result = result
-
-
 class SoftTimeout(BaseException):
     """Raised inside an experiment shortly before its timeout ends it.
 
@@ -127,3 +111,10 @@ class SoftTimeout(BaseException):
     An experiment may catch it, save, and return partial results: the run then ends with the
     error kind `timeout` and keeps them.
     """
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known word closest to `word`, or an empty text."""
+    by_folded = {name.casefold(): name for name in known}
+    closest = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
+    return f" (did you mean {by_folded[closest[0]]!r}?)" if closest else ""

@@ -16,11 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
 
 KNOWN_KEYS = ("runs_dir",)
-
-_SHORTEST_SECRET = 8
 
 
 def runs_dir() -> Path:
@@ -102,22 +99,6 @@ def restore_environment(variables: Mapping[str, str]) -> None:
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
-
-
-def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the secrets in the environment, longest first: by their names, and in URLs.
-
-    Records are searched for these values, so short ones, which would match by accident, are
-    left out.
-    """
-    variables = os.environ if environment is None else environment
-    found = {
-        secret
-        for name, value in variables.items()
-        for secret in (*([value] if is_secret_name(name) else []), *url_passwords(value))
-        if len(secret) >= _SHORTEST_SECRET
-    }
-    return tuple(sorted(found, key=lambda value: (-len(value), value)))
 
 
 def _project_table() -> tuple[Path, dict[str, object]] | None:

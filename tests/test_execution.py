@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment, submit_experiment
-from ml_experiments.runs.spec import ErrorKind, RunStatus
+from ml_experiments.runs.result import ErrorKind, RunStatus
 from tests.support import difficult_experiments as difficult
 from tests.support.modal_runs import Recorder
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_experiments.errors import ExperimentPathError
-from ml_experiments.experiment.reference import load_experiment, parse_experiment_path, path_of
+from ml_experiments.experiment.importing import load_experiment, path_of
+from ml_experiments.experiment.reference import parse_experiment_path
 from tests.support.experiments import Fit, train
 
 

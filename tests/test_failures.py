@@ -19,7 +19,8 @@ from ml_experiments.backends.modal.image import (
 )
 from ml_experiments.core.modal_runner import run_experiment_local
 from ml_experiments.execution.failures import describe_failure
-from ml_experiments.runs.spec import ErrorKind, RunSpec
+from ml_experiments.runs.result import ErrorKind
+from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
 
 FREE_RUNS = f"modal volume rm -r {RUNS_VOLUME} RUN_ID"

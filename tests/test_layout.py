@@ -148,8 +148,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_a_config_is_validated_without_importing_torch(path: str, config: object) -> None:
     code = (
         "import sys\n"
-        "from ml_experiments.experiment.reference import load_experiment\n"
-        "from ml_experiments.config import validate_config\n"
+        "from ml_experiments.experiment.importing import load_experiment\n"
+        "from ml_experiments.config.validation import validate_config\n"
         f"validate_config(load_experiment({path!r}), {config!r})\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'sklearn'} & set(sys.modules)))"
     )

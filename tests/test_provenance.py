@@ -19,14 +19,10 @@ import psutil
 import pytest
 
 from ml_experiments.runs.provenance import git as code_state
-from ml_experiments.runs.provenance.environment import (
-    describe_code,
-    describe_environment,
-    is_alive,
-    package_versions,
-    this_process,
-)
+from ml_experiments.runs.provenance.environment import describe_environment, package_versions
+from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.provenance.git_cache import CodeMemory
+from ml_experiments.runs.provenance.processes import is_alive, this_process
 
 
 @pytest.fixture(autouse=True)
@@ -283,7 +279,7 @@ def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatc
 def test_a_process_with_an_odd_name_is_known_until_it_ends() -> None:
     code = (
         "import json; from pathlib import Path\n"
-        "from ml_experiments.runs.provenance.environment import this_process\n"
+        "from ml_experiments.runs.provenance.processes import this_process\n"
         "Path('/proc/self/comm').write_text('a) Z 1 (b')\n"
         "print(json.dumps(this_process()), flush=True); input()"
     )
@@ -371,7 +367,8 @@ def test_gathering_it_all_does_not_import_torch() -> None:
     code = """
 import sys
 from pathlib import Path
-from ml_experiments.runs.provenance.environment import describe_code, describe_environment
+from ml_experiments.runs.provenance.git import describe_code
+from ml_experiments.runs.provenance.environment import describe_environment
 describe_environment(); describe_code(Path.cwd())
 assert not {"torch", "numpy"} & set(sys.modules)
 """

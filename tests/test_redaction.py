@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_experiments.redaction.redactor import Redactor, StreamRedactor, redact_file
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name
+from ml_experiments.redaction.streams import StreamRedactor, redact_file
 
 SECRET = 's3cr3t/tok+en=="q" \\ ü'
 MARK = Redactor.MARK

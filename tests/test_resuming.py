@@ -14,7 +14,7 @@ import pytest
 from ml_experiments import Error, LocalBackend, run_experiment
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunStatus
+from ml_experiments.runs.result import RunStatus
 from tests.support.waiting import wait_until
 
 WAITS = """

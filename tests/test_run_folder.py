@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ml_experiments import LocalBackend, run_experiment
 from ml_experiments.cli.main import main
 from ml_experiments.errors import RunFolderError
-from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.processes import this_process
 from tests.support.experiments import Ends, Fit
 
 FILES = ("spec.json", "manifest.json", "result.json", "metrics.jsonl", "log.txt")

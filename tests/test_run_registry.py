@@ -16,7 +16,8 @@ import pytest
 from ml_experiments import Error, LocalBackend, run_experiment
 from ml_experiments.errors import RunNotFoundError
 from ml_experiments.runner.resume import resume_run
-from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.registry import INDEX_NAME, RunRegistry, RunRow
 from ml_experiments.runs.spec import new_run_id
 from tests.support.experiments import Ends, Plain

@@ -23,7 +23,7 @@ from ml_experiments import (
     run_experiment,
     submit_experiment,
 )
-from ml_experiments.runner.run import prepare_run
+from ml_experiments.runner.prepare import prepare_run
 from tests.support.experiments import Ends, Fit, Plain
 
 

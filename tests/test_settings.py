@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.settings import secret_values
+from ml_experiments.redaction.environment import secret_values
 from tests.support.experiments import Plain
 
 VALUE = "v4lue-of-a-secret"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import suggest
 
 
 @pytest.mark.parametrize(

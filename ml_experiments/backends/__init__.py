@@ -6,8 +6,7 @@ import importlib
 from typing import Any
 
 from ml_experiments.backends.base import Backend
-from ml_experiments.errors import BackendError
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import BackendError, suggest
 
 # name -> module, class; imported on first use
 BACKENDS = {

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from ml_experiments.cache.layout import this_machine
 from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.errors import BackendError
+from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
-
-
-class Observer:
-    """Hears what happens in runs while it happens; every method may be left as it is.
-
-    Methods are called from the backend's threads, one at a time for each run.
-    """
-
-    def started(self, spec: RunSpec) -> None:
-        """A run has started where it executes."""
-
-    def notice(self, spec: RunSpec, text: str) -> None:
-        """The backend has something to tell, such as where to watch the run."""
-
-    def log(self, spec: RunSpec, data: bytes) -> None:
-        """The experiment printed something; not always whole lines."""
-
-    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
-        """The experiment said how far it is."""
-
-    def metrics(self, spec: RunSpec, metrics: Mapping[str, Any], step: int | None) -> None:
-        """The experiment logged metrics."""
-
-    def finished(self, spec: RunSpec, result: RunResult) -> None:
-        """A run has ended."""
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
 class RunHandle(ABC):
@@ -83,16 +60,16 @@ class Backend(ABC):
 
     name: ClassVar[str]
 
-    def check(self, spec: RunSpec) -> RunSpec:
+    def prepare(self, run: PreparedRun) -> PreparedRun:
         """Find what would fail there, before anything is started.
 
         Returns:
-            The spec as it will run, with the backend's defaults filled in.
+            The run as it will be: the backend's defaults are filled in.
 
         Raises:
             Error: If the run could not work.
         """
-        return spec
+        return run
 
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
         """Download a model of the Hub, `org/name[@revision]`, to where the run will look for it.

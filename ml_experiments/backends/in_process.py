@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TextIO
 
-from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
 from ml_experiments.execution.execute import execute_run
+from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.logs import redact_log
+from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
 class DebugBackend(Backend):
@@ -25,10 +28,10 @@ class DebugBackend(Backend):
     def __init__(self) -> None:
         self._warm = WarmExperiment()
 
-    def check(self, spec: RunSpec) -> RunSpec:
+    def prepare(self, run: PreparedRun) -> PreparedRun:
         """Refuse a GPU type: this machine has the GPUs that it has."""
-        refuse_gpu(spec)
-        return spec
+        refuse_gpu(run.spec)
+        return run
 
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Execute the run now; the handle has its result."""
@@ -42,7 +45,9 @@ class DebugBackend(Backend):
 
         observer.started(spec)
         with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
-            result = execute_run(spec, folder, emit=emit, warm=self._warm, interrupt="cancels")
+            result = execute_run(
+                spec, folder, emit=emit, warm=self._warm, hints=Hints(), interrupt="cancels"
+            )
         redact_log(folder, Redactor(prepared.secrets))
         observer.finished(spec, result)
         return FinishedRunHandle(spec, folder, result)

@@ -18,8 +18,7 @@ from ml_experiments.cache.layout import Kind
 from ml_experiments.cache.patterns import NamePattern
 from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
 from ml_experiments.cache.verification import verify
-from ml_experiments.errors import CacheError
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import CacheError, suggest
 
 if TYPE_CHECKING:
     from ml_experiments.cache.pull.progress import PullProgress

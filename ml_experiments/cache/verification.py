@@ -22,8 +22,7 @@ from ml_experiments.cache.patterns import NamePattern
 from ml_experiments.cache.scan.flat_transformers import read_flat_files
 from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
 from ml_experiments.cache.shared_blobs import stored_file
-from ml_experiments.errors import CacheError
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import CacheError, suggest
 
 _CHUNK_BYTES = 1 << 20
 _TORCH_HASH = re.compile(r".+-([0-9a-f]{8,64})\.\w+")

@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, or name the one that was probably meant."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from ml_experiments.suggestions import suggest
+            from ml_experiments.errors import suggest
 
             ctx.fail(f"no such command {args[0]!r}{suggest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)

@@ -15,8 +15,9 @@ from ml_experiments.cli.parameters import Duration, Tag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ml_experiments.backends.base import Observer, RunHandle
-    from ml_experiments.runs.spec import RunResult
+    from ml_experiments.backends.base import RunHandle
+    from ml_experiments.execution.observer import Observer
+    from ml_experiments.runs.result import RunResult
 
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
@@ -75,9 +76,10 @@ def run(
     started), 130 interrupted.
     """
     from ml_experiments.backends import open_backend
-    from ml_experiments.config import load_config
+    from ml_experiments.config.loading import load_config
     from ml_experiments.redaction.redactor import Redactor
-    from ml_experiments.runner.run import prefetch_models, prepare_run, submit_run
+    from ml_experiments.runner.prepare import prefetch_models, prepare_run
+    from ml_experiments.runner.run import submit_run
 
     config = load_config(config_file, overrides)
     backend_name = backend or ("local" if gpu is None else "modal")

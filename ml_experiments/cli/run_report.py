@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ml_experiments.runs.spec import RunResult
+from ml_experiments.runs.result import RunResult
 
 MOST_ROWS = 20
 LONGEST_VALUE = 100

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ml_experiments.backends.base import RunHandle
     from ml_experiments.runs.folder import RunFolder
     from ml_experiments.runs.registry import RunRow
-    from ml_experiments.runs.spec import RunResult
+    from ml_experiments.runs.result import RunResult
 
 
 @click.group()

@@ -14,9 +14,9 @@ import pydantic
 import typing_extensions
 from pydantic_core import ErrorDetails
 
+from ml_experiments.errors import suggest
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name
-from ml_experiments.suggestions import suggest
 
 _LONGEST_VALUE = 80
 _DEEPEST_SHOWN = 5

@@ -10,22 +10,19 @@ From the shell, `modal run` and `modal deploy` take this file:
 from __future__ import annotations
 
 import datetime
-import hashlib
-import inspect
 import json
 import random
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import modal
-from modal.partial_function import PartialFunction
 
-from ml_experiments.backends.modal.container import run_remote as modal_app
+from ml_experiments.backends.modal.container import cache_operations, run_remote
 from ml_experiments.backends.modal.errors import require_access
-from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS, parse_gpu
+from ml_experiments.backends.modal.gpu_functions import APP_NAME, gpu_function
+from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS
 from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     RUNS_MOUNT,
@@ -35,11 +32,13 @@ from ml_experiments.backends.modal.image import (
     runs_volume,
     with_this_package,
 )
-from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S, list_of_texts
-from ml_experiments.backends.modal.resources import check_cpu, check_memory, check_timeout
-from ml_experiments.config import secret_config_values, validate_config
+from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S
+from ml_experiments.backends.modal.request import make_request
+from ml_experiments.backends.modal.resources import check_timeout
+from ml_experiments.config.secret_values import secret_config_values
+from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment.reference import load_experiment, parse_experiment_path
+from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.runs.spec import RunSpec, new_run_id
 
 __all__ = [
@@ -56,9 +55,8 @@ __all__ = [
     "run_experiment_local",
 ]
 
-_LONGEST_APP_NAME = 64
 
-app = modal.App("ml-experiments")
+app = modal.App(APP_NAME)
 
 gpu_image = with_this_package(package_image())
 gpu_toolkit_image = with_this_package(package_image(cuda_toolkit=True))
@@ -72,7 +70,7 @@ _cache_function = app.function(
 @_cache_function
 def list_cached_models() -> list[str]:
     """Print and return the names of the models in the cache volume."""
-    names = modal_app.list_cached_models()
+    names = cache_operations.list_cached_models()
     sys.stdout.write("".join(f"{name}\n" for name in names) or "the cache holds no models\n")
     return names
 
@@ -85,7 +83,7 @@ def clear_cache(pattern: str | None = None, force: bool = False) -> dict[str, An
         pattern: A glob such as `stabilityai/*`; all models without one.
         force: Delete.
     """
-    outcome = modal_app.clear_cache(pattern, force)
+    outcome = cache_operations.clear_cache(pattern, force)
     verb = "would delete" if outcome["dry_run"] else "deleted"
     sys.stdout.write(f"{verb} {outcome['deleted']} models, {outcome['freed_mb']:.2f} MB\n")
     return outcome
@@ -94,7 +92,7 @@ def clear_cache(pattern: str | None = None, force: bool = False) -> dict[str, An
 @_cache_function
 def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Do one of `ml_experiments.cache.operations.OPERATIONS` to the cache volume."""
-    return modal_app.cache_operation(operation, arguments)
+    return cache_operations.cache_operation(operation, arguments)
 
 
 @app.function(
@@ -123,7 +121,7 @@ def run_experiment(
             in time; where `with_options(timeout=…)` changes it, the same belongs here.
     """
     request = _request_for(experiment_config, experiment_class_path, seed, check_timeout(timeout))
-    result = modal_app.run_remote(request)
+    result = run_remote.run_remote(request)
     sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
@@ -152,31 +150,9 @@ def create_gpu_function(
         GpuTypeError: If the GPU type is not valid.
         Error: If another argument is not; the message says what is allowed.
     """
-    if callable(gpu_type):
-        raise ConfigError("write @create_gpu_function(), with parentheses")
-    gpu = parse_gpu(gpu_type).modal
-    timeout_s = check_timeout(timeout)
-    cpu_cores = None if cpu is None else check_cpu(cpu)
-    memory_mib = None if memory is None else check_memory(memory)
-    secret_names = list_of_texts("secrets", secrets)
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        if inspect.isclass(function):
-            raise ConfigError(
-                f"create_gpu_function is for functions, and {function.__name__} is a class; write "
-                "@app.cls(image=gpu_image, gpu=..., volumes={'/cache': hf_cache_volume})"
-            )
-        return _app_of_file(function).function(
-            image=gpu_image,
-            gpu=gpu,
-            timeout=timeout_s,
-            cpu=cpu_cores,
-            memory=memory_mib,
-            secrets=[modal.Secret.from_name(name) for name in secret_names],
-            volumes={CACHE_MOUNT: hf_cache_volume},
-        )(function)
-
-    return decorate
+    return gpu_function(
+        gpu_type, timeout, cpu, memory, secrets, image=gpu_image, cache=hf_cache_volume
+    )
 
 
 def run_experiment_local(
@@ -229,11 +205,11 @@ def run_experiment_local(
         Error: If the run could not work; the message says what to do.
     """
     require_access()
-    from ml_experiments.runner import run as runner
     from ml_experiments.runner.live_display import live_display
+    from ml_experiments.runner.run import run_experiment as run
 
     with live_display(quiet_stdout=False) as observer:
-        result = runner.run_experiment(
+        result = run(
             experiment_class_path,
             experiment_config,
             backend="modal",
@@ -257,40 +233,6 @@ def run_experiment_local(
     return result.to_dict()
 
 
-def _app_of_file(function: Callable[..., Any]) -> modal.App:
-    """Return the app that the file of a function has under the name `app`, or give it one.
-
-    Two files must not share one: what is deployed last replaces the whole app.
-    """
-    # what stands between, such as @modal.concurrent or a decorator of a package, is of other files
-    raw = function._get_raw_f() if isinstance(function, PartialFunction) else function
-    names = inspect.unwrap(raw).__globals__
-    if "app" not in names:
-        names["app"] = modal.App(_app_name(names))
-    found = names["app"]
-    if not isinstance(found, modal.App):
-        raise ConfigError(
-            f"{names.get('__file__', names['__name__'])} has a {type(found).__name__} under the "
-            "name 'app', where `modal run` and `modal deploy` look for the modal.App; rename it, "
-            "or define app = modal.App('a name') above the functions"
-        )
-    return found
-
-
-def _app_name(names: Mapping[str, Any]) -> str:
-    """Return the name of the app for a module: `ml-experiments-train` for train.py."""
-    spec, file = names.get("__spec__"), names.get("__file__")
-    module = str(spec.name if spec else names["__name__"])
-    if file and "." not in module:  # started as a script, perhaps one inside a package
-        module = parse_experiment_path(f"{file}:f").module
-    name = f"{app.name}-{module}"
-    if len(name) <= _LONGEST_APP_NAME and re.fullmatch(r"[\w.-]+", name, re.A):
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # tells 训练.py from 评估.py
-    clean = re.sub(r"[^\w.-]", "-", name, flags=re.A)
-    return f"{clean[: _LONGEST_APP_NAME - len(digest) - 1]}-{digest}"
-
-
 def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int) -> dict[str, Any]:
     """Return what `run_remote` takes, for a class path and a config, or one as JSON text."""
     if isinstance(config, str):
@@ -311,4 +253,4 @@ def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int)
         timeout_s=timeout_s,
     )
     manifest, secrets = {"run_id": run_id}, secret_config_values(checked)
-    return modal_app.make_request(spec, manifest, secrets, submission=run_id)
+    return make_request(spec, manifest, secrets, submission=run_id)

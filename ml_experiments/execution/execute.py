@@ -23,24 +23,28 @@ from typing import Any, Literal, TextIO, TypeVar
 from ml_experiments.cache.layout import repo_folder, this_machine
 from ml_experiments.cache.usage.recorded_uses import record_uses
 from ml_experiments.cache.usage.watch import CacheWatch, UsedRevision
-from ml_experiments.config import call_function, config_for, secret_config_values
+from ml_experiments.config.schema import call_function
+from ml_experiments.config.secret_values import secret_config_values
+from ml_experiments.config.validation import config_for
 from ml_experiments.errors import SoftTimeout, UnportableResultError
-from ml_experiments.execution.failures import describe_failure
+from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.interruptions import noted_interrupt, soft_timeout
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
 from ml_experiments.execution.seeding import seed_everything
 from ml_experiments.execution.warm_experiment import WarmExperiment
-from ml_experiments.experiment import base as experiment_module
-from ml_experiments.experiment.base import Experiment, RunContext
+from ml_experiments.experiment.base import Experiment
+from ml_experiments.experiment.context import RunContext, set_current_run
 from ml_experiments.experiment.hub_models import hub_models
-from ml_experiments.experiment.reference import load_experiment
+from ml_experiments.experiment.importing import load_experiment
+from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.environment import describe_environment
-from ml_experiments.runs.spec import RunError, RunResult, RunSpec, RunStatus
-from ml_experiments.serialization.writing import encode
+from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.result import RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.typed_json import from_json
-from ml_experiments.settings import secret_values
+from ml_experiments.serialization.writing import encode
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ def execute_run(
     *,
     emit: Emit,
     warm: WarmExperiment,
+    hints: Hints,
     interrupt: Literal["cancels", "preempts"],
     cancellations: tuple[type[BaseException], ...] = (),
     secrets: Iterable[str] = (),
@@ -67,6 +72,7 @@ def execute_run(
         folder: The run folder; spec.json and manifest.json are there already.
         emit: Receives events (progress, metrics) while the experiment runs.
         warm: What this process kept from its last run.
+        hints: What the user can do about an error, here.
         interrupt: What a KeyboardInterrupt means here: the user cancels the run, or the
             platform takes the machine away. A preempted run leaves no result, and the
             interrupt goes on, so that the platform starts the run again.
@@ -78,7 +84,7 @@ def execute_run(
     """
     started = time.perf_counter()
     hidden = (*secret_values(), *secrets)
-    attempt = _Attempt(spec, folder, emit, warm, hidden, on_repositories)
+    attempt = _Attempt(spec, folder, emit, warm, hints, hidden, on_repositories)
     _try(reset_peak_memory, None)
     _open_closed_streams()
     with noted_interrupt() as interrupted:
@@ -112,6 +118,7 @@ class _Attempt:
     folder: RunFolder
     emit: Emit
     warm: WarmExperiment
+    hints: Hints
     secrets: tuple[str, ...]
     on_repositories: Callable[[Iterable[str]], None] | None
     status: RunStatus = RunStatus.SUCCESS
@@ -203,7 +210,7 @@ class _Attempt:
     def fail(self, error: BaseException) -> None:
         """Turn an exception into the run's error."""
         self.status = RunStatus.ERROR
-        self.error = describe_failure(error, self.spec)
+        self.error = self.hints.describe(error, self.spec)
 
     def finish(self, total_s: float) -> RunResult:
         """Write result.json and return it as written; nothing else may keep it from that."""
@@ -260,11 +267,11 @@ class _Attempt:
             _log=self._log,
             _progress=self._progress,
         )
-        experiment_module.set_current_run(context)
+        set_current_run(context)
         try:
             yield
         finally:
-            experiment_module.set_current_run(None)
+            set_current_run(None)
             if self.metrics_file is not None:
                 self.metrics_file.close()
 

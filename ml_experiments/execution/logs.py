@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable
 
-from ml_experiments.backends.base import Observer
-from ml_experiments.redaction.redactor import Redactor, StreamRedactor, redact_file
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.streams import StreamRedactor, redact_file
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
 

@@ -1,4 +1,4 @@
-"""One run on this machine: its handle, and what sees it through in a worker process."""
+"""Supervises one run in a worker process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
 
-from ml_experiments.backends.base import Observer, RunHandle
-from ml_experiments.execution.failures import hint_for
+from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.logs import LogRelay, redact_log, warn_of_secrets
+from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.death import (
     describe_death_in_run,
     describe_failed_start,
@@ -23,31 +22,24 @@ from ml_experiments.execution.worker.process import START_LIMIT_S
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 
 CANCEL_GRACE_S = 5.0
 _TICK_S = 0.05
 
 
-class LocalRunHandle(RunHandle):
-    """A run that waits for a worker, executes in one, or has ended."""
+class Cancellation:
+    """A request to end a run, made from any thread.
 
-    future: Future[RunResult]
+    Attributes:
+        requested: Set to interrupt the run.
+        at_once: Set to kill it.
+    """
 
-    def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
-        super().__init__(spec, folder)
-        self.cancel_asked = threading.Event()
-        self.kill_asked = threading.Event()
-
-    def result(self, timeout_s: float | None = None) -> RunResult:
-        """Wait for the run to end and return its result."""
-        return self.future.result(timeout_s)
-
-    def cancel(self, *, at_once: bool = False) -> None:
-        """End the run, queued or executing."""
-        if at_once:
-            self.kill_asked.set()
-        self.cancel_asked.set()
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self.at_once = threading.Event()
 
 
 class Supervision:
@@ -55,14 +47,19 @@ class Supervision:
 
     def __init__(
         self,
-        handle: LocalRunHandle,
+        spec: RunSpec,
+        folder: RunFolder,
+        *,
         observer: Observer,
         slot: WorkerSlot,
+        hints: Hints,
         secrets: Iterable[str],
+        cancellation: Cancellation,
     ) -> None:
-        self._handle = handle
-        self._spec = handle.spec
-        self._folder = handle.folder
+        self._spec = spec
+        self._folder = folder
+        self._hints = hints
+        self._cancellation = cancellation
         self._observer = observer
         self._slot = slot
         self._secrets = list(secrets)
@@ -74,7 +71,7 @@ class Supervision:
 
     def run(self) -> RunResult:
         """Execute the run and return its result, whatever becomes of the worker."""
-        if self._handle.cancel_asked.is_set():
+        if self._cancellation.requested.is_set():
             return self._write(RunStatus.CANCELLED, None)
         with closing(
             LogRelay(self._spec, self._folder, self._observer, self._redactor)
@@ -84,7 +81,7 @@ class Supervision:
                 self._slot.drop()  # it may hold children, locked memory or a broken CUDA context
             if not self._is_redacted:
                 redact_log(self._folder, self._redactor)
-            self._relay.show_rest(self._handle.cancel_asked.is_set)
+            self._relay.show_rest(self._cancellation.requested.is_set)
         return result
 
     def _converse(self) -> RunResult:
@@ -106,7 +103,7 @@ class Supervision:
                 self._dispatch()
             is_behind = self._relay.show_some()
             self._pass_on_cancel()
-            if self._handle.kill_asked.is_set():
+            if self._cancellation.at_once.is_set():
                 self._slot.drop()
                 return self._ended(RunStatus.CANCELLED, None)
             if time.monotonic() > self._deadline:
@@ -160,7 +157,7 @@ class Supervision:
         return self._folder.read_result()
 
     def _pass_on_cancel(self) -> None:
-        if self._handle.cancel_asked.is_set() and not self._cancel_sent:
+        if self._cancellation.requested.is_set() and not self._cancel_sent:
             self._cancel_sent = True
             self._worker.send({"cancel": self._spec.run_id})
             self._deadline = min(self._deadline, time.monotonic() + CANCEL_GRACE_S)
@@ -169,7 +166,7 @@ class Supervision:
         if self._cancel_sent:
             return self._ended(RunStatus.CANCELLED, None)
         if self._has_started:
-            return self._ended(RunStatus.ERROR, describe_hard_timeout(self._spec))
+            return self._ended(RunStatus.ERROR, describe_hard_timeout(self._spec, self._hints))
         what = f"did not start within {START_LIMIT_S:g} s"
         return self._ended(RunStatus.ERROR, describe_failed_start(what, self._log_tail()))
 
@@ -179,7 +176,7 @@ class Supervision:
         if self._cancel_sent:
             return self._ended(RunStatus.CANCELLED, None)
         if self._has_started:
-            error = describe_death_in_run(code, self._spec, self._log_tail())
+            error = describe_death_in_run(code, self._spec, self._log_tail(), self._hints)
         else:
             what = f"ended with code {code} before it started the run"
             error = describe_failed_start(what, self._log_tail())
@@ -210,6 +207,6 @@ class Supervision:
                 ErrorKind.INFRASTRUCTURE,
                 type(e).__name__,
                 str(e),
-                hint=hint_for(ErrorKind.INFRASTRUCTURE, e, self._spec),
+                hint=self._hints.hint_for(ErrorKind.INFRASTRUCTURE, e, self._spec),
             )
             return dataclasses.replace(result, status=RunStatus.ERROR, error=error or unsaved)

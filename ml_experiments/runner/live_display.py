@@ -19,7 +19,8 @@ from rich.progress import (
 )
 
 from ml_experiments.runner.observers import PrintLogs
-from ml_experiments.runs.spec import RunResult, RunSpec
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import RunSpec
 
 _STEP_SHARE = 0.1
 

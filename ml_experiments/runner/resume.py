@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import Error
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
-from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.lock import RunLock
-from ml_experiments.runs.spec import PreparedRun, RunSpec, RunStatus
-from ml_experiments.settings import secret_values
+from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.spec import PreparedRun
 
 
 def resume_run(
@@ -23,8 +26,8 @@ def resume_run(
     folder = RunFolder(folder.path.expanduser().resolve())
     lock = RunLock.take(folder)
     try:
-        spec = _check_resumable(folder, backend)
-        handle = _submit_again(spec, folder, backend, guarded(observer))
+        prepared = _check_resumable(folder, backend)
+        handle = _submit_again(prepared, folder, backend, guarded(observer))
     except BaseException:
         lock.release()
         raise
@@ -32,7 +35,7 @@ def resume_run(
     return handle
 
 
-def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
+def _check_resumable(folder: RunFolder, backend: Backend) -> PreparedRun:
     outcome, spec = folder.outcome(), folder.read_spec()
     if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
         text = f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume"
@@ -46,15 +49,14 @@ def _check_resumable(folder: RunFolder, backend: Backend) -> RunSpec:
         )
     if spec.backend != backend.name:
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
-    return backend.check(spec)
+    return backend.prepare(PreparedRun(spec, secret_values()))
 
 
 def _submit_again(
-    spec: RunSpec, folder: RunFolder, backend: Backend, observer: Observer
+    prepared: PreparedRun, folder: RunFolder, backend: Backend, observer: Observer
 ) -> RunHandle:
     """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
-    secrets = secret_values()
-    redactor = Redactor(secrets)
+    redactor = Redactor(prepared.secrets)
     manifest = folder.read_manifest()
     # where the attempt before executed says nothing about this one
     kept = {name: fact for name, fact in manifest.items() if name not in ("process", "modal")}
@@ -63,7 +65,7 @@ def _submit_again(
         folder.result_file.rename(result_before)
     try:
         folder.write_manifest({**kept, "client": this_process()}, redactor)
-        handle = backend.submit(PreparedRun(spec, secrets), folder, observer)
+        handle = backend.submit(prepared, folder, observer)
     except BaseException:
         if result_before.exists() and not folder.result_file.exists():
             result_before.rename(folder.result_file)

@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
-import inspect
-import math
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
-from ml_experiments.backends.base import Backend, Observer, RunHandle
-from ml_experiments.config import config_for, secret_config_values, validate_config
+from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment.base import Experiment
-from ml_experiments.experiment.hub_models import hub_models
-from ml_experiments.experiment.reference import (
-    load_experiment,
-    parse_experiment_path,
-    path_of,
-    refuse_while_importing,
-)
+from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
-from ml_experiments.runs.folder import RunFolder, this_process
+from ml_experiments.runner.prepare import RunOptions, prefetch_models, prepare_run
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git_cache import CodeMemory
-from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec, new_run_id
+from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.settings import runs_dir as default_runs_dir
-from ml_experiments.settings import secret_values
 
-_DRAWN_SEEDS = 2**31
-_LARGEST_SEED = 2**63 - 1  # what torch takes
 _CODE = CodeMemory()
-
-
-class RunOptions(TypedDict, total=False):
-    """What can be asked of a run besides its experiment and config.
-
-    Attributes:
-        timeout_s: The run is ended after so many seconds, and told a little earlier.
-        seed: Seeds random, numpy and torch; drawn and recorded when None.
-        gpu: A GPU type, count or fallback list, such as `h100:2` or `h100,a100-80gb`.
-        name: What the run is called in lists.
-        tags: Recorded with the run.
-        prefetch: Download the models that the config names first, before a GPU is paid for.
-    """
-
-    timeout_s: float | None
-    seed: int | None
-    gpu: str | None
-    name: str | None
-    tags: Mapping[str, str] | None
-    prefetch: bool
 
 
 def run_experiment(
@@ -114,59 +82,6 @@ def submit_experiment(
     return submit_run(prepared, backend=backend, runs_dir=runs_dir, observer=observer)
 
 
-def prepare_run(
-    experiment: Callable[..., Any] | str,
-    config: Mapping[str, Any] | None = None,
-    *,
-    backend: Backend,
-    **options: Unpack[RunOptions],
-) -> PreparedRun:
-    """Find every mistake that can be found before anything starts; see `run_experiment`.
-
-    Raises:
-        Error: If the run could not work; the message says what to do.
-    """
-    refuse_while_importing()
-    timeout_s, seed = options.get("timeout_s"), options.get("seed")
-    _check_numbers(timeout_s, seed)
-    _check_texts(options.get("name"), options.get("tags"))
-    path, import_paths = _locate(experiment)
-    target = load_experiment(path, import_paths)
-    _check_setup_fields(target)
-    config_object, config_json = validate_config(target, config or {})
-    spec = RunSpec(
-        run_id=new_run_id(),
-        experiment=path,
-        config=config_json,
-        seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        backend=backend.name,
-        gpu=options.get("gpu"),
-        timeout_s=timeout_s,
-        name=options.get("name"),
-        tags=dict(options.get("tags") or {}),
-        import_paths=import_paths,
-    )
-    spec = backend.check(spec)
-    return PreparedRun(spec, (*secret_values(), *secret_config_values(config_object)))
-
-
-def prefetch_models(
-    prepared: PreparedRun, *, backend: Backend, observer: Observer | None = None
-) -> tuple[str, ...]:
-    """Download the models that a run's config names, before its clock starts; return their names.
-
-    Raises:
-        CacheError: If one can't be downloaded; nothing was started.
-    """
-    spec = prepared.spec
-    target = load_experiment(spec.experiment, spec.import_paths)
-    models = hub_models(target, config_for(target, spec.config), spec.config)
-    for model in models:
-        backend.prefetch(model, guarded(observer), spec)
-    return models
-
-
 def submit_run(
     prepared: PreparedRun,
     *,
@@ -205,56 +120,3 @@ def wait_for(handle: RunHandle) -> RunResult:
             handle.cancel(at_once=True)
             handle.result()
         raise
-
-
-def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
-    """Return the class path, and the folders to import it from, the current one included."""
-    folders = [str(Path.cwd())]
-    if isinstance(experiment, str):
-        path, root = experiment, parse_experiment_path(experiment).root
-        if root is not None:  # absolute, so that it holds wherever the worker runs
-            location, _, name = path.rpartition(":")
-            path = f"{Path(location).expanduser().resolve()}:{name}"
-    else:
-        path, found = path_of(experiment)
-        root = Path(found) if found else parse_experiment_path(path).root
-    if root is not None:
-        folders.insert(0, str(root))
-    return path, tuple(dict.fromkeys(folders))
-
-
-def _check_numbers(timeout_s: object, seed: object) -> None:
-    # True is an int to Python
-    if timeout_s is not None and not (
-        isinstance(timeout_s, int | float)
-        and not isinstance(timeout_s, bool)
-        and 0 < timeout_s < math.inf
-    ):
-        raise ConfigError(f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0")
-    if seed is not None and not (
-        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= _LARGEST_SEED
-    ):
-        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to {_LARGEST_SEED}")
-
-
-def _check_texts(name: object, tags: object) -> None:
-    if not isinstance(name, str | None):
-        raise ConfigError(f"name is {name!r}; it must be a text")
-    if tags is not None and not (
-        isinstance(tags, Mapping) and all(isinstance(t, str) for pair in tags.items() for t in pair)
-    ):
-        raise ConfigError(f"tags is {tags!r}; it must be a dict of texts, such as {{'team': 'a'}}")
-
-
-def _check_setup_fields(target: Callable[..., Any]) -> None:
-    if not inspect.isclass(target) or not issubclass(target, Experiment):
-        return
-    config = getattr(target, "Config", None)
-    declared = set(target.setup_fields or ())
-    known = set(config.model_fields) | {"seed"} if config else declared
-    unknown = sorted(declared - known)
-    if unknown:
-        raise ConfigError(
-            f"{target.__qualname__}.setup_fields names {unknown}, which its Config does not have; "
-            f"known: {', '.join(sorted(known))}"
-        )

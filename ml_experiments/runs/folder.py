@@ -27,9 +27,10 @@ from typing import Any, TextIO
 
 from ml_experiments.errors import RunFolderError
 from ml_experiments.serialization.files import parse_strict_json, write_json_atomically
-from ml_experiments.runs.provenance.environment import is_alive, this_process
+from ml_experiments.runs.provenance.processes import is_alive, this_process
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.spec import (Artifact, ErrorKind, RunError, RunResult, RunSpec, RunStatus)
+from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 
 __all__ = ["RunFolder", "is_alive", "this_process"]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_experiments.errors import RunFolderError, RunNotFoundError
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunStatus
+from ml_experiments.runs.result import RunStatus
 
 INDEX_NAME = ".registry.sqlite3"
 _SCHEMA_VERSION = 1

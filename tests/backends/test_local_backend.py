@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from ml_experiments import BackendError, LocalBackend, run_experiment, submit_experiment
-from ml_experiments.backends.base import Observer
-from ml_experiments.runs.spec import ErrorKind, RunResult, RunSpec, RunStatus
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 from tests.support.experiments import Counts, Draw, DrawTorch, Ends, Fit, Plain
 from tests.support.small_disk import small_disk
 

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from ml_experiments import LocalBackend, submit_experiment
-from ml_experiments.backends.base import Observer
-from ml_experiments.runs.spec import ErrorKind, RunSpec, RunStatus
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runs.result import ErrorKind, RunStatus
+from ml_experiments.runs.spec import RunSpec
 from tests.support.experiments import Ends
 from tests.support.waiting import wait_until
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ml_experiments import run_experiment
-from ml_experiments.runs.spec import RunStatus
+from ml_experiments.runs.result import RunStatus
 from tests.support.small_disk import small_disk
 from tests.support.waiting import wait_until
 

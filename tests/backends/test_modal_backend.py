@@ -16,7 +16,7 @@ from ml_experiments.errors import Error
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import ErrorKind, RunResult, RunStatus
+from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from modal_emulator import Emulator
 from tests.support import difficult_experiments as difficult
 from tests.support.modal_experiments import (

@@ -19,7 +19,7 @@ from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunStatus
+from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
 from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
@@ -43,7 +43,7 @@ def test_a_run_survives_its_client_and_is_collected_later(
         textwrap.dedent("""
             import os, signal, threading, time
             from ml_experiments.backends.modal.backend import ModalBackend
-            from ml_experiments.backends.base import Observer
+            from ml_experiments.execution.observer import Observer
             from ml_experiments.runner.run import submit_experiment
             from slow_one import Slow
 

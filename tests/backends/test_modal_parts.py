@@ -25,7 +25,8 @@ from ml_experiments.backends.modal.outcome import describe_lost_call
 from ml_experiments.backends.modal.resources import host_resources
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.errors import AuthError, BackendError, ConfigError
-from ml_experiments.runs.spec import ErrorKind, RunSpec
+from ml_experiments.runs.result import ErrorKind
+from ml_experiments.runs.spec import RunSpec
 
 SPEC = RunSpec("run-1", "m:C", {}, 0, "", backend="modal", gpu="a10g", timeout_s=100)
 
@@ -70,7 +71,7 @@ def relay(tmp_path: Path, source: str) -> tuple[bytes, bytes]:
     script = f"""
         import os, sys
         from pathlib import Path
-        from ml_experiments.backends.modal.events import ContainerOutput
+        from ml_experiments.backends.modal.container.output import ContainerOutput
         log = Path({str(log)!r})
         output = ContainerOutput()
         {textwrap.indent(textwrap.dedent(source), "        ").strip()}
@@ -207,7 +208,7 @@ def test_resources_have_limits_that_grow_with_the_gpus() -> None:
     assert default.cpu_cores == (0.125, 16)
     assert default.memory_mib == (128, 48 * 1024)
     assert host_resources(parse_gpu("t4,h100:8")).cpu_cores[1] == 64
-    assert host_resources(parse_gpu("h100:8")).most_memory_gib == 2 * 8 * 80
+    assert host_resources(parse_gpu("h100:8")).max_memory_gib == 2 * 8 * 80
     assert host_resources(parse_gpu("t4"), cpu=40).cpu_cores == (40, 40)
     assert host_resources(parse_gpu("t4"), cpu=0.5).cpu_cores == (0.5, 16)
     assert host_resources(parse_gpu("t4"), memory_gib=100).memory_mib == (102400, 102400)

@@ -16,7 +16,7 @@ import pytest
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.errors import BackendError, GpuTypeError, PreflightError
-from ml_experiments.runner.run import prepare_run
+from ml_experiments.runner.prepare import prepare_run
 from modal_emulator import Emulator
 from tests.support.modal_experiments import Greet, Plain
 
@@ -215,7 +215,7 @@ def test_preflight_imports_no_torch(modal_emulator: Emulator, tmp_path: Path) ->
     code = (
         "import sys\n"
         "from ml_experiments.backends.modal.backend import ModalBackend\n"
-        "from ml_experiments.runner.run import prepare_run\n"
+        "from ml_experiments.runner.prepare import prepare_run\n"
         "prepare_run('needs_torch.py:Exp', {}, backend=ModalBackend())\n"
         "assert 'torch' not in sys.modules\n"
     )

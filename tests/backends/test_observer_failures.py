@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.backends.base import Observer
+from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.run import prepare_run
+from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunResult, RunSpec, RunStatus
+from ml_experiments.runs.result import RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 from tests.support.experiments import Ends, Fit, Plain
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.runs.spec import RunStatus
+from ml_experiments.runs.result import RunStatus
 from tests.support.experiments import Plain
 from tests.support.waiting import wait_until
 

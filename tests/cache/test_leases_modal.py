@@ -28,7 +28,8 @@ from ml_experiments.backends.modal.image import (
 )
 from ml_experiments.core import modal_runner
 from ml_experiments.runner.run import submit_experiment
-from ml_experiments.runs.spec import RunSpec, RunStatus, new_run_id
+from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
 from tests.cache import leased_experiments
 from tests.cache.leased_experiments import Holds

@@ -19,13 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
-from ml_experiments.config import (
-    call_function,
-    config_for,
-    load_config,
-    secret_config_values,
-    validate_config,
-)
+from ml_experiments.config.loading import load_config
+from ml_experiments.config.schema import call_function
+from ml_experiments.config.secret_values import secret_config_values
+from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import Experiment, ExperimentConfig
 

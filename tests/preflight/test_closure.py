@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.backends.modal.preflight.import_graph import ImportClosure, walk_imports
+from ml_experiments.backends.modal.preflight.import_graph import ImportGraph, walk_imports
 from ml_experiments.errors import PreflightError
 
 
@@ -24,12 +24,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def names(closure: ImportClosure) -> set[str]:
+def names(closure: ImportGraph) -> set[str]:
     """Return the names of the user's own modules."""
     return {module.name for module in closure.modules}
 
 
-def external(closure: ImportClosure) -> set[str]:
+def external(closure: ImportGraph) -> set[str]:
     """Return the top-level names of all other packages."""
     return {found.module.partition(".")[0] for found in closure.external}
 

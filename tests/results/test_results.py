@@ -30,9 +30,9 @@ from PIL import Image
 
 from ml_experiments.errors import RunFolderError, UnportableResultError
 from ml_experiments.serialization.encoder import to_json
-from ml_experiments.serialization.writing import encode
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.typed_json import from_json
+from ml_experiments.serialization.writing import encode
 
 
 @pytest.fixture

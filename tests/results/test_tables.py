@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from ml_experiments.serialization.encoder import to_json
-from ml_experiments.serialization.writing import encode
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.typed_json import from_json
+from ml_experiments.serialization.writing import encode
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.backends.base import Observer
+from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunResult, RunSpec
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
 
 WAIT_S = 120

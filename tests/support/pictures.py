@@ -17,7 +17,7 @@ from ml_experiments import (
     current_run,
     run_experiment,
 )
-from ml_experiments.runs.spec import RunResult
+from ml_experiments.runs.result import RunResult
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from ml_experiments.tasks.tiny_digits import model_dir
 

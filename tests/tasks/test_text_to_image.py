@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.backends.base import Observer
+from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from ml_experiments.tasks.tiny_digits import model_dir

@@ -14,7 +14,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from ml_experiments.experiment.base import RunContext, set_current_run
+from ml_experiments.experiment.context import RunContext, set_current_run
 from ml_experiments.tasks.tiny_digits import TrainTinyDigits, model_dir
 from ml_experiments.tasks.tiny_digits.experiment import CLASS_PATH, training_command
 from ml_experiments.tasks.tiny_digits.model_card import render_model_card

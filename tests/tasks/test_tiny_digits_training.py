@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment.base import RunContext, set_current_run
+from ml_experiments.experiment.context import RunContext, set_current_run
 from ml_experiments.runner.run import run_experiment
 from ml_experiments.tasks.tiny_digits import TrainTinyDigits
 from ml_experiments.tasks.tiny_digits.experiment import CLASS_PATH

@@ -7,13 +7,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
-from ml_experiments.backends.base import Backend, Observer, RunHandle
+from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.local.run_handle import LocalRunHandle
 from ml_experiments.errors import BackendError
-from ml_experiments.execution.supervisor import LocalRunHandle, Supervision
+from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.supervisor import Supervision
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.nvidia import list_gpus
-from ml_experiments.runs.spec import PreparedRun, RunResult, RunSpec
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
 class LocalBackend(Backend):
@@ -39,10 +43,10 @@ class LocalBackend(Backend):
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="local-run")
 
-    def check(self, spec: RunSpec) -> RunSpec:
+    def prepare(self, run: PreparedRun) -> PreparedRun:
         """Refuse a GPU type: this machine has the GPUs that it has."""
-        refuse_gpu(spec)
-        return spec
+        refuse_gpu(run.spec)
+        return run
 
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Queue a run for the next free worker."""
@@ -61,7 +65,15 @@ class LocalBackend(Backend):
     ) -> RunResult:
         slot = self._take_slot(handle.spec)
         try:
-            result = Supervision(handle, observer, slot, secrets).run()
+            result = Supervision(
+                handle.spec,
+                handle.folder,
+                observer=observer,
+                slot=slot,
+                hints=Hints(),
+                secrets=secrets,
+                cancellation=handle.cancellation,
+            ).run()
         except BaseException:
             slot.drop()  # its worker may still execute the run
             raise

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ml_experiments.backends.modal.gpus import GpuChoice, GpuRequest
-from ml_experiments.backends.modal.plan import gpu_of
+from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.prices import container_usd_per_s, gpu_usd_per_s
-from ml_experiments.runs.spec import RunResult, RunSpec
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import RunSpec
 
 
 def cost_of(result: RunResult, spec: RunSpec, manifest: dict[str, Any]) -> dict[str, float]:
@@ -22,7 +22,7 @@ def cost_of(result: RunResult, spec: RunSpec, manifest: dict[str, Any]) -> dict[
     cost = {}
     if "total_s" in result.timings and facts:
         devices = [gpu["name"] for gpu in manifest.get("environment", {}).get("gpus", [])]
-        choice = choice_that_ran(gpu_of(spec), devices)
+        choice = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
         price = container_usd_per_s(choice, facts["cpu_cores"][0], facts["memory_mib"][0] / 1024)
         cost["estimate_usd"] = price * result.timings["total_s"]
     if "worst_case_usd" in facts:

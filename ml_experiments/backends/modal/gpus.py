@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ml_experiments.errors import GpuTypeError
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import GpuTypeError, suggest
 
 DEFAULT_GPU_TYPE = "a10g"
 

@@ -33,6 +33,7 @@ CORE_PACKAGES = (
     "click",
     "httpx2",
     "huggingface-hub",
+    "lazy-loader",
     "modal",
     "omegaconf",
     "packaging",

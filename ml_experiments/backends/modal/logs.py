@@ -8,9 +8,10 @@ from typing import Any
 
 import modal
 
-from ml_experiments.backends.base import Observer
 from ml_experiments.backends.modal.events import EventReader
-from ml_experiments.redaction.redactor import Redactor, StreamRedactor
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.streams import StreamRedactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
 

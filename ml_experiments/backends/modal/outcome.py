@@ -6,9 +6,10 @@ import re
 
 import modal
 
+from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.image import RUNS_VOLUME
-from ml_experiments.execution.failures import hint_for
-from ml_experiments.runs.spec import ErrorKind, RunError, RunSpec
+from ml_experiments.runs.result import ErrorKind, RunError
+from ml_experiments.runs.spec import RunSpec
 
 _KILLED_FOR_MEMORY = re.compile(r"out of memory|\boom\b|exit code:? 137|signal 9|SIGKILL", re.I)
 
@@ -23,7 +24,7 @@ def describe_lost_call(error: BaseException, spec: RunSpec) -> RunError:
                 "TimeoutError",
                 f"Modal ended the run after {spec.timeout_s:g} s; it did not stop by itself after "
                 f"the soft timeout at {spec.soft_timeout_s:g} s",
-                hint=hint_for(ErrorKind.TIMEOUT, None, spec),
+                hint=ModalHints().hint_for(ErrorKind.TIMEOUT, None, spec),
             )
         case modal.exception.OutputExpiredError():
             return RunError(
@@ -37,7 +38,8 @@ def describe_lost_call(error: BaseException, spec: RunSpec) -> RunError:
                 ErrorKind.HOST_OOM,
                 type(error).__name__,
                 text,
-                hint=f"if memory was the cause, {hint_for(ErrorKind.HOST_OOM, None, spec)}",
+                hint="if memory was the cause, "
+                + ModalHints().hint_for(ErrorKind.HOST_OOM, None, spec),
             )
         case _:
             return RunError(

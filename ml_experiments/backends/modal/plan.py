@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,85 @@ from packaging.requirements import Requirement
 
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.preflight.conflicts import find_conflicts
-from ml_experiments.backends.modal.preflight.import_graph import ImportClosure, walk_imports
+from ml_experiments.backends.modal.preflight.import_graph import ImportGraph, walk_imports
 from ml_experiments.backends.modal.preflight.packages import missing_packages, read_lock
 from ml_experiments.backends.modal.preflight.requirements import parse_requirement
-from ml_experiments.backends.modal.resources import LONGEST_TIMEOUT_S
+from ml_experiments.backends.modal.prices import worst_case_usd
+from ml_experiments.backends.modal.resources import MAX_TIMEOUT_S, HostResources, host_resources
 from ml_experiments.errors import BackendError, PreflightError
-from ml_experiments.experiment.reference import load_experiment, parse_experiment_path
+from ml_experiments.experiment.importing import load_experiment
+from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.runs.spec import RunSpec
 
 DEFAULT_TIMEOUT_S = 4 * 3600
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """The container of one run: what preflight checked is what is built, shipped and paid for.
+
+    Attributes:
+        gpu: The GPUs, or the alternatives in order of preference.
+        timeout_s: Modal's timeout of the function, in whole seconds.
+        resources: CPU and memory.
+        pip: Requirements to add to the image.
+        imports: The experiment's own modules, and all other imports.
+    """
+
+    gpu: GpuRequest
+    timeout_s: int
+    resources: HostResources
+    pip: tuple[str, ...]
+    imports: ImportGraph
+
+    @property
+    def worst_case_usd(self) -> float:
+        """The most that one attempt can cost, in US dollars."""
+        limit = self.resources
+        return worst_case_usd(self.gpu, self.timeout_s, limit.cpu_cores[1], limit.max_memory_gib)
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Return what the manifest says of the container."""
+        return {
+            "gpu": self.gpu.modal,
+            **dataclasses.asdict(self.resources),
+            "worst_case_usd": self.worst_case_usd,
+        }
+
+
+def plan_container(
+    spec: RunSpec, pip: Sequence[str], cpu: float | None, memory_gib: float | None
+) -> ContainerPlan:
+    """Return the container for a run, once everything that is known here has been checked.
+
+    Raises:
+        GpuTypeError: If the GPU type is not valid.
+        BackendError: If the timeout, CPU or memory is not.
+        PreflightError: If the experiment would not import there.
+    """
+    timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
+    if timeout_s > MAX_TIMEOUT_S:
+        raise BackendError(
+            f"the timeout is {timeout_s:g} s; Modal ends every call after 24 h "
+            f"({MAX_TIMEOUT_S} s). Save checkpoints and resume the run instead"
+        )
+    # an empty string is a mistake, such as an unset shell variable
+    gpu = parse_gpu(DEFAULT_GPU_TYPE if spec.gpu is None else spec.gpu)
+    plan = ContainerPlan(
+        gpu=gpu,
+        timeout_s=math.ceil(timeout_s),
+        resources=host_resources(gpu, cpu, memory_gib),
+        pip=(*pip, *_requirements_of(spec)),
+        imports=_import_graph(spec),
+    )
+    _check_imports(plan.imports, check_additions(plan.pip))
+    return plan
+
+
+def complete_spec(spec: RunSpec, plan: ContainerPlan) -> RunSpec:
+    """Return the spec with the GPU type and the timeout that the run will have."""
+    timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
+    return dataclasses.replace(spec, gpu=str(plan.gpu), timeout_s=timeout_s)
 
 
 def list_of_texts(name: str, value: Sequence[str]) -> tuple[str, ...]:
@@ -50,38 +121,7 @@ def check_additions(pip: Sequence[str]) -> tuple[Requirement, ...]:
     return requirements
 
 
-def complete_spec(spec: RunSpec) -> RunSpec:
-    """Return the spec with a GPU type and a timeout, which Modal needs, and check them.
-
-    Raises:
-        GpuTypeError: If the GPU type is not valid.
-        BackendError: If the timeout is more than Modal allows.
-    """
-    timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
-    if timeout_s > LONGEST_TIMEOUT_S:
-        raise BackendError(
-            f"the timeout is {timeout_s:g} s; Modal ends every call after 24 h "
-            f"({LONGEST_TIMEOUT_S} s). Save checkpoints and resume the run instead"
-        )
-    return replace(spec, gpu=str(gpu_of(spec)), timeout_s=timeout_s)
-
-
-def gpu_of(spec: RunSpec) -> GpuRequest:
-    """Return the GPU request of a spec.
-
-    Raises:
-        GpuTypeError: If the GPU type is not valid.
-    """
-    # an empty text is a mistake, such as an unset shell variable
-    return parse_gpu(DEFAULT_GPU_TYPE if spec.gpu is None else spec.gpu)
-
-
-def modal_timeout_s(spec: RunSpec) -> int:
-    """Return the timeout in Modal's unit, whole seconds, of a complete spec."""
-    return math.ceil(spec.timeout_s or DEFAULT_TIMEOUT_S)
-
-
-def requirements_of(spec: RunSpec) -> tuple[str, ...]:
+def _requirements_of(spec: RunSpec) -> tuple[str, ...]:
     """Return what the experiment's own `requirements` attribute asks for.
 
     Raises:
@@ -98,21 +138,21 @@ def requirements_of(spec: RunSpec) -> tuple[str, ...]:
     return tuple(found)
 
 
-def import_closure(spec: RunSpec) -> ImportClosure:
+def _import_graph(spec: RunSpec) -> ImportGraph:
     """Return the user's own modules that the experiment needs, and all other imports."""
     parsed = parse_experiment_path(spec.experiment)
     paths = [parsed.root] if parsed.root else []
     return walk_imports(parsed.module, [*paths, *map(Path, spec.import_paths)])
 
 
-def check_imports(closure: ImportClosure, additions: Sequence[Requirement]) -> None:
+def _check_imports(graph: ImportGraph, additions: Sequence[Requirement]) -> None:
     """Make sure that a container could import all that the experiment imports.
 
     Raises:
         PreflightError: If not; it names every missing module and package, and the fix.
     """
-    missing = missing_packages(closure.external, read_lock(), additions)
-    problems = [*closure.problems, *map(str, missing)]
+    missing = missing_packages(graph.external, read_lock(), additions)
+    problems = [*graph.problems, *map(str, missing)]
     if not problems:
         return
     lines = "\n".join(f"  {problem}" for problem in problems)

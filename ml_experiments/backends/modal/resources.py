@@ -9,7 +9,7 @@ from typing import TypeGuard
 from ml_experiments.backends.modal.gpus import GpuRequest
 from ml_experiments.errors import BackendError
 
-LONGEST_TIMEOUT_S = 24 * 3600
+MAX_TIMEOUT_S = 24 * 3600
 
 # what Modal reserves when nothing is asked for
 _LEAST_CORES = 0.125
@@ -27,7 +27,7 @@ class HostResources:
     memory_mib: tuple[int, int]
 
     @property
-    def most_memory_gib(self) -> float:
+    def max_memory_gib(self) -> float:
         """The limit of memory."""
         return self.memory_mib[1] / _MIB_PER_GIB
 
@@ -63,10 +63,10 @@ def check_timeout(seconds: object) -> int:
     Raises:
         BackendError: If it is not a whole number of seconds from 1 to 24 hours.
     """
-    if not _is_above_zero(seconds) or int(seconds) != seconds or seconds > LONGEST_TIMEOUT_S:
+    if not _is_above_zero(seconds) or int(seconds) != seconds or seconds > MAX_TIMEOUT_S:
         raise BackendError(
             f"timeout is {seconds!r}; it must be a whole number of seconds from 1 to "
-            f"{LONGEST_TIMEOUT_S} (24 h, after which Modal ends every call; save checkpoints and "
+            f"{MAX_TIMEOUT_S} (24 h, after which Modal ends every call; save checkpoints and "
             "go on in another one)"
         )
     return int(seconds)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import modal
 
-from ml_experiments.backends.base import Observer, RunHandle
+from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.cost import cost_of
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import fetch_run_folder
@@ -20,10 +20,12 @@ from ml_experiments.backends.modal.image import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal.logs import LiveLogs
 from ml_experiments.backends.modal.outcome import describe_lost_call
 from ml_experiments.errors import AuthError, BackendError, RunNotCollectedError
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
-from ml_experiments.settings import secret_values
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
 
 # what only Modal itself raises at the end of a call
 _ENDINGS = (

@@ -8,12 +8,12 @@ across containers, which see each other's files but not their processes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.cache.layout import CacheLayout
+from ml_experiments.cache.open_files import open_files
 from ml_experiments.cache.usage.leases import read_leases
 
 DOWNLOAD_GRACE_S = 900.0
@@ -44,56 +44,6 @@ def find_in_use(layout: CacheLayout) -> InUse:
     return InUse(open_files(layout.root), repos)
 
 
-def open_files(root: Path, pids: Iterable[int] | None = None) -> dict[str, str]:
-    """Return who has which file below `root` open or mapped, as `python (process 123)`.
-
-    Processes of other users are seen only by root, and none at all where there is no /proc.
-
-    Args:
-        root: A folder, symbolic links resolved.
-        pids: The processes to look at; all by default.
-    """
-    prefix = f"{root}{os.sep}"
-    found: dict[str, str] = {}
-    for process in _processes() if pids is None else (Path(f"/proc/{pid}") for pid in pids):
-        paths = [p for p in _paths_of(process, prefix) if p.startswith(prefix)]
-        if paths:
-            owner = _describe(process)
-            found.update((path, owner) for path in paths)
-    return found
-
-
 def is_recent(modified: float, now: float) -> bool:
     """Return whether a partial file was written to so recently that a download may go on."""
     return now - modified < DOWNLOAD_GRACE_S
-
-
-def _processes() -> Iterable[Path]:
-    proc = Path("/proc")
-    if not (proc / "self" / "maps").exists():
-        return []
-    return [path for path in proc.iterdir() if path.name.isdigit()]
-
-
-def _paths_of(process: Path, prefix: str) -> list[str]:
-    paths = []
-    try:
-        for descriptor in os.scandir(process / "fd"):
-            try:
-                paths.append(str(Path(descriptor.path).readlink()))
-            except OSError:
-                continue  # closed since the folder was read
-        maps = (process / "maps").read_text("utf-8", "surrogateescape")
-    except OSError:
-        return paths  # it ended, or belongs to another user
-    if prefix in maps:
-        paths.extend(line[line.index(prefix) :] for line in maps.split("\n") if prefix in line)
-    return paths
-
-
-def _describe(process: Path) -> str:
-    try:
-        name = (process / "comm").read_text("utf-8", "replace").strip()
-    except OSError:
-        name = "ended"
-    return f"{name} (process {process.name})"

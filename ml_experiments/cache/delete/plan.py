@@ -22,7 +22,7 @@ from ml_experiments.cache.layout import LOCKS_FOLDER, Kind
 from ml_experiments.cache.patterns import NamePattern
 from ml_experiments.cache.scan.scanning import parse_repo_folder, paused_collector, scan
 from ml_experiments.cache.shared_blobs import StoreForecast
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import suggest
 
 BYTES_PER_MB = 1_000_000
 

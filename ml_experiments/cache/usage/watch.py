@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ml_experiments.cache.delete.in_use import open_files
 from ml_experiments.cache.disk import link_target
 from ml_experiments.cache.layout import find_layout, repo_folder
+from ml_experiments.cache.open_files import open_files
 
 _RESOLVING_MODULES = ("file_download.py", "_snapshot_download.py")
 _FRAMES_LOOKED_AT = 8

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import signal
 
-from ml_experiments.execution.failures import hint_for
+from ml_experiments.execution.hints import Hints
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import ErrorKind, RunError, RunSpec
+from ml_experiments.runs.result import ErrorKind, RunError
+from ml_experiments.runs.spec import RunSpec
 
 _CRASH_MARK = "Fatal Python error"
 _LONGEST_CRASH_REPORT = 16 * 1024
 
 
-def describe_death_in_run(code: int, spec: RunSpec, log_tail: str) -> RunError:
+def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints) -> RunError:
     """Return the error of a run whose process ended with this code, negative for a signal."""
     if code >= 0:
         text = f"the experiment ended its process with exit code {code} (os._exit or alike)"
@@ -25,7 +26,7 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str) -> RunError:
             ErrorKind.HOST_OOM,
             name,
             text,
-            hint=f"if memory was the cause, {hint_for(ErrorKind.HOST_OOM, None, spec)}",
+            hint=f"if memory was the cause, {hints.hint_for(ErrorKind.HOST_OOM, None, spec)}",
         )
     text = f"the experiment crashed its process with {name}"
     hint = "a native library crashed; the traceback shows the Python line that called it"
@@ -43,14 +44,14 @@ def describe_failed_start(what: str, log_tail: str) -> RunError:
     )
 
 
-def describe_hard_timeout(spec: RunSpec) -> RunError:
+def describe_hard_timeout(spec: RunSpec, hints: Hints) -> RunError:
     """Return the error of a run that was ended at its timeout."""
     return RunError(
         ErrorKind.TIMEOUT,
         "TimeoutError",
         f"the run was ended after {spec.timeout_s:g} s; it did not stop by itself "
         f"after the soft timeout at {spec.soft_timeout_s:g} s",
-        hint=hint_for(ErrorKind.TIMEOUT, None, spec),
+        hint=hints.hint_for(ErrorKind.TIMEOUT, None, spec),
     )
 
 

@@ -1,7 +1,7 @@
-"""The worker process of the local backend: executes runs one after another.
+"""The worker process: executes runs one after another.
 
-Started by `worker_process` as `python -m ml_experiments.execution.worker.main FD`, where FD is one end
-of a socket pair. Both sides send one JSON object a line:
+Started by `process.py` as `python -m ml_experiments.execution.worker.main FD`, where FD is one
+end of a socket pair. Both sides send one JSON object a line:
 
     to the worker     {"run": spec, "folder": path, "secrets": [...]}   {"cancel": run_id}
     from the worker   {"event": "started" | "progress" | "metrics" | "finished", "run": id, ...}
@@ -31,8 +31,10 @@ from typing import Any, BinaryIO
 import psutil
 
 from ml_experiments.execution.execute import execute_run
+from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.process_state import StateKeeper
-from ml_experiments.redaction.redactor import Redactor, redact_file
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.streams import redact_file
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
 
@@ -89,6 +91,7 @@ class Worker:
                 folder,
                 emit=lambda event: self.send({**event, **run}),
                 warm=self._warm,
+                hints=Hints(),
                 interrupt="cancels",
                 secrets=secrets,
             )

@@ -20,8 +20,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from ml_experiments.errors import AuthError, CacheError, ConfigError, Error
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import AuthError, CacheError, ConfigError, Error, suggest
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_NETWORK_NEEDED = "or use model_name=tiny-digits, which needs no network"

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ml_experiments.errors import ConfigError
-from ml_experiments.suggestions import suggest
+from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.tasks.text_to_image.batches import Drawing, PictureRequest
 from ml_experiments.tasks.text_to_image.denoiser import denoising_networks
 from ml_experiments.tasks.text_to_image.loading import LoadedPipeline

@@ -14,7 +14,8 @@ from pydantic import Field, PositiveInt
 
 from ml_experiments.errors import SoftTimeout
 from ml_experiments.execution.resource_usage import memory_and_gpu_use
-from ml_experiments.experiment.base import Experiment, ExperimentConfig, current_run
+from ml_experiments.experiment.base import Experiment, ExperimentConfig
+from ml_experiments.experiment.context import current_run
 
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.batches import Drawing, PictureRequest

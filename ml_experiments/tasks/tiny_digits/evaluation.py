@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from ml_experiments.experiment.base import current_run
+from ml_experiments.experiment.context import current_run
 from ml_experiments.tasks.tiny_digits.autoencoder import paint
 from ml_experiments.tasks.tiny_digits.digits import Digits, palette
 from ml_experiments.tasks.tiny_digits.judge import (

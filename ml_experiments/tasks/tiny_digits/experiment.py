@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ml_experiments.experiment.base import Experiment, ExperimentConfig, current_run
+from ml_experiments.experiment.base import Experiment, ExperimentConfig
+from ml_experiments.experiment.context import current_run
 from ml_experiments.serialization.files import write_atomically, write_json_atomically
 from ml_experiments.tasks.tiny_digits.model_card import render_model_card
 

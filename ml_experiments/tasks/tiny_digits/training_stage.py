@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment.base import current_run
+from ml_experiments.experiment.context import current_run
 from ml_experiments.serialization.files import open_atomically
 
 Losses = dict[str, torch.Tensor]

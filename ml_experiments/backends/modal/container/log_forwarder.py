@@ -5,8 +5,9 @@ a pipe that the same process reads would block for good a native library that pr
 keeps Python from running. It writes to the run's log file and to the container's output, where
 Modal's live logs come from, and there puts the events of the run between the lines.
 
-Started as `python -m ml_experiments.backends.modal.container.log_forwarder OUTPUT CONTROL`, where OUTPUT is the read end of
-a pipe and CONTROL one end of a socket pair, on which each JSON line is answered by its `number`:
+Started as `python -m ml_experiments.backends.modal.container.log_forwarder OUTPUT CONTROL`. OUTPUT
+is the read end of a pipe. CONTROL is one end of a socket pair, on which each JSON line is answered
+by its `number`:
 
     {"begin": path, "secrets": […]}   from now on, output belongs to this log file
     {"event": {…}}                    print an event, after what was printed before it
@@ -24,7 +25,8 @@ import socket
 import sys
 from typing import Any, BinaryIO
 
-from ml_experiments.redaction.redactor import Redactor, StreamRedactor
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.redaction.streams import StreamRedactor
 
 EVENT_MARK = b"ml-experiments: "
 _CHUNK = 1 << 16

@@ -5,75 +5,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import secrets as random_tokens
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpclib
 import modal
 import modal.experimental
 
 import ml_experiments
-from ml_experiments.backends.modal.events import ContainerOutput
+from ml_experiments.backends.modal.container.cache_operations import mounted_cache_dir
+from ml_experiments.backends.modal.container.output import ContainerOutput
+from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.image import CACHE_VOLUME, RUNS_VOLUME
 from ml_experiments.backends.modal.secrets import attached_values
-from ml_experiments.cache.operations import OPERATIONS
-from ml_experiments.cache.usage.leases import Lease, LeaseKeeper, sweep_leases
+from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.execute import about_this_process, execute_run
-from ml_experiments.execution.failures import describe_failure
 from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import ErrorKind, RunError, RunResult, RunSpec, RunStatus
-from ml_experiments.settings import runs_dir, secret_values, whole_environment
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
+from ml_experiments.settings import runs_dir, whole_environment
 
 # next to this package; searched for the experiment only, not by the container as a whole: a
 # user's random.py must not hide the standard one from it
 SOURCE_FOLDER = "experiment_source"
 
-# Modal ends a function after a day at most; a lease that is older is nobody's, even if Modal
-# can't be asked
-_LONGEST_RUN_S = 25 * 3600.0
-
 logger = logging.getLogger(__name__)
 
 _warm = WarmExperiment()
-
-
-def make_request(
-    spec: RunSpec, manifest: dict[str, Any], secrets: Iterable[str], submission: str | None = None
-) -> dict[str, Any]:
-    """Return what `run_remote` takes: JSON.
-
-    Args:
-        spec: What to run.
-        manifest: What the client knows of the run's origin.
-        secrets: Values that no record may hold; only those that the spec holds travel.
-        submission: Tells a new submission, after which old results don't count, from a rerun;
-            drawn by default.
-    """
-    texts = list(_texts_in([spec.config, spec.name, spec.tags]))
-    return {
-        "spec": spec.to_dict(),
-        "manifest": {**manifest, "submission": submission or random_tokens.token_hex(8)},
-        "secrets": [value for value in secrets if value and any(value in text for text in texts)],
-    }
-
-
-def _texts_in(data: Any) -> Iterator[str]:
-    """Yield every text in JSON, keys included."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict):
-        for key, value in data.items():
-            yield key
-            yield from _texts_in(value)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _texts_in(value)
 
 
 def run_remote(request: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +63,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
                 folder,
                 emit=output.send,
                 warm=_warm,
+                hints=ModalHints(),
                 interrupt="preempts",
                 cancellations=(modal.exception.InputCancellation,),
                 secrets=hidden,
@@ -122,35 +84,6 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     return _portable(result if failure is None else _not_stored(result, failure))
 
 
-def list_cached_models() -> list[str]:
-    """Return the names of the models in the cache."""
-    found = cache_operation("list", {"kind": "model"})
-    # of a download that failed at its start there is a name, but nothing to use
-    return sorted({item["name"] for item in found["items"] if item["files"]})
-
-
-def clear_cache(pattern: str | None, force: bool) -> dict[str, Any]:
-    """Delete models from the cache, or say what would be deleted."""
-    return cache_operation("clear", {"pattern": pattern, "force": force})
-
-
-def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Do one of `OPERATIONS` to the cache volume, as it is now, and keep what has changed."""
-    volume = modal.Volume.from_name(CACHE_VOLUME)
-    volume.reload()
-    cache_dir = _cache_dir()
-    if operation in ("clear", "verify"):  # those that must not touch what a run uses
-        sweep_leases(cache_dir, _goes_on)
-    try:
-        return OPERATIONS[operation](cache_dir, **arguments)
-    finally:
-        volume.commit()  # also what a download that failed has finished
-
-
-def _cache_dir() -> Path:
-    return Path(whole_environment()["HF_HOME"]).parent
-
-
 def _lease_for(run_id: str) -> LeaseKeeper:
     """Return what tells other containers which models this run uses."""
 
@@ -159,34 +92,7 @@ def _lease_for(run_id: str) -> LeaseKeeper:
         if failure is not None:
             logger.warning("other containers may not see which models the run uses: %s", failure)
 
-    return LeaseKeeper(_cache_dir(), run_id, modal.current_function_call_id() or "", publish)
-
-
-def _goes_on(lease: Lease) -> bool:
-    """Return whether a run still goes on, as far as Modal knows."""
-    if time.time() - lease.since > _LONGEST_RUN_S:
-        return False
-    call = modal.FunctionCall.from_id(lease.holder)
-    try:
-        # of a map, which input was the run is not known: it counts until all have ended
-        return any(_is_unfinished(call, index) for index in range(call.num_inputs()))
-    except (modal.exception.NotFoundError, modal.exception.InvalidError):
-        return False  # too long ago for Modal to know it
-    except (grpclib.GRPCError, modal.exception.ConnectionError, OSError) as e:
-        logger.warning("whether run %s goes on is not known: %s", lease.run_id, e)
-        return True
-
-
-def _is_unfinished(call: modal.FunctionCall[Any], index: int) -> bool:
-    try:
-        call.get(timeout=0, index=index)
-    except TimeoutError:
-        return True
-    except (grpclib.GRPCError, modal.exception.ConnectionError):
-        raise
-    except Exception:  # noqa: BLE001 - what the run raised, or a container that was lost
-        return False
-    return False
+    return LeaseKeeper(mounted_cache_dir(), run_id, modal.current_function_call_id() or "", publish)
 
 
 def _here(spec: RunSpec) -> RunSpec:
@@ -261,7 +167,7 @@ def _not_begun(spec: RunSpec, error: BaseException) -> RunResult:
         status=RunStatus.ERROR,
         experiment_class=spec.experiment,
         results=None,
-        error=describe_failure(error, spec),
+        error=ModalHints().describe(error, spec),
     )
 
 

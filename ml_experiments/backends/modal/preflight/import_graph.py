@@ -42,7 +42,7 @@ class LocalModule:
 
 
 @dataclass(frozen=True)
-class ImportClosure:
+class ImportGraph:
     """What an experiment needs to be importable somewhere else.
 
     Attributes:
@@ -56,7 +56,7 @@ class ImportClosure:
     problems: tuple[str, ...]
 
 
-def walk_imports(module: str, import_paths: Sequence[Path] = ()) -> ImportClosure:
+def walk_imports(module: str, import_paths: Sequence[Path] = ()) -> ImportGraph:
     """Return everything that a module imports, directly or through the user's own modules.
 
     Args:
@@ -75,7 +75,7 @@ def walk_imports(module: str, import_paths: Sequence[Path] = ()) -> ImportClosur
             f"(looked in {searched}); give its file as path/to/file.py:Class"
         )
     walk.run()
-    return ImportClosure(
+    return ImportGraph(
         modules=tuple(walk.modules.values()),
         external=tuple(walk.external.values()),
         problems=tuple(walk.problems),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from packaging.utils import canonicalize_name
 
-from ml_experiments.experiment.reference import pip_name
+from ml_experiments.experiment.pip_names import pip_name
 
 # those that are met most; others are found where a package of theirs is installed
 _NAMESPACES = {

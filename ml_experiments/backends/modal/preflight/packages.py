@@ -17,7 +17,7 @@ from ml_experiments.backends.modal.preflight.namespaces import (
 )
 from ml_experiments.backends.modal.preflight.requirements import is_for_container
 from ml_experiments.errors import PreflightError
-from ml_experiments.experiment.reference import pip_name
+from ml_experiments.experiment.pip_names import pip_name
 
 LOCK_FILE = Path(__file__).parent.parent / "gpu_image" / "requirements-gpu.lock"
 INPUT_FILE = LOCK_FILE.with_suffix(".in")

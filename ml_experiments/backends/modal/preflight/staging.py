@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_experiments
 from ml_experiments.backends.modal.preflight.import_graph import (
     OWN_PACKAGE,
-    ImportClosure,
+    ImportGraph,
     LocalModule,
 )
 from ml_experiments.settings import runs_dir
@@ -37,15 +37,15 @@ class StagedSource:
     notes: tuple[str, ...]
 
 
-def stage_source(closure: ImportClosure, folder: Path) -> StagedSource:
-    """Copy every package and file of the user's that a closure needs into a new folder.
+def stage_source(graph: ImportGraph, folder: Path) -> StagedSource:
+    """Copy every package and file of the user's that a graph needs into a new folder.
 
     A regular package is copied as a whole, so that what it imports by computed names is there
     too, with its small data files.
     """
     folder.mkdir(parents=True)
     notes: list[str] = []
-    for module in _units(closure):
+    for module in _units(graph):
         target = folder.joinpath(*module.name.split("."))
         if module.path.name == "__init__.py":
             notes += _copy_package(module.path.parent, target)
@@ -60,10 +60,10 @@ def stage_this_package(folder: Path) -> None:
     _copy(_files_below(_THIS_PACKAGE), _THIS_PACKAGE, folder)
 
 
-def _units(closure: ImportClosure) -> Iterator[LocalModule]:
+def _units(graph: ImportGraph) -> Iterator[LocalModule]:
     """Yield each outermost regular package, and each file that is in none."""
-    packages = {m.name for m in closure.modules if m.path.name == "__init__.py"}
-    for module in closure.modules:
+    packages = {m.name for m in graph.modules if m.path.name == "__init__.py"}
+    for module in graph.modules:
         parts = module.name.split(".")
         parents = {".".join(parts[:depth]) for depth in range(1, len(parts))}
         inside = not packages.isdisjoint(parents)

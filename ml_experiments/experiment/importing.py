@@ -1,0 +1,210 @@
+"""From a reference to the class, and from a class to its reference."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_experiments.errors import ExperimentPathError, suggest
+from ml_experiments.experiment.pip_names import pip_name
+from ml_experiments.experiment.reference import ExperimentPath, parse_experiment_path
+
+_importing = threading.local()  # `.path`: the class path whose module this thread imports
+
+
+def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[..., Any]:
+    """Import the class or function that a class path names.
+
+    Args:
+        path: The class path.
+        import_paths: Folders put first on `sys.path`.
+
+    Raises:
+        ExperimentPathError: If the module doesn't import, or holds no such experiment.
+    """
+    parsed = parse_experiment_path(path)
+    folders = list(dict.fromkeys([*import_paths, *([str(parsed.root)] if parsed.root else [])]))
+    if sys.path[: len(folders)] != folders:  # those of another experiment may stand before them
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+    module = _import(parsed)
+    target: Any = module
+    for part in parsed.name.split("."):
+        target = getattr(target, part, None)
+    if target is None:
+        raise ExperimentPathError(_not_in_module(parsed, module))
+    return check_experiment(target, path)
+
+
+def refuse_while_importing() -> None:
+    """Refuse to start a run from the top level of an experiment's own module.
+
+    Every process that executes the experiment imports the module, and would start the run anew.
+
+    Raises:
+        ExperimentPathError: If this thread is importing an experiment's module.
+    """
+    path = getattr(_importing, "path", None)
+    if path is not None:
+        raise ExperimentPathError(
+            f"a run is started while {path} is imported, so each process that executes the "
+            'experiment would start it again; put the call below: if __name__ == "__main__":'
+        )
+
+
+def check_experiment(target: Any, path: str) -> Callable[..., Any]:
+    """Return `target` if it's a class with `run()`, or a function; else say why it isn't."""
+    if inspect.isclass(target):
+        run = getattr(target, "run", None)
+        if not callable(run):
+            raise ExperimentPathError(
+                f"{path} has no run() method; an experiment is a class with "
+                "__init__(self, config) and run(self)"
+            )
+        _refuse_async(run, f"{path}.run()")
+        return target
+    if inspect.isfunction(target):
+        _refuse_async(target, path)
+        return target
+    raise ExperimentPathError(f"{path} is a {type(target).__name__}, not a class or a function")
+
+
+def _refuse_async(function: Callable[..., Any], name: str) -> None:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ExperimentPathError(
+            f"{name} is async, and would return before it has run; call asyncio.run() in it"
+        )
+
+
+def path_of(experiment: Callable[..., Any]) -> tuple[str, str | None]:
+    """Return the class path of a class or function, and the folder to import it from.
+
+    Raises:
+        ExperimentPathError: If another process could not import it.
+    """
+    check_experiment(experiment, getattr(experiment, "__qualname__", repr(experiment)))
+    name = experiment.__qualname__
+    if "<locals>" in name or "<lambda>" in name:
+        raise ExperimentPathError(
+            f"{name} is defined inside a function, where no other process can import it; "
+            "move it to the top level of its module"
+        )
+    module = sys.modules.get(experiment.__module__)
+    file = getattr(module, "__file__", None)
+    if experiment.__module__ != "__main__":
+        return f"{experiment.__module__}:{name}", _root_of(experiment.__module__, file)
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:  # started with python -m
+        return f"{spec.name}:{name}", _root_of(spec.name, file)
+    if file is None or not Path(file).is_file():
+        raise ExperimentPathError(
+            f"{name} is defined in a notebook or an interactive session, where no other process "
+            f"can import it; save it in a file, such as experiment.py, and run experiment.py:{name}"
+        )
+    return f"{Path(file).resolve()}:{name}", None
+
+
+def _root_of(module: str, file: str | None) -> str | None:
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    depth = module.count(".") + (1 if path.name == "__init__.py" else 0)
+    return str(path.parents[depth])
+
+
+def _import(parsed: ExperimentPath) -> ModuleType:
+    before = getattr(_importing, "path", None)
+    _importing.path = parsed.file or parsed.module
+    try:
+        if parsed.file is None:
+            return importlib.import_module(parsed.module)
+        return _import_file(parsed, parsed.file)
+    except ModuleNotFoundError as e:
+        raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
+    except ExperimentPathError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise ExperimentPathError(
+            f"importing {parsed.module} failed: {type(e).__name__}: {e}"
+        ) from e
+    finally:
+        _importing.path = before
+
+
+def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:
+    name = parsed.module
+    found = sys.modules.get(name)
+    if found is None and importlib.util.find_spec(name) is not None:
+        found = importlib.import_module(name)
+    if found is not None and getattr(found, "__file__", None):
+        if Path(str(found.__file__)).resolve() == file:
+            return found
+        # another module has the name already, as with a user's random.py
+        name = f"experiment_file_{re.sub(r'[^0-9A-Za-z_]', '_', str(file))}"
+        if name in sys.modules:
+            return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
+    missing = error.name or ""
+    if missing and (parsed.module == missing or parsed.module.startswith(f"{missing}.")):
+        parent, _, last = missing.rpartition(".")
+        outer = getattr(sys.modules.get(parent), last, None)
+        if inspect.isclass(outer):  # a class that is nested in it, after a dot
+            nested = f"{parsed.module.removeprefix(parent)[1:]}.{parsed.name}"
+            return f"{missing!r} is a class, not a module; write {parent}:{nested}"
+        return (
+            f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
+            f"in {parent or 'the current folder and the installed packages'}"
+        )
+    needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
+    if "." in missing:  # what holds it is there, or another package of its namespace
+        return f"{needs}; install the package that has it"
+    name = pip_name(missing)
+    return (
+        f"{needs}; install it with: pip install {name} (or, for a run on Modal, import it inside "
+        f"run() and give --pip {name})"
+    )
+
+
+def _siblings(package: str) -> list[str]:
+    import pkgutil
+
+    if not package:
+        return [m.name for m in pkgutil.iter_modules([str(Path.cwd())])]
+    module = sys.modules.get(package)
+    return [m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))]
+
+
+def _not_in_module(parsed: ExperimentPath, module: ModuleType) -> str:
+    names = sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and callable(getattr(value, "run", None))
+    )
+    known = ", ".join(names) if names else "none"
+    return (
+        f"{parsed.module} has no {parsed.name!r}{suggest(parsed.name, names)}; "
+        f"experiments in it: {known}"
+    )
