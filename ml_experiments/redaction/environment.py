@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
+from ml_experiments.settings import whole_environment
 
 _SHORTEST_SECRET = 8
 
@@ -16,7 +16,7 @@ def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ..
     Records are searched for these values, so short ones, which would match by accident, are
     left out.
     """
-    variables = os.environ if environment is None else environment
+    variables = whole_environment() if environment is None else environment
     found = {
         secret
         for name, value in variables.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import write_home
+from tests.support.cache_command import write_home
 from tests.support.hub_server import HubServer
 
 

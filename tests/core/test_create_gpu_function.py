@@ -16,14 +16,14 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends.modal.gpu_functions import create_gpu_function
 from ml_experiments.core import modal_runner
+from ml_experiments.core.modal_runner import create_gpu_function
 from ml_experiments.errors import BackendError, ConfigError, Error, GpuTypeError
 from modal_emulator import Emulator
 from tests.core.conftest import Modal
 
 DEFINE = """
-    from ml_experiments.backends.modal.gpu_functions import create_gpu_function
+    from ml_experiments.core.modal_runner import create_gpu_function
 
     @create_gpu_function(gpu_type="t4")
     def where() -> str:
@@ -68,7 +68,7 @@ def test_it_works_in_a_users_own_file(
         "train.py",
         """
         import os
-        from ml_experiments.backends.modal.gpu_functions import create_gpu_function
+        from ml_experiments.core.modal_runner import create_gpu_function
 
         @create_gpu_function(gpu_type="a100", timeout=7200, memory=32768)
         def my_custom_training():
@@ -197,7 +197,7 @@ def test_decorators_in_between_are_not_taken_for_the_users_file(
         "between.py",
         """
         import modal
-        from ml_experiments.backends.modal.gpu_functions import create_gpu_function
+        from ml_experiments.core.modal_runner import create_gpu_function
         from tests.core.test_create_gpu_function import decorator_of_a_library
 
         @create_gpu_function()

@@ -14,7 +14,6 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends.modal.gpu_functions import create_gpu_function
 from ml_experiments.backends.modal.image import CORE_PACKAGES, ENVIRONMENT, LOCK_FILE, TOOLKIT_BASE
 from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.core import modal_runner
@@ -23,6 +22,7 @@ from ml_experiments.core.modal_runner import (
     app,
     cache_operation,
     clear_cache,
+    create_gpu_function,
     list_cached_models,
     run_experiment_local,
 )

@@ -16,8 +16,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from ml_experiments.backends.modal.gpu_functions import create_gpu_function
-from ml_experiments.core.modal_runner import run_experiment_local
+from ml_experiments.core.modal_runner import create_gpu_function, run_experiment_local
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.tasks.tiny_digits import model_dir
 from modal_emulator import Emulator

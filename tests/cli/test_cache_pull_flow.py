@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import COMMAND, A, answer, call, names
+from tests.support.cache_command import COMMAND, A, answer, call, names
 from tests.support.hub_server import HubServer
 
 

@@ -227,7 +227,7 @@ def test_import_cycles_end(tmp_path: Path) -> None:
 
 
 def test_this_package_is_followed_like_the_users_own() -> None:
-    closure = walk_imports("ml_experiments.runs.spec")
+    closure = walk_imports("ml_experiments.runs.result")
     assert {"ml_experiments", "ml_experiments.errors"} <= names(closure)
 
 

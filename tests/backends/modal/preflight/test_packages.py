@@ -19,7 +19,7 @@ from ml_experiments.backends.modal.preflight.packages import (
 )
 from ml_experiments.errors import PreflightError
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[4]
 
 
 def imported(module: str, *names: str, optional: bool = False) -> Import:

@@ -288,7 +288,7 @@ def test_a_process_with_an_odd_name_is_known_until_it_ends() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[3],
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -372,4 +372,4 @@ from ml_experiments.runs.provenance.environment import describe_environment
 describe_environment(); describe_code(Path.cwd())
 assert not {"torch", "numpy"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

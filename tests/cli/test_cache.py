@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import A, B, answer, call, names
+from tests.support.cache_command import A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
 from tests.support.hub_server import HubServer
 

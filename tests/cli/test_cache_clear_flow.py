@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.cache_command import COMMAND, A, B, answer, call, names
+from tests.support.cache_command import COMMAND, A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
 
 

@@ -227,7 +227,7 @@ def test_values_of_secrets_are_told_from_the_environment_of_a_container() -> Non
 
 
 def test_the_supported_range_of_modal_is_pinned() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert any(d.startswith("modal") and "<1.7" in d for d in project["dependencies"])
 
 

@@ -61,7 +61,7 @@ def test_the_package_of_a_file_is_found_from_its_folders(tmp_path: Path) -> None
 def test_a_class_in_a_module_is_found_again_by_its_path() -> None:
     path, root = path_of(Fit)
     assert path == "tests.support.experiments:Fit"
-    assert root == str(Path(__file__).parent.parent)
+    assert root == str(Path(__file__).parents[2])
     assert load_experiment(path) is Fit
     assert load_experiment(path_of(train)[0]) is train
 

@@ -16,7 +16,7 @@ import pytest
 from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.backends.modal.cache import call_cache_operation
-from ml_experiments.backends.modal.container import run_remote as modal_app
+from ml_experiments.backends.modal.container.run_remote import run_remote
 from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     CACHE_VOLUME,
@@ -26,14 +26,15 @@ from ml_experiments.backends.modal.image import (
     runs_volume,
     with_this_package,
 )
+from ml_experiments.backends.modal.request import make_request
 from ml_experiments.core import modal_runner
 from ml_experiments.runner.run import submit_experiment
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
-from tests.cache import leased_experiments
-from tests.cache.leased_experiments import Holds
+from tests.support import leased_experiments
 from tests.support.hub_server import HubServer
+from tests.support.leased_experiments import Holds
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -195,7 +196,7 @@ def test_one_run_of_a_map_holds_its_model_when_the_first_has_ended(hub: HubServe
         secrets=[modal.Secret.from_dict(hub.environment())],
         volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
         max_containers=1,
-    )(modal_app.run_remote)
+    )(run_remote)
     configs = ({"gate": "gate"}, {"gate": "second", "in_setup": "held/in-setup"})
     requests = [request(f"{file.stem}:Holds", config) for config in configs]
     with app.run(), ThreadPoolExecutor(1) as thread:
@@ -220,4 +221,4 @@ def request(experiment: str, config: dict[str, Any]) -> dict[str, Any]:
         created_at="",
         backend="modal",
     )
-    return modal_app.make_request(spec, {"run_id": spec.run_id}, ())
+    return make_request(spec, {"run_id": spec.run_id}, ())

@@ -76,7 +76,7 @@ def list_in_a_process(runs: Path, before: str = "", program: tuple[str, ...] = (
     done = subprocess.run(
         [*program, sys.executable, "-c", code],
         env={**os.environ, "ML_EXPERIMENTS_RUNS_DIR": str(runs)},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

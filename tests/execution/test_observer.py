@@ -53,12 +53,12 @@ def test_a_run_goes_on_without_an_observer_that_failed(
     method: str, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     observer = Fails(method, "finished")
-    with caplog.at_level(logging.WARNING, "ml_experiments.runner.observers"):
+    with caplog.at_level(logging.WARNING, "ml_experiments.execution.observer"):
         result = run_experiment(Fit, {"steps": 3}, backend=backend, observer=observer)
     assert result.status is RunStatus.SUCCESS
     assert observer.heard[-1] == "finished"
     assert observer.heard.count(method) == 1
-    (told,) = [r for r in caplog.records if r.name == "ml_experiments.runner.observers"]
+    (told,) = [r for r in caplog.records if r.name == "ml_experiments.execution.observer"]
     assert f"Fails.{method}() failed (RuntimeError: the display is broken)" in told.getMessage()
     assert result.run_id in told.getMessage()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import modal
 import pytest
 
+from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
     CACHE_VOLUME,
@@ -18,13 +19,14 @@ from ml_experiments.backends.modal.image import (
     runs_volume,
 )
 from ml_experiments.core.modal_runner import run_experiment_local
-from ml_experiments.execution.failures import describe_failure
+from ml_experiments.execution.hints import Hints
 from ml_experiments.runs.result import ErrorKind
 from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
 
 FREE_RUNS = f"modal volume rm -r {RUNS_VOLUME} RUN_ID"
 FREE_CACHE = "ml-experiments cache clear PATTERN"
+HINTS = {"local": Hints(), "modal": ModalHints()}
 
 
 def full_disk(
@@ -32,7 +34,7 @@ def full_disk(
 ) -> str:
     """Return the hint for a full disk."""
     error = OSError(number, os.strerror(number), file)
-    described = describe_failure(error, RunSpec("run-1", "m:C", {}, 0, "", backend=backend))
+    described = HINTS[backend].describe(error, RunSpec("run-1", "m:C", {}, 0, "", backend=backend))
     assert described.kind is ErrorKind.INFRASTRUCTURE
     return described.hint
 
@@ -52,13 +54,13 @@ def full_disk(
 )
 def test_a_missing_module_is_installed_by_its_package(backend: str, module: str, hint: str) -> None:
     error = ModuleNotFoundError(f"No module named {module!r}", name=module)
-    described = describe_failure(error, RunSpec("run-1", "m:C", {}, 0, "", backend=backend))
+    described = HINTS[backend].describe(error, RunSpec("run-1", "m:C", {}, 0, "", backend=backend))
     assert described.hint.startswith(hint)
 
 
 def test_a_name_that_a_module_lacks_is_no_missing_package() -> None:
     error = ImportError("cannot import name 'x' from 'torch'", name="torch")
-    assert describe_failure(error, RunSpec("run-1", "m:C", {}, 0, "")).hint == ""
+    assert Hints().describe(error, RunSpec("run-1", "m:C", {}, 0, "")).hint == ""
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

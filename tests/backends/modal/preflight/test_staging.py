@@ -13,7 +13,7 @@ from ml_experiments.backends.modal.preflight.staging import (
     stage_source,
     stage_this_package,
 )
-from tests.preflight.test_closure import write
+from tests.backends.modal.preflight.test_import_graph import write
 
 
 def stage(module: str, *roots: Path, into: Path) -> StagedSource:
