@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ml_experiments.errors import RunFolderError
-from ml_experiments.serialization.files import parse_strict_json, write_json_atomically
-from ml_experiments.runs.provenance.processes import is_alive, this_process
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.provenance.processes import is_alive, this_process
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.files import parse_strict_json, write_json_atomically
 
 __all__ = ["RunFolder", "is_alive", "this_process"]
 

@@ -7,21 +7,10 @@ import datetime
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
-
 
 LONGEST_GRACE_S = 30.0
 SHORTEST_GRACE_S = 1.0
-
-
-
-
-
-
-
-
 
 
 @dataclass(frozen=True)
@@ -87,8 +76,6 @@ class PreparedRun:
     spec: RunSpec
     secrets: tuple[str, ...]
     plan: Any = None
-
-
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:

@@ -11,15 +11,13 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ml_experiments.runs.provenance.git import describe_code
-from ml_experiments.runs.provenance.processes import is_alive
-from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.provenance.processes import is_alive, this_process
 
 __all__ = [
     "describe_code",
@@ -64,14 +62,6 @@ def package_versions() -> dict[str, str]:
                 # of two, the first on the path is what is imported
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return dict(sorted(found.items()))
-
-
-
-
-
-
-
-
 
 
 def _parse_entry(place: Path, entry: str) -> tuple[str, str]:
