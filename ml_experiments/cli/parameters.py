@@ -1,10 +1,17 @@
-"""Kinds of command-line values that click doesn't have."""
+"""Command-line options made from a set of options, and the kinds of values that click lacks."""
 
 from __future__ import annotations
 
 import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from ml_experiments.config.options import descriptions
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNITS_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -62,3 +69,66 @@ class Tag(click.ParamType[tuple[str, str]]):
         if not equals or not key.strip():
             self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
         return key.strip(), text
+
+
+def options_of(schema: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options of a TypedDict to a command.
+
+    `timeout_s` becomes `--timeout`, `memory_gib` `--memory`; a list or a dict is an option that
+    may be repeated, without the plural's s: `secrets` becomes `--secret`.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, (kind, text) in reversed(descriptions(schema).items()):
+            command = _option(name, kind, text)(command)
+        return command
+
+    return decorate
+
+
+def given_options(schema: type[Any]) -> dict[str, Any]:
+    """Return those options of a TypedDict that stand on the current command line."""
+    context = click.get_current_context()
+    return {
+        name: dict(value) if _flavour(kind) is Mapping else value
+        for name, (kind, _) in descriptions(schema).items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for value in [context.params[name]]
+    }
+
+
+def flag_of(name: str, kind: Any) -> str:
+    """Return the flag of an option, such as `--timeout` for `timeout_s`."""
+    is_repeated = _flavour(kind) in (list, Mapping)
+    word = name.removesuffix("s") if is_repeated else re.sub("_(s|gib)$", "", name)
+    return f"--{word.replace('_', '-')}"
+
+
+def _option(name: str, kind: Any, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flavour, flag = _flavour(kind), flag_of(name, kind)
+    if flavour is bool:
+        return click.option(flag, name, is_flag=True, help=text)
+    if flavour is list:
+        return click.option(flag, name, multiple=True, help=f"{text} Repeatable.")
+    if flavour is Mapping:
+        return click.option(flag, name, type=Tag(), multiple=True, help=f"{text} Repeatable.")
+    if flavour is Path:
+        return click.option(flag, name, type=click.Path(path_type=Path), help=text)
+    if flavour is float and name.endswith("_s"):
+        return click.option(flag, name, type=Duration(), help=f"{text} Such as 90s, 30m or 2h.")
+    return click.option(flag, name, type=flavour, help=text)
+
+
+def _flavour(kind: Any) -> type[Any]:
+    """Return what decides how an option is written: bool, int, float, str, Path, list, Mapping."""
+    kinds = [k for k in (typing.get_args(kind) or (kind,)) if k is not type(None)]
+    origin = typing.get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return Mapping
+    for inner in kinds:
+        inner_origin = typing.get_origin(inner)
+        if isinstance(inner_origin, type) and issubclass(inner_origin, Mapping):
+            return Mapping
+    if str(origin).endswith("Sequence'>"):
+        return list
+    return Path if Path in kinds else kinds[0]

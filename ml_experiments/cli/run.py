@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml_experiments.cli.parameters import Duration, Tag
+from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.cli.parameters import flag_of, given_options, options_of
+from ml_experiments.config.options import descriptions
+from ml_experiments.runner.options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,22 +30,8 @@ EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
 @click.option("--backend", default=None, help="local or modal; modal when --gpu is given.")
-@click.option("--gpu", help="GPU type on Modal: a10g, h100:2, or h100,a100-80gb as a fallback.")
-@click.option("--timeout", "timeout_s", type=Duration(), help="End the run after 90s, 30m, 2h, ...")
-@click.option("--seed", type=int, help="Seed of random, numpy and torch; drawn when not given.")
-@click.option("--name", help="What the run is called in lists.")
-@click.option("--tag", "tags", type=Tag(), multiple=True, help="Recorded with the run; repeatable.")
-@click.option("--secret", "secret_names", multiple=True, help="Modal secret to attach; repeatable.")
-@click.option("--pip", "pip", multiple=True, help="Package to add to the Modal image; repeatable.")
-@click.option(
-    "--requirements",
-    type=click.Path(path_type=Path),
-    help="File with packages to add to the Modal image.",
-)
-@click.option("--cpu", type=float, help="CPU cores on Modal.")
-@click.option("--memory", "memory_gib", type=float, help="Memory on Modal, in GiB.")
-@click.option("--cuda-toolkit", is_flag=True, help="Modal image with nvcc, to compile kernels.")
-@click.option("--prefetch", is_flag=True, help="Download the models that the config names first.")
+@options_of(RunOptions)
+@options_of(ModalOptions)
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
@@ -51,21 +40,10 @@ def run(
     overrides: tuple[str, ...],
     config_file: Path | None,
     backend: str | None,
-    gpu: str | None,
-    timeout_s: float | None,
-    seed: int | None,
-    name: str | None,
-    tags: tuple[tuple[str, str], ...],
-    secret_names: tuple[str, ...],
-    pip: tuple[str, ...],
-    requirements: Path | None,
-    cpu: float | None,
-    memory_gib: float | None,
-    cuda_toolkit: bool,
-    prefetch: bool,
     dry_run: bool,
     as_json: bool,
     debug: bool,
+    **_options: Any,
 ) -> int:
     """Run an experiment: a class with run(), or a function.
 
@@ -82,32 +60,19 @@ def run(
     from ml_experiments.runner.run import submit_run
 
     config = load_config(config_file, overrides)
-    backend_name = backend or ("local" if gpu is None else "modal")
+    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
+    backend_name = backend or ("modal" if "gpu" in options else "local")
     if debug:
         if backend_name != "local":
             raise click.UsageError("--debug runs in this process; it can't go with another backend")
         backend_name = "debug"
-    options = {
-        "secrets": secret_names,
-        "pip": pip,
-        "requirements": requirements,
-        "cpu": cpu,
-        "memory_gib": memory_gib,
-        "cuda_toolkit": cuda_toolkit,
-    }
-    if backend_name != "modal":
-        options = _refuse_modal_options(options)
-    with open_backend(backend_name, **options) as opened:
-        prepared = prepare_run(
-            class_path,
-            config,
-            backend=opened,
-            timeout_s=timeout_s,
-            seed=seed,
-            gpu=gpu,
-            name=name,
-            tags=dict(tags),
-        )
+    if for_modal and backend_name != "modal":
+        name = next(iter(for_modal))
+        flag = flag_of(name, descriptions(ModalOptions)[name][0])
+        raise click.UsageError(f"{flag} goes with --backend modal")
+    prefetch = options.pop("prefetch", False)
+    with open_backend(backend_name, **for_modal) as opened:
+        prepared = prepare_run(class_path, config, backend=opened, **options)
         if dry_run:
             record = Redactor(prepared.secrets).redact_json(prepared.spec.to_dict())
             click.echo(json.dumps(record, indent=None if as_json else 2))
@@ -145,12 +110,3 @@ def report(result: RunResult, as_json: bool) -> int:
     else:
         print_report(result)
     return EXIT_CODES[result.status]
-
-
-def _refuse_modal_options(options: dict[str, Any]) -> dict[str, Any]:
-    # not by truth: --cpu 0 was given
-    given = [n for n, v in options.items() if not (v is None or v is False or v == ())]
-    if given:
-        flag = {"secrets": "secret", "memory_gib": "memory"}.get(given[0], given[0])
-        raise click.UsageError(f"--{flag.replace('_', '-')} goes with --backend modal")
-    return {}

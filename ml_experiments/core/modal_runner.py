@@ -15,9 +15,10 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Unpack
 
 import modal
+from typing_extensions import Doc
 
 from ml_experiments.backends.modal.container import cache_operations, run_remote
 from ml_experiments.backends.modal.errors import require_access
@@ -32,13 +33,17 @@ from ml_experiments.backends.modal.image import (
     runs_volume,
     with_this_package,
 )
+from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.resources import check_timeout
+from ml_experiments.config.options import read_options
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.importing import load_experiment
+from ml_experiments.runner.options import RunOptions
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.spec import RunSpec, new_run_id
 
 __all__ = [
@@ -155,23 +160,18 @@ def create_gpu_function(
     )
 
 
+class ModalRunOptions(RunOptions, ModalOptions, total=False):
+    """What `run_experiment_local` takes besides its own parameters."""
+
+    runs_dir: Annotated[str | Path | None, Doc("Where the run folder goes.")]
+
+
 def run_experiment_local(
     experiment_config: Mapping[str, Any],
     experiment_class_path: str,
     gpu_type: str = DEFAULT_GPU_TYPE,
     timeout: int = DEFAULT_TIMEOUT_S,
-    *,
-    seed: int | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    secrets: Sequence[str] = (),
-    pip: Sequence[str] = (),
-    requirements: str | Path | None = None,
-    cpu: float | None = None,
-    memory_gib: float | None = None,
-    cuda_toolkit: bool = False,
-    prefetch: bool = False,
-    runs_dir: str | Path | None = None,
+    **options: Unpack[ModalRunOptions],
 ) -> dict[str, Any]:
     """Run an experiment on Modal from this machine, and wait for its result.
 
@@ -184,17 +184,7 @@ def run_experiment_local(
         experiment_class_path: Import path of the class.
         gpu_type: A GPU type, `h100:8` for several, `h100,a100-80gb` for alternatives.
         timeout: Seconds after which the run is ended, up to 24 hours.
-        seed: Seeds random, numpy and torch; drawn and recorded when None.
-        name: What the run is called in lists.
-        tags: Recorded with the run.
-        secrets: Modal secrets to attach besides the known ones that exist.
-        pip: Packages to add to the image.
-        requirements: A requirements file to add to the image.
-        cpu: CPU cores to reserve.
-        memory_gib: Memory to reserve.
-        cuda_toolkit: Use the image with nvcc, for experiments that compile kernels.
-        prefetch: Download the models that the config names first, without a GPU.
-        runs_dir: Where the run folder goes; by default what the settings say.
+        **options: See `ModalRunOptions`.
 
     Returns:
         `status`, `results`, `experiment_class`, `run_id`, `error`, `artifacts`, `timings`,
@@ -204,31 +194,27 @@ def run_experiment_local(
         AuthError: If there is no Modal token, or Modal rejected it.
         Error: If the run could not work; the message says what to do.
     """
+    for name, parameter in {"gpu": "gpu_type", "timeout_s": "timeout"}.items():
+        if name in options:
+            raise ConfigError(f"run_experiment_local takes {parameter}, not {name}")
+    checked = read_options(ModalRunOptions, options, "run_experiment_local")
     require_access()
     from ml_experiments.runner.live_display import live_display
     from ml_experiments.runner.run import run_experiment as run
 
+    runs_dir = checked.pop("runs_dir", None)
+    names = ModalOptions.__annotations__
     with live_display(quiet_stdout=False) as observer:
         result = run(
             experiment_class_path,
             experiment_config,
             backend="modal",
-            backend_options={
-                "secrets": secrets,
-                "pip": pip,
-                "requirements": requirements,
-                "cpu": cpu,
-                "memory_gib": memory_gib,
-                "cuda_toolkit": cuda_toolkit,
-            },
+            backend_options={name: value for name, value in checked.items() if name in names},
             runs_dir=Path(runs_dir) if runs_dir else None,
             observer=observer,
             gpu=gpu_type,
             timeout_s=check_timeout(timeout),
-            seed=seed,
-            name=name,
-            tags=tags,
-            prefetch=prefetch,
+            **{name: value for name, value in checked.items() if name not in names},
         )
     return result.to_dict()
 
@@ -252,5 +238,5 @@ def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int)
         backend="modal",
         timeout_s=timeout_s,
     )
-    manifest, secrets = {"run_id": run_id}, secret_config_values(checked)
-    return make_request(spec, manifest, secrets, submission=run_id)
+    manifest, secrets = Manifest(run_id=run_id), secret_config_values(checked)
+    return make_request(spec, manifest, secrets, submission=run_id).to_dict()

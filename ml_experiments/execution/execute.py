@@ -39,11 +39,11 @@ from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.environment import describe_environment
 from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
-from ml_experiments.serialization.typed_json import from_json
 from ml_experiments.serialization.writing import encode
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ def execute_run(
         return attempt.finish(time.perf_counter() - started)
 
 
-def about_this_process() -> dict[str, Any]:
-    """Return what a manifest says of the process, and its machine, that executes the run."""
-    return {"process": this_process(), "environment": _environment()}
+def with_this_process(manifest: Manifest) -> Manifest:
+    """Return a manifest that names this process and its machine as the ones that execute."""
+    return dataclasses.replace(manifest, process=this_process(), environment=_environment())
 
 
 @dataclass
@@ -137,7 +137,7 @@ class _Attempt:
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
         known = self.folder.read_manifest()
-        manifest = {**known, **about_this_process()}
+        manifest = with_this_process(known)
         if manifest != known:
             self.folder.write_manifest(manifest, self.redactor)
 
@@ -221,7 +221,7 @@ class _Attempt:
             run_id=self.spec.run_id,
             status=self.status,
             experiment_class=self.spec.experiment,
-            results=from_json(self.results),
+            results_json=self.results,
             error=self.error,
             artifacts=_try(self.folder.list_artifacts, ()),
             timings={**self.timings, "total_s": total_s},
@@ -250,10 +250,9 @@ class _Attempt:
         if not models:
             return
         record_uses(_cache_dir(), models)
-        manifest = {
-            **self.folder.read_manifest(),
-            "cached_models": [model.to_dict() for model in models],
-        }
+        manifest = dataclasses.replace(
+            self.folder.read_manifest(), cached_models=tuple(model.to_dict() for model in models)
+        )
         self.folder.write_manifest(manifest, self.redactor)
 
     @contextmanager

@@ -196,7 +196,6 @@ class Supervision:
             run_id=self._spec.run_id,
             status=status,
             experiment_class=self._spec.experiment,
-            results=None,
             error=error,
             artifacts=self._folder.list_artifacts(),
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import inspect
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from ml_experiments.backends.base import Backend
+from ml_experiments.config.options import read_options
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
@@ -21,32 +21,10 @@ from ml_experiments.experiment.importing import load_experiment, path_of, refuse
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 
 _DRAWN_SEEDS = 2**31
-
-
-_LARGEST_SEED = 2**63 - 1  # what torch takes
-
-
-class RunOptions(TypedDict, total=False):
-    """What can be asked of a run besides its experiment and config.
-
-    Attributes:
-        timeout_s: The run is ended after so many seconds, and told a little earlier.
-        seed: Seeds random, numpy and torch; drawn and recorded when None.
-        gpu: A GPU type, count or fallback list, such as `h100:2` or `h100,a100-80gb`.
-        name: What the run is called in lists.
-        tags: Recorded with the run.
-        prefetch: Download the models that the config names first, before a GPU is paid for.
-    """
-
-    timeout_s: float | None
-    seed: int | None
-    gpu: str | None
-    name: str | None
-    tags: Mapping[str, str] | None
-    prefetch: bool
 
 
 def prepare_run(
@@ -62,9 +40,8 @@ def prepare_run(
         Error: If the run could not work; the message says what to do.
     """
     refuse_while_importing()
-    timeout_s, seed = options.get("timeout_s"), options.get("seed")
-    _check_numbers(timeout_s, seed)
-    _check_texts(options.get("name"), options.get("tags"))
+    asked = read_options(RunOptions, options, "run_experiment")
+    seed = asked.get("seed")
     path, import_paths = _locate(experiment)
     target = load_experiment(path, import_paths)
     _check_setup_fields(target)
@@ -76,10 +53,10 @@ def prepare_run(
         seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend=backend.name,
-        gpu=options.get("gpu"),
-        timeout_s=timeout_s,
-        name=options.get("name"),
-        tags=dict(options.get("tags") or {}),
+        gpu=asked.get("gpu"),
+        timeout_s=asked.get("timeout_s"),
+        name=asked.get("name"),
+        tags=dict(asked.get("tags", {})),
         import_paths=import_paths,
     )
     return backend.prepare(
@@ -117,29 +94,6 @@ def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]
     if root is not None:
         folders.insert(0, str(root))
     return path, tuple(dict.fromkeys(folders))
-
-
-def _check_numbers(timeout_s: object, seed: object) -> None:
-    # True is an int to Python
-    if timeout_s is not None and not (
-        isinstance(timeout_s, int | float)
-        and not isinstance(timeout_s, bool)
-        and 0 < timeout_s < math.inf
-    ):
-        raise ConfigError(f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0")
-    if seed is not None and not (
-        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= _LARGEST_SEED
-    ):
-        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to {_LARGEST_SEED}")
-
-
-def _check_texts(name: object, tags: object) -> None:
-    if not isinstance(name, str | None):
-        raise ConfigError(f"name is {name!r}; it must be a text")
-    if tags is not None and not (
-        isinstance(tags, Mapping) and all(isinstance(t, str) for pair in tags.items() for t in pair)
-    ):
-        raise ConfigError(f"tags is {tags!r}; it must be a dict of texts, such as {{'team': 'a'}}")
 
 
 def _check_setup_fields(target: Callable[..., Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
@@ -58,13 +60,13 @@ def _submit_again(
     """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
     redactor = Redactor(prepared.secrets)
     manifest = folder.read_manifest()
-    # where the attempt before executed says nothing about this one
-    kept = {name: fact for name, fact in manifest.items() if name not in ("process", "modal")}
+    # where the previous attempt executed says nothing about this one
+    pending = dataclasses.replace(manifest, client=this_process(), process=None, modal=None)
     result_before = folder.path / ".result-before.json"
     if folder.result_file.exists():
         folder.result_file.rename(result_before)
     try:
-        folder.write_manifest({**kept, "client": this_process()}, redactor)
+        folder.write_manifest(pending, redactor)
         handle = backend.submit(prepared, folder, observer)
     except BaseException:
         if result_before.exists() and not folder.result_file.exists():

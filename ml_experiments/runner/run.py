@@ -12,8 +12,10 @@ from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
-from ml_experiments.runner.prepare import RunOptions, prefetch_models, prepare_run
+from ml_experiments.runner.options import RunOptions
+from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.git_cache import CodeMemory
 from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunResult
@@ -91,12 +93,12 @@ def submit_run(
 ) -> RunHandle:
     """Open the run folder and hand a prepared run to its backend."""
     spec = prepared.spec
-    manifest = {
-        "run_id": spec.run_id,
-        "seed": spec.seed,
-        "code": _CODE.describe(Path.cwd()),
-        "client": this_process(),
-    }
+    manifest = Manifest(
+        run_id=spec.run_id,
+        seed=spec.seed,
+        code=_CODE.describe(Path.cwd()),
+        client=this_process(),
+    )
     redactor = Redactor(prepared.secrets)
     # absolute: the experiment may change the working folder
     place = (runs_dir or default_runs_dir()).expanduser().resolve()

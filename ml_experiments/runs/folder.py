@@ -19,35 +19,22 @@ import mimetypes
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from ml_experiments.errors import RunFolderError
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.provenance.processes import is_alive, this_process
+from ml_experiments.runs.manifest import Manifest
+from ml_experiments.runs.records import parse_record, read_json_object
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.files import parse_strict_json, write_json_atomically
 
-__all__ = ["RunFolder", "is_alive", "this_process"]
-
 logger = logging.getLogger(__name__)
 
-_TEXT_OR_NONE = (str, type(None))
-_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("run_id", "experiment", "experiment_class", "created_at", "backend"), str),
-    **dict.fromkeys(("type", "message", "traceback", "hint", "path", "media_type"), str),
-    **dict.fromkeys(("gpu", "name"), _TEXT_OR_NONE),
-    **dict.fromkeys(("config", "tags", "backend_options", "environment"), dict),
-    **dict.fromkeys(("timings", "cost"), dict),
-    **dict.fromkeys(("artifacts", "import_paths"), list),
-    **dict.fromkeys(("seed", "size_bytes"), int),
-    "timeout_s": (int, float, type(None)),
-}
-_MEMORY_USE = ("peak_memory_bytes", "peak_gpu_memory_bytes")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: Path, spec: RunSpec, manifest: dict[str, Any], redactor: Redactor
+        cls, runs_dir: Path, spec: RunSpec, manifest: Manifest, redactor: Redactor
     ) -> RunFolder:
         """Make the folder of a new run; it appears with its spec and manifest, or not at all.
 
@@ -71,7 +58,10 @@ class RunFolder:
             temporary.mkdir(parents=True)
             draft = cls(temporary)
             draft.log_file.touch()
-            for file, data in (("spec.json", spec.to_dict()), ("manifest.json", manifest)):
+            for file, data in (
+                ("spec.json", spec.to_dict()),
+                ("manifest.json", manifest.to_dict()),
+            ):
                 text = json.dumps(redactor.redact_json(data), indent=2, allow_nan=False)
                 (temporary / file).write_text(text + "\n", encoding="utf-8")
             temporary.rename(folder.path)
@@ -114,30 +104,17 @@ class RunFolder:
         Raises:
             RunFolderError: If spec.json is missing or not readable.
         """
-        data = self._read_json("spec.json")
-        try:
-            spec = RunSpec.from_dict(data)
-            _check_types(spec, data)
-        except (TypeError, KeyError, ValueError) as e:
-            raise RunFolderError(
-                f"{self.path / 'spec.json'} is not a run spec: {_describe(e)}"
-            ) from e
-        return spec
+        return self._read("spec.json", "a run spec", lambda data: parse_record(RunSpec, data))
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Manifest:
         """Return provenance: code, environment, machine, process.
 
         Raises:
             RunFolderError: If manifest.json is missing or not readable.
         """
-        manifest = self._read_json("manifest.json")
-        try:
-            _check_manifest(manifest)
-        except (TypeError, KeyError) as e:
-            raise RunFolderError(
-                f"{self.path / 'manifest.json'} is not a run's manifest: {_describe(e)}"
-            ) from e
-        return manifest
+        return self._read(
+            "manifest.json", "a run's manifest", lambda data: parse_record(Manifest, data)
+        )
 
     def read_result(self) -> RunResult:
         """Return the outcome.
@@ -145,14 +122,19 @@ class RunFolder:
         Raises:
             RunFolderError: If result.json is missing or not readable.
         """
-        data = self._read_json("result.json")
+        return self._read(
+            "result.json",
+            "a run's result",
+            lambda data: RunResult.from_dict(data, run_dir=self.path),
+        )
+
+    def _read(self, name: str, what: str, parse: Callable[[dict[str, Any]], T]) -> T:
+        file = self.path / name
+        data = read_json_object(file)
         try:
-            result = RunResult.from_dict(data, run_dir=self.path)
-            _check_types(result, data)
-        # an OSError comes of a time zone that is a folder of the system's
-        except (TypeError, KeyError, ValueError, OSError, RunFolderError) as e:
-            raise RunFolderError(f"{self.result_file} is not a run's result: {_describe(e)}") from e
-        return result
+            return parse(data)
+        except ValueError as e:
+            raise RunFolderError(f"{file} is not {what}: {e}") from e
 
     def open_metrics(self) -> TextIO:
         """Open metrics.jsonl for more lines; a last one that was cut short is ended first.
@@ -197,9 +179,9 @@ class RunFolder:
         """Replace what was asked for, when more of it turned out to be secret."""
         write_json_atomically(self.path / "spec.json", redactor.redact_json(spec.to_dict()))
 
-    def write_manifest(self, manifest: dict[str, Any], redactor: Redactor) -> None:
+    def write_manifest(self, manifest: Manifest, redactor: Redactor) -> None:
         """Replace the manifest."""
-        data = redactor.redact_json(manifest)
+        data = redactor.redact_json(manifest.to_dict())
         write_json_atomically(self.path / "manifest.json", data, durable=False)
 
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
@@ -232,38 +214,22 @@ class RunFolder:
         if self.result_file.exists():
             return self.read_result()
         spec, manifest = self.read_spec(), self.read_manifest()
-        has_started = "process" in manifest or "started_at" in manifest.get("modal", {})
         unfinished = RunResult(
             run_id=spec.run_id,
-            status=RunStatus.RUNNING if has_started else RunStatus.PENDING,
+            status=RunStatus.RUNNING if manifest.has_started else RunStatus.PENDING,
             experiment_class=spec.experiment,
-            results=None,
             run_dir=self.path,
         )
-        process = manifest.get("process") or manifest.get("client")
-        # a run that was handed over to Modal goes on without the client
-        is_elsewhere = "function_call_id" in manifest.get("modal", {})
-        if is_elsewhere or process is None or is_alive(process):
+        process = manifest.process or manifest.client
+        if manifest.is_on_modal or process is None or process.is_alive():
             return unfinished
         lost = RunError(
             kind=ErrorKind.INFRASTRUCTURE,
             type="ProcessLost",
-            message=f"process {process['pid']} ended without leaving a result",
+            message=f"process {process.pid} ended without leaving a result",
             hint=f"`ml-experiments runs resume {spec.run_id}` runs it again from its checkpoints",
         )
         return dataclasses.replace(unfinished, status=RunStatus.ERROR, error=lost)
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        try:
-            data = parse_strict_json(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as e:
-            raise RunFolderError(f"{file} is missing") from e
-        except (OSError, ValueError, RecursionError) as e:
-            raise RunFolderError(f"{file} is not readable: {e}") from e
-        if not isinstance(data, dict):
-            raise RunFolderError(f"{file} holds a {type(data).__name__}, not an object")
-        return data
 
 
 def _parse_metrics(line: str) -> dict[str, Any] | None:
@@ -272,39 +238,3 @@ def _parse_metrics(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _check_types(record: RunSpec | RunResult, data: Mapping[str, Any]) -> None:
-    """Raise TypeError for a field whose value is of another type than the record's."""
-    parts: list[Mapping[str, Any]] = [data]
-    if isinstance(record, RunResult):
-        parts += [*data["artifacts"], *([data["error"]] if data["error"] else [])]
-    for part in parts:
-        for name, value in part.items():
-            if not isinstance(value, _FIELD_TYPES.get(name, object)):
-                raise TypeError(f"{name} is a {type(value).__name__}")
-    if isinstance(record, RunResult):
-        use = {name: record.environment.get(name, 0) for name in _MEMORY_USE}
-        for name, value in (*record.timings.items(), *record.cost.items(), *use.items()):
-            if type(value) not in (int, float) or abs(value) > sys.float_info.max:
-                raise TypeError(f"{name} is {value!r:.50}, not a number")
-
-
-def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raise TypeError or KeyError unless what is read of a manifest is as it's written."""
-    for name in ("modal", "process", "client"):
-        if not isinstance(manifest.get(name, {}), dict):
-            raise TypeError(f"{name} is a {type(manifest[name]).__name__}, not an object")
-    for name in ("process", "client"):
-        process = manifest.get(name)
-        if process and not (
-            isinstance(process["hostname"], str)
-            and type(process["pid"]) is int
-            and 0 < process["pid"] < 2**31
-            and isinstance(process.get("create_time", 0.0), int | float)
-        ):
-            raise TypeError(f"{name} is {dict(process)!r:.100}, not a process")
-
-
-def _describe(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

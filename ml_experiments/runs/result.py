@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import Error
+from ml_experiments.errors import Error, RunFolderError
+from ml_experiments.runs.records import parse_record
+from ml_experiments.serialization.loading import load_file
+from ml_experiments.serialization.typed_json import from_json
+
+_MEMORY_USAGE = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
 class RunFailedError(Error):
@@ -72,15 +78,6 @@ class RunError:
     traceback: str = ""
     hint: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the error as JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunError:
-        """Read back what `to_dict` wrote."""
-        return cls(**{**data, "kind": ErrorKind(data["kind"])})
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -102,8 +99,8 @@ class RunResult:
     """What came of a run.
 
     Attributes:
-        results: What `run()` returned, decoded; a value that lives in a file is its
-            descriptor, which `load()` reads. After an error, what could be kept.
+        results_json: What `run()` returned, as JSON; `results` has it decoded. After an error,
+            what could be kept.
         timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`.
         cost: US dollars, where money was spent: `estimate_usd`, `worst_case_usd`.
         environment: Python, packages that matter, machine and devices of the run.
@@ -113,13 +110,27 @@ class RunResult:
     run_id: str
     status: RunStatus
     experiment_class: str
-    results: Any
+    results_json: Any = None
     error: RunError | None = None
     artifacts: tuple[Artifact, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     run_dir: Path | None = None
+
+    @functools.cached_property
+    def results(self) -> Any:
+        """What `run()` returned; a value that lives in a file is its descriptor, for `load()`.
+
+        Raises:
+            RunFolderError: If the record of the results is damaged.
+        """
+        try:
+            return from_json(self.results_json)
+        # an OSError comes of a time zone that is a folder of the system's
+        except (TypeError, KeyError, ValueError, OSError, Error) as e:
+            place = self.run_dir / "result.json" if self.run_dir else f"run {self.run_id}"
+            raise RunFolderError(f"{place}: the results are damaged: {e}") from e
 
     def raise_for_error(self) -> RunResult:
         """Return the result itself, or raise `RunFailedError` unless the run succeeded."""
@@ -129,14 +140,12 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as strict JSON, with the documented keys among its own."""
-        from ml_experiments.serialization.encoder import to_json
-
         return {
             "run_id": self.run_id,
             "status": str(self.status),
             "experiment_class": self.experiment_class,
-            "results": to_json(self.results),
-            "error": self.error.to_dict() if self.error else None,
+            "results": self.results_json,
+            "error": dataclasses.asdict(self.error) if self.error else None,
             "artifacts": [dataclasses.asdict(a) for a in self.artifacts],
             "timings": dict(self.timings),
             "environment": dict(self.environment),
@@ -146,21 +155,19 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], run_dir: Path | None = None) -> RunResult:
-        """Read back what `to_dict` wrote; `run_dir` says where the run folder is now."""
-        from ml_experiments.serialization.typed_json import from_json
+        """Read back what `to_dict` wrote; `run_dir` says where the run folder is now.
 
-        return cls(
-            run_id=data["run_id"],
-            status=RunStatus(data["status"]),
-            experiment_class=data["experiment_class"],
-            results=from_json(data["results"]),
-            error=RunError.from_dict(data["error"]) if data["error"] else None,
-            artifacts=tuple(Artifact(**a) for a in data["artifacts"]),
-            timings=dict(data["timings"]),
-            environment=dict(data["environment"]),
-            cost=dict(data["cost"]),
-            run_dir=run_dir,
-        )
+        Raises:
+            ValueError: If it is not a run's result.
+        """
+        if "results" not in data:
+            raise ValueError("'results' is missing")
+        record = {**data, "results_json": None, "run_dir": None}
+        result = parse_record(cls, record)
+        for name in _MEMORY_USAGE:
+            if not isinstance(result.environment.get(name, 0), int):
+                raise ValueError(f"{name} is {result.environment[name]!r:.50}, not a number")
+        return dataclasses.replace(result, results_json=data["results"], run_dir=run_dir)
 
     def load(self, descriptor: Mapping[str, Any]) -> Any:
         """Load the array, tensor, image, table or bytes that a descriptor in `results` names.
@@ -168,6 +175,4 @@ class RunResult:
         Raises:
             RunFolderError: If the run folder isn't here, or the file is missing from it.
         """
-        from ml_experiments.serialization.loading import load_file
-
         return load_file(descriptor, self.run_dir)

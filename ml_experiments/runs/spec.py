@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LONGEST_GRACE_S = 30.0
-SHORTEST_GRACE_S = 1.0
+MAX_GRACE_S = 30.0
+MIN_GRACE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,12 @@ class RunSpec:
         """
         if self.timeout_s is None:
             return None
-        grace_s = max(self.timeout_s / 10, min(SHORTEST_GRACE_S, self.timeout_s / 2))
-        return self.timeout_s - min(grace_s, LONGEST_GRACE_S)
+        grace_s = max(self.timeout_s / 10, min(MIN_GRACE_S, self.timeout_s / 2))
+        return self.timeout_s - min(grace_s, MAX_GRACE_S)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run spec as JSON."""
-        return {**dataclasses.asdict(self), "import_paths": list(self.import_paths)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
-        """Read back what `to_dict` wrote."""
-        return cls(**{**data, "import_paths": tuple(data["import_paths"])})
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from tests.support.experiments import Ends, Fit, Plain
@@ -74,7 +75,7 @@ def test_another_run_gets_its_own_observer_again() -> None:
 def test_a_worker_that_supervision_has_left_is_not_given_to_the_next_run(runs_dir: Path) -> None:
     with LocalBackend() as backend:
         prepared = prepare_run(Ends, {"how": "partial_results"}, backend=backend, timeout_s=3.0)
-        folder = RunFolder.create(runs_dir, prepared.spec, {}, Redactor(()))
+        folder = RunFolder.create(runs_dir, prepared.spec, Manifest(), Redactor(()))
         left = backend.submit(prepared, folder, Fails("started"))
         with pytest.raises(RuntimeError, match="the display is broken"):
             left.result(60)

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if how == "goes on":
                 (result.run_dir / "result.json").unlink()
                 manifest = json.loads((result.run_dir / "manifest.json").read_text())
-                manifest = {**manifest, "process": this_process(), "modal": {"app_url": "x"}}
+                manifest = {
+                    **manifest,
+                    "process": asdict(this_process()),
+                    "modal": {"app_url": "x"},
+                }
                 (result.run_dir / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -148,14 +153,14 @@ def test_a_metrics_line_that_is_no_strict_json_object_is_left_out(
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        ("spec.json", '{"run_id": 1}', "'import_paths' is missing"),
+        ("spec.json", '{"run_id": "1"}', "'experiment' is missing"),
         ("spec.json", "[" * 100_000, "recursion"),
         ("spec.json", {"config": "text"}, "config is a str"),
         ("spec.json", {"experiment": 5}, "experiment is a int"),
         ("spec.json", {"import_paths": "text"}, "import_paths is a str"),
-        ("result.json", {"timings": {"total_s": "long"}}, "total_s is 'long', not a number"),
+        ("result.json", {"timings": {"total_s": "long"}}, r"timings is \{'total_s': 'long'\}"),
         ("result.json", {"timings": []}, "timings is a list"),
-        ("result.json", {"cost": {"actual_usd": None}}, "actual_usd is None"),
+        ("result.json", {"cost": {"actual_usd": None}}, r"cost is \{'actual_usd': None\}"),
         ("result.json", {"environment": {"peak_memory_bytes": "much"}}, "peak_memory_bytes"),
         (
             "result.json",
@@ -167,7 +172,6 @@ def test_a_metrics_line_that_is_no_strict_json_object_is_left_out(
             {"error": {"kind": "import", "type": "E", "message": 4}},
             "message is a int",
         ),
-        ("result.json", {"results": {"$type": "date", "value": "soon"}}, "damaged date"),
     ],
 )
 def test_a_record_with_a_value_of_the_wrong_kind_is_named(
@@ -183,6 +187,18 @@ def test_a_record_with_a_value_of_the_wrong_kind_is_named(
     check_commands(folder.path.parent, file)
     (row,) = json.loads(call(folder.path.parent, "list", "--json")[1])
     assert str(path) in row["problem"]
+
+
+def test_damaged_results_are_named_when_they_are_looked_at(folder: RunFolder) -> None:
+    damaged = {"results": {"$type": "date", "value": "soon"}}
+    record = {**json.loads(folder.result_file.read_text()), **damaged}
+    folder.result_file.write_text(json.dumps(record))
+    result = folder.read_result()
+    assert result.to_dict()["results"] == damaged["results"]
+    with pytest.raises(RunFolderError, match="damaged date") as raised:
+        _ = result.results
+    assert str(folder.result_file) in str(raised.value)
+    check_commands(folder.path.parent, "result.json")
 
 
 @pytest.mark.parametrize(

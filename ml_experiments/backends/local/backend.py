@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.local.options import LocalOptions
 from ml_experiments.backends.local.run_handle import LocalRunHandle
+from ml_experiments.config.options import read_options
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.observer import Observer
@@ -21,18 +23,19 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
 class LocalBackend(Backend):
-    """Worker processes on this machine.
+    """Worker processes on this machine. Several share the cores evenly.
 
     Args:
-        max_workers: How many runs at a time; by default one per GPU, or one without any.
-            Several share the cores evenly (OMP_NUM_THREADS, unless it is set).
+        **options: See `LocalOptions`.
+
+    Raises:
+        ConfigError: If an option is unknown or not valid.
     """
 
     name: ClassVar[str] = "local"
 
-    def __init__(self, max_workers: int | None = None) -> None:
-        if max_workers is not None and max_workers < 1:
-            raise BackendError(f"max_workers is {max_workers}; it must be at least 1")
+    def __init__(self, **options: Unpack[LocalOptions]) -> None:
+        max_workers = read_options(LocalOptions, options, "LocalBackend").get("max_workers")
         gpus = list_gpus()
         count = max_workers or max(1, len(gpus))
         threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None

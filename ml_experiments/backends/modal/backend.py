@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
     complete_spec,
-    list_of_texts,
     plan_container,
     remote_path,
 )
@@ -24,8 +23,10 @@ from ml_experiments.backends.modal.preflight.staging import stage_source
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
+from ml_experiments.config.options import read_options
 from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
@@ -39,38 +40,29 @@ class ModalBackend(Backend):
     hours. Runs that need the same container share an app, and so stay warm.
 
     Args:
-        secrets: Names of Modal secrets to attach besides the known ones that exist.
-        pip: Requirements to add to the image.
-        requirements: A requirements file to add to the image, as it is now.
-        cpu: CPU cores to reserve.
-        memory_gib: Memory to reserve.
-        cuda_toolkit: Use the image with nvcc, for experiments that compile kernels.
+        **options: See `ModalOptions`. A requirements file is read now.
 
     Raises:
+        ConfigError: If an option is unknown or not valid.
         PreflightError: If the requirements file isn't readable, or has other lines.
-        BackendError: If `secrets` or `pip` is not a list.
     """
 
     name: ClassVar[str] = "modal"
 
-    def __init__(
-        self,
-        *,
-        secrets: Sequence[str] = (),
-        pip: Sequence[str] = (),
-        requirements: str | Path | None = None,
-        cpu: float | None = None,
-        memory_gib: float | None = None,
-        cuda_toolkit: bool = False,
-    ) -> None:
-        self._secret_names = list_of_texts("secrets", secrets)
-        more = read_requirements(Path(requirements)) if requirements else ()
-        self._pip = (*list_of_texts("pip", pip), *more)
-        self._cpu, self._memory_gib = cpu, memory_gib
-        self._cuda_toolkit = cuda_toolkit
+    def __init__(self, **options: Unpack[ModalOptions]) -> None:
+        checked = read_options(ModalOptions, options, "ModalBackend")
+        file = checked.pop("requirements", None)
+        more = read_requirements(Path(file)) if file else ()
+        # as JSON, so that `runs resume` can ask for the same
+        self._options: dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in checked.items() if v
+        }
+        self._pip = (*checked.get("pip", ()), *more)
+        if self._pip:
+            self._options["pip"] = list(self._pip)
         self._found: FoundSecrets | None = None
         self._is_first = True
-        self._apps = AppPool(cuda_toolkit=cuda_toolkit)
+        self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
@@ -79,8 +71,10 @@ class ModalBackend(Backend):
         The spec gets the GPU type and the timeout that the run will have.
         """
         require_access()
-        spec = dataclasses.replace(run.spec, backend_options=self._options())
-        plan = plan_container(spec, self._pip, self._cpu, self._memory_gib)
+        spec = dataclasses.replace(run.spec, backend_options=self._options)
+        plan = plan_container(
+            spec, self._pip, self._options.get("cpu"), self._options.get("memory_gib")
+        )
         self._find_secrets()
         return dataclasses.replace(run, spec=complete_spec(spec, plan), plan=plan)
 
@@ -103,9 +97,10 @@ class ModalBackend(Backend):
             f"run {spec.run_id}: {spec.gpu} for at most {spec.timeout_s:g} s, which costs at most "
             f"${plan.worst_case_usd:.2f}"
         )
-        manifest = {**folder.read_manifest(), "modal": plan.to_manifest()}
+        manifest = dataclasses.replace(folder.read_manifest(), modal=plan.place)
+        folder.write_manifest(manifest, Redactor(prepared.secrets))
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
-        request = make_request(remote, manifest, prepared.secrets)
+        request = make_request(remote, manifest, prepared.secrets).to_dict()
 
         def open_app() -> OpenApp:
             with place:
@@ -122,12 +117,12 @@ class ModalBackend(Backend):
             RunFolderError: If its manifest names no call on Modal.
             AuthError: If there is no token, or Modal rejected it.
         """
-        call_id = folder.read_manifest().get("modal", {}).get("function_call_id")
-        if call_id is None:
+        place = folder.read_manifest().modal
+        if place is None or place.function_call_id is None:
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
-        handle.future = self._threads.submit(handle.collect, call_id)
+        handle.future = self._threads.submit(handle.collect, place.function_call_id)
         return handle
 
     def close(self) -> None:
@@ -135,20 +130,9 @@ class ModalBackend(Backend):
         self._threads.shutdown(wait=True)
         self._apps.close()
 
-    def _options(self) -> dict[str, Any]:
-        """Return what was asked for here, as JSON, so that `runs resume` can ask for it again."""
-        options = {
-            "secrets": list(self._secret_names),
-            "pip": list(self._pip),
-            "cpu": self._cpu,
-            "memory_gib": self._memory_gib,
-            "cuda_toolkit": self._cuda_toolkit,
-        }
-        return {name: value for name, value in options.items() if value}
-
     def _find_secrets(self) -> FoundSecrets:
         if self._found is None:
-            self._found = find_secrets(self._secret_names)
+            self._found = find_secrets(self._options.get("secrets", ()))
         return self._found
 
     def _news(self) -> tuple[str, ...]:

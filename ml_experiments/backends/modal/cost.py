@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.prices import container_usd_per_s, gpu_usd_per_s
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
 
-def cost_of(result: RunResult, spec: RunSpec, manifest: dict[str, Any]) -> dict[str, float]:
+def cost_of(result: RunResult, spec: RunSpec, manifest: Manifest) -> dict[str, float]:
     """Return the worst case that was shown and, once the run has executed, an estimate.
 
     The estimate counts the seconds of the run itself, at the price of its GPUs and of the CPU
     and memory that were reserved. Modal's own bill has the start of the container too.
     """
-    facts = manifest.get("modal", {})
+    place = manifest.modal
+    if place is None:
+        return {}
     cost = {}
-    if "total_s" in result.timings and facts:
-        devices = [gpu["name"] for gpu in manifest.get("environment", {}).get("gpus", [])]
+    if "total_s" in result.timings and place.cpu_cores and place.memory_mib:
+        devices = [gpu["name"] for gpu in manifest.environment.get("gpus", [])]
         choice = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
-        price = container_usd_per_s(choice, facts["cpu_cores"][0], facts["memory_mib"][0] / 1024)
+        price = container_usd_per_s(choice, place.cpu_cores[0], place.memory_mib[0] / 1024)
         cost["estimate_usd"] = price * result.timings["total_s"]
-    if "worst_case_usd" in facts:
-        cost["worst_case_usd"] = facts["worst_case_usd"]
+    if place.worst_case_usd is not None:
+        cost["worst_case_usd"] = place.worst_case_usd
     return cost
 
 

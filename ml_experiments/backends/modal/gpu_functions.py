@@ -15,7 +15,6 @@ from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.backends.modal.image import (
     CACHE_MOUNT,
 )
-from ml_experiments.backends.modal.plan import list_of_texts
 from ml_experiments.backends.modal.resources import check_cpu, check_memory, check_timeout
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.reference import parse_experiment_path
@@ -41,7 +40,7 @@ def gpu_function(
     timeout_s = check_timeout(timeout)
     cpu_cores = None if cpu is None else check_cpu(cpu)
     memory_mib = None if memory is None else check_memory(memory)
-    secret_names = list_of_texts("secrets", secrets)
+    secret_names = _secret_names(secrets)
 
     def decorate(function: Callable[..., Any]) -> Any:
         if inspect.isclass(function):
@@ -94,3 +93,11 @@ def _app_name(names: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # tells 训练.py from 评估.py
     clean = re.sub(r"[^\w.-]", "-", name, flags=re.A)
     return f"{clean[: _MAX_APP_NAME - len(digest) - 1]}-{digest}"
+
+
+def _secret_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):  # would be taken for a list of its letters
+        raise ConfigError(f"secrets is {names!r}; write a list: secrets=[{names!r}]")
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
+        raise ConfigError(f"secrets is {names!r}; it must be a list of strings")
+    return tuple(names)

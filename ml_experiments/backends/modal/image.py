@@ -31,6 +31,7 @@ TOOLKIT_BASE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
 # what this package needs wherever it runs; a test compares them with pyproject.toml
 CORE_PACKAGES = (
     "click",
+    "dacite",
     "httpx2",
     "huggingface-hub",
     "lazy-loader",

@@ -21,6 +21,7 @@ from ml_experiments.backends.modal.resources import MAX_TIMEOUT_S, HostResources
 from ml_experiments.errors import BackendError, PreflightError
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.experiment.reference import parse_experiment_path
+from ml_experiments.runs.manifest import ModalPlace
 from ml_experiments.runs.spec import RunSpec
 
 DEFAULT_TIMEOUT_S = 4 * 3600
@@ -50,13 +51,15 @@ class ContainerPlan:
         limit = self.resources
         return worst_case_usd(self.gpu, self.timeout_s, limit.cpu_cores[1], limit.max_memory_gib)
 
-    def to_manifest(self) -> dict[str, Any]:
-        """Return what the manifest says of the container."""
-        return {
-            "gpu": self.gpu.modal,
-            **dataclasses.asdict(self.resources),
-            "worst_case_usd": self.worst_case_usd,
-        }
+    @property
+    def place(self) -> ModalPlace:
+        """What the manifest records of the container."""
+        return ModalPlace(
+            gpu=self.gpu.modal,
+            cpu_cores=self.resources.cpu_cores,
+            memory_mib=self.resources.memory_mib,
+            worst_case_usd=self.worst_case_usd,
+        )
 
 
 def plan_container(
@@ -92,19 +95,6 @@ def complete_spec(spec: RunSpec, plan: ContainerPlan) -> RunSpec:
     """Return the spec with the GPU type and the timeout that the run will have."""
     timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
     return dataclasses.replace(spec, gpu=str(plan.gpu), timeout_s=timeout_s)
-
-
-def list_of_texts(name: str, value: Sequence[str]) -> tuple[str, ...]:
-    """Return a list of texts; a single text would be taken for a list of its letters.
-
-    Raises:
-        BackendError: If it is anything else.
-    """
-    if isinstance(value, str):
-        raise BackendError(f"{name} is {value!r}; write a list: {name}=[{value!r}]")
-    if not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
-        raise BackendError(f"{name} is {value!r}; it must be a list of texts")
-    return tuple(value)
 
 
 def check_additions(pip: Sequence[str]) -> tuple[Requirement, ...]:

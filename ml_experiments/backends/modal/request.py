@@ -1,42 +1,65 @@
-"""What travels to a container: the request for one run, as JSON."""
+"""The request for one run, which travels to a container as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import secrets as random_tokens
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.spec import RunSpec
 
 
+@dataclass(frozen=True)
+class RunRequest:
+    """What a container needs for one run.
+
+    Attributes:
+        spec: What to run.
+        manifest: What the client records of the run.
+        secrets: Values that no record may hold, as far as the spec contains them.
+    """
+
+    spec: RunSpec
+    manifest: Manifest
+    secrets: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request as JSON."""
+        manifest = self.manifest.to_dict()
+        return {"spec": self.spec.to_dict(), "manifest": manifest, "secrets": list(self.secrets)}
+
+
 def make_request(
-    spec: RunSpec, manifest: dict[str, Any], secrets: Iterable[str], submission: str | None = None
-) -> dict[str, Any]:
-    """Return what `run_remote` takes: JSON.
+    spec: RunSpec, manifest: Manifest, secrets: Iterable[str], submission: str | None = None
+) -> RunRequest:
+    """Return the request for a run; of the secrets, only those that the spec contains travel.
 
     Args:
         spec: What to run.
-        manifest: What the client knows of the run's origin.
-        secrets: Values that no record may hold; only those that the spec holds travel.
-        submission: Tells a new submission, after which old results don't count, from a rerun;
-            drawn by default.
+        manifest: What the client records of the run.
+        secrets: Values that no record may hold.
+        submission: Identifies this submission; an earlier one's result does not count for it. A
+            rerun by Modal has the same. By default it is random.
     """
-    texts = list(_texts_in([spec.config, spec.name, spec.tags]))
-    return {
-        "spec": spec.to_dict(),
-        "manifest": {**manifest, "submission": submission or random_tokens.token_hex(8)},
-        "secrets": [value for value in secrets if value and any(value in text for text in texts)],
-    }
+    strings = list(_strings_in([spec.config, spec.name, spec.tags]))
+    return RunRequest(
+        spec,
+        dataclasses.replace(manifest, submission=submission or random_tokens.token_hex(8)),
+        tuple(v for v in secrets if v and any(v in string for string in strings)),
+    )
 
 
-def _texts_in(data: Any) -> Iterator[str]:
-    """Yield every text in JSON, keys included."""
+def _strings_in(data: Any) -> Iterator[str]:
+    """Yield every string in JSON, keys included."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
         for key, value in data.items():
             yield key
-            yield from _texts_in(value)
+            yield from _strings_in(value)
     elif isinstance(data, list | tuple):
         for value in data:
-            yield from _texts_in(value)
+            yield from _strings_in(value)

@@ -12,10 +12,10 @@ from ml_experiments.errors import BackendError
 MAX_TIMEOUT_S = 24 * 3600
 
 # what Modal reserves when nothing is asked for
-_LEAST_CORES = 0.125
-_LEAST_MIB = 128
+_MIN_CORES = 0.125
+_MIN_MIB = 128
 _CORES_PER_GPU = 16.0
-_MOST_CORES = 64.0
+_MAX_CORES = 64.0
 _MIB_PER_GIB = 1024
 
 
@@ -39,20 +39,13 @@ def host_resources(
 
     The limits leave room for what GPUs need: 16 cores each, up to 64, and twice their memory.
     What is asked for is reserved, and raises the limit where it is more.
-
-    Raises:
-        BackendError: If `cpu` or `memory_gib` is not a number above 0.
     """
-    if cpu is not None:
-        cpu = check_cpu(cpu)
-    if memory_gib is not None and not _is_above_zero(memory_gib):
-        raise BackendError(f"memory_gib is {memory_gib!r}; it must be a number of GiB above 0")
     count = max(choice.count for choice in request.choices)
     gpu_memory_gib = max(choice.memory_gb for choice in request.choices)
-    cores = cpu or _LEAST_CORES
-    reserved = int((memory_gib or 0) * _MIB_PER_GIB) or _LEAST_MIB
+    cores = cpu or _MIN_CORES
+    reserved = int((memory_gib or 0) * _MIB_PER_GIB) or _MIN_MIB
     return HostResources(
-        cpu_cores=(cores, max(cores, min(_CORES_PER_GPU * count, _MOST_CORES))),
+        cpu_cores=(cores, max(cores, min(_CORES_PER_GPU * count, _MAX_CORES))),
         memory_mib=(reserved, max(reserved, 2 * gpu_memory_gib * _MIB_PER_GIB)),
     )
 

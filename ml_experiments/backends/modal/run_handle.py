@@ -24,6 +24,8 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest, ModalPlace
+from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 
@@ -125,10 +127,9 @@ class ModalRunHandle(RunHandle):
             return self._end(RunStatus.CANCELLED, None)
         call_id = self._call.object_id
         place = {"app_url": app.url, "function_call_id": call_id}
-        manifest = {**request["manifest"], "modal": {**request["manifest"]["modal"], **place}}
         self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
         try:
-            self.folder.write_manifest(manifest, self._redactor)
+            self._update_place(**place)
         except OSError as e:  # a full disk: the run goes on, and so does this client
             self.notice(f"which call it is was not recorded, so keep this client: {e}")
         return self._follow()
@@ -168,19 +169,24 @@ class ModalRunHandle(RunHandle):
 
     def _note_start(self) -> None:
         """Say in the manifest that the run is no longer pending."""
+        place = self.folder.read_manifest().modal
+        if place is None or place.started_at is None:  # else this is a rerun
+            self._update_place(started_at=time.time())
+
+    def _update_place(self, **facts: Any) -> None:
         manifest = self.folder.read_manifest()
-        # a rerun has started before
-        manifest.setdefault("modal", {}).setdefault("started_at", time.time())
-        self.folder.write_manifest(manifest, self._redactor)
+        place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
+        self.folder.write_manifest(dataclasses.replace(manifest, modal=place), self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
         """Add what only the container knew: who it was, and what is a Modal secret's value."""
         if "manifest.json" in records:
-            place = self.folder.read_manifest().get("modal", {})
-            self.folder.write_manifest({**records["manifest.json"], "modal": place}, self._redactor)
+            place = self.folder.read_manifest().modal
+            theirs = parse_record(Manifest, records["manifest.json"])
+            self.folder.write_manifest(dataclasses.replace(theirs, modal=place), self._redactor)
         if "spec.json" in records:
             spec = self.folder.read_spec()
-            recorded = RunSpec.from_dict(records["spec.json"])
+            recorded = parse_record(RunSpec, records["spec.json"])
             safe = dataclasses.replace(
                 spec,
                 config=_redacted_like(recorded.config, spec.config),
@@ -257,7 +263,6 @@ class ModalRunHandle(RunHandle):
                 run_id=self.run_id,
                 status=status,
                 experiment_class=self.spec.experiment,
-                results=None,
                 error=error,
                 artifacts=self.folder.list_artifacts(),
             )

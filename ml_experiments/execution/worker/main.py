@@ -36,6 +36,7 @@ from ml_experiments.execution.process_state import StateKeeper
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import redact_file
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.spec import RunSpec
 
 PARENT_GONE_GRACE_S = 5.0
@@ -72,7 +73,7 @@ class Worker:
             self._writer.flush()
 
     def _execute(self, message: dict[str, Any]) -> None:
-        spec, folder = RunSpec.from_dict(message["run"]), RunFolder(Path(message["folder"]))
+        spec, folder = parse_record(RunSpec, message["run"]), RunFolder(Path(message["folder"]))
         run = {"run": spec.run_id}
         if self._sources.changed():
             self.send({"event": "outdated", **run})

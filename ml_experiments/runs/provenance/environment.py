@@ -16,17 +16,6 @@ from typing import Any
 
 import psutil
 
-from ml_experiments.runs.provenance.git import describe_code
-from ml_experiments.runs.provenance.processes import is_alive, this_process
-
-__all__ = [
-    "describe_code",
-    "describe_environment",
-    "is_alive",
-    "package_versions",
-    "this_process",
-]
-
 _NVIDIA_SMI_LIMIT_S = 10.0
 _GPU_FIELDS = ("index", "name", "uuid", "memory.total", "driver_version")
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")

@@ -4,44 +4,63 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 
-def this_process() -> dict[str, Any]:
-    """Return what tells this process from any other, for the manifest."""
-    process = {"hostname": socket.gethostname(), "pid": os.getpid()}
-    boot_id, stat = _read_boot_id(), _read_stat(os.getpid())
+@dataclass(frozen=True)
+class ProcessId:
+    """Identifies a process among all machines and restarts, also after it has ended.
+
+    Attributes:
+        boot_id: Linux's name for the time since it booted; None elsewhere.
+        start_ticks: When the process started, in clock ticks since boot, where boot_id is known.
+            Unlike `create_time`, it doesn't change when the clock is set.
+        create_time: When the process started, as Unix time, where there is no boot_id.
+    """
+
+    hostname: str
+    pid: int
+    boot_id: str | None = None
+    start_ticks: int | None = None
+    create_time: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pid < 2**31:
+            raise ValueError(f"pid is {self.pid}, not a process")
+
+    def is_alive(self) -> bool:
+        """Return whether the process lives; a process on another machine counts as alive."""
+        if self.hostname != socket.gethostname():
+            return True
+        boot_id = _read_boot_id()
+        if boot_id is not None and self.boot_id is not None:
+            stat = _read_stat(self.pid)
+            return (
+                boot_id == self.boot_id
+                and stat is not None
+                and stat[0] not in ("Z", "X")
+                and stat[1] == self.start_ticks
+            )
+        try:
+            found = psutil.Process(self.pid)
+            created_at = found.create_time()
+            return found.status() != psutil.STATUS_ZOMBIE and (
+                self.create_time is None or abs(created_at - self.create_time) < 1
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+
+def this_process() -> ProcessId:
+    """Return the id of this process."""
+    hostname, pid = socket.gethostname(), os.getpid()
+    boot_id, stat = _read_boot_id(), _read_stat(pid)
     if boot_id is None or stat is None:
-        return {**process, "create_time": psutil.Process().create_time()}
-    return {**process, "boot_id": boot_id, "start_ticks": stat[1]}
-
-
-def is_alive(process: Mapping[str, Any]) -> bool:
-    """Return whether a process of a manifest lives; one on another machine is taken to."""
-    if process["hostname"] != socket.gethostname():
-        return True
-    pid, boot_id = process["pid"], _read_boot_id()
-    if boot_id is not None and "boot_id" in process:
-        # not the time of creation: that moves when somebody sets the clock
-        stat = _read_stat(pid)
-        return (
-            boot_id == process["boot_id"]
-            and stat is not None
-            and stat[0] not in ("Z", "X")
-            and stat[1] == process.get("start_ticks")
-        )
-    try:
-        found = psutil.Process(pid)
-        created_at = found.create_time()
-        return found.status() != psutil.STATUS_ZOMBIE and (
-            abs(created_at - process.get("create_time", created_at)) < 1
-        )
-    except psutil.NoSuchProcess:
-        return False
+        return ProcessId(hostname, pid, create_time=psutil.Process().create_time())
+    return ProcessId(hostname, pid, boot_id, stat[1])
 
 
 def _read_boot_id() -> str | None:

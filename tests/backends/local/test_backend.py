@@ -17,7 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from ml_experiments import BackendError, LocalBackend, run_experiment, submit_experiment
+from ml_experiments import (
+    BackendError,
+    ConfigError,
+    LocalBackend,
+    run_experiment,
+    submit_experiment,
+)
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
@@ -450,7 +456,7 @@ def test_a_gpu_type_cannot_be_asked_for_here(backend: LocalBackend) -> None:
 
 
 def test_max_workers_must_be_positive() -> None:
-    with pytest.raises(BackendError, match="at least 1"):
+    with pytest.raises(ConfigError, match=r"max_workers: given 0: it must be .* 1"):
         LocalBackend(max_workers=0)
 
 

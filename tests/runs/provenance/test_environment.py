@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +23,7 @@ from ml_experiments.runs.provenance import git as code_state
 from ml_experiments.runs.provenance.environment import describe_environment, package_versions
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.provenance.git_cache import CodeMemory
-from ml_experiments.runs.provenance.processes import is_alive, this_process
+from ml_experiments.runs.provenance.processes import ProcessId, this_process
 
 
 @pytest.fixture(autouse=True)
@@ -270,18 +271,18 @@ def test_the_environment_is_this_one() -> None:
 def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     # psutil computes the time of creation from the clock; setting it would disturb the machine
     record, measure = this_process(), psutil.Process.create_time
-    assert is_alive(record)
+    assert record.is_alive()
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: measure(self) + 3600)
-    assert is_alive(record) is sys.platform.startswith("linux")
+    assert record.is_alive() is sys.platform.startswith("linux")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_process_with_an_odd_name_is_known_until_it_ends() -> None:
     code = (
-        "import json; from pathlib import Path\n"
+        "import dataclasses, json; from pathlib import Path\n"
         "from ml_experiments.runs.provenance.processes import this_process\n"
         "Path('/proc/self/comm').write_text('a) Z 1 (b')\n"
-        "print(json.dumps(this_process()), flush=True); input()"
+        "print(json.dumps(dataclasses.asdict(this_process())), flush=True); input()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -292,28 +293,29 @@ def test_a_process_with_an_odd_name_is_known_until_it_ends() -> None:
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    record = json.loads(child.stdout.readline())
-    assert is_alive(record)
-    assert not is_alive({**record, "start_ticks": record["start_ticks"] + 1})
-    assert not is_alive({**record, "boot_id": "another"})
+    record = ProcessId(**json.loads(child.stdout.readline()))
+    assert record.start_ticks is not None
+    assert record.is_alive()
+    assert not dataclasses.replace(record, start_ticks=record.start_ticks + 1).is_alive()
+    assert not dataclasses.replace(record, boot_id="another").is_alive()
     child.stdin.close()
     child.stdout.read()  # it ends, and stays a zombie until it's waited for
     deadline = time.monotonic() + 20
-    while is_alive(record):
+    while record.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     child.wait()
     child.stdout.close()
-    assert not is_alive(record)
+    assert not record.is_alive()
 
 
 def test_a_record_with_only_a_time_of_creation_is_compared_by_that() -> None:
     me = psutil.Process()
-    record = {"hostname": socket.gethostname(), "pid": me.pid}
-    assert is_alive({**record, "create_time": me.create_time()})
-    assert not is_alive({**record, "create_time": me.create_time() - 100})
-    assert is_alive(record)
-    assert not is_alive({**record, "pid": 2**30})
+    record = ProcessId(socket.gethostname(), me.pid)
+    assert dataclasses.replace(record, create_time=me.create_time()).is_alive()
+    assert not dataclasses.replace(record, create_time=me.create_time() - 100).is_alive()
+    assert record.is_alive()
+    assert not dataclasses.replace(record, pid=2**30).is_alive()
 
 
 def test_package_versions_are_those_that_are_installed() -> None:

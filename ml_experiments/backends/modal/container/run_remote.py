@@ -16,14 +16,17 @@ from ml_experiments.backends.modal.container.cache_operations import mounted_cac
 from ml_experiments.backends.modal.container.output import ContainerOutput
 from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.image import CACHE_VOLUME, RUNS_VOLUME
+from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import RunFolderError
-from ml_experiments.execution.execute import about_this_process, execute_run
+from ml_experiments.execution.execute import execute_run, with_this_process
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest
+from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import runs_dir, whole_environment
@@ -41,15 +44,16 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     """Execute one run in this container and return its result as JSON.
 
     Args:
-        request: What `make_request` returned.
+        request: A `RunRequest`, as JSON.
     """
-    spec = _here(RunSpec.from_dict(request["spec"]))
+    asked = parse_record(RunRequest, request)
+    spec = _here(asked.spec)
     volume = _runs_volume()
     if _is_on_volume(volume, spec.run_id):
         _see_earlier_attempts(volume)
-    hidden = (*secret_values(), *attached_values(whole_environment()), *request["secrets"])
+    hidden = (*secret_values(), *attached_values(whole_environment()), *asked.secrets)
     try:
-        folder = _open_folder(spec, request["manifest"], Redactor(hidden))
+        folder = _open_folder(spec, asked.manifest, Redactor(hidden))
     except RunFolderError as e:  # a full volume
         return _portable(_not_begun(spec, e.__cause__ or e))
     if folder.result_file.exists():  # it had ended when its container was taken away
@@ -119,11 +123,11 @@ def _container_output() -> ContainerOutput:
     return ContainerOutput()
 
 
-def _open_folder(spec: RunSpec, manifest: dict[str, Any], redactor: Redactor) -> RunFolder:
+def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFolder:
     folder = RunFolder(runs_dir() / spec.run_id)
     if not folder.path.is_dir():
-        return RunFolder.create(runs_dir(), spec, {**manifest, **about_this_process()}, redactor)
-    if folder.read_manifest()["submission"] != manifest["submission"]:
+        return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
+    if folder.read_manifest().submission != manifest.submission:
         # the user resumes the run: its checkpoints count, its old result doesn't
         folder.result_file.unlink(missing_ok=True)
         folder.write_manifest(manifest, redactor)
@@ -166,7 +170,6 @@ def _not_begun(spec: RunSpec, error: BaseException) -> RunResult:
         run_id=spec.run_id,
         status=RunStatus.ERROR,
         experiment_class=spec.experiment,
-        results=None,
         error=ModalHints().describe(error, spec),
     )
 

@@ -1,0 +1,35 @@
+"""The options of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc, TypedDict
+
+MAX_SEED = 2**63 - 1  # what torch accepts
+
+
+class RunOptions(TypedDict, total=False):
+    """What can be asked of a run besides its experiment and config; None means not given."""
+
+    gpu: Annotated[
+        str | None, Doc("GPU type on Modal: a10g, h100:2, or h100,a100-80gb as a fallback.")
+    ]
+    timeout_s: Annotated[
+        float | None,
+        Gt(0),
+        Lt(math.inf),
+        Doc("End the run after this time; it may save what it has before."),
+    ]
+    seed: Annotated[
+        int | None,
+        Ge(0),
+        Le(MAX_SEED),
+        Doc("Seed of random, numpy and torch; drawn and recorded when not given."),
+    ]
+    name: Annotated[str | None, Doc("What the run is called in lists.")]
+    tags: Annotated[Mapping[str, str] | None, Doc("Recorded with the run.")]
+    prefetch: Annotated[bool, Doc("Download the models that the config names first.")]

@@ -1,0 +1,81 @@
+"""Where a run comes from and where it executes: its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_experiments.runs.provenance.processes import ProcessId
+
+
+@dataclass(frozen=True)
+class ModalPlace:
+    """The container of a run on Modal.
+
+    Attributes:
+        gpu: What was asked of Modal: one GPU, or the alternatives.
+        cpu_cores: Cores that are reserved, and the limit.
+        memory_mib: Memory that is reserved, and the limit.
+        worst_case_usd: The most that one attempt can cost, in US dollars.
+        app_url: The page of the app on Modal's dashboard.
+        function_call_id: The call; None until the run has been handed over.
+        started_at: Unix time at which the container reported the start.
+    """
+
+    gpu: str | list[str] | None = None
+    cpu_cores: tuple[float, float] | None = None
+    memory_mib: tuple[int, int] | None = None
+    worst_case_usd: float | None = None
+    app_url: str | None = None
+    function_call_id: str | None = None
+    started_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is recorded of a run besides its spec and its result.
+
+    Attributes:
+        code: The git commit and the uncommitted changes; see `provenance.git`.
+        client: The process that submitted the run.
+        process: The process that executes it.
+        environment: Machine, Python, packages and GPUs; see `provenance.environment`.
+        modal: The container, for a run on Modal.
+        cached_models: The revisions of cached models that the run loaded; None for no record.
+        submission: Changes with each submission of the run to Modal, but not when Modal reruns it.
+    """
+
+    run_id: str = ""
+    seed: int | None = None
+    code: dict[str, Any] = field(default_factory=dict)
+    client: ProcessId | None = None
+    process: ProcessId | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    modal: ModalPlace | None = None
+    cached_models: tuple[dict[str, Any], ...] | None = None
+    submission: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON; what is unknown is left out."""
+        return _without_none(dataclasses.asdict(self))
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the run has started to execute."""
+        return self.process is not None or (
+            self.modal is not None and self.modal.started_at is not None
+        )
+
+    @property
+    def is_on_modal(self) -> bool:
+        """Whether the run was handed over to Modal, where it continues without its client."""
+        return self.modal is not None and self.modal.function_call_id is not None
+
+
+def _without_none(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if key in ("client", "process", "modal") else value
+        for key, value in record.items()
+        if value is not None
+    }

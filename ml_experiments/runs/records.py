@@ -1,0 +1,70 @@
+"""Reads records, which are JSON files, into dataclasses."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+
+from ml_experiments.errors import RunFolderError
+from ml_experiments.serialization.files import parse_strict_json
+
+T = TypeVar("T")
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        RunFolderError: If the file is missing, not readable, or holds something else.
+    """
+    try:
+        data = parse_strict_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise RunFolderError(f"{file} is missing") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise RunFolderError(f"{file} is not readable: {e}") from e
+    if not isinstance(data, dict):
+        raise RunFolderError(f"{file} holds a {type(data).__name__}, not an object")
+    return data
+
+
+def parse_record(kind: type[T], data: dict[str, Any]) -> T:
+    """Return JSON as a dataclass; unknown keys are ignored.
+
+    Raises:
+        ValueError: If a field is missing, or its value has another type.
+    """
+    try:
+        return dacite.from_dict(kind, data, _CONFIG)
+    except dacite.MissingValueError as e:
+        raise ValueError(f"{e.field_path!r} is missing") from e
+    except dacite.WrongTypeError as e:
+        is_container = isinstance(e.value, dict | list | tuple) and e.value
+        given = f"{e.value!r:.100}" if is_container else f"a {type(e.value).__name__}"
+        raise ValueError(f"{e.field_path} is {given}") from e
+    except (dacite.DaciteError, TypeError, OverflowError) as e:
+        raise ValueError(str(e)) from e
+
+
+class _JsonHooks(dict[Any, Any]):
+    """Hooks for what JSON lacks: tuples, and floats that are written as integers."""
+
+    def __contains__(self, kind: object) -> bool:
+        return kind is float or getattr(kind, "__origin__", None) is tuple
+
+    def __getitem__(self, kind: Any) -> Any:
+        return _to_float if kind is float else _to_tuple
+
+
+def _to_float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_CONFIG = dacite.Config(type_hooks=_JsonHooks(), cast=[StrEnum])
