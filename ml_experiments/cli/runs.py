@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ml_experiments.backends.base import RunHandle
     from ml_experiments.runs.folder import RunFolder
     from ml_experiments.runs.registry import RunRow
-    from ml_experiments.runs.result import RunResult
 
 
 @click.group()
@@ -31,23 +30,30 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("--limit", default=30, show_default=True, help="The newest so many; 0 for all.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="The newest so many; 0 for all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_(limit: int, as_json: bool) -> None:
     """List runs, the newest first."""
     from ml_experiments.runs.registry import RunRegistry
     from ml_experiments.settings import runs_dir
 
-    rows = RunRegistry(runs_dir()).rows()
-    shown = rows[:limit] if limit else rows
+    registry = RunRegistry(runs_dir())
+    shown = registry.rows(limit or None)
     if as_json:
         click.echo(json.dumps([row.to_dict() for row in shown]))
-    elif not rows:
+    elif not shown:
         click.echo(f"no runs in {runs_dir()}")
     else:
         _print_table(shown)
-        if len(shown) < len(rows):
-            click.echo(f"{len(rows) - len(shown)} older ones: --limit 0")
+        older = registry.count() - len(shown)
+        if older > 0:
+            click.echo(f"{older} older ones: --limit 0")
 
 
 @runs.command()
@@ -62,20 +68,20 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
     outcome = folder.outcome()
     if as_json:
         everything = {
-            **_result_as_json(outcome, folder),
+            **outcome.to_dict(),
             "spec": folder.read_spec().to_dict(),
-            "manifest": folder.read_manifest(),
+            "manifest": folder.read_manifest().to_dict(),
             "metrics": list(folder.read_metrics()),
         }
         click.echo(json.dumps(everything, allow_nan=False))
         return
     spec = folder.read_spec()
     click.echo(f"{spec.experiment}  {json.dumps(spec.config)}  seed {spec.seed}")
-    place = folder.read_manifest().get("modal", {})
+    place = folder.read_manifest().modal
     more = []
-    if "app_url" in place and outcome.status in ("pending", "running"):
+    if place and place.app_url and outcome.status in ("pending", "running"):
         more = [
-            ("on Modal", place["app_url"]),
+            ("on Modal", place.app_url),
             ("follow it", f"ml-experiments runs attach {spec.run_id}"),
         ]
     print_report(outcome, more)
@@ -102,15 +108,6 @@ def attach(run: str, as_json: bool) -> int:
     from ml_experiments.runner.resume import attach_run
 
     return _follow(run, attach_run, as_json)
-
-
-def _result_as_json(result: RunResult, folder: RunFolder) -> dict[str, Any]:
-    from ml_experiments.errors import RunFolderError, UnportableResultError
-
-    try:
-        return result.to_dict()
-    except UnportableResultError as e:
-        raise RunFolderError(f"{folder.result_file} is not a run's result: {e}") from e
 
 
 def _follow(run: str, take_up: Callable[..., RunHandle], as_json: bool) -> int:

@@ -1,12 +1,12 @@
-"""Run folders listed and found, whatever state the index or a folder is in."""
+"""Run folders listed and found, whatever state a folder is in."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from ml_experiments.errors import RunNotFoundError
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.processes import this_process
-from ml_experiments.runs.registry import INDEX_NAME, RunRegistry, RunRow
+from ml_experiments.runs.registry import RunRegistry, RunRow
 from ml_experiments.runs.spec import new_run_id
 from tests.support.experiments import Ends, Plain
 
@@ -52,24 +52,6 @@ def test_rows_tell_what_ran_and_how_it_ended(runs: Path) -> None:
     assert all(row.seconds is not None for row in rows)
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "truncated", "other schema"])
-def test_a_missing_or_broken_index_is_rebuilt(runs: Path, damage: str) -> None:
-    before = RunRegistry(runs).rows()
-    index = runs / INDEX_NAME
-    if damage == "missing":
-        index.unlink()
-    elif damage == "garbage":
-        index.write_bytes(b"not a database" * 1000)
-    elif damage == "truncated":
-        index.write_bytes(index.read_bytes()[:5000])
-    else:
-        with sqlite3.connect(index) as connection:
-            connection.execute("DROP TABLE runs")
-            connection.execute("CREATE TABLE runs (something_else TEXT)")
-            connection.execute("PRAGMA user_version = 99")
-    assert RunRegistry(runs).rows() == before
-
-
 def list_in_a_process(runs: Path, before: str = "", program: tuple[str, ...] = ()) -> list[str]:
     """Return the ids that `runs list --json` prints in a process that does something first."""
     code = f"{before}\nfrom ml_experiments.cli.main import main\nmain(['runs', 'list', '--json'])"
@@ -84,18 +66,11 @@ def list_in_a_process(runs: Path, before: str = "", program: tuple[str, ...] = (
     return [row["run_id"] for row in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize("has_index", [True, False])
-def test_runs_are_listed_when_nothing_can_be_written(runs: Path, has_index: bool) -> None:
+def test_runs_are_listed_when_nothing_can_be_written(runs: Path) -> None:
     ids = [row.run_id for row in RunRegistry(runs).rows()]
-    index = runs / INDEX_NAME
-    if not has_index:
-        index.unlink()
-    (runs / ids[0] / "result.json").touch()  # so that there is something to write
-    before = index.read_bytes() if has_index else b""
     # as on a full disk, every write to a file fails
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
     assert list_in_a_process(runs, limit) == ids
-    assert (index.read_bytes() if index.exists() else b"") == before
 
 
 @pytest.mark.skipif(
@@ -104,35 +79,10 @@ def test_runs_are_listed_when_nothing_can_be_written(runs: Path, has_index: bool
     else True,
     reason="mounts read-only in a user namespace",
 )
-@pytest.mark.parametrize("index", ["there", "missing", "broken"])
-def test_runs_in_a_read_only_folder_are_listed(runs: Path, index: str) -> None:
+def test_runs_in_a_read_only_folder_are_listed(runs: Path) -> None:
     ids = [row.run_id for row in RunRegistry(runs).rows()]
-    if index == "missing":
-        (runs / INDEX_NAME).unlink()
-    elif index == "broken":
-        (runs / INDEX_NAME).write_bytes(b"not a database" * 1000)
     mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
     assert list_in_a_process(runs, program=("unshare", "-rm", "sh", "-c", mount, str(runs))) == ids
-
-
-def test_an_index_that_can_not_be_opened_is_done_without(runs: Path) -> None:
-    before = RunRegistry(runs).rows()
-    (runs / INDEX_NAME).unlink()
-    (runs / INDEX_NAME).mkdir()
-    assert RunRegistry(runs).rows() == before
-
-
-@pytest.mark.slow
-def test_an_index_that_stays_locked_is_done_without_and_kept(runs: Path) -> None:
-    before = RunRegistry(runs).rows()
-    index = runs / INDEX_NAME
-    inode = index.stat().st_ino
-    with sqlite3.connect(index, isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
-        assert RunRegistry(runs).rows() == before
-        other.execute("ROLLBACK")
-    other.close()
-    assert index.stat().st_ino == inode
 
 
 def test_folders_of_other_tools_are_no_runs(runs: Path) -> None:
@@ -252,15 +202,15 @@ def test_a_run_whose_process_is_gone_is_an_error_not_running(runs: Path) -> None
     assert row.status == "error"
     assert row.error is not None
     assert "ended without leaving a result" in row.error
-    manifest = folder.read_manifest()
-    (folder.path / "manifest.json").write_text(json.dumps({**manifest, "process": this_process()}))
+    manifest = dataclasses.replace(folder.read_manifest(), process=this_process())
+    (folder.path / "manifest.json").write_text(json.dumps(manifest.to_dict()))
     assert registry.rows()[0].status == "running"
 
 
 def test_a_run_on_another_machine_is_not_taken_for_dead(runs: Path) -> None:
     folder = RunRegistry(runs).find("last")
     folder.result_file.unlink()
-    manifest = folder.read_manifest()
+    manifest = folder.read_manifest().to_dict()
     manifest["process"]["hostname"] = "elsewhere"
     (folder.path / "manifest.json").write_text(json.dumps(manifest))
     assert folder.outcome().status == "running"
@@ -279,6 +229,14 @@ def test_a_run_that_succeeded_is_not_resumed(runs: Path) -> None:
 
 def _count_rows(folder: Path) -> int:
     return len(RunRegistry(folder).rows())
+
+
+def test_a_limit_reads_the_newest_runs_only(runs: Path) -> None:
+    registry = RunRegistry(runs)
+    every = registry.rows()
+    (runs / every[-1].run_id / "spec.json").write_text("{")
+    assert registry.rows(2) == every[:2]
+    assert registry.count() == 3
 
 
 def test_several_processes_list_at_once(runs: Path) -> None:
