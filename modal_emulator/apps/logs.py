@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ from modal_proto import api_pb2
 from modal_emulator.apps.apps import STOPPED, Apps
 from modal_emulator.rpc.caller import current_caller
 from modal_emulator.rpc.notifier import Changes
-from modal_emulator.rpc.rpc import EnumValue, Stream
+from modal_emulator.rpc.rpc import EnumValue, Message
 from modal_emulator.storage.state import State
 
 STDOUT = api_pb2.FILE_DESCRIPTOR_STDOUT
@@ -177,9 +177,8 @@ class LogService:
         self._logs = logs
         self._apps = apps
 
-    async def AppGetLogs(self, stream: Stream) -> None:  # noqa: N802 (an RPC's name)
+    async def AppGetLogs(self, request: Message) -> AsyncIterator[Message]:
         """Stream lines after an entry until the timeout, or until the app is done."""
-        request = await stream.recv_message()
         if request.sandbox_id:
             raise GRPCError(Status.UNIMPLEMENTED, "The emulator does not emulate sandboxes.")
         app = self._apps.get(request.app_id)
@@ -199,11 +198,9 @@ class LogService:
             entry = len(lines)
             found = (each for each in new if wanted.lets_through(each[1]))
             for batch in pack_lines(join_lines(found) if printed_only else found):
-                await stream.send_message(batch)
+                yield batch
             if done:
-                await stream.send_message(
-                    api_pb2.TaskLogsBatch(entry_id=f"{entry}-0", app_done=True)
-                )
+                yield api_pb2.TaskLogsBatch(entry_id=f"{entry}-0", app_done=True)
                 return
             left_s = ends_at - time.monotonic()
             if left_s <= 0:
@@ -222,17 +219,15 @@ class LogService:
             if since <= line.at < until and wanted.lets_through(line)
         ]
 
-    async def AppFetchLogs(self, stream: Stream) -> None:  # noqa: N802 (an RPC's name)
+    async def AppFetchLogs(self, request: Message) -> Message:
         """Return the newest lines of a time range."""
-        request = await stream.recv_message()
         found = self._between(request)
         if request.limit:
             found = found[-request.limit :]
-        await stream.send_message(api_pb2.AppFetchLogsResponse(batches=pack_lines(found)))
+        return api_pb2.AppFetchLogsResponse(batches=pack_lines(found))
 
-    async def AppCountLogs(self, stream: Stream) -> None:  # noqa: N802 (an RPC's name)
+    async def AppCountLogs(self, request: Message) -> Message:
         """Count the lines of a time range per bucket, empty buckets included."""
-        request = await stream.recv_message()
         width = max(request.bucket_secs, 1)
         first = request.since.seconds // width * width
         response = api_pb2.AppCountLogsResponse(app_id=request.app_id)
@@ -243,4 +238,4 @@ class LogService:
             bucket = response.buckets[(int(line.at) - first) // width]
             name = counted[line.source]
             setattr(bucket, name, getattr(bucket, name) + 1)
-        await stream.send_message(response)
+        return response

@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """Arguments, results and files that are too large for a gRPC message."""
 
 import base64
@@ -12,7 +11,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.rpc.http_endpoint import HttpEndpoint
 from modal_emulator.rpc.received_file import receive_file
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import new_id
 
 # On Modal too, results of calls expire after 7 days.
@@ -31,23 +30,20 @@ class BlobStore:
         http.app.router.add_get("/blobs/{blob_id}", self._send)
         self._delete_expired()
 
-    async def BlobCreate(self, stream: Stream) -> None:
+    async def BlobCreate(self, request: Message) -> Message:
         """Say where to upload a blob: one PUT, whatever its size."""
-        request = await stream.recv_message()
         blob_id = new_id("bl")
         digest = base64.b64decode(request.content_sha256_base64).hex()
         url = self._http.signed_url(f"/blobs/{blob_id}", sha256=digest)
-        reply = api_pb2.BlobCreateResponse(
+        return api_pb2.BlobCreateResponse(
             blob_ids=[blob_id], upload_urls=api_pb2.UploadUrlList(items=[url])
         )
-        await stream.send_message(reply)
 
-    async def BlobGet(self, stream: Stream) -> None:
+    async def BlobGet(self, request: Message) -> Message:
         """Say where to download a blob."""
-        request = await stream.recv_message()
         self.path(request.blob_id)
         url = self._http.signed_url(f"/blobs/{request.blob_id}")
-        await stream.send_message(api_pb2.BlobGetResponse(download_url=url))
+        return api_pb2.BlobGetResponse(download_url=url)
 
     def put(self, data: bytes) -> str:
         """Store a blob and return its id."""

@@ -1,6 +1,6 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """modal.Dict: keys and values that are shared between containers and clients."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from modal_emulator.objects.named_objects import NamedObject, NamedObjects
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 
 _SCHEMA = """
@@ -30,9 +30,8 @@ class DictService:
         """Close the file."""
         self._db.close()
 
-    async def DictGetOrCreate(self, stream: Stream) -> None:
+    async def DictGetOrCreate(self, request: Message) -> Message:
         """Create or find a dict."""
-        request = await stream.recv_message()
         for each in self._objects.expired():
             self._delete(each.object_id)
         found, new = self._objects.get_or_create(
@@ -40,25 +39,20 @@ class DictService:
         )
         if new:
             self._update(found.object_id, request.data)
-        reply = api_pb2.DictGetOrCreateResponse(dict_id=found.object_id, metadata=_metadata(found))
-        await stream.send_message(reply)
+        return api_pb2.DictGetOrCreateResponse(dict_id=found.object_id, metadata=_metadata(found))
 
-    async def DictGetById(self, stream: Stream) -> None:
+    async def DictGetById(self, request: Message) -> Message:
         """Find a dict by id."""
-        request = await stream.recv_message()
         found = self._objects.get(request.dict_id)
-        reply = api_pb2.DictGetByIdResponse(dict_id=found.object_id, metadata=_metadata(found))
-        await stream.send_message(reply)
+        return api_pb2.DictGetByIdResponse(dict_id=found.object_id, metadata=_metadata(found))
 
-    async def DictHeartbeat(self, stream: Stream) -> None:
+    async def DictHeartbeat(self, request: Message) -> Message:
         """Keep an ephemeral dict."""
-        request = await stream.recv_message()
         self._objects.heartbeat(request.dict_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def DictList(self, stream: Stream) -> None:
+    async def DictList(self, request: Message) -> Message:
         """List the named dicts."""
-        request = await stream.recv_message()
         infos = [
             api_pb2.DictListResponse.DictInfo(
                 name=each.name,
@@ -68,73 +62,62 @@ class DictService:
             )
             for each in self._objects.page(request.environment_name, request.pagination)
         ]
-        reply = api_pb2.DictListResponse(dicts=infos, environment_name=request.environment_name)
-        await stream.send_message(reply)
+        return api_pb2.DictListResponse(dicts=infos, environment_name=request.environment_name)
 
-    async def DictDelete(self, stream: Stream) -> None:
+    async def DictDelete(self, request: Message) -> Message:
         """Delete a dict and its entries."""
-        request = await stream.recv_message()
         self._delete(request.dict_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def DictClear(self, stream: Stream) -> None:
+    async def DictClear(self, request: Message) -> Message:
         """Delete the entries of a dict."""
-        request = await stream.recv_message()
         self._objects.get(request.dict_id)
         self._db.execute("delete from entries where dict_id = ?", (request.dict_id,))
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def DictGet(self, stream: Stream) -> None:
+    async def DictGet(self, request: Message) -> Message:
         """Read one entry."""
-        request = await stream.recv_message()
         value = self._value(request)
-        reply = api_pb2.DictGetResponse(found=value is not None, value=value)
-        await stream.send_message(reply)
+        return api_pb2.DictGetResponse(found=value is not None, value=value)
 
-    async def DictContains(self, stream: Stream) -> None:
+    async def DictContains(self, request: Message) -> Message:
         """Say whether there is an entry."""
-        request = await stream.recv_message()
         found = self._value(request) is not None
-        await stream.send_message(api_pb2.DictContainsResponse(found=found))
+        return api_pb2.DictContainsResponse(found=found)
 
-    async def DictPop(self, stream: Stream) -> None:
+    async def DictPop(self, request: Message) -> Message:
         """Read and delete one entry."""
-        request = await stream.recv_message()
         value = self._value(request)
         delete = "delete from entries where dict_id = ? and key = ?"
         self._db.execute(delete, (request.dict_id, request.key))
-        reply = api_pb2.DictPopResponse(found=value is not None, value=value)
-        await stream.send_message(reply)
+        return api_pb2.DictPopResponse(found=value is not None, value=value)
 
-    async def DictLen(self, stream: Stream) -> None:
+    async def DictLen(self, request: Message) -> Message:
         """Count the entries."""
-        request = await stream.recv_message()
         self._objects.get(request.dict_id)
         count = "select count(*) from entries where dict_id = ?"
         (length,) = self._db.execute(count, (request.dict_id,)).fetchone()
-        await stream.send_message(api_pb2.DictLenResponse(len=length))
+        return api_pb2.DictLenResponse(len=length)
 
-    async def DictUpdate(self, stream: Stream) -> None:
+    async def DictUpdate(self, request: Message) -> Message:
         """Set entries, or only the ones that don't exist."""
-        request = await stream.recv_message()
         self._objects.get(request.dict_id)
         created = True
         if request.if_not_exists:
             created = self._insert(request.dict_id, request.updates)
         else:
             self._update(request.dict_id, request.updates)
-        await stream.send_message(api_pb2.DictUpdateResponse(created=created))
+        return api_pb2.DictUpdateResponse(created=created)
 
-    async def DictContents(self, stream: Stream) -> None:
+    async def DictContents(self, request: Message) -> AsyncIterator[Message]:
         """Stream keys, values or both."""
-        request = await stream.recv_message()
         self._objects.get(request.dict_id)
         select = "select key, value from entries where dict_id = ? order by rowid"
         for key, value in self._db.execute(select, (request.dict_id,)).fetchall():
             entry = api_pb2.DictEntry(
                 key=key if request.keys else b"", value=value if request.values else b""
             )
-            await stream.send_message(entry)
+            yield entry
 
     def _value(self, request: Any) -> bytes | None:
         self._objects.get(request.dict_id)

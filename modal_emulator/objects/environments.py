@@ -1,5 +1,4 @@
 """Environments, the workspace and the handshake of a client."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -11,7 +10,8 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.caller import current_caller
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.state import State
 
@@ -56,79 +56,59 @@ class EnvironmentService:
         settings = api_pb2.EnvironmentSettings(image_builder_version=IMAGE_BUILDER_VERSION)
         return api_pb2.EnvironmentMetadata(name=name, settings=settings)
 
-    async def EnvironmentGetOrCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def EnvironmentGetOrCreate(self, request: Message) -> Message:
         create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
         if create and request.deployment_name and request.deployment_name not in self._ids:
             self._create(request.deployment_name)
         name = self.resolve(request.deployment_name)
-        await stream.send_message(
-            api_pb2.EnvironmentGetOrCreateResponse(
-                environment_id=self._ids[name], metadata=self._metadata(name)
-            )
+        return api_pb2.EnvironmentGetOrCreateResponse(
+            environment_id=self._ids[name], metadata=self._metadata(name)
         )
 
-    async def EnvironmentCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def EnvironmentCreate(self, request: Message) -> Message:
         if request.name in self._ids:
             raise GRPCError(Status.ALREADY_EXISTS, f"Environment '{request.name}' already exists")
         self._create(request.name)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def EnvironmentDelete(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def EnvironmentDelete(self, request: Message) -> Message:
         name = self.resolve(request.name)
         if name == DEFAULT_ENVIRONMENT:
             raise GRPCError(Status.INVALID_ARGUMENT, f"The environment '{name}' cannot be deleted")
         self._state.delete("environment", self._ids.pop(name))
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def EnvironmentList(self, stream: Stream) -> None:
-        await stream.recv_message()
+    async def EnvironmentList(self, _request: Message) -> Message:
         items = [
             api_pb2.EnvironmentListItem(
                 name=name, environment_id=env_id, default=name == DEFAULT_ENVIRONMENT
             )
             for name, env_id in self._ids.items()
         ]
-        await stream.send_message(api_pb2.EnvironmentListResponse(items=items))
+        return api_pb2.EnvironmentListResponse(items=items)
 
-    async def ClientHello(self, stream: Stream) -> None:
-        await stream.recv_message()
-        await stream.send_message(
-            api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER_VERSION)
+    async def ClientHello(self, _request: Message) -> Message:
+        return api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER_VERSION)
+
+    async def WorkspaceNameLookup(self, _request: Message) -> Message:
+        return api_pb2.WorkspaceNameLookupResponse(workspace_name=WORKSPACE, username=WORKSPACE)
+
+    async def WorkspaceSettings(self, _request: Message) -> Message:
+        return api_pb2.WorkspaceSettingsResponse(
+            default_environment_name=DEFAULT_ENVIRONMENT,
+            image_builder_version=IMAGE_BUILDER_VERSION,
         )
 
-    async def WorkspaceNameLookup(self, stream: Stream) -> None:
-        await stream.recv_message()
-        await stream.send_message(
-            api_pb2.WorkspaceNameLookupResponse(workspace_name=WORKSPACE, username=WORKSPACE)
+    async def TokenInfoGet(self, _request: Message) -> Message:
+        return api_pb2.TokenInfoGetResponse(
+            token_id=current_caller.get().token_id,
+            workspace_id="ac-emulator",
+            workspace_name=WORKSPACE,
+            user_identity=api_pb2.UserIdentity(user_id="us-emulator", username=WORKSPACE),
         )
 
-    async def WorkspaceSettings(self, stream: Stream) -> None:
-        await stream.recv_message()
-        await stream.send_message(
-            api_pb2.WorkspaceSettingsResponse(
-                default_environment_name=DEFAULT_ENVIRONMENT,
-                image_builder_version=IMAGE_BUILDER_VERSION,
-            )
-        )
-
-    async def TokenInfoGet(self, stream: Stream) -> None:
-        await stream.recv_message()
-        token_id = str(stream.metadata.get("x-modal-token-id", ""))
-        await stream.send_message(
-            api_pb2.TokenInfoGetResponse(
-                token_id=token_id,
-                workspace_id="ac-emulator",
-                workspace_name=WORKSPACE,
-                user_identity=api_pb2.UserIdentity(user_id="us-emulator", username=WORKSPACE),
-            )
-        )
-
-    async def AuthTokenGet(self, stream: Stream) -> None:
+    async def AuthTokenGet(self, _request: Message) -> Message:
         """Answer with an unsigned JWT: the client only reads when it expires."""
-        await stream.recv_message()
         parts = [{"alg": "none"}, {"exp": int(time.time()) + 3600}]
         encoded = [base64.urlsafe_b64encode(json.dumps(p).encode()).decode() for p in parts]
-        await stream.send_message(api_pb2.AuthTokenGetResponse(token=".".join([*encoded, ""])))
+        return api_pb2.AuthTokenGetResponse(token=".".join([*encoded, ""]))

@@ -1,5 +1,4 @@
 """Images: validated and recorded, never built; containers run in this Python environment."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import platform
 import re
 import shlex
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from modal_proto import api_pb2
 from modal_emulator.objects.environments import IMAGE_BUILDER_VERSION
 from modal_emulator.rpc.faults import Faults
 from modal_emulator.rpc.gpus import UnknownGpuError, requested_gpu
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import content_id
 from modal_emulator.storage.state import State
 
@@ -238,43 +237,32 @@ class ImageService:
             python_version_info=f"Python {platform.python_version()}",
         )
 
-    async def ImageGetOrCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ImageGetOrCreate(self, request: Message) -> Message:
         image_id = content_id("im", request.image.SerializeToString(deterministic=True))
         if self._faults.image_build_error is not None:
             result = api_pb2.GenericResult(
                 status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE,
                 exception=self._faults.image_build_error,
             )
-            await stream.send_message(
-                api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result)
-            )
-            return
+            return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result)
         try:
             record = self._describe(image_id, request)
         except UnknownGpuError as error:
             raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error
         self._records[image_id] = record
         self._state.put("image", image_id, request.SerializeToString())
-        await stream.send_message(
-            api_pb2.ImageGetOrCreateResponse(
-                image_id=image_id, result=_SUCCESS, metadata=self._metadata()
-            )
+        return api_pb2.ImageGetOrCreateResponse(
+            image_id=image_id, result=_SUCCESS, metadata=self._metadata()
         )
 
-    async def ImageFromId(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ImageFromId(self, request: Message) -> Message:
         record = self.get(request.image_id)
-        await stream.send_message(
-            api_pb2.ImageFromIdResponse(image_id=record.image_id, metadata=self._metadata())
-        )
+        return api_pb2.ImageFromIdResponse(image_id=record.image_id, metadata=self._metadata())
 
-    async def ImageJoinStreaming(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ImageJoinStreaming(self, request: Message) -> AsyncIterator[Message]:
         self.get(request.image_id)
-        await stream.send_message(
-            api_pb2.ImageJoinStreamingResponse(result=_SUCCESS, eof=True, metadata=self._metadata())
-        )
+        metadata = self._metadata()
+        yield api_pb2.ImageJoinStreamingResponse(result=_SUCCESS, eof=True, metadata=metadata)
 
 
 _SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)

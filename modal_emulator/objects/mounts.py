@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """The files that an app ships with its functions, frozen when they are sent."""
 
 import hashlib
@@ -14,7 +13,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.objects.blobs import BlobStore
 from modal_emulator.objects.environments import DEFAULT_ENVIRONMENT
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import content_id, new_id
 from modal_emulator.storage.json_file import read_json, write_json
 
@@ -88,27 +87,23 @@ class MountService:
         self._names: dict[str, str] = read_json(self._names_file, {})
         self._files: dict[str, list[MountedFile]] = {}
 
-    async def MountBatchedCheckExistence(self, stream: Stream) -> None:
+    async def MountBatchedCheckExistence(self, request: Message) -> Message:
         """Say which contents have to be uploaded."""
-        request = await stream.recv_message()
         missing = [each for each in request.sha256_hex_hashes if not self._has(each)]
-        reply = api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
-        await stream.send_message(reply)
+        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
 
-    async def MountPutFile(self, stream: Stream) -> None:
+    async def MountPutFile(self, request: Message) -> Message:
         """Store a content, or say whether it is stored already."""
-        request = await stream.recv_message()
         kind = request.WhichOneof("data_oneof")
         if kind == "data":
             self.contents.put(request.sha256_hex, request.data)
         elif kind == "data_blob_id":
             self.contents.put_blob(request.sha256_hex, request.data_blob_id)
         exists = self._has(request.sha256_hex)
-        await stream.send_message(api_pb2.MountPutFileResponse(exists=exists))
+        return api_pb2.MountPutFileResponse(exists=exists)
 
-    async def MountGetOrCreate(self, stream: Stream) -> None:
+    async def MountGetOrCreate(self, request: Message) -> Message:
         """Create a mount of stored contents, or find one by name."""
-        request = await stream.recv_message()
         if request.deployment_name and not request.files:
             mount_id = self._find(request)
         else:
@@ -116,11 +111,10 @@ class MountService:
             if request.deployment_name:
                 self._publish(request, mount_id)
         checksum = hashlib.sha256(mount_id.encode()).hexdigest()
-        reply = api_pb2.MountGetOrCreateResponse(
+        return api_pb2.MountGetOrCreateResponse(
             mount_id=mount_id,
             handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=checksum),
         )
-        await stream.send_message(reply)
 
     def require(self, mount_id: str) -> None:
         """Refuse an unknown mount with NOT_FOUND."""

@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """modal.Queue: first in, first out, between containers and clients, in partitions."""
 
 import time
@@ -12,7 +11,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.objects.named_objects import NamedObject, NamedObjects
 from modal_emulator.rpc.notifier import Changes
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 
 # Modal's documented limits.
@@ -41,35 +40,27 @@ class QueueService:
         """Close the file."""
         self._db.close()
 
-    async def QueueGetOrCreate(self, stream: Stream) -> None:
+    async def QueueGetOrCreate(self, request: Message) -> Message:
         """Create or find a queue."""
-        request = await stream.recv_message()
         for each in self._objects.expired():
             self._delete(each.object_id)
         found, _ = self._objects.get_or_create(
             request.deployment_name, request.environment_name, request.object_creation_type
         )
-        reply = api_pb2.QueueGetOrCreateResponse(
-            queue_id=found.object_id, metadata=_metadata(found)
-        )
-        await stream.send_message(reply)
+        return api_pb2.QueueGetOrCreateResponse(queue_id=found.object_id, metadata=_metadata(found))
 
-    async def QueueGetById(self, stream: Stream) -> None:
+    async def QueueGetById(self, request: Message) -> Message:
         """Find a queue by id."""
-        request = await stream.recv_message()
         found = self._objects.get(request.queue_id)
-        reply = api_pb2.QueueGetByIdResponse(queue_id=found.object_id, metadata=_metadata(found))
-        await stream.send_message(reply)
+        return api_pb2.QueueGetByIdResponse(queue_id=found.object_id, metadata=_metadata(found))
 
-    async def QueueHeartbeat(self, stream: Stream) -> None:
+    async def QueueHeartbeat(self, request: Message) -> Message:
         """Keep an ephemeral queue."""
-        request = await stream.recv_message()
         self._objects.heartbeat(request.queue_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def QueueList(self, stream: Stream) -> None:
+    async def QueueList(self, request: Message) -> Message:
         """List the named queues with their lengths."""
-        request = await stream.recv_message()
         infos = []
         self._delete_expired_items()
         for each in self._objects.page(request.environment_name, request.pagination):
@@ -84,33 +75,28 @@ class QueueService:
                 metadata=_metadata(each),
             )
             infos.append(info)
-        reply = api_pb2.QueueListResponse(queues=infos, environment_name=request.environment_name)
-        await stream.send_message(reply)
+        return api_pb2.QueueListResponse(queues=infos, environment_name=request.environment_name)
 
-    async def QueueDelete(self, stream: Stream) -> None:
+    async def QueueDelete(self, request: Message) -> Message:
         """Delete a queue and its items."""
-        request = await stream.recv_message()
         self._delete(request.queue_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def QueueClear(self, stream: Stream) -> None:
+    async def QueueClear(self, request: Message) -> Message:
         """Delete the items of one partition, or of all."""
-        request = await stream.recv_message()
         self._objects.get(request.queue_id)
         where, values = _where(request, request.all_partitions)
         self._db.execute(f"delete from items where {where}", values)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def QueueLen(self, stream: Stream) -> None:
+    async def QueueLen(self, request: Message) -> Message:
         """Count the items of one partition, or of all."""
-        request = await stream.recv_message()
         self._objects.get(request.queue_id)
         where, values = _where(request, request.total)
-        await stream.send_message(api_pb2.QueueLenResponse(len=self._count(where, values)))
+        return api_pb2.QueueLenResponse(len=self._count(where, values))
 
-    async def QueuePut(self, stream: Stream) -> None:
+    async def QueuePut(self, request: Message) -> Message:
         """Append items to a partition; RESOURCE_EXHAUSTED when it is full."""
-        request = await stream.recv_message()
         self._objects.get(request.queue_id)
         if any(len(value) > MAX_ITEM_BYTES for value in request.values):
             message = f"An item of a Queue can have {MAX_ITEM_BYTES} bytes at most"
@@ -128,25 +114,23 @@ class QueueService:
             self._db.execute(update, (expires_at, *values))
             self._db.executemany(insert, rows)
         self._puts[request.queue_id].announce()
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def QueueGet(self, stream: Stream) -> None:
+    async def QueueGet(self, request: Message) -> Message:
         """Take items from a partition, waiting for the first one as long as the client asks."""
-        request = await stream.recv_message()
         deadline = time.monotonic() + request.timeout
         taken = self._take(request)
         while not taken and await self._wait_for_put(request.queue_id, deadline):
             taken = self._take(request)
-        await stream.send_message(api_pb2.QueueGetResponse(values=taken))
+        return api_pb2.QueueGetResponse(values=taken)
 
-    async def QueueNextItems(self, stream: Stream) -> None:
+    async def QueueNextItems(self, request: Message) -> Message:
         """Read the items after a given one without taking them."""
-        request = await stream.recv_message()
         deadline = time.monotonic() + request.item_poll_timeout
         items = self._items_after(request)
         while not items and await self._wait_for_put(request.queue_id, deadline):
             items = self._items_after(request)
-        await stream.send_message(api_pb2.QueueNextItemsResponse(items=items))
+        return api_pb2.QueueNextItemsResponse(items=items)
 
     async def _wait_for_put(self, queue_id: str, deadline: float) -> bool:
         remaining = deadline - time.monotonic()

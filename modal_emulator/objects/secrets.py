@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """Secrets: environment variables that containers get and nobody else sees."""
 
 import time
@@ -12,7 +11,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.objects.named_objects import NamedObject, NamedObjects
 from modal_emulator.rpc.protocol import known_fields
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.json_file import read_json, write_json
 
 
@@ -27,9 +26,8 @@ class SecretService:
         for each in self._objects.expired():
             self._delete(each.object_id)
 
-    async def SecretGetOrCreate(self, stream: Stream) -> None:
+    async def SecretGetOrCreate(self, request: Message) -> Message:
         """Create, overwrite or find a secret."""
-        request = await stream.recv_message()
         secret, new = self._objects.get_or_create(
             request.deployment_name, request.environment_name, request.object_creation_type
         )
@@ -37,20 +35,17 @@ class SecretService:
         if new or request.object_creation_type == overwrite:
             self._write(secret, dict(request.env_dict), last_used_at=0.0)
         self._require_keys(secret, request.required_keys)
-        reply = api_pb2.SecretGetOrCreateResponse(
+        return api_pb2.SecretGetOrCreateResponse(
             secret_id=secret.object_id, metadata=self.metadata(secret.object_id)
         )
-        await stream.send_message(reply)
 
-    async def SecretGetInfo(self, stream: Stream) -> None:
+    async def SecretGetInfo(self, request: Message) -> Message:
         """Tell a secret's name and keys."""
-        request = await stream.recv_message()
         metadata = self.metadata(request.secret_id)
-        await stream.send_message(api_pb2.SecretGetInfoResponse(metadata=metadata))
+        return api_pb2.SecretGetInfoResponse(metadata=metadata)
 
-    async def SecretUpdate(self, stream: Stream) -> None:
+    async def SecretUpdate(self, request: Message) -> Message:
         """Add, change or (without a value) remove keys."""
-        request = await stream.recv_message()
         secret = self._objects.get(request.secret_id)
         content = self._read(secret.object_id)
         for update in request.updates:
@@ -59,11 +54,10 @@ class SecretService:
             else:
                 content["values"].pop(update.key, None)
         self._write(secret, content["values"], last_used_at=content["last_used_at"])
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def SecretList(self, stream: Stream) -> None:
+    async def SecretList(self, request: Message) -> Message:
         """List the named secrets."""
-        request = await stream.recv_message()
         items = []
         for secret in self._objects.page(request.environment_name, request.pagination):
             item = api_pb2.SecretListItem(
@@ -75,14 +69,12 @@ class SecretService:
                 metadata=self.metadata(secret.object_id),
             )
             items.append(item)
-        reply = api_pb2.SecretListResponse(items=items, environment_name=request.environment_name)
-        await stream.send_message(reply)
+        return api_pb2.SecretListResponse(items=items, environment_name=request.environment_name)
 
-    async def SecretDelete(self, stream: Stream) -> None:
+    async def SecretDelete(self, request: Message) -> Message:
         """Delete a secret and its values."""
-        request = await stream.recv_message()
         self._delete(request.secret_id)
-        await stream.send_message(Empty())
+        return Empty()
 
     def environment(self, secret_ids: Iterable[str]) -> dict[str, str]:
         """Return the variables of several secrets, later ones winning, and note their use.

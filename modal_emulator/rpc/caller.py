@@ -13,6 +13,7 @@ class Caller:
     connection_id: int
     task_id: str | None = None
     client_version: str = ""
+    token_id: str = ""
 
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller")

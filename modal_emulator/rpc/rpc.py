@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from functools import cache, partial
 from typing import Any
 
@@ -22,34 +23,14 @@ from modal_emulator.rpc.versions import UnsupportedModalError, check_version
 
 log = logging.getLogger(__name__)
 
-Stream = Any
-# A value of one of the protocol's enums.
+# A message of the protocol, and a value of one of its enums.
+Message = Any
 EnumValue = Any
-Method = Callable[[Stream], Awaitable[None]]
+# Answers a request with one reply (None: with none), or yields its replies.
+Method = Callable[[Message], Awaitable[Message] | AsyncGenerator[Message]]
 
 # The client retries CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and UNKNOWN.
 UNEXPECTED_ERROR = Status.ABORTED
-
-
-class EnvironmentCheckedStream:
-    """A stream that refuses a request which names an environment that doesn't exist.
-
-    Whatever else a request names is looked for in its environment, so that is checked first.
-    """
-
-    def __init__(self, stream: Stream, check_environment: Callable[[str], object]) -> None:
-        self._stream = stream
-        self._check_environment = check_environment
-
-    async def recv_message(self) -> Any:
-        """Return the next request."""
-        request = await self._stream.recv_message()
-        if request is not None and "environment_name" in request.DESCRIPTOR.fields_by_name:
-            self._check_environment(request.environment_name)
-        return request
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class Guard:
@@ -66,18 +47,21 @@ class Guard:
         self._faults = faults
         self._check_environment = check_environment
 
-    async def call(self, task_id: str | None, name: str, method: Method, stream: Stream) -> None:
+    async def call(self, task_id: str | None, name: str, method: Method, stream: Any) -> None:
         """Run one RPC for a client (`task_id` None) or for a container."""
-        metadata = stream.metadata
-        client_version = str(metadata.get("x-modal-client-version", ""))
+        caller = _caller(task_id, stream)
         if task_id is None:
-            self._authenticate(metadata)
-            self._check_client(client_version)
-        # grpclib does not tell connections apart in its public interface.
-        current_caller.set(Caller(id(stream._stream.connection), task_id, client_version))
+            secret = str(stream.metadata.get("x-modal-token-secret", ""))
+            self._authenticate(caller.token_id, secret)
+            self._check_client(caller.client_version)
+        current_caller.set(caller)
         await self._faults.before_rpc(name)
         try:
-            await method(EnvironmentCheckedStream(stream, self._check_environment))
+            request = await stream.recv_message()
+            # What a request names is looked up in its environment, so that is checked first.
+            if "environment_name" in request.DESCRIPTOR.fields_by_name:
+                self._check_environment(request.environment_name)
+            await _send_replies(method(request), stream)
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -90,11 +74,7 @@ class Guard:
                 "the traceback is in the emulator's log.",
             ) from error
 
-    def _authenticate(self, metadata: Any) -> None:
-        given = (
-            str(metadata.get("x-modal-token-id", "")),
-            str(metadata.get("x-modal-token-secret", "")),
-        )
+    def _authenticate(self, *given: str) -> None:
         if not hmac.compare_digest("\0".join(given).encode(), "\0".join(self._token).encode()):
             raise GRPCError(
                 Status.UNAUTHENTICATED,
@@ -110,14 +90,32 @@ class Guard:
             raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from error
 
 
+def _caller(task_id: str | None, stream: Any) -> Caller:
+    # grpclib does not tell connections apart in its public interface.
+    return Caller(
+        id(stream._stream.connection),
+        task_id,
+        client_version=str(stream.metadata.get("x-modal-client-version", "")),
+        token_id=str(stream.metadata.get("x-modal-token-id", "")),
+    )
+
+
+async def _send_replies(answer: Awaitable[Message] | AsyncGenerator[Message], stream: Any) -> None:
+    if isinstance(answer, AsyncGenerator):
+        async with aclosing(answer) as replies:
+            async for reply in replies:
+                await stream.send_message(reply)
+    elif (reply := await answer) is not None:
+        await stream.send_message(reply)
+
+
 def rpc_names() -> list[str]:
     """Return the name of every RPC of the client."""
     return [name for name in dir(ModalClientBase) if not name.startswith("_")]
 
 
 def _unimplemented(name: str) -> Method:
-    async def method(stream: Stream) -> None:
-        await stream.recv_message()
+    async def method(_request: Message) -> Message:
         log.warning("%s is not implemented", name)
         raise GRPCError(
             Status.UNIMPLEMENTED,

@@ -1,5 +1,4 @@
 """Answers the App* RPCs."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from modal_emulator.apps.apps import DEPLOYED, USER, AppRecord, Apps
 from modal_emulator.apps.functions import Functions
 from modal_emulator.rpc.caller import current_caller
 from modal_emulator.rpc.protocol import known_fields
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.app_clients import AppClients
 from modal_emulator.scheduling.autoscaler import Scaling
 from modal_emulator.scheduling.pools import Pools
@@ -68,20 +67,16 @@ class AppService:
             functions=app.function_ids,
         )
 
-    async def AppCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppCreate(self, request: Message) -> Message:
         app = self._apps.create(
             request.description, request.environment_name, request.app_state, dict(request.tags)
         )
         self._clients.attach(app)
-        await stream.send_message(
-            api_pb2.AppCreateResponse(
-                app_id=app.app_id, app_page_url=page_url(app), app_logs_url=page_url(app)
-            )
+        return api_pb2.AppCreateResponse(
+            app_id=app.app_id, app_page_url=page_url(app), app_logs_url=page_url(app)
         )
 
-    async def AppGetOrCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetOrCreate(self, request: Message) -> Message:
         app = self._apps.find_deployed(request.app_name, request.environment_name)
         create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
         if app is None and create:
@@ -90,32 +85,26 @@ class AppService:
             self._apps.save(app)
         elif app is None:
             app = self._apps.deployed(request.app_name, request.environment_name)
-        await stream.send_message(
-            api_pb2.AppGetOrCreateResponse(app_id=app.app_id, handle_metadata=self._handle(app))
-        )
+        return api_pb2.AppGetOrCreateResponse(app_id=app.app_id, handle_metadata=self._handle(app))
 
-    async def AppLookup(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppLookup(self, request: Message) -> Message:
         app = self._apps.deployed(request.app_name, request.environment_name)
-        await stream.send_message(api_pb2.AppLookupResponse(app_id=app.app_id))
+        return api_pb2.AppLookupResponse(app_id=app.app_id)
 
-    async def AppGetByDeploymentName(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetByDeploymentName(self, request: Message) -> Message:
         app = self._apps.find_deployed(request.name, request.environment_name)
         environment = self._apps.resolve_environment(request.environment_name)
         response = api_pb2.AppGetByDeploymentNameResponse(environment_name=environment)
         if app is not None:
             response.app_id = app.app_id
             response.lifecycle.CopyFrom(lifecycle_of(app))
-        await stream.send_message(response)
+        return response
 
-    async def AppGetLayout(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetLayout(self, request: Message) -> Message:
         layout = self._apps.layout(self._apps.get(request.app_id))
-        await stream.send_message(api_pb2.AppGetLayoutResponse(app_layout=layout))
+        return api_pb2.AppGetLayoutResponse(app_layout=layout)
 
-    async def AppPublish(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppPublish(self, request: Message) -> Message:
         app = self._apps.get(request.app_id)
         if request.staged:
             raise GRPCError(Status.UNIMPLEMENTED, "The emulator has no staged deployments.")
@@ -124,29 +113,21 @@ class AppService:
             self._clients.detach(app)
         self._scaling.scale_all()
         self._scaling.keep_warm(app)
-        await stream.send_message(
-            api_pb2.AppPublishResponse(url=page_url(app), deployed_at=app.deployed_at)
-        )
+        return api_pb2.AppPublishResponse(url=page_url(app), deployed_at=app.deployed_at)
 
-    async def AppRollback(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppRollback(self, request: Message) -> Message:
         app = self._require_deployed(request.app_id)
         self._apps.roll_back(app, request.version, current_caller.get().client_version)
         self._scaling.scale_all()
-        await stream.send_message(
-            api_pb2.AppRollbackResponse(url=page_url(app), deployed_at=app.deployed_at)
-        )
+        return api_pb2.AppRollbackResponse(url=page_url(app), deployed_at=app.deployed_at)
 
-    async def AppRollover(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppRollover(self, request: Message) -> Message:
         app = self._require_deployed(request.app_id)
         self._apps.roll_over(app, current_caller.get().client_version)
         for container in self._pools.of_app(app.app_id):
             self._endings.stop_container(container, graceful=True)
         self._scaling.scale_all()
-        await stream.send_message(
-            api_pb2.AppRolloverResponse(url=page_url(app), deployed_at=app.deployed_at)
-        )
+        return api_pb2.AppRolloverResponse(url=page_url(app), deployed_at=app.deployed_at)
 
     def _require_deployed(self, app_id: str) -> AppRecord:
         app = self._apps.get(app_id)
@@ -154,23 +135,19 @@ class AppService:
             raise GRPCError(Status.FAILED_PRECONDITION, f"App '{app_id}' is not deployed")
         return app
 
-    async def AppHeartbeat(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppHeartbeat(self, request: Message) -> Message:
         self._clients.heartbeat(self._apps.get(request.app_id))
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def AppClientDisconnect(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppClientDisconnect(self, request: Message) -> Message:
         self._clients.leave(self._apps.get(request.app_id))
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def AppStop(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppStop(self, request: Message) -> Message:
         self._endings.stop_app(self._apps.get(request.app_id), stopped_by=USER)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def AppList(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppList(self, request: Message) -> Message:
         response = api_pb2.AppListResponse()
         environment = self._apps.resolve_environment(request.environment_name)
         for app in self._apps.all():
@@ -186,15 +163,13 @@ class AppService:
                 name=app.name,
                 **known_fields(api_pb2.AppListResponse.AppListItem, metadata=self._handle(app)),
             )
-        await stream.send_message(response)
+        return response
 
-    async def AppGetLifecycle(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetLifecycle(self, request: Message) -> Message:
         lifecycle = lifecycle_of(self._apps.get(request.app_id))
-        await stream.send_message(api_pb2.AppGetLifecycleResponse(lifecycle=lifecycle))
+        return api_pb2.AppGetLifecycleResponse(lifecycle=lifecycle)
 
-    async def AppGetInfo(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetInfo(self, request: Message) -> Message:
         app = self._apps.get(request.app_id)
         response = api_pb2.AppGetInfoResponse(info=self._handle(app))
         for function_id in app.function_ids.values():
@@ -203,10 +178,9 @@ class AppService:
             for ranked in data.ranked_functions:
                 if ranked.function.resources.gpu_config.count:
                     summary.gpu_config.append(ranked.function.resources.gpu_config)
-        await stream.send_message(response)
+        return response
 
-    async def AppDeploymentHistory(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppDeploymentHistory(self, request: Message) -> Message:
         app = self._apps.get(request.app_id)
         response = api_pb2.AppDeploymentHistoryResponse(production_app_version=app.version)
         for deployment in app.deployments:
@@ -222,16 +196,14 @@ class AppService:
             )
             if deployment.commit_hash:
                 entry.commit_info.commit_hash = deployment.commit_hash
-        await stream.send_message(response)
+        return response
 
-    async def AppSetTags(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppSetTags(self, request: Message) -> Message:
         app = self._apps.get(request.app_id)
         app.tags = dict(request.tags)
         self._apps.save(app)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def AppGetTags(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def AppGetTags(self, request: Message) -> Message:
         tags = self._apps.get(request.app_id).tags
-        await stream.send_message(api_pb2.AppGetTagsResponse(tags=tags))
+        return api_pb2.AppGetTagsResponse(tags=tags)

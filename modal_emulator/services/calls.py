@@ -1,9 +1,9 @@
 """Answers the RPCs of those who call functions."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -22,7 +22,7 @@ from modal_emulator.apps.calls import (
     Input,
 )
 from modal_emulator.apps.functions import Functions
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.pools import Pools
 from modal_emulator.scheduling.scheduler import Dispatch
 
@@ -42,8 +42,7 @@ class CallService:
         self._pools = pools
         self._dispatch = dispatch
 
-    async def FunctionMap(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionMap(self, request: Message) -> Message:
         function = self._functions.get(request.function_id)
         app = self._apps.get(function.app_id)
         if not app.running:
@@ -62,13 +61,12 @@ class CallService:
             self._functions.runnable(request.function_id).first.retry_policy
         )
         response.pipelined_inputs.extend(self._enqueue(call, request.pipelined_inputs))
-        await stream.send_message(response)
+        return response
 
-    async def FunctionPutInputs(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionPutInputs(self, request: Message) -> Message:
         call = self._calls.get(request.function_call_id)
         inputs = self._enqueue(call, request.inputs)
-        await stream.send_message(api_pb2.FunctionPutInputsResponse(inputs=inputs))
+        return api_pb2.FunctionPutInputsResponse(inputs=inputs)
 
     def _enqueue(self, call: Call, items: Any) -> list[Any]:
         added = [self._calls.add_input(call, item) for item in items]
@@ -80,8 +78,7 @@ class CallService:
             for item in added
         ]
 
-    async def FunctionGetOutputs(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetOutputs(self, request: Message) -> AsyncIterator[Message]:
         call = self._calls.get(request.function_call_id)
         cursor = int(request.last_entry_id.partition("-")[0] or 0)
         ends_at = time.monotonic() + min(request.timeout, _LONGEST_POLL_S)
@@ -98,7 +95,7 @@ class CallService:
             last_entry_id=f"{max(cursor, len(call.finished))}-0",
             num_unfinished_inputs=call.unfinished,
         )
-        await stream.send_message(response)
+        yield response
         if request.clear_on_success and (found or request.timeout == 0) and not call.unfinished:
             self._calls.take(call)
 
@@ -110,46 +107,38 @@ class CallService:
             found = [item for item in found if item.idx <= request.end_idx]
         return found
 
-    async def FunctionCallFromId(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCallFromId(self, request: Message) -> Message:
         call = self._calls.get(request.function_call_id)
-        await stream.send_message(
-            api_pb2.FunctionCallFromIdResponse(
-                function_call_id=call.call_id,
-                num_inputs=len(call.inputs),
-                metadata=api_pb2.FunctionCallHandleMetadata(
-                    app_id=call.app_id, function_id=call.function_id
-                ),
-            )
+        return api_pb2.FunctionCallFromIdResponse(
+            function_call_id=call.call_id,
+            num_inputs=len(call.inputs),
+            metadata=api_pb2.FunctionCallHandleMetadata(
+                app_id=call.app_id, function_id=call.function_id
+            ),
         )
 
-    async def FunctionCallGetInfo(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCallGetInfo(self, request: Message) -> Message:
         call = self._calls.get(request.function_call_id)
-        await stream.send_message(api_pb2.FunctionCallGetInfoResponse(info=call_info(call)))
+        return api_pb2.FunctionCallGetInfoResponse(info=call_info(call))
 
-    async def FunctionCallList(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCallList(self, request: Message) -> Message:
         self._functions.get(request.function_id)
         infos = [
             call_info(call) for call in self._calls.all() if call.function_id == request.function_id
         ]
-        await stream.send_message(api_pb2.FunctionCallListResponse(function_calls=infos))
+        return api_pb2.FunctionCallListResponse(function_calls=infos)
 
-    async def FunctionCallCancel(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCallCancel(self, request: Message) -> Message:
         call = self._calls.get(request.function_call_id)
         self._dispatch.cancel(call, terminate_containers=request.terminate_containers)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def FunctionGetCurrentStats(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetCurrentStats(self, request: Message) -> Message:
         self._functions.get(request.function_id)
-        await stream.send_message(self._pools.stats(request.function_id))
+        return self._pools.stats(request.function_id)
 
-    async def FunctionGetCallGraph(self, stream: Stream) -> None:
+    async def FunctionGetCallGraph(self, request: Message) -> Message:
         """Return a call and every call below it."""
-        request = await stream.recv_message()
         response = api_pb2.FunctionGetCallGraphResponse()
         waiting = [self._calls.get(request.function_call_id)]
         while waiting:
@@ -170,11 +159,10 @@ class CallService:
                     task_id=item.task_id,
                 )
                 waiting.extend(self._calls.children(item.input_id))
-        await stream.send_message(response)
+        return response
 
-    async def FunctionCallGetDataOut(self, stream: Stream) -> None:
+    async def FunctionCallGetDataOut(self, request: Message) -> AsyncIterator[Message]:
         """Stream what a generator yielded, from after `last_index` on."""
-        request = await stream.recv_message()
         call = self._calls.get(request.function_call_id)
         sent = 0
         ends_at = time.monotonic() + _LONGEST_POLL_S
@@ -183,12 +171,11 @@ class CallService:
                 chunk = call.data_out[sent]
                 sent += 1
                 if chunk.index > request.last_index:
-                    await stream.send_message(chunk)
+                    yield chunk
             await call.changes.wait(left_s)
 
-    async def FunctionCallGetDataIn(self, stream: Stream) -> None:
+    async def FunctionCallGetDataIn(self, request: Message) -> None:
         """Nothing is ever sent into a running call: web endpoints are not emulated."""
-        request = await stream.recv_message()
         self._calls.get(request.function_call_id)
 
 

@@ -1,5 +1,4 @@
 """Answers the RPCs of containers; the connection tells which one is calling."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from modal_emulator.apps.apps import Apps
 from modal_emulator.apps.calls import Calls
 from modal_emulator.containers.container import Container
 from modal_emulator.rpc.caller import current_caller
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.pools import Pools
 from modal_emulator.scheduling.scheduler import Dispatch
 from modal_emulator.scheduling.termination import Endings
@@ -47,15 +46,13 @@ class ContainerService:
             raise GRPCError(Status.NOT_FOUND, f"Container '{task_id}' not found")
         return container
 
-    async def ContainerHello(self, stream: Stream) -> None:
+    async def ContainerHello(self, _request: Message) -> Message:
         """Note that Python is up and the user's code is imported next."""
-        await stream.recv_message()
         self._caller().limit_startup()
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def ContainerHeartbeat(self, stream: Stream) -> None:
+    async def ContainerHeartbeat(self, _request: Message) -> Message:
         """Hold the heartbeat until inputs of this container are cancelled."""
-        await stream.recv_message()
         container = self._caller()
         ends_at = time.monotonic() + _HEARTBEAT_POLL_S
         while not container.cancelled_input_ids and (left_s := ends_at - time.monotonic()) > 0:
@@ -64,10 +61,9 @@ class ContainerService:
         if container.cancelled_input_ids:
             response.cancel_input_event.input_ids.extend(container.cancelled_input_ids)
             container.cancelled_input_ids = []
-        await stream.send_message(response)
+        return response
 
-    async def FunctionGetInputs(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetInputs(self, request: Message) -> Message:
         container = self._caller()
         items = await self._dispatch.next_inputs(
             container, request.batch_max_size, request.batch_linger_ms / 1000
@@ -85,51 +81,40 @@ class ContainerService:
             )
         if not items:
             response.inputs.add(kill_switch=True)
-        await stream.send_message(response)
+        return response
 
-    async def FunctionPutOutputs(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionPutOutputs(self, request: Message) -> Message:
         self._dispatch.put_outputs(self._caller(), request.outputs)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def FunctionCallPutDataOut(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCallPutDataOut(self, request: Message) -> Message:
         self._caller()
         call = self._calls.get(request.function_call_id)
         last = call.data_out[-1].index if call.data_out else 0
         # A rerun of a preempted generator yields from the start again.
         call.data_out.extend(chunk for chunk in request.data_chunks if chunk.index > last)
         call.changes.announce()
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def TaskResult(self, stream: Stream) -> None:
+    async def TaskResult(self, request: Message) -> Message:
         """Take in that the user's code failed outside of any input: while starting or exiting."""
-        request = await stream.recv_message()
         container = self._caller()
         if not container.ready:
             self._dispatch.fail_start(container, request.result)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def TaskCurrentInputs(self, stream: Stream) -> None:
-        await stream.recv_message()
-        await stream.send_message(
-            api_pb2.TaskCurrentInputsResponse(input_ids=list(self._caller().running))
-        )
+    async def TaskCurrentInputs(self, _request: Message) -> Message:
+        return api_pb2.TaskCurrentInputsResponse(input_ids=list(self._caller().running))
 
-    async def FunctionGetDynamicConcurrency(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetDynamicConcurrency(self, request: Message) -> Message:
         self._caller()
-        await stream.send_message(
-            api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
-        )
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
 
-    async def ContainerStop(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ContainerStop(self, request: Message) -> Message:
         self._endings.stop_container(self._container(request.task_id), graceful=request.graceful)
-        await stream.send_message(api_pb2.ContainerStopResponse())
+        return api_pb2.ContainerStopResponse()
 
-    async def TaskList(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def TaskList(self, request: Message) -> Message:
         response = api_pb2.TaskListResponse()
         environment = self._apps.resolve_environment(request.environment_name)
         for container in self._pools.containers():
@@ -145,10 +130,9 @@ class ContainerService:
                 started_at=container.started_at,
                 enqueued_at=container.created_at,
             )
-        await stream.send_message(response)
+        return response
 
-    async def TaskGetInfo(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def TaskGetInfo(self, request: Message) -> Message:
         container = self._container(request.task_id)
         gpu = container.place.gpu
         info = api_pb2.TaskInfo(
@@ -159,6 +143,4 @@ class ContainerService:
         )
         if gpu:
             info.gpu_config.CopyFrom(api_pb2.GPUConfig(gpu_type=gpu.device, count=gpu.count))
-        await stream.send_message(
-            api_pb2.TaskGetInfoResponse(app_id=container.function.app_id, info=info)
-        )
+        return api_pb2.TaskGetInfoResponse(app_id=container.function.app_id, info=info)

@@ -1,5 +1,4 @@
 """Answers the RPCs that define, bind and look up functions and classes."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from modal_emulator.apps.function_checks import (
     refuse_what_is_not_emulated,
 )
 from modal_emulator.apps.functions import Functions
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import new_id
 
 
@@ -105,20 +104,16 @@ class FunctionService:
         self._volumes = volumes
         self._on_settings = on_settings
 
-    async def FunctionPrecreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionPrecreate(self, request: Message) -> Message:
         self._apps.get(request.app_id)
         record = self._functions.reserve(
             request.app_id, request.existing_function_id, request.function_name
         )
-        await stream.send_message(
-            api_pb2.FunctionPrecreateResponse(
-                function_id=record.function_id, handle_metadata=handle_of(request, request.app_id)
-            )
+        return api_pb2.FunctionPrecreateResponse(
+            function_id=record.function_id, handle_metadata=handle_of(request, request.app_id)
         )
 
-    async def FunctionCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionCreate(self, request: Message) -> Message:
         self._apps.get(request.app_id)
         data = (
             request.function_data
@@ -141,14 +136,12 @@ class FunctionService:
             )
             for name in recorded_only(first)
         ]
-        await stream.send_message(
-            api_pb2.FunctionCreateResponse(
-                function_id=record.function_id,
-                function=first,
-                function_data=data,
-                handle_metadata=handle,
-                server_warnings=warnings,
-            )
+        return api_pb2.FunctionCreateResponse(
+            function_id=record.function_id,
+            function=first,
+            function_data=data,
+            handle_metadata=handle,
+            server_warnings=warnings,
         )
 
     def _check(self, function: Any) -> None:
@@ -165,17 +158,14 @@ class FunctionService:
         for mount in function.volume_mounts:
             self._volumes.require(mount.volume_id)
 
-    async def FunctionBindParams(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionBindParams(self, request: Message) -> Message:
         base = self._functions.get(request.function_id)
         options = request.function_options if request.HasField("function_options") else None
         if options is not None:
             self._check_options(options)
         record = self._functions.variant(base, request.serialized_params, options)
-        await stream.send_message(
-            api_pb2.FunctionBindParamsResponse(
-                bound_function_id=record.function_id, handle_metadata=self._functions.handle(record)
-            )
+        return api_pb2.FunctionBindParamsResponse(
+            bound_function_id=record.function_id, handle_metadata=self._functions.handle(record)
         )
 
     def _check_options(self, options: Any) -> None:
@@ -194,8 +184,7 @@ class FunctionService:
         for mount in options.volume_mounts:
             self._volumes.require(mount.volume_id)
 
-    async def FunctionGet(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGet(self, request: Message) -> Message:
         app = self._apps.deployed(request.app_name, request.environment_name)
         if request.app_version and request.app_version != app.version:
             raise GRPCError(
@@ -207,12 +196,10 @@ class FunctionService:
         if function_id is None:
             raise self._lookup_error(request.object_tag, app.function_ids, app.class_ids)
         record = self._functions.get(function_id)
-        await stream.send_message(
-            api_pb2.FunctionGetResponse(
-                function_id=function_id,
-                handle_metadata=self._functions.handle(record),
-                function=self._functions.live_data(record),
-            )
+        return api_pb2.FunctionGetResponse(
+            function_id=function_id,
+            handle_metadata=self._functions.handle(record),
+            function=self._functions.live_data(record),
         )
 
     def _lookup_error(
@@ -228,65 +215,48 @@ class FunctionService:
             Status.NOT_FOUND, f"The app has no function '{tag}'. It has: {known or 'none'}"
         )
 
-    async def FunctionGetById(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetById(self, request: Message) -> Message:
         record = self._functions.get(request.function_id)
-        await stream.send_message(
-            api_pb2.FunctionGetByIdResponse(
-                function=self._functions.live_data(record),
-                handle_metadata=self._functions.handle(record),
-            )
+        return api_pb2.FunctionGetByIdResponse(
+            function=self._functions.live_data(record),
+            handle_metadata=self._functions.handle(record),
         )
 
-    async def ClassCreate(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ClassCreate(self, request: Message) -> Message:
         self._apps.get(request.app_id)
-        await stream.send_message(
-            api_pb2.ClassCreateResponse(
-                class_id=request.existing_class_id or new_id("cs"),
-                handle_metadata=api_pb2.ClassHandleMetadata(),
-            )
+        return api_pb2.ClassCreateResponse(
+            class_id=request.existing_class_id or new_id("cs"),
+            handle_metadata=api_pb2.ClassHandleMetadata(),
         )
 
-    async def ClassGet(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def ClassGet(self, request: Message) -> Message:
         app = self._apps.deployed(request.app_name, request.environment_name)
         if request.object_tag not in app.class_ids:
             known = ", ".join(sorted(app.class_ids)) or "none"
             raise GRPCError(
                 Status.NOT_FOUND, f"The app has no class '{request.object_tag}'. It has: {known}"
             )
-        await stream.send_message(
-            api_pb2.ClassGetResponse(
-                class_id=app.class_ids[request.object_tag],
-                handle_metadata=api_pb2.ClassHandleMetadata(),
-            )
+        return api_pb2.ClassGetResponse(
+            class_id=app.class_ids[request.object_tag],
+            handle_metadata=api_pb2.ClassHandleMetadata(),
         )
 
-    async def FunctionUpdateSchedulingParams(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionUpdateSchedulingParams(self, request: Message) -> Message:
         self._functions.change_settings(request.function_id, request.settings)
         self._on_settings(request.function_id)
         current = self._functions.runnable(request.function_id).first.autoscaler_settings
-        await stream.send_message(
-            api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=current)
-        )
+        return api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=current)
 
-    async def FunctionGetSchedulingParams(self, stream: Stream) -> None:
-        request = await stream.recv_message()
+    async def FunctionGetSchedulingParams(self, request: Message) -> Message:
         settings = self._functions.runnable(request.function_id).first.autoscaler_settings
         configuration = api_pb2.AutoscalerConfiguration(settings=settings, static_settings=settings)
-        await stream.send_message(
-            api_pb2.FunctionGetSchedulingParamsResponse(autoscaler_configuration=configuration)
-        )
+        return api_pb2.FunctionGetSchedulingParamsResponse(autoscaler_configuration=configuration)
 
-    async def FunctionStartPtyShell(self, stream: Stream) -> None:
-        await stream.recv_message()
+    async def FunctionStartPtyShell(self, _request: Message) -> Message:
         raise GRPCError(
             Status.UNIMPLEMENTED, "The emulator has no interactive containers (modal run -i)."
         )
 
-    async def FunctionFinishInputs(self, stream: Stream) -> None:
+    async def FunctionFinishInputs(self, _request: Message) -> Message:
         """Acknowledge: a call's inputs are counted as they arrive."""
-        await stream.recv_message()
-        await stream.send_message(Empty())
+        return Empty()

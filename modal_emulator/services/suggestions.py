@@ -1,5 +1,4 @@
 """What a name that was not found was perhaps meant to be."""
-# ruff: noqa: N802 (methods are named as the RPCs that they answer)
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Any
 from modal_proto import api_pb2
 
 from modal_emulator.apps.apps import Apps
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 
 
 class SuggestionService:
@@ -18,13 +17,12 @@ class SuggestionService:
     def __init__(self, apps: Apps) -> None:
         self._apps = apps
 
-    async def ObjectSuggest(self, stream: Stream) -> None:
+    async def ObjectSuggest(self, request: Message) -> Message:
         """Return the deployed apps or functions with a name like the one that was asked for."""
-        request = await stream.recv_message()
         named = self._named(request)
         found = difflib.get_close_matches(request.query, named, n=max(request.limit, 1))
         suggestions = [named[name] for name in found]
-        await stream.send_message(api_pb2.ObjectSuggestResponse(suggestions=suggestions))
+        return api_pb2.ObjectSuggestResponse(suggestions=suggestions)
 
     def _named(self, request: Any) -> dict[str, Any]:
         """Return what may be suggested, by the name that the user would have given."""

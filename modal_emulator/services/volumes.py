@@ -1,10 +1,9 @@
-# ruff: noqa: N802 - methods are named as the RPCs that they answer
 """Volumes: what the client, its CLI and containers ask of them."""
 
 import asyncio
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from modal_emulator.containers.volume_view import OpenFilesError
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.named_objects import NamedObject
 from modal_emulator.rpc.http_endpoint import HttpEndpoint
-from modal_emulator.rpc.rpc import Stream
+from modal_emulator.rpc.rpc import Message
 from modal_emulator.volumes.folder import VolumeFolder
 from modal_emulator.volumes.limit import VolumeFullError, VolumeLimit
 from modal_emulator.volumes.store import VolumeStore
@@ -60,9 +59,8 @@ class VolumeService:
         """Make a volume full at a size or number of files, in containers started from now on."""
         self.store.set_limit(volume_name, VolumeLimit(max_bytes, max_files))
 
-    async def VolumeGetOrCreate(self, stream: Stream) -> None:
+    async def VolumeGetOrCreate(self, request: Message) -> Message:
         """Create or find a volume."""
-        request = await stream.recv_message()
         await asyncio.to_thread(self.store.delete_expired)
         volume = self.store.get_or_create(
             request.deployment_name,
@@ -71,28 +69,23 @@ class VolumeService:
             request.version,
         )
         metadata = _metadata(volume)
-        reply = api_pb2.VolumeGetOrCreateResponse(
+        return api_pb2.VolumeGetOrCreateResponse(
             volume_id=volume.object_id, version=metadata.version, metadata=metadata
         )
-        await stream.send_message(reply)
 
-    async def VolumeGetById(self, stream: Stream) -> None:
+    async def VolumeGetById(self, request: Message) -> Message:
         """Find a volume by id."""
-        request = await stream.recv_message()
-        reply = api_pb2.VolumeGetByIdResponse(
+        return api_pb2.VolumeGetByIdResponse(
             volume_id=request.volume_id, metadata=self.metadata(request.volume_id)
         )
-        await stream.send_message(reply)
 
-    async def VolumeHeartbeat(self, stream: Stream) -> None:
+    async def VolumeHeartbeat(self, request: Message) -> Message:
         """Keep an ephemeral volume."""
-        request = await stream.recv_message()
         self.store.objects.heartbeat(request.volume_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def VolumeList(self, stream: Stream) -> None:
+    async def VolumeList(self, request: Message) -> Message:
         """List the named volumes."""
-        request = await stream.recv_message()
         items = [
             api_pb2.VolumeListItem(
                 label=volume.name,
@@ -102,75 +95,66 @@ class VolumeService:
             )
             for volume in self.store.objects.page(request.environment_name, request.pagination)
         ]
-        reply = api_pb2.VolumeListResponse(items=items, environment_name=request.environment_name)
-        await stream.send_message(reply)
+        return api_pb2.VolumeListResponse(items=items, environment_name=request.environment_name)
 
-    async def VolumeRename(self, stream: Stream) -> None:
+    async def VolumeRename(self, request: Message) -> Message:
         """Rename a volume."""
-        request = await stream.recv_message()
         self.store.objects.rename(request.volume_id, request.name)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def VolumeDelete(self, stream: Stream) -> None:
+    async def VolumeDelete(self, request: Message) -> Message:
         """Delete a volume with everything in it."""
-        request = await stream.recv_message()
         await asyncio.to_thread(self.store.delete, request.volume_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def VolumeCommit(self, stream: Stream) -> None:
+    async def VolumeCommit(self, request: Message) -> Message:
         """Commit what the calling container wrote."""
-        request = await stream.recv_message()
         self.require(request.volume_id)
         sandbox = self._calling_sandbox("commit")
         with _errors_for_client():
             await asyncio.to_thread(sandbox.commit, request.volume_id)
         # what others have committed is shown by reload() only
-        await stream.send_message(api_pb2.VolumeCommitResponse(skip_reload=True))
+        return api_pb2.VolumeCommitResponse(skip_reload=True)
 
-    async def VolumeReload(self, stream: Stream) -> None:
+    async def VolumeReload(self, request: Message) -> Message:
         """Show the calling container what others committed."""
-        request = await stream.recv_message()
         self.require(request.volume_id)
         sandbox = self._calling_sandbox("reload")
         with _errors_for_client():
             await asyncio.to_thread(sandbox.reload, request.volume_id)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def VolumeListFiles(self, stream: Stream) -> None:
+    def VolumeListFiles(self, request: Message) -> AsyncIterator[Message]:
         """List a folder of a version 1 volume."""
-        await self._list_files(stream, api_pb2.VolumeListFilesResponse)
+        return self._list_files(request, api_pb2.VolumeListFilesResponse)
 
-    async def VolumeListFiles2(self, stream: Stream) -> None:
+    def VolumeListFiles2(self, request: Message) -> AsyncIterator[Message]:
         """List a folder of a version 2 volume."""
-        await self._list_files(stream, api_pb2.VolumeListFiles2Response)
+        return self._list_files(request, api_pb2.VolumeListFiles2Response)
 
-    async def VolumeGetFile2(self, stream: Stream) -> None:
+    async def VolumeGetFile2(self, request: Message) -> Message:
         """Say where to download the blocks of a file."""
-        request = await stream.recv_message()
         content = self._content(request)
         with _errors_for_client():
             file = await asyncio.to_thread(content.take_download, request.path)
         size = file.stat().st_size
         start = min(request.start, size)
         length = min(request.len or size, size - start)
-        reply = api_pb2.VolumeGetFile2Response(
+        return api_pb2.VolumeGetFile2Response(
             get_urls=self._transfer.urls(file, start, length), size=size, start=start, len=length
         )
-        await stream.send_message(reply)
 
-    async def VolumePutFiles(self, stream: Stream) -> None:
+    async def VolumePutFiles(self, request: Message) -> Message:
         """Put uploaded contents at their paths."""
-        request = await stream.recv_message()
         content = self._content(request)
         uploads = self._transfer.whole_files(request.files)
         overwrite = not request.disallow_overwrite_existing_files
         with _errors_for_client():
             await asyncio.to_thread(content.put, uploads, overwrite=overwrite)
-        await stream.send_message(Empty())
+        return Empty()
 
-    async def VolumePutFiles2(self, stream: Stream) -> None:
+    async def VolumePutFiles2(self, request: Message) -> Message:
         """Say which blocks to upload, or put files of uploaded blocks at their paths."""
-        request = await stream.recv_message()
         content = self._content(request)
         missing = self._transfer.missing_blocks(request.files)
         uploads = self._transfer.files_of_blocks(request.files)
@@ -179,26 +163,34 @@ class VolumeService:
             # refused before the client uploads anything
             put_or_check = content.check if missing else content.put
             await asyncio.to_thread(put_or_check, uploads, overwrite=overwrite)
-        await stream.send_message(api_pb2.VolumePutFiles2Response(missing_blocks=missing))
+        return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
 
-    async def VolumeRemoveFile(self, stream: Stream) -> None:
-        """Delete a file or folder of a version 1 volume."""
-        await self._remove_file(stream)
+    async def VolumeRemoveFile(self, request: Message) -> Message:
+        """Delete a file or folder."""
+        content = self._content(request)
+        with _errors_for_client():
+            await asyncio.to_thread(content.remove, request.path, recursive=request.recursive)
+        return Empty()
 
-    async def VolumeRemoveFile2(self, stream: Stream) -> None:
-        """Delete a file or folder of a version 2 volume."""
-        await self._remove_file(stream)
+    async def VolumeCopyFiles(self, request: Message) -> Message:
+        """Copy files and (in a version 2 volume) folders inside a volume."""
+        content = self._content(request)
+        with _errors_for_client():
+            await asyncio.to_thread(
+                content.copy,
+                list(request.src_paths),
+                request.dst_path,
+                recursive=request.recursive,
+            )
+        return Empty()
 
-    async def VolumeCopyFiles(self, stream: Stream) -> None:
-        """Copy files inside a version 1 volume."""
-        await self._copy_files(stream)
+    # the RPCs for version 2 volumes take the same requests
+    VolumeRemoveFile2 = VolumeRemoveFile
+    VolumeCopyFiles2 = VolumeCopyFiles
 
-    async def VolumeCopyFiles2(self, stream: Stream) -> None:
-        """Copy files and folders inside a version 2 volume."""
-        await self._copy_files(stream)
-
-    async def _list_files(self, stream: Stream, reply_type: Callable[..., Any]) -> None:
-        request = await stream.recv_message()
+    async def _list_files(
+        self, request: Message, reply_type: Callable[..., Any]
+    ) -> AsyncIterator[Message]:
         content = self._content(request)
         with _errors_for_client():
             listed = await asyncio.to_thread(
@@ -209,26 +201,7 @@ class VolumeService:
         for first in range(0, len(listed), _LIST_BATCH):
             batch = listed[first : first + _LIST_BATCH]
             entries = [_file_entry(path, status) for path, status in batch]
-            await stream.send_message(reply_type(entries=entries))
-
-    async def _remove_file(self, stream: Stream) -> None:
-        request = await stream.recv_message()
-        content = self._content(request)
-        with _errors_for_client():
-            await asyncio.to_thread(content.remove, request.path, recursive=request.recursive)
-        await stream.send_message(Empty())
-
-    async def _copy_files(self, stream: Stream) -> None:
-        request = await stream.recv_message()
-        content = self._content(request)
-        with _errors_for_client():
-            await asyncio.to_thread(
-                content.copy,
-                list(request.src_paths),
-                request.dst_path,
-                recursive=request.recursive,
-            )
-        await stream.send_message(Empty())
+            yield reply_type(entries=entries)
 
     def _content(self, request: Any) -> VolumeFolder:
         return self.store.content(request.volume_id)
