@@ -44,6 +44,7 @@ from modal_emulator.services.suggestions import SuggestionService
 from modal_emulator.services.volumes import VolumeService
 from modal_emulator.storage.state import State
 from modal_emulator.storage.temporary_folders import CONTAINERS_PREFIX, TemporaryFolder
+from modal_emulator.volumes.store import VolumeStore
 
 _LOOPBACK = "127.0.0.1"
 
@@ -94,7 +95,7 @@ class Server:
         self._blobs = BlobStore(state_dir, self.http)
         self._mounts = MountService(state_dir, self._blobs)
         self._secrets = SecretService(state_dir)
-        self._volumes = VolumeService(state_dir, self.http, self._mounts, self._current_sandbox)
+        self._volumes = VolumeStore(state_dir)
         self._dicts, self._queues = DictService(state_dir), QueueService(state_dir)
         self._images = ImageService(self._state, self._faults)
 
@@ -174,7 +175,7 @@ class Server:
             self._blobs,
             self._mounts,
             self._secrets,
-            self._volumes,
+            VolumeService(self._volumes, self.http, self._mounts, self._current_sandbox),
             self._dicts,
             self._queues,
             self._images,

@@ -20,7 +20,7 @@ from modal_emulator.objects.images import ImageRecord, ImageService
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.secrets import SecretService
 from modal_emulator.rpc.gpus import GpuRequest
-from modal_emulator.services.volumes import VolumeService
+from modal_emulator.volumes.store import VolumeStore
 
 # All of this machine's environment that a container sees.
 NECESSITIES = (
@@ -70,7 +70,7 @@ class Placement:
         return self.shared / "arguments"
 
 
-def _layout_with_dependencies(layout: Any, function: Any, volumes: VolumeService) -> Any:
+def _layout_with_dependencies(layout: Any, function: Any, volumes: VolumeStore) -> Any:
     """Return the app's layout with every object that the function refers to."""
     known = {entry.object_id for entry in layout.objects}
     for dependency in function.object_dependencies:
@@ -113,7 +113,7 @@ class Launcher:
         images: ImageService,
         mounts: MountService,
         secrets: SecretService,
-        volumes: VolumeService,
+        volumes: VolumeStore,
         *,
         state_dir: Path,
         sandbox_mode: SandboxMode | None,
@@ -143,7 +143,7 @@ class Launcher:
             place.folder / "scratch",
             mounts=self._mounts,
             mount_ids=[*image.copied_mount_ids, *definition.mount_ids],
-            volumes=self._volumes.store,
+            volumes=self._volumes,
             volume_mounts=[
                 VolumeMount(each.volume_id, each.mount_path, each.read_only, each.sub_path)
                 for each in definition.volume_mounts

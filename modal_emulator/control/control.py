@@ -17,7 +17,8 @@ from modal_emulator.rpc.rpc import rpc_names
 from modal_emulator.scheduling.autoscaler import Scaling
 from modal_emulator.scheduling.pools import Pools
 from modal_emulator.scheduling.termination import Endings
-from modal_emulator.services.volumes import VolumeService
+from modal_emulator.volumes.limit import VolumeLimit
+from modal_emulator.volumes.store import VolumeStore
 
 
 class NothingToDisturbError(LookupError):
@@ -33,7 +34,7 @@ class Control:
     _pools: Pools
     _endings: Endings
     _scaling: Scaling
-    _volumes: VolumeService
+    _volumes: VolumeStore
 
     def _containers(self, task_id: str | None) -> list[Container]:
         if task_id is not None:
@@ -133,12 +134,12 @@ class Control:
         for argument, limit in (("max_bytes", max_bytes), ("max_files", max_files)):
             if limit is not None:
                 check_whole_number(f"A volume's {argument}", limit)
-        self._volumes.set_limit(name, max_bytes, max_files)
+        self._volumes.set_limit(name, VolumeLimit(max_bytes, max_files))
 
     def clear_faults(self) -> None:
         """End every fault that is armed or lasts."""
         self._faults.clear()
-        self._volumes.store.clear_limits()
+        self._volumes.clear_limits()
         self._scaling.scale_all()
 
 

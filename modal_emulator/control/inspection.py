@@ -24,7 +24,7 @@ from modal_emulator.control.infos import (
 from modal_emulator.objects.images import ImageRecord, ImageService
 from modal_emulator.objects.secrets import SecretService
 from modal_emulator.scheduling.pools import Pools
-from modal_emulator.services.volumes import VolumeService
+from modal_emulator.volumes.store import VolumeStore
 
 
 def _pair(first: int, second: int, divisor: int) -> tuple[Any, Any] | None:
@@ -47,7 +47,7 @@ class Inspection:
         logs: Logs,
         pools: Pools,
         secrets: SecretService,
-        volumes: VolumeService,
+        volumes: VolumeStore,
     ) -> None:
         self._functions = functions
         self._apps = apps

@@ -5,7 +5,6 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -15,11 +14,10 @@ from modal_proto import api_pb2
 from modal_emulator.containers.sandbox import Sandbox
 from modal_emulator.containers.volume_view import OpenFilesError
 from modal_emulator.objects.mounts import MountService
-from modal_emulator.objects.named_objects import NamedObject
 from modal_emulator.rpc.http_endpoint import HttpEndpoint
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.volumes.folder import VolumeFolder
-from modal_emulator.volumes.limit import VolumeFullError, VolumeLimit
+from modal_emulator.volumes.limit import VolumeFullError
 from modal_emulator.volumes.store import VolumeStore
 from modal_emulator.volumes.transfer import VolumeTransfer
 
@@ -38,37 +36,25 @@ class VolumeService:
 
     def __init__(
         self,
-        state_dir: Path,
+        store: VolumeStore,
         http: HttpEndpoint,
         mounts: MountService,
         current_sandbox: Callable[[], Sandbox | None],
     ) -> None:
-        self.store = VolumeStore(state_dir)
-        self._transfer = VolumeTransfer(self.store, http, mounts)
+        self._store = store
+        self._transfer = VolumeTransfer(store, http, mounts)
         self._current_sandbox = current_sandbox
-
-    def require(self, volume_id: str) -> None:
-        """Refuse an unknown volume with NOT_FOUND."""
-        self.store.objects.get(volume_id)
-
-    def metadata(self, volume_id: str) -> Any:
-        """Return the message that describes a volume to a client."""
-        return _metadata(self.store.objects.get(volume_id))
-
-    def set_limit(self, volume_name: str, max_bytes: int | None, max_files: int | None) -> None:
-        """Make a volume full at a size or number of files, in containers started from now on."""
-        self.store.set_limit(volume_name, VolumeLimit(max_bytes, max_files))
 
     async def VolumeGetOrCreate(self, request: Message) -> Message:
         """Create or find a volume."""
-        await asyncio.to_thread(self.store.delete_expired)
-        volume = self.store.get_or_create(
+        await asyncio.to_thread(self._store.delete_expired)
+        volume = self._store.get_or_create(
             request.deployment_name,
             request.environment_name,
             request.object_creation_type,
             request.version,
         )
-        metadata = _metadata(volume)
+        metadata = self._store.metadata(volume.object_id)
         return api_pb2.VolumeGetOrCreateResponse(
             volume_id=volume.object_id, version=metadata.version, metadata=metadata
         )
@@ -76,12 +62,12 @@ class VolumeService:
     async def VolumeGetById(self, request: Message) -> Message:
         """Find a volume by id."""
         return api_pb2.VolumeGetByIdResponse(
-            volume_id=request.volume_id, metadata=self.metadata(request.volume_id)
+            volume_id=request.volume_id, metadata=self._store.metadata(request.volume_id)
         )
 
     async def VolumeHeartbeat(self, request: Message) -> Message:
         """Keep an ephemeral volume."""
-        self.store.objects.heartbeat(request.volume_id)
+        self._store.objects.heartbeat(request.volume_id)
         return Empty()
 
     async def VolumeList(self, request: Message) -> Message:
@@ -91,25 +77,25 @@ class VolumeService:
                 label=volume.name,
                 volume_id=volume.object_id,
                 created_at=volume.created_at,
-                metadata=_metadata(volume),
+                metadata=self._store.metadata(volume.object_id),
             )
-            for volume in self.store.objects.page(request.environment_name, request.pagination)
+            for volume in self._store.objects.page(request.environment_name, request.pagination)
         ]
         return api_pb2.VolumeListResponse(items=items, environment_name=request.environment_name)
 
     async def VolumeRename(self, request: Message) -> Message:
         """Rename a volume."""
-        self.store.objects.rename(request.volume_id, request.name)
+        self._store.objects.rename(request.volume_id, request.name)
         return Empty()
 
     async def VolumeDelete(self, request: Message) -> Message:
         """Delete a volume with everything in it."""
-        await asyncio.to_thread(self.store.delete, request.volume_id)
+        await asyncio.to_thread(self._store.delete, request.volume_id)
         return Empty()
 
     async def VolumeCommit(self, request: Message) -> Message:
         """Commit what the calling container wrote."""
-        self.require(request.volume_id)
+        self._store.require(request.volume_id)
         sandbox = self._calling_sandbox("commit")
         with _errors_for_client():
             await asyncio.to_thread(sandbox.commit, request.volume_id)
@@ -118,7 +104,7 @@ class VolumeService:
 
     async def VolumeReload(self, request: Message) -> Message:
         """Show the calling container what others committed."""
-        self.require(request.volume_id)
+        self._store.require(request.volume_id)
         sandbox = self._calling_sandbox("reload")
         with _errors_for_client():
             await asyncio.to_thread(sandbox.reload, request.volume_id)
@@ -204,7 +190,7 @@ class VolumeService:
             yield reply_type(entries=entries)
 
     def _content(self, request: Any) -> VolumeFolder:
-        return self.store.content(request.volume_id)
+        return self._store.content(request.volume_id)
 
     def _calling_sandbox(self, action: str) -> Sandbox:
         sandbox = self._current_sandbox()
@@ -212,13 +198,6 @@ class VolumeService:
             message = f"Volume.{action}() can only be called in a container that has the volume"
             raise GRPCError(Status.FAILED_PRECONDITION, message)
         return sandbox
-
-
-def _metadata(volume: NamedObject) -> Any:
-    version: Any = volume.version
-    return api_pb2.VolumeMetadata(
-        version=version, name=volume.name, creation_info=volume.creation_info()
-    )
 
 
 def _file_entry(path: str, status: os.stat_result) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from modal_proto import api_pb2
 
 from modal_emulator.objects.named_objects import NamedObject, NamedObjects
+from modal_emulator.rpc.rpc import EnumValue, Message
 from modal_emulator.volumes.folder import VolumeFolder
 from modal_emulator.volumes.limit import VolumeLimit
 
@@ -37,6 +38,18 @@ class VolumeStore:
             version = api_pb2.VOLUME_FS_VERSION_V1
         found, _ = self.objects.get_or_create(name, environment, creation_type, version=version)
         return found
+
+    def require(self, volume_id: str) -> None:
+        """Refuse an unknown volume with NOT_FOUND."""
+        self.objects.get(volume_id)
+
+    def metadata(self, volume_id: str) -> Message:
+        """Return the message that describes a volume to a client."""
+        volume = self.objects.get(volume_id)
+        version: EnumValue = volume.version
+        return api_pb2.VolumeMetadata(
+            version=version, name=volume.name, creation_info=volume.creation_info()
+        )
 
     def content(self, volume_id: str) -> VolumeFolder:
         """Return the content of a volume; NOT_FOUND when there is none with this id."""
