@@ -7,14 +7,13 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from modal_emulator.apps.logs import LogLine
 from modal_emulator.containers.sandbox import SandboxMode
-from modal_emulator.control.infos import AppInfo, CallInfo, ContainerInfo, FunctionInfo
-from modal_emulator.objects.images import ImageRecord
+from modal_emulator.control.control import Control
 from modal_emulator.server import Server, ServerOptions
 from modal_emulator.storage.temporary_folders import (
     STATE_PREFIX,
@@ -22,10 +21,29 @@ from modal_emulator.storage.temporary_folders import (
     delete_abandoned_folders,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _CALL_S = 30.0
 _STOP_S = 60.0
+
+
+def _in_server_thread(
+    method: Callable[Concatenate[Control, P], T],
+) -> Callable[Concatenate[Emulator, P], T]:
+    """Return the method of `Emulator` that calls a method of the server's `Control`."""
+
+    @wraps(method)
+    def call(emulator: Emulator, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        control = emulator._running().control
+
+        async def run() -> T:
+            return method(control, *args, **kwargs)
+
+        assert emulator._loop is not None
+        return asyncio.run_coroutine_threadsafe(run(), emulator._loop).result(_CALL_S)
+
+    return call
 
 
 class Emulator:
@@ -141,103 +159,29 @@ class Emulator:
             raise RuntimeError("The emulator is not running: use `with Emulator() as emulator:`.")
         return self._server
 
-    def _call(self, function: Callable[[Server], T]) -> T:
-        """Run a function in the server's thread."""
-        server = self._running()
-
-        async def run() -> T:
-            return function(server)
-
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_CALL_S)
-
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that point the modal client, CLI and `control_url` at this server."""
+        """The variables by which programs find this server."""
         return client_environment(self._running())
 
-    @property
-    def control_url(self) -> str:
-        """The address of the HTTP control."""
-        return f"{self._running().http.url}/control"
+    functions = _in_server_thread(Control.functions)
+    calls = _in_server_thread(Control.calls)
+    containers = _in_server_thread(Control.containers)
+    apps = _in_server_thread(Control.apps)
+    images = _in_server_thread(Control.images)
+    logs = _in_server_thread(Control.logs)
 
-    def functions(self, name: str | None = None) -> list[FunctionInfo]:
-        """Return the functions and variants, of one name or all, as the server received them."""
-        found = self._call(lambda server: server.control.inspection.functions())
-        return [each for each in found if name is None or each.name == name]
-
-    def calls(self, function_name: str | None = None) -> list[CallInfo]:
-        """Return the calls, of one function or all."""
-        found = self._call(lambda server: server.control.inspection.calls())
-        return [each for each in found if function_name in (None, each.function_name)]
-
-    def containers(self) -> list[ContainerInfo]:
-        """Return every container since the server started, ended ones first."""
-        return self._call(lambda server: server.control.inspection.containers())
-
-    def apps(self) -> list[AppInfo]:
-        """Return every app, oldest first."""
-        return self._call(lambda server: server.control.inspection.apps())
-
-    def images(self) -> list[ImageRecord]:
-        """Return every image, oldest first."""
-        return self._call(lambda server: server.control.inspection.images())
-
-    def logs(self, app_id: str) -> list[LogLine]:
-        """Return the log lines of an app in order."""
-        return self._call(lambda server: server.control.inspection.logs(app_id))
-
-    def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
-        """Preempt a container, or all that run an input; see `Control.preempt`."""
-        return self._call(lambda server: server.control.preempt(task_id, grace_s=grace_s))
-
-    def kill(self, task_id: str | None = None) -> list[str]:
-        """Kill a container, or all that run an input; see `Control.kill`."""
-        return self._call(lambda server: server.control.kill(task_id))
-
-    def preempt_input(self, nth: int = 1, *, after_s: float = 0.0, grace_s: float = 30.0) -> None:
-        """Preempt whichever container gets the n-th input from now."""
-        self._call(
-            lambda server: server.control.preempt_input(nth, after_s=after_s, grace_s=grace_s)
-        )
-
-    def kill_input(self, nth: int = 1, *, after_s: float = 0.0) -> None:
-        """Kill whichever container gets the n-th input from now."""
-        self._call(lambda server: server.control.kill_input(nth, after_s=after_s))
-
-    def delay_starts(self, seconds: float) -> None:
-        """Let every container start that much later; 0 ends it."""
-        self._call(lambda server: server.control.delay_starts(seconds))
-
-    def fail_rpc(self, name: str, *, nth: int = 1, status: str = "UNAVAILABLE") -> None:
-        """Fail the n-th call of an RPC from now with a gRPC status."""
-        self._call(lambda server: server.control.fail_rpc(name, nth=nth, status=status))
-
-    def delay_rpc(self, name: str, seconds: float) -> None:
-        """Let every call of an RPC take so much longer; 0 ends it."""
-        self._call(lambda server: server.control.delay_rpc(name, seconds))
-
-    def fail_image_builds(self, message: str | None) -> None:
-        """Let every image build fail with a message; None ends it."""
-        self._call(lambda server: server.control.fail_image_builds(message))
-
-    def limit_gpu(self, name: str, count: int | None) -> None:
-        """Set how many GPUs of a type exist; 0 is out of capacity, None is without limit."""
-        self._call(lambda server: server.control.limit_gpu(name, count))
-
-    def limit_volume(
-        self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
-    ) -> None:
-        """Let a volume be full beyond a size or a number of files, in containers started later."""
-        self._call(
-            lambda server: server.control.limit_volume(
-                name, max_bytes=max_bytes, max_files=max_files
-            )
-        )
-
-    def clear_faults(self) -> None:
-        """End every fault that is armed or lasts."""
-        self._call(lambda server: server.control.clear_faults())
+    preempt = _in_server_thread(Control.preempt)
+    kill = _in_server_thread(Control.kill)
+    preempt_input = _in_server_thread(Control.preempt_input)
+    kill_input = _in_server_thread(Control.kill_input)
+    delay_starts = _in_server_thread(Control.delay_starts)
+    fail_rpc = _in_server_thread(Control.fail_rpc)
+    delay_rpc = _in_server_thread(Control.delay_rpc)
+    fail_image_builds = _in_server_thread(Control.fail_image_builds)
+    limit_gpu = _in_server_thread(Control.limit_gpu)
+    limit_volume = _in_server_thread(Control.limit_volume)
+    clear_faults = _in_server_thread(Control.clear_faults)
 
 
 def client_environment(server: Server) -> dict[str, str]:

@@ -17,7 +17,6 @@ from modal_emulator.containers.launch import Launcher
 from modal_emulator.containers.sandbox import Sandbox, SandboxMode
 from modal_emulator.control.control import Control
 from modal_emulator.control.control_http import serve_control
-from modal_emulator.control.inspection import Inspection
 from modal_emulator.objects.blobs import BlobStore
 from modal_emulator.objects.dicts import DictService
 from modal_emulator.objects.environments import EnvironmentService
@@ -188,7 +187,7 @@ class Server:
         ]
 
     def _make_control(self) -> Control:
-        inspection = Inspection(
+        control = Control(
             self._functions,
             self._apps,
             self._calls,
@@ -197,9 +196,9 @@ class Server:
             self._pools,
             self._secrets,
             self._volumes,
-        )
-        control = Control(
-            inspection, self._faults, self._pools, self._endings, self._scaling, self._volumes
+            self._faults,
+            self._endings,
+            self._scaling,
         )
         serve_control(self.http.app, control, self.token_secret)
         return control

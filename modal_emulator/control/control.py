@@ -1,11 +1,11 @@
-"""Control of a running server: look at it and make things go wrong, from Python or HTTP."""
+"""Control of a running server: read its state and make things go wrong in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from modal_emulator.containers.container import Container
-from modal_emulator.control.inspection import Inspection
+from modal_emulator.control.state_reader import StateReader
 from modal_emulator.rpc.faults import (
     Faults,
     InputFault,
@@ -15,28 +15,23 @@ from modal_emulator.rpc.faults import (
 )
 from modal_emulator.rpc.rpc import rpc_names
 from modal_emulator.scheduling.autoscaler import Scaling
-from modal_emulator.scheduling.pools import Pools
 from modal_emulator.scheduling.termination import Endings
 from modal_emulator.volumes.limit import VolumeLimit
-from modal_emulator.volumes.store import VolumeStore
 
 
-class NothingToDisturbError(LookupError):
-    """Raised when no container is there to be preempted or killed."""
+class ContainerNotFoundError(LookupError):
+    """Raised when there is no container to preempt or kill."""
 
 
 @dataclass(frozen=True)
-class Control:
-    """Everything that a test may ask of a server; called in the server's thread."""
+class Control(StateReader):
+    """Everything that a test can do with a server; used in the server's thread."""
 
-    inspection: Inspection
     _faults: Faults
-    _pools: Pools
     _endings: Endings
     _scaling: Scaling
-    _volumes: VolumeStore
 
-    def _containers(self, task_id: str | None) -> list[Container]:
+    def _targets(self, task_id: str | None) -> list[Container]:
         if task_id is not None:
             container = self._pools.container(task_id)
             found = [container] if container else []
@@ -44,7 +39,7 @@ class Control:
             found = [each for each in self._pools.containers() if each.running]
         if not found:
             which = f"container {task_id}" if task_id else "container that runs an input"
-            raise NothingToDisturbError(f"There is no {which}.")
+            raise ContainerNotFoundError(f"There is no {which}.")
         return found
 
     def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
@@ -53,11 +48,11 @@ class Control:
         Without a task id, every container that runs an input is preempted. Returns task ids.
 
         Raises:
-            NothingToDisturbError: when there is no such container.
+            ContainerNotFoundError: when there is no such container.
             ValueError: for a grace that is not a number of 0 or more.
         """
         check_seconds("A preemption's grace", grace_s)
-        found = self._containers(task_id)
+        found = self._targets(task_id)
         for container in found:
             self._endings.preempt(container, grace_s)
         return [container.task_id for container in found]
@@ -68,9 +63,9 @@ class Control:
         Without a task id, every container that runs an input is killed. Returns task ids.
 
         Raises:
-            NothingToDisturbError: when there is no such container.
+            ContainerNotFoundError: when there is no such container.
         """
-        found = self._containers(task_id)
+        found = self._targets(task_id)
         for container in found:
             self._endings.kill(container)
         return [container.task_id for container in found]

@@ -16,7 +16,7 @@ import pytest
 from modal.exception import InternalFailure, PermissionDeniedError
 
 from modal_emulator import Emulator
-from modal_emulator.control.control import NothingToDisturbError
+from modal_emulator.control.control import ContainerNotFoundError
 from tests.support.waiting import wait_until
 
 
@@ -102,7 +102,7 @@ def test_every_busy_container_is_killed_without_a_task_id(modal_emulator: Emulat
 
 
 def test_there_must_be_a_container_to_disturb(modal_emulator: Emulator) -> None:
-    with pytest.raises(NothingToDisturbError, match="ta-none"):
+    with pytest.raises(ContainerNotFoundError, match="ta-none"):
         modal_emulator.kill("ta-none")
 
 
@@ -283,7 +283,7 @@ def request(emulator: Emulator, path: str, body: object = None, token: str | Non
     secret = emulator.environment["MODAL_TOKEN_SECRET"]
     data = None if body is None else json.dumps(body).encode()
     http_request = urllib.request.Request(
-        f"{emulator.control_url}/{path}",
+        f"{emulator.environment['MODAL_EMULATOR_CONTROL_URL']}/{path}",
         data=data,
         headers={"Authorization": f"Bearer {token or secret}"},
     )

@@ -11,7 +11,7 @@ import pytest
 from modal.exception import InvalidError, NotFoundError, UnimplementedError
 
 from modal_emulator import Emulator
-from modal_emulator.control.infos import FunctionInfo
+from modal_emulator.control.info import FunctionInfo
 from tests.support.waiting import wait_until
 
 

@@ -1,7 +1,8 @@
-"""Reads what the server knows, for tests."""
+"""Reads what the server has: functions, calls, containers, apps, images and logs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from grpclib import GRPCError
@@ -12,7 +13,7 @@ from modal_emulator.apps.calls import STATUS_NAMES, Call, Calls, Input
 from modal_emulator.apps.functions import FunctionRecord, Functions
 from modal_emulator.apps.logs import LogLine, Logs
 from modal_emulator.containers.container import Container
-from modal_emulator.control.infos import (
+from modal_emulator.control.info import (
     AppInfo,
     CallInfo,
     ContainerInfo,
@@ -35,35 +36,25 @@ def _pair(first: int, second: int, divisor: int) -> tuple[Any, Any] | None:
     return first / divisor, second / divisor if second else None
 
 
-class Inspection:
-    """Reads the services; used in the server's thread."""
+@dataclass(frozen=True)
+class StateReader:
+    """Reads what the server has; used in the server's thread."""
 
-    def __init__(
-        self,
-        functions: Functions,
-        apps: Apps,
-        calls: Calls,
-        images: ImageService,
-        logs: Logs,
-        pools: Pools,
-        secrets: SecretService,
-        volumes: VolumeStore,
-    ) -> None:
-        self._functions = functions
-        self._apps = apps
-        self._calls = calls
-        self._images = images
-        self._logs = logs
-        self._pools = pools
-        self._secrets = secrets
-        self._volumes = volumes
+    _functions: Functions
+    _apps: Apps
+    _calls: Calls
+    _images: ImageService
+    _logs: Logs
+    _pools: Pools
+    _secrets: SecretService
+    _volumes: VolumeStore
 
-    def functions(self) -> list[FunctionInfo]:
-        """Return every defined function and variant, oldest first."""
+    def functions(self, name: str | None = None) -> list[FunctionInfo]:
+        """Return the functions and variants, of one name or all, as the server received them."""
         return [
             self._function(record)
             for record in self._functions.all()
-            if self._functions.is_defined(record)
+            if self._functions.is_defined(record) and name in (None, record.name)
         ]
 
     def _function(self, record: FunctionRecord) -> FunctionInfo:
@@ -123,9 +114,10 @@ class Inspection:
             name = "(deleted)"
         return VolumeUse(name, mount.volume_id, mount.read_only, mount.sub_path)
 
-    def calls(self) -> list[CallInfo]:
-        """Return every call, oldest first."""
-        return [self._call(call) for call in self._calls.all()]
+    def calls(self, function_name: str | None = None) -> list[CallInfo]:
+        """Return the calls, of one function or all, oldest first."""
+        found = [self._call(call) for call in self._calls.all()]
+        return [each for each in found if function_name in (None, each.function_name)]
 
     def _call(self, call: Call) -> CallInfo:
         return CallInfo(
