@@ -17,7 +17,6 @@ from modal_emulator.rpc.rpc import EnumValue
 from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.state import State
 
-EPHEMERAL = api_pb2.APP_STATE_EPHEMERAL
 DETACHED = api_pb2.APP_STATE_DETACHED
 DETACHED_DISCONNECTED = api_pb2.APP_STATE_DETACHED_DISCONNECTED
 DEPLOYED = api_pb2.APP_STATE_DEPLOYED

@@ -15,7 +15,8 @@ from modal_proto import api_pb2
 from modal_emulator.apps.apps import AppRecord, Apps
 from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.containers.interpreter import INTERPRETER
-from modal_emulator.containers.sandbox import Sandbox, SandboxMode, VolumeMount
+from modal_emulator.containers.sandbox import Sandbox, SandboxMode
+from modal_emulator.containers.volume_view import VolumeMount
 from modal_emulator.objects.images import ImageRecord, ImageService
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.secrets import SecretService

@@ -30,8 +30,6 @@ from modal_emulator.objects.mounts import MountService
 from modal_emulator.storage.delete_tree import delete_tree
 from modal_emulator.volumes.store import VolumeStore
 
-__all__ = ["Sandbox", "SandboxMode", "VolumeMount", "sandbox_mode"]
-
 log = logging.getLogger(__name__)
 
 SandboxMode = Literal["namespaces", "user_namespaces", "rewriting"]

@@ -39,7 +39,6 @@ class FunctionInfo:
     name: str
     module: str
     is_class: bool
-    is_builder: bool
     gpus: tuple[str, ...]
     cpu: tuple[float, float | None] | None
     memory_mb: tuple[int, int | None] | None
@@ -59,7 +58,6 @@ class FunctionInfo:
     batch_max_size: int
     single_use_containers: bool
     regions: tuple[str, ...]
-    cloud: str
     schedule: str
 
 

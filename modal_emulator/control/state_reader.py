@@ -72,7 +72,6 @@ class StateReader:
             name=record.name,
             module=function.module_name,
             is_class=function.is_class,
-            is_builder=function.is_builder_function,
             gpus=tuple(
                 gpu.gpu_type if gpu.count == 1 else f"{gpu.gpu_type}:{gpu.count}"
                 for gpu in gpus
@@ -96,7 +95,6 @@ class StateReader:
             batch_max_size=function.batch_max_size,
             single_use_containers=function.single_use_containers,
             regions=tuple(function.scheduler_placement.regions),
-            cloud=function.cloud_provider_str,
             schedule=str(function.schedule).strip(),
         )
 

@@ -120,11 +120,6 @@ class NamedObjects:
         now = time.time()
         return [each for each in self._all() if 0 < each.expires_at < now]
 
-    def named(self, name: str, environment: str = DEFAULT_ENVIRONMENT) -> NamedObject:
-        """Return the object with this name; NOT_FOUND if there is none."""
-        lookup = api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED
-        return self.get_or_create(name, environment, lookup)[0]
-
     def _all(self) -> list[NamedObject]:
         with self._lock:
             return list(self._objects.values())

@@ -24,10 +24,6 @@ class AppClients:
         self._reconnect_s = reconnect_s
         self._heartbeat_limit_s = heartbeat_limit_s
 
-    def attach(self, app: AppRecord) -> None:
-        """Let an app belong to the client that calls now."""
-        self.heartbeat(app)
-
     def heartbeat(self, app: AppRecord) -> None:
         """Note that the app's client is there, and on which connection."""
         app.connection_id = current_caller.get().connection_id

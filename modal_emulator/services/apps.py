@@ -71,7 +71,7 @@ class AppService:
         app = self._apps.create(
             request.description, request.environment_name, request.app_state, dict(request.tags)
         )
-        self._clients.attach(app)
+        self._clients.heartbeat(app)
         return api_pb2.AppCreateResponse(
             app_id=app.app_id, app_page_url=page_url(app), app_logs_url=page_url(app)
         )
