@@ -1,16 +1,31 @@
-"""`modal-emulator run` and `modal-emulator serve`."""
+"""`modal-emulator run` and `modal-emulator serve`, also as `ml-experiments emulator …`."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from modal_emulator.containers.interpreter import INTERPRETER
+from modal_emulator.rpc.versions import UnsupportedModalError
+from modal_emulator.storage.state import StateInUseError
+
 if TYPE_CHECKING:
-    from modal_emulator.requested_faults import RequestedFaults
+    from modal_emulator.emulator import Emulator
+
+# Modal's own, between the SIGINT and the SIGKILL of a preemption
+_DEFAULT_GRACE_S = 30.0
 
 
 @click.group()
@@ -35,19 +50,21 @@ _SHARED = [
         type=click.FloatRange(min=0),
         default=0.0,
         metavar="SECONDS",
-        help="Let every container start later.",
+        help="Delay the start of every container.",
     ),
     click.option(
         "--fail-rpc",
+        "failing_rpcs",
         multiple=True,
         metavar="NAME[:NTH[:STATUS]]",
         help="Fail the n-th call of an RPC, such as FunctionMap:2:UNAVAILABLE.",
     ),
     click.option(
         "--delay-rpc",
+        "delayed_rpcs",
         multiple=True,
         metavar="NAME=SECONDS",
-        help="Let every call of an RPC take longer, such as ImageGetOrCreate=60.",
+        help="Delay every call of an RPC, such as ImageGetOrCreate=60.",
     ),
     click.option(
         "--limit-gpu",
@@ -58,12 +75,12 @@ _SHARED = [
     ),
     click.option(
         "--full-volume",
-        "full_volumes",
+        "volume_limits",
         multiple=True,
         metavar="NAME=BYTES",
-        help="Let a volume be full beyond a size.",
+        help="Limit the size of a volume, which is full when it is reached.",
     ),
-    click.option("--fail-image-builds", metavar="MESSAGE", help="Let every image build fail."),
+    click.option("--fail-image-builds", metavar="MESSAGE", help="Fail every image build."),
     click.option(
         "--preempt-input",
         type=click.IntRange(min=1),
@@ -81,7 +98,7 @@ _SHARED = [
         "after_s",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="How long after it got the input it is preempted or killed. Default: at once.",
+        help="Time between that input and the preemption or kill. Default: 0.",
     ),
     click.option(
         "--grace",
@@ -100,24 +117,10 @@ def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _configure_logging(verbose: bool) -> None:
-    import logging
-
-    logging.basicConfig(level=logging.WARNING, format="emulator: %(message)s")
-    if verbose:
-        logging.getLogger("modal_emulator").setLevel(logging.INFO)
-
-
-def _requested(faults: dict[str, Any]) -> RequestedFaults:
-    from modal_emulator.requested_faults import RequestedFaults
-
-    return RequestedFaults(**faults)
-
-
 @emulator.command()
 @_shared_options
 @click.argument("command", nargs=-1, required=True)
-def run(command: tuple[str, ...], state_dir: Path | None, verbose: bool, **faults: Any) -> int:
+def run(command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND against a server that lives as long as it.
 
     \b
@@ -126,38 +129,133 @@ def run(command: tuple[str, ...], state_dir: Path | None, verbose: bool, **fault
 
     The exit code is the command's.
     """
-    from modal_emulator.commands import CommandNotFoundError, run_command
-    from modal_emulator.rpc.versions import UnsupportedModalError
-    from modal_emulator.storage.state import StateInUseError
-
-    _configure_logging(verbose)
-    try:
-        return run_command(command, state_dir=state_dir, faults=_requested(faults))
-    except (CommandNotFoundError, StateInUseError, UnsupportedModalError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
+    # `modal` is next to this Python, which need not be on the PATH
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(INTERPRETER.parent)])
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        raise click.UsageError(f'There is no command "{command[0]}" on the PATH.')
+    with _running_emulator(**options) as emulator:
+        environment = {**os.environ, **emulator.environment, "PATH": path}
+        try:
+            process = subprocess.Popen([program, *command[1:]], env=environment)
+        except OSError as e:
+            raise click.UsageError(f"{program} can't be started: {e.strerror}.") from e
+        with _signal_handler(lambda signum: _forward(signum, process)):
+            exit_code = process.wait()
+    # as a shell reports a program that a signal ended
+    click.get_current_context().exit(exit_code if exit_code >= 0 else 128 - exit_code)
 
 
 @emulator.command()
 @_shared_options
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Default: a free one.")
-def serve(port: int, state_dir: Path | None, verbose: bool, **faults: Any) -> None:
+def serve(**options: Any) -> None:
     """Serve until Ctrl-C, and print the variables that point programs here.
 
     \b
     ml-experiments emulator serve --state ./modal-state > modal.env &
     source modal.env && modal deploy app.py
     """
-    from modal_emulator.commands import serve as serve_until_stopped
-    from modal_emulator.rpc.versions import UnsupportedModalError
-    from modal_emulator.storage.state import StateInUseError
+    stopped = threading.Event()
+    with (
+        _signal_handler(lambda _signum: stopped.set()),
+        _running_emulator(**options) as emulator,
+    ):
+        for name, value in emulator.environment.items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+        stopped.wait()
 
-    _configure_logging(verbose)
+
+@contextmanager
+def _running_emulator(
+    state_dir: Path | None, *, port: int = 0, verbose: bool, **faults: Any
+) -> Iterator[Emulator]:
+    from modal_emulator.emulator import Emulator  # takes a third of a second: not for --help
+
+    logging.basicConfig(level=logging.WARNING, format="emulator: %(message)s")
+    if verbose:
+        logging.getLogger("modal_emulator").setLevel(logging.INFO)
+    with ExitStack() as stack:
+        try:
+            emulator = stack.enter_context(Emulator(state_dir, port=port))
+            _inject_faults(emulator, **faults)
+        except (OSError, StateInUseError, UnsupportedModalError, ValueError) as e:
+            raise click.UsageError(str(e)) from e
+        yield emulator
+
+
+def _inject_faults(
+    emulator: Emulator,
+    *,
+    delay_starts_s: float,
+    failing_rpcs: tuple[str, ...],
+    delayed_rpcs: tuple[str, ...],
+    gpu_limits: tuple[str, ...],
+    volume_limits: tuple[str, ...],
+    fail_image_builds: str | None,
+    preempt_input: int | None,
+    kill_input: int | None,
+    after_s: float | None,
+    grace_s: float | None,
+) -> None:
+    if after_s is not None and preempt_input is None and kill_input is None:
+        raise ValueError("--after has an effect with --preempt-input or --kill-input only.")
+    if grace_s is not None and preempt_input is None:
+        raise ValueError("--grace has an effect with --preempt-input only.")
+    emulator.delay_starts(delay_starts_s)
+    emulator.fail_image_builds(fail_image_builds)
+    for entry in failing_rpcs:
+        name, _, rest = entry.partition(":")
+        nth, _, status = rest.partition(":")
+        status = status.upper() or "UNAVAILABLE"
+        emulator.fail_rpc(name, nth=_whole_number(nth or "1", entry), status=status)
+    for entry in delayed_rpcs:
+        emulator.delay_rpc(*_assignment(entry))
+    for entry in gpu_limits:
+        emulator.limit_gpu(*_assignment(entry))
+    for entry in volume_limits:
+        name, max_bytes = _assignment(entry)
+        emulator.limit_volume(name, max_bytes=max_bytes)
+    if preempt_input is not None:
+        grace_s = _DEFAULT_GRACE_S if grace_s is None else grace_s
+        emulator.preempt_input(preempt_input, after_s=after_s or 0.0, grace_s=grace_s)
+    if kill_input is not None:
+        emulator.kill_input(kill_input, after_s=after_s or 0.0)
+
+
+def _assignment(entry: str) -> tuple[str, int]:
+    name, equals, number = entry.partition("=")
+    if not equals:
+        raise ValueError(f'"{entry}" is not of the form NAME=NUMBER, such as H100=0.')
+    return name, _whole_number(number, entry)
+
+
+def _whole_number(digits: str, entry: str) -> int:
+    if not digits.isdigit():
+        raise ValueError(f'"{digits}" in "{entry}" is not a whole number of 0 or more.')
+    return int(digits)
+
+
+@contextmanager
+def _signal_handler(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call a function on the signals that otherwise end this process."""
+    previous = {
+        signum: signal.signal(signum, lambda signum, _frame: handle(signum))
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
-        serve_until_stopped(click.echo, state_dir=state_dir, port=port, faults=_requested(faults))
-    except (StateInUseError, UnsupportedModalError, ValueError, OSError) as error:
-        raise click.UsageError(str(error)) from error
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _forward(signum: int, process: subprocess.Popen[bytes]) -> None:
+    # Ctrl-C in a terminal goes to the command as well as to this process
+    if signum != signal.SIGINT or not sys.stdin.isatty():
+        process.send_signal(signum)
 
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(emulator.main(prog_name="modal-emulator", standalone_mode=False) or 0)
+    emulator(prog_name="modal-emulator")

@@ -19,13 +19,7 @@ from modal_emulator import Emulator
 from tests.support.waiting import wait_until
 
 MODAL_APPS = Path(__file__).parent / "modal_apps"
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys\n"
-    "from modal_emulator.cli import emulator\n"
-    "sys.exit(emulator(standalone_mode=False))",
-]
+COMMAND = [sys.executable, "-m", "modal_emulator"]
 
 
 @pytest.fixture
@@ -134,6 +128,35 @@ def test_run_refuses_what_it_does_not_understand(arguments: list[str], message: 
     done = emulator_run(*arguments)
     assert done.returncode != 0
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "modal_emulator"],
+        [str(Path(sys.executable).with_name("modal-emulator"))],
+        [str(Path(sys.executable).with_name("ml-experiments")), "emulator"],
+    ],
+    ids=["module", "script", "of ml-experiments"],
+)
+def test_each_spelling_of_the_command_words_its_errors(command: list[str]) -> None:
+    done = subprocess.run(
+        [*command, "run", "--limit-gpu", "H100=0", "--fail-rpc", "Nope", "--", "true"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False)
+    assert 'Error: "Nope" is not an RPC of the modal client' in done.stderr
+
+
+def test_run_refuses_a_file_that_is_no_program(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.touch(mode=0o700)
+    done = emulator_run("--", str(program))
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert f"{program} can't be started: Exec format error." in done.stderr
 
 
 def test_a_newer_installed_modal_is_refused_with_the_range(

@@ -109,16 +109,10 @@ def test_a_start_touches_no_folder_that_is_not_a_servers(temp: Path) -> None:
     assert sorted(temp.rglob("*")) == before
 
 
-SERVE = """
-from modal_emulator.commands import serve
-serve(lambda line: print(line, flush=True))
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_leaves_nothing_when_it_is_ended_by(number: signal.Signals, temp: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "modal_emulator", "serve"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("export ")
