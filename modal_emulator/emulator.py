@@ -145,8 +145,8 @@ class Emulator:
         try:
             server = Server(state_dir, self._options)
             await server.start()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            ready.set_exception(error)
+        except BaseException as e:  # noqa: BLE001 - raised in the thread that waits
+            ready.set_exception(e)
             return
         ready.set_result(server)
         try:

@@ -30,11 +30,11 @@ from modal_emulator.rpc.http_endpoint import HttpEndpoint
 from modal_emulator.rpc.rpc import Guard, RpcServer, Servicer, compose
 from modal_emulator.rpc.versions import check_installed
 from modal_emulator.scheduling.app_clients import AppClients
-from modal_emulator.scheduling.autoscaler import Scaling
+from modal_emulator.scheduling.autoscaler import Autoscaler
 from modal_emulator.scheduling.background_commits import commit_in_background
-from modal_emulator.scheduling.pools import Pools
-from modal_emulator.scheduling.scheduler import Dispatch
-from modal_emulator.scheduling.termination import Endings
+from modal_emulator.scheduling.pools import ContainerPools
+from modal_emulator.scheduling.scheduler import Scheduler
+from modal_emulator.scheduling.termination import Termination
 from modal_emulator.services.apps import AppService
 from modal_emulator.services.calls import CallService
 from modal_emulator.services.containers import ContainerService
@@ -103,7 +103,7 @@ class Server:
         self._apps = Apps(self._state, self._environments, self._functions)
         self._calls = Calls(self._state)
         self._logs = Logs(self._state)
-        self._pools = Pools()
+        self._pools = ContainerPools()
 
     def _make_runtime(self, state_dir: Path) -> None:
         self._launcher = Launcher(
@@ -117,41 +117,41 @@ class Server:
         )
         self._run_folder = TemporaryFolder(CONTAINERS_PREFIX)
         # Containers, inputs and apps end each other, hence the calls by name.
-        self._scaling = Scaling(
+        self._autoscaler = Autoscaler(
             self._pools,
             self._functions,
             self._apps,
             self._logs,
             self._faults,
             spawn=self._spawn,
-            on_exit=lambda *exited: self._dispatch.on_exit(*exited),
-            on_gone=lambda app: self._endings.settle_stopped(app),
+            on_exit=lambda *exited: self._scheduler.on_exit(*exited),
+            on_gone=lambda app: self._termination.settle_stopped(app),
             run_dir=self._run_folder.path,
         )
-        self._dispatch = Dispatch(
+        self._scheduler = Scheduler(
             self._pools,
             self._functions,
             self._apps,
             self._calls,
             self._faults,
-            scale=self._scaling.scale,
-            scale_all=self._scaling.scale_all,
+            scale=self._autoscaler.scale,
+            scale_all=self._autoscaler.scale_all,
             on_done=lambda app: self._clients.on_done(app),
-            preempt=lambda container, grace_s: self._endings.preempt(container, grace_s),
-            kill=lambda container: self._endings.kill(container),
+            preempt=lambda container, grace_s: self._termination.preempt(container, grace_s),
+            kill=lambda container: self._termination.kill(container),
         )
-        self._endings = Endings(
+        self._termination = Termination(
             self._pools,
             self._apps,
             self._calls,
             self._logs,
-            self._dispatch,
-            self._scaling,
+            self._scheduler,
+            self._autoscaler,
             stop_grace_s=self.options.stop_grace_s,
         )
         self._clients = AppClients(
             self._apps,
-            self._endings,
+            self._termination,
             reconnect_s=self.options.reconnect_s,
             heartbeat_limit_s=self.options.heartbeat_limit_s,
         )
@@ -164,10 +164,15 @@ class Server:
             mounts=self._mounts,
             secrets=self._secrets,
             volumes=self._volumes,
-            on_settings=self._scaling.scale_function,
+            on_settings=self._autoscaler.scale_function,
         )
         app_service = AppService(
-            self._apps, self._functions, self._pools, self._clients, self._scaling, self._endings
+            self._apps,
+            self._functions,
+            self._pools,
+            self._clients,
+            self._autoscaler,
+            self._termination,
         )
         return [
             self._environments,
@@ -182,8 +187,10 @@ class Server:
             app_service,
             SuggestionService(self._apps),
             LogService(self._logs, self._apps),
-            CallService(self._calls, self._functions, self._apps, self._pools, self._dispatch),
-            ContainerService(self._pools, self._calls, self._apps, self._dispatch, self._endings),
+            CallService(self._calls, self._functions, self._apps, self._pools, self._scheduler),
+            ContainerService(
+                self._pools, self._calls, self._apps, self._scheduler, self._termination
+            ),
         ]
 
     def _make_control(self) -> Control:
@@ -197,8 +204,8 @@ class Server:
             self._secrets,
             self._volumes,
             self._faults,
-            self._endings,
-            self._scaling,
+            self._termination,
+            self._autoscaler,
         )
         serve_control(self.http.app, control, self.token_secret)
         return control
@@ -225,7 +232,7 @@ class Server:
             asyncio.create_task(self._clients.watch_heartbeats()),
             asyncio.create_task(commit_in_background(self._pools, self.options.commit_every_s)),
         ]
-        self._scaling.keep_deployed_warm()
+        self._autoscaler.keep_deployed_warm()
 
     async def _listen(self) -> None:
         await self.http.start(_LOOPBACK)
@@ -242,7 +249,7 @@ class Server:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._endings.close()
+        await self._termination.close()
         await asyncio.to_thread(self._run_folder.delete)
         if self.url and self._rpc is not None:
             self._rpc.close()

@@ -12,7 +12,7 @@ from typing import Any
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import EnumValue
 from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.state import State
@@ -89,7 +89,7 @@ class Call:
     # Finished inputs in the order in which they finished: the client's cursor counts these.
     finished: list[Input] = field(default_factory=list)
     data_out: list[Any] = field(default_factory=list)
-    changes: Changes = field(default_factory=Changes)
+    changed: Notifier = field(default_factory=Notifier)
     taken: bool = False
 
     @property
@@ -228,7 +228,7 @@ class Calls:
         )
         item.call.finished.append(item)
         self._save(item)
-        item.call.changes.announce()
+        item.call.changed.notify()
 
     def take(self, call: Call) -> None:
         """Drop the outputs of a call whose client has them all.

@@ -32,8 +32,8 @@ def check_gpu(gpu_config: Any) -> GpuRequest | None:
     """
     try:
         return requested_gpu(gpu_config)
-    except UnknownGpuError as error:
-        raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error
+    except UnknownGpuError as e:
+        raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e
 
 
 def check_requests(resources: Any) -> None:

@@ -15,7 +15,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.apps.apps import STOPPED, Apps
 from modal_emulator.rpc.caller import current_caller
-from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import EnumValue, Message
 from modal_emulator.storage.state import State
 
@@ -148,7 +148,7 @@ class Logs:
     def __init__(self, state: State) -> None:
         self._state = state
         self._lines: dict[str, list[LogLine]] = {}
-        self.changes = Changes()
+        self.changed = Notifier()
 
     def of(self, app_id: str) -> list[LogLine]:
         """Return the lines of an app in order."""
@@ -163,7 +163,7 @@ class Logs:
             return
         self.of(app_id).extend(added)
         self._state.append_logs(app_id, [line.dump() for line in added])
-        self.changes.announce()
+        self.changed.notify()
 
     def say(self, app_id: str, text: str, **where: str) -> None:
         """Add a line of the platform itself."""
@@ -206,7 +206,7 @@ class LogService:
             if left_s <= 0:
                 return
             if entry == len(lines) and app.state != STOPPED:
-                await self._logs.changes.wait(left_s)
+                await self._logs.changed.wait(left_s)
 
     def _between(self, request: Any) -> list[tuple[int, LogLine]]:
         app = self._apps.get(request.app_id)

@@ -18,7 +18,7 @@ from modal_emulator.apps.calls import Input
 from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.apps.logs import STDERR, STDOUT, LogLine, Logs
 from modal_emulator.containers.launch import Launch, Launcher, Placement
-from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import RpcServer
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Container:
     """One container process, the inputs it runs and how it ended."""
 
     def __init__(
-        self, function: RunnableFunction, place: Placement, logs: Logs, inputs: Changes
+        self, function: RunnableFunction, place: Placement, logs: Logs, inputs: Notifier
     ) -> None:
         self.function = function
         self.place = place
@@ -105,7 +105,7 @@ class Container:
         self.startup_failed = False
         self.startup_limit_s = _BOOT_LIMIT_S
         self.cancelled_input_ids: list[str] = []
-        self.cancellations = Changes()
+        self.cancellations = Notifier()
         # Where this container waits for inputs: it has to hear that it should exit.
         self._inputs = inputs
         self.pid = 0
@@ -210,7 +210,7 @@ class Container:
         """Give no more inputs to this container; an idle one then exits by itself."""
         self.stopping = True
         self.end_reason = self.end_reason or reason
-        self._inputs.announce()
+        self._inputs.notify()
 
     def interrupt(self, reason: EndReason, grace_s: float) -> None:
         """Send SIGINT as Modal does before it takes a machine away, and SIGKILL later."""
@@ -239,7 +239,7 @@ class Container:
     def cancel_inputs(self, input_ids: list[str]) -> None:
         """Tell the container to cancel inputs, with its next heartbeat."""
         self.cancelled_input_ids += input_ids
-        self.cancellations.announce()
+        self.cancellations.notify()
 
     async def clean_up(self) -> None:
         """Release what belongs to the process after its exit."""

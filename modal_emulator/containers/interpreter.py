@@ -1,5 +1,7 @@
 """The Python that runs the emulator, and its containers with it."""
 
+from __future__ import annotations
+
 import sys
 import sysconfig
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """What a container changed in an overlay since its last commit."""
 
+from __future__ import annotations
+
 import os
 import stat
 import time

@@ -10,6 +10,8 @@ as it is, and the mount paths of volumes in its environment variables are rewrit
 with a copy of the volume: `HF_HOME=/cache/huggingface` works, `open("/cache/x")` does not.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -32,7 +34,7 @@ from modal_emulator.volumes.store import VolumeStore
 
 log = logging.getLogger(__name__)
 
-SandboxMode = Literal["namespaces", "user_namespaces", "rewriting"]
+SandboxMode = Literal["namespaces", "user_namespaces", "path_rewriting"]
 
 WORKING_FOLDER = "/root"
 PRIVATE_FOLDERS = (WORKING_FOLDER, "/tmp")
@@ -67,7 +69,7 @@ class Sandbox:
         visible: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
         mode: SandboxMode | None = None,
-    ) -> "Sandbox":
+    ) -> Sandbox:
         """Set up everything up to the start of the process; blocks for some milliseconds.
 
         Args:
@@ -101,7 +103,7 @@ class Sandbox:
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return environment variables that mean the same in the sandbox."""
-        if self.mode != "rewriting":
+        if self.mode != "path_rewriting":
             return dict(environment)
         return {
             name: os.pathsep.join(self._rewrite(each) for each in value.split(os.pathsep))
@@ -110,7 +112,7 @@ class Sandbox:
 
     def path(self, remote_path: str) -> str:
         """Return a path of the container, such as `/root`, as its process has to write it."""
-        if self.mode != "rewriting":
+        if self.mode != "path_rewriting":
             return remote_path
         rewritten = self._rewrite(remote_path)
         return str(self._root) + remote_path if rewritten == remote_path else rewritten
@@ -129,7 +131,7 @@ class Sandbox:
 
     def close(self) -> None:
         """Kill what is left of the container, and delete its files."""
-        if self.mode != "rewriting":
+        if self.mode != "path_rewriting":
             self._kill_processes()
         for view in self._views.values():
             view.close()
@@ -153,7 +155,7 @@ class Sandbox:
         )
         folder = volumes.content(mount.volume_id)
         private = self._scratch / "volumes" / mount.volume_id
-        if self.mode == "rewriting":
+        if self.mode == "path_rewriting":
             self._views[mount.volume_id] = CopiedView(real, folder, private)
         else:
             in_memory = _why_not(self.mode, volumes.folder) is not None
@@ -167,7 +169,7 @@ class Sandbox:
             (self._root / folder[1:]).mkdir(exist_ok=True)
         (self._root / "tmp").chmod(0o1777)
         plan = {
-            "root": None if self.mode == "rewriting" else str(self._root),
+            "root": None if self.mode == "path_rewriting" else str(self._root),
             "user_namespace": self.mode == "user_namespaces",
             "working_folder": self.path(WORKING_FOLDER),
             "private": PRIVATE_FOLDERS,
@@ -214,7 +216,7 @@ def sandbox_mode(state_dir: Path) -> SandboxMode:
         "through environment variables. %s",
         "; ".join(reasons),
     )
-    return "rewriting"
+    return "path_rewriting"
 
 
 @lru_cache

@@ -7,6 +7,8 @@ It stands alone, so that Python starts it without `site` in some milliseconds. E
 mounts is in a mount namespace of its own, and gone when the last process in there has ended.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import json
@@ -164,7 +166,7 @@ def _fill(host_folder: str, root: str, own: set[str]) -> None:
                 _fill(entry.path, root, own)
 
 
-def _show(entry: "os.DirEntry[str]", inner: str) -> None:
+def _show(entry: os.DirEntry[str], inner: str) -> None:
     if entry.is_symlink():
         Path(inner).symlink_to(Path(entry.path).readlink())
     else:
@@ -211,6 +213,6 @@ def _check(result: int, action: str, what: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except OSError as error:
-        os.write(2, f"The container's file system could not be set up: {error}\n".encode())
+    except OSError as e:
+        os.write(2, f"The container's file system could not be set up: {e}\n".encode())
         sys.exit(EXIT_FAILED)

@@ -1,5 +1,7 @@
 """The mount namespace of a running container, seen from the server."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 from collections.abc import Callable, Iterator

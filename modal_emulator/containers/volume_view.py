@@ -1,5 +1,7 @@
 """A container's own view of a volume: what it changes, others see after its commit only."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import threading
@@ -138,9 +140,9 @@ class OverlayView(VolumeView):
             self.commit()
             try:
                 self._mount_latest()
-            except BusyMountError as error:
+            except BusyMountError as e:
                 opened = self._namespace.open_file_below(self.mount.mount_path)
-                raise OpenFilesError(f"path {opened} is open" if opened else str(error)) from error
+                raise OpenFilesError(f"path {opened} is open" if opened else str(e)) from e
 
     def _mount_latest(self) -> None:
         with self._namespace.unmounted(self.mount.mount_path) as mount_again:

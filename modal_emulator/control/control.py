@@ -14,8 +14,8 @@ from modal_emulator.rpc.faults import (
     check_whole_number,
 )
 from modal_emulator.rpc.rpc import rpc_names
-from modal_emulator.scheduling.autoscaler import Scaling
-from modal_emulator.scheduling.termination import Endings
+from modal_emulator.scheduling.autoscaler import Autoscaler
+from modal_emulator.scheduling.termination import Termination
 from modal_emulator.volumes.limit import VolumeLimit
 
 
@@ -28,8 +28,8 @@ class Control(StateReader):
     """Everything that a test can do with a server; used in the server's thread."""
 
     _faults: Faults
-    _endings: Endings
-    _scaling: Scaling
+    _termination: Termination
+    _autoscaler: Autoscaler
 
     def _targets(self, task_id: str | None) -> list[Container]:
         if task_id is not None:
@@ -54,7 +54,7 @@ class Control(StateReader):
         check_seconds("A preemption's grace", grace_s)
         found = self._targets(task_id)
         for container in found:
-            self._endings.preempt(container, grace_s)
+            self._termination.preempt(container, grace_s)
         return [container.task_id for container in found]
 
     def kill(self, task_id: str | None = None) -> list[str]:
@@ -67,7 +67,7 @@ class Control(StateReader):
         """
         found = self._targets(task_id)
         for container in found:
-            self._endings.kill(container)
+            self._termination.kill(container)
         return [container.task_id for container in found]
 
     def preempt_input(self, nth: int = 1, *, after_s: float = 0.0, grace_s: float = 30.0) -> None:
@@ -111,7 +111,7 @@ class Control(StateReader):
     def limit_gpu(self, name: str, count: int | None) -> None:
         """Set how many GPUs of a type exist; 0 is out of capacity, None is without limit."""
         self._faults.limit_gpu(name, count)
-        self._scaling.scale_all()
+        self._autoscaler.scale_all()
 
     def limit_volume(
         self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
@@ -135,7 +135,7 @@ class Control(StateReader):
         """End every fault that is armed or lasts."""
         self._faults.clear()
         self._volumes.clear_limits()
-        self._scaling.scale_all()
+        self._autoscaler.scale_all()
 
 
 def _check_rpc(name: str) -> None:

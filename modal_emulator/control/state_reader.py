@@ -24,7 +24,7 @@ from modal_emulator.control.info import (
 )
 from modal_emulator.objects.images import ImageRecord, ImageService
 from modal_emulator.objects.secrets import SecretService
-from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.volumes.store import VolumeStore
 
 
@@ -45,7 +45,7 @@ class StateReader:
     _calls: Calls
     _images: ImageService
     _logs: Logs
-    _pools: Pools
+    _pools: ContainerPools
     _secrets: SecretService
     _volumes: VolumeStore
 

@@ -1,5 +1,7 @@
 """Arguments, results and files that are too large for a gRPC message."""
 
+from __future__ import annotations
+
 import base64
 import re
 import time

@@ -1,5 +1,7 @@
 """modal.Dict: keys and values that are shared between containers and clients."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

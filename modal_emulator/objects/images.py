@@ -247,8 +247,8 @@ class ImageService:
             return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result)
         try:
             record = self._describe(image_id, request)
-        except UnknownGpuError as error:
-            raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error
+        except UnknownGpuError as e:
+            raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e
         self._records[image_id] = record
         self._state.put("image", image_id, request.SerializeToString())
         return api_pb2.ImageGetOrCreateResponse(

@@ -1,5 +1,7 @@
 """The files that an app ships with its functions, frozen when they are sent."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import shutil

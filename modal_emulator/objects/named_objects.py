@@ -1,5 +1,7 @@
 """The volumes, secrets, dicts or queues of a server: by name, by id, or anonymous."""
 
+from __future__ import annotations
+
 import threading
 import time
 from dataclasses import asdict, dataclass, replace

@@ -1,5 +1,7 @@
 """modal.Queue: first in, first out, between containers and clients, in partitions."""
 
+from __future__ import annotations
+
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +12,7 @@ from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
 from modal_emulator.objects.named_objects import NamedObject, NamedObjects
-from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 
@@ -34,7 +36,7 @@ class QueueService:
         folder = state_dir / "queues"
         self._objects = NamedObjects(folder / "index.json", prefix="qu", noun="Queue")
         self._db = open_sqlite(folder / "items.sqlite", _SCHEMA)
-        self._puts: defaultdict[str, Changes] = defaultdict(Changes)
+        self._puts: defaultdict[str, Notifier] = defaultdict(Notifier)
 
     def close(self) -> None:
         """Close the file."""
@@ -113,7 +115,7 @@ class QueueService:
             update = f"update items set expires_at = ? where {where}"
             self._db.execute(update, (expires_at, *values))
             self._db.executemany(insert, rows)
-        self._puts[request.queue_id].announce()
+        self._puts[request.queue_id].notify()
         return Empty()
 
     async def QueueGet(self, request: Message) -> Message:
@@ -174,7 +176,7 @@ class QueueService:
         self._objects.delete(queue_id)
         self._db.execute("delete from items where queue_id = ?", (queue_id,))
         # whoever waits for an item learns that there is no queue
-        self._puts.pop(queue_id, Changes()).announce()
+        self._puts.pop(queue_id, Notifier()).notify()
 
 
 def _where(request: Any, all_partitions: bool) -> tuple[str, tuple[Any, ...]]:

@@ -1,5 +1,7 @@
 """Secrets: environment variables that containers get and nobody else sees."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path

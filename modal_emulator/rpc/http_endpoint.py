@@ -1,5 +1,7 @@
 """The HTTP side of the server: where the client puts and gets what is too large for gRPC."""
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 import secrets

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 
-class Changes:
-    """Lets any number of coroutines wait for the next `announce()`."""
+class Notifier:
+    """Lets any number of coroutines wait for the next `notify()`."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def announce(self) -> None:
+    def notify(self) -> None:
         """Wake every waiter."""
         self._event.set()
         self._event = asyncio.Event()

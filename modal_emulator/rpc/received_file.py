@@ -1,5 +1,7 @@
 """The body of an HTTP request, written to a file as it arrives."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import tempfile

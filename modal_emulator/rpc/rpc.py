@@ -64,15 +64,15 @@ class Guard:
             await _send_replies(method(request), stream)
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except Exception as e:
             # The boundary: anything becomes an answer.
             log.exception("%s failed", name)
             raise GRPCError(
                 UNEXPECTED_ERROR,
-                f"The emulator failed in {name}: {type(error).__name__}: {error}. "
+                f"The emulator failed in {name}: {type(e).__name__}: {e}. "
                 "This is an error of the emulator, not of your app; "
                 "the traceback is in the emulator's log.",
-            ) from error
+            ) from e
 
     def _authenticate(self, *given: str) -> None:
         if not hmac.compare_digest("\0".join(given).encode(), "\0".join(self._token).encode()):
@@ -86,8 +86,8 @@ class Guard:
     def _check_client(self, client_version: str) -> None:
         try:
             check_version(client_version, "The calling program uses")
-        except UnsupportedModalError as error:
-            raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from error
+        except UnsupportedModalError as e:
+            raise GRPCError(Status.FAILED_PRECONDITION, str(e)) from e
 
 
 def _caller(task_id: str | None, stream: Any) -> Caller:

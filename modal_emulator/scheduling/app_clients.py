@@ -8,7 +8,7 @@ import time
 
 from modal_emulator.apps.apps import DEPLOYED, DETACHED, DETACHED_DISCONNECTED, AppRecord, Apps
 from modal_emulator.rpc.caller import current_caller
-from modal_emulator.scheduling.termination import Endings
+from modal_emulator.scheduling.termination import Termination
 
 log = logging.getLogger(__name__)
 
@@ -17,10 +17,10 @@ class AppClients:
     """Stops an ephemeral app without its client; lets a detached one finish its calls."""
 
     def __init__(
-        self, apps: Apps, endings: Endings, *, reconnect_s: float, heartbeat_limit_s: float
+        self, apps: Apps, termination: Termination, *, reconnect_s: float, heartbeat_limit_s: float
     ) -> None:
         self._apps = apps
-        self._endings = endings
+        self._termination = termination
         self._reconnect_s = reconnect_s
         self._heartbeat_limit_s = heartbeat_limit_s
 
@@ -38,16 +38,16 @@ class AppClients:
         app.connection_id = None
         if app.state == DEPLOYED or not app.running:
             return
-        if app.state in (DETACHED, DETACHED_DISCONNECTED) and self._endings.has_work(app):
+        if app.state in (DETACHED, DETACHED_DISCONNECTED) and self._termination.has_work(app):
             app.state = DETACHED_DISCONNECTED
             self._apps.save(app)
             return
-        self._endings.stop_app(app, stopped_by="")
+        self._termination.stop_app(app, stopped_by="")
 
     def on_done(self, app: AppRecord) -> None:
         """End a detached app without a client when its last call is done."""
-        if app.state == DETACHED_DISCONNECTED and not self._endings.has_work(app):
-            self._endings.stop_app(app, stopped_by="")
+        if app.state == DETACHED_DISCONNECTED and not self._termination.has_work(app):
+            self._termination.stop_app(app, stopped_by="")
 
     def connection_lost(self, connection_id: int) -> None:
         """Start the clock for the apps whose client was on a connection."""

@@ -18,7 +18,7 @@ from modal_emulator.apps.logs import Logs
 from modal_emulator.containers.container import Container
 from modal_emulator.containers.launch import Placement
 from modal_emulator.rpc.faults import Faults
-from modal_emulator.scheduling.pools import Pool, Pools
+from modal_emulator.scheduling.pools import ContainerPool, ContainerPools
 from modal_emulator.storage.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 _DEFAULT_MAX_CONTAINERS = 32
 
 Spawn = Callable[[Container], Awaitable[None]]
-OnExit = Callable[[Pool, Container, int, str], None]
+OnExit = Callable[[ContainerPool, Container, int, str], None]
 OnGone = Callable[[AppRecord], None]
 
 
-class Scaling:
+class Autoscaler:
     """Decides how many containers each pool has."""
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ContainerPools,
         functions: Functions,
         apps: Apps,
         logs: Logs,
@@ -81,7 +81,7 @@ class Scaling:
             if app.state == DEPLOYED:
                 self.keep_warm(app)
 
-    def scale(self, pool: Pool) -> None:
+    def scale(self, pool: ContainerPool) -> None:
         """Start the containers that a pool needs now, and end those with old code."""
         record = self._functions.get(pool.function_id)
         running = self._apps.get(record.app_id).running
@@ -95,7 +95,7 @@ class Scaling:
             if not self._start(pool, function):
                 return
 
-    def _missing(self, pool: Pool, function: RunnableFunction) -> int:
+    def _missing(self, pool: ContainerPool, function: RunnableFunction) -> int:
         wanted: int
         settings = function.first.autoscaler_settings
         live = len(pool.live)
@@ -113,14 +113,14 @@ class Scaling:
         # container gets one at once: another function may be waiting for its result.
         return min(wanted - live, allowed if live else max(allowed, 1))
 
-    def _start(self, pool: Pool, function: RunnableFunction) -> bool:
+    def _start(self, pool: ContainerPool, function: RunnableFunction) -> bool:
         rank = self._rank_with_capacity(function)
         if rank is None:
             self._say_that_it_waits(pool, function)
             return False
         task_id = new_id("ta")
         place = Placement(task_id, rank, function.gpus[rank], self._run_dir / task_id[-8:])
-        container = Container(function, place, self._logs, pool.changes)
+        container = Container(function, place, self._logs, pool.changed)
         pool.containers[task_id] = container
         log.info("container %s of %s starts", task_id, function.name)
         life = asyncio.create_task(self._live(pool, container))
@@ -128,7 +128,7 @@ class Scaling:
         life.add_done_callback(self._lives.discard)
         return True
 
-    def _say_that_it_waits(self, pool: Pool, function: RunnableFunction) -> None:
+    def _say_that_it_waits(self, pool: ContainerPool, function: RunnableFunction) -> None:
         """Say once in the logs of each call that no GPU is free for it, as Modal shows a queue."""
         # Containers that are kept warm wait as well, without a call.
         call_ids = dict.fromkeys(item.call.call_id for item in pool.waiting) or {"": None}
@@ -158,16 +158,16 @@ class Scaling:
                 return rank
         return None
 
-    async def _live(self, pool: Pool, container: Container) -> None:
+    async def _live(self, pool: ContainerPool, container: Container) -> None:
         exit_code, error = -1, ""
         try:
             exit_code = await self._start_and_wait(container)
-        except GRPCError as failure:
-            error = str(failure.message)
-        except Exception as failure:
+        except GRPCError as e:
+            error = str(e.message)
+        except Exception as e:
             # Whatever it is, those who wait for the container must hear of it.
             log.exception("container %s could not be started", container.task_id)
-            error = f"{type(failure).__name__}: {failure}"
+            error = f"{type(e).__name__}: {e}"
         container.read_output()
         if not container.ready and container.end_reason in ("", "startup_timeout"):
             pool.broken_definition_id = container.function.definition_id

@@ -6,12 +6,12 @@ import asyncio
 import logging
 
 from modal_emulator.containers.container import Container
-from modal_emulator.scheduling.pools import Pools
+from modal_emulator.scheduling.pools import ContainerPools
 
 log = logging.getLogger(__name__)
 
 
-async def commit_in_background(pools: Pools, every_s: float) -> None:
+async def commit_in_background(pools: ContainerPools, every_s: float) -> None:
     """Commit every so many seconds; runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
@@ -25,6 +25,6 @@ def _commit(container: Container) -> None:
         if mount.allow_background_commits and not mount.read_only:
             try:
                 container.sandbox.commit(mount.volume_id)
-            except OSError as error:
+            except OSError as e:
                 # The container may have ended in this moment; its exit commits by itself.
-                log.info("no commit of %s: %s", mount.volume_id, error)
+                log.info("no commit of %s: %s", mount.volume_id, e)

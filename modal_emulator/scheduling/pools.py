@@ -10,10 +10,10 @@ from modal_proto import api_pb2
 
 from modal_emulator.apps.calls import Input
 from modal_emulator.containers.container import Container
-from modal_emulator.rpc.notifier import Changes
+from modal_emulator.rpc.notifier import Notifier
 
 
-class Pool:
+class ContainerPool:
     """The containers of one function or variant, and the inputs that wait for one."""
 
     def __init__(self, function_id: str) -> None:
@@ -23,7 +23,7 @@ class Pool:
         # The definition whose containers do not start: it is kept warm no longer.
         self.broken_definition_id = ""
         # Announced when inputs came and when a container should look up.
-        self.changes = Changes()
+        self.changed = Notifier()
 
     @property
     def live(self) -> list[Container]:
@@ -38,12 +38,12 @@ class Pool:
     def add(self, items: Iterable[Input]) -> None:
         """Let inputs wait for a container."""
         self.waiting.extend(items)
-        self.changes.announce()
+        self.changed.notify()
 
     def add_first(self, items: Iterable[Input]) -> None:
         """Let inputs that ran already wait before the others."""
         self.waiting.extendleft(reversed(list(items)))
-        self.changes.announce()
+        self.changed.notify()
 
     def running(self, item: Input) -> Container | None:
         """Return the container that runs an input."""
@@ -53,21 +53,21 @@ class Pool:
         return None
 
 
-class Pools:
+class ContainerPools:
     """Every pool by function id, and the containers that ended."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[str, ContainerPool] = {}
         self.ended: list[Container] = []
 
-    def all(self) -> list[Pool]:
+    def all(self) -> list[ContainerPool]:
         """Return every pool."""
         return list(self._pools.values())
 
-    def get(self, function_id: str) -> Pool:
+    def get(self, function_id: str) -> ContainerPool:
         """Return the pool of a function, an empty one at first."""
         if function_id not in self._pools:
-            self._pools[function_id] = Pool(function_id)
+            self._pools[function_id] = ContainerPool(function_id)
         return self._pools[function_id]
 
     def containers(self) -> list[Container]:

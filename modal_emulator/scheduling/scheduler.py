@@ -22,7 +22,7 @@ from modal_emulator.apps.calls import (
 from modal_emulator.apps.functions import Functions
 from modal_emulator.containers.container import Container, EndReason
 from modal_emulator.rpc.faults import Faults
-from modal_emulator.scheduling.pools import Pool, Pools
+from modal_emulator.scheduling.pools import ContainerPool, ContainerPools
 
 _DEFAULT_IDLE_S = 60.0
 _CANCEL_GRACE_S = 10.0
@@ -34,18 +34,18 @@ _RUN_AGAIN: tuple[EndReason, ...] = (
 )  # fmt: skip
 
 
-class Dispatch:
+class Scheduler:
     """The way of an input from its call through a container to its output."""
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ContainerPools,
         functions: Functions,
         apps: Apps,
         calls: Calls,
         faults: Faults,
         *,
-        scale: Callable[[Pool], None],
+        scale: Callable[[ContainerPool], None],
         scale_all: Callable[[], None],
         on_done: Callable[[AppRecord], None],
         preempt: Callable[[Container, float], None],
@@ -100,15 +100,15 @@ class Dispatch:
                     break
                 left_s = idle_s
                 idle_at = time.monotonic() + idle_s
-            await pool.changes.wait(left_s)
+            await pool.changed.wait(left_s)
         return []
 
-    async def _linger(self, pool: Pool, batch_size: int, linger_s: float) -> None:
+    async def _linger(self, pool: ContainerPool, batch_size: int, linger_s: float) -> None:
         ends_at = time.monotonic() + linger_s
         while len(pool.waiting) < batch_size and (left_s := ends_at - time.monotonic()) > 0:
-            await pool.changes.wait(left_s)
+            await pool.changed.wait(left_s)
 
-    def _take(self, pool: Pool, container: Container, count: int) -> list[Input]:
+    def _take(self, pool: ContainerPool, container: Container, count: int) -> list[Input]:
         if container.stopping:
             return []
         taken = [pool.waiting.popleft() for _ in range(min(count, len(pool.waiting)))]
@@ -191,9 +191,11 @@ class Dispatch:
         if timer is not None:
             timer.cancel()
 
-    # -- endings ---------------------------------------------------------------------------------
+    # -- ends before their time ------------------------------------------------------------------
 
-    def on_exit(self, pool: Pool, container: Container, exit_code: int, error: str) -> None:
+    def on_exit(
+        self, pool: ContainerPool, container: Container, exit_code: int, error: str
+    ) -> None:
         """Settle what a container ran, or should have run, when it exits."""
         if self._closed:
             return
@@ -220,7 +222,7 @@ class Dispatch:
         if not container.ready and not container.startup_failed:
             self._on_failed_start(pool, container, error or _describe_exit(exit_code))
 
-    def _on_failed_start(self, pool: Pool, container: Container, how: str) -> None:
+    def _on_failed_start(self, pool: ContainerPool, container: Container, how: str) -> None:
         name = container.function.name
         if container.end_reason == "startup_timeout":
             limit_s = container.startup_limit_s
@@ -239,7 +241,7 @@ class Dispatch:
         container.stopping = True
         self._fail_waiting(self._pools.get(container.function.function_id), result)
 
-    def _fail_waiting(self, pool: Pool, result: Any) -> None:
+    def _fail_waiting(self, pool: ContainerPool, result: Any) -> None:
         items = list(pool.waiting)
         pool.waiting.clear()
         for item in items:

@@ -9,24 +9,24 @@ from modal_emulator.apps.apps import STOPPED, STOPPING, AppRecord, Apps
 from modal_emulator.apps.calls import Calls
 from modal_emulator.apps.logs import Logs
 from modal_emulator.containers.container import Container
-from modal_emulator.scheduling.autoscaler import Scaling
-from modal_emulator.scheduling.pools import Pools
-from modal_emulator.scheduling.scheduler import Dispatch
+from modal_emulator.scheduling.autoscaler import Autoscaler
+from modal_emulator.scheduling.pools import ContainerPools
+from modal_emulator.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 
-class Endings:
+class Termination:
     """Everything that ends before its time."""
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ContainerPools,
         apps: Apps,
         calls: Calls,
         logs: Logs,
-        dispatch: Dispatch,
-        scaling: Scaling,
+        scheduler: Scheduler,
+        autoscaler: Autoscaler,
         *,
         stop_grace_s: float,
     ) -> None:
@@ -34,8 +34,8 @@ class Endings:
         self._apps = apps
         self._calls = calls
         self._logs = logs
-        self._dispatch = dispatch
-        self._scaling = scaling
+        self._scheduler = scheduler
+        self._autoscaler = autoscaler
         self._stop_grace_s = stop_grace_s
 
     def preempt(self, container: Container, grace_s: float) -> None:
@@ -69,7 +69,7 @@ class Endings:
         app.state, app.stopped_at, app.stopped_by = STOPPING, time.time(), stopped_by
         self._apps.save(app)
         busy = {each.task_id for each in self._pools.of_app(app.app_id) if each.running}
-        self._dispatch.end_calls(app)
+        self._scheduler.end_calls(app)
         for container in self._pools.of_app(app.app_id):
             self._shut_down(container, busy=container.task_id in busy)
         self.settle_stopped(app)
@@ -90,7 +90,7 @@ class Endings:
         if app.state == STOPPING and not self._pools.of_app(app.app_id):
             app.state = STOPPED
             self._apps.save(app)
-            self._logs.changes.announce()
+            self._logs.changed.notify()
 
     def has_work(self, app: AppRecord) -> bool:
         """Tell whether an app has calls that are not finished."""
@@ -98,7 +98,7 @@ class Endings:
 
     async def close(self) -> None:
         """End every container, of deployed apps too, and wait for that."""
-        self._dispatch.close()
+        self._scheduler.close()
         for container in self._pools.containers():
             self._shut_down(container, busy=bool(container.running))
-        await self._scaling.close()
+        await self._autoscaler.close()

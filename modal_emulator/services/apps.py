@@ -15,9 +15,9 @@ from modal_emulator.rpc.caller import current_caller
 from modal_emulator.rpc.protocol import known_fields
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.app_clients import AppClients
-from modal_emulator.scheduling.autoscaler import Scaling
-from modal_emulator.scheduling.pools import Pools
-from modal_emulator.scheduling.termination import Endings
+from modal_emulator.scheduling.autoscaler import Autoscaler
+from modal_emulator.scheduling.pools import ContainerPools
+from modal_emulator.scheduling.termination import Termination
 
 
 def lifecycle_of(app: AppRecord) -> Any:
@@ -46,17 +46,17 @@ class AppService:
         self,
         apps: Apps,
         functions: Functions,
-        pools: Pools,
+        pools: ContainerPools,
         clients: AppClients,
-        scaling: Scaling,
-        endings: Endings,
+        autoscaler: Autoscaler,
+        termination: Termination,
     ) -> None:
         self._apps = apps
         self._functions = functions
         self._pools = pools
         self._clients = clients
-        self._scaling = scaling
-        self._endings = endings
+        self._autoscaler = autoscaler
+        self._termination = termination
 
     def _handle(self, app: AppRecord) -> Any:
         return api_pb2.AppHandleMetadata(
@@ -111,22 +111,22 @@ class AppService:
         self._apps.publish(app, request, current_caller.get().client_version)
         if app.state == DEPLOYED:
             self._clients.detach(app)
-        self._scaling.scale_all()
-        self._scaling.keep_warm(app)
+        self._autoscaler.scale_all()
+        self._autoscaler.keep_warm(app)
         return api_pb2.AppPublishResponse(url=page_url(app), deployed_at=app.deployed_at)
 
     async def AppRollback(self, request: Message) -> Message:
         app = self._require_deployed(request.app_id)
         self._apps.roll_back(app, request.version, current_caller.get().client_version)
-        self._scaling.scale_all()
+        self._autoscaler.scale_all()
         return api_pb2.AppRollbackResponse(url=page_url(app), deployed_at=app.deployed_at)
 
     async def AppRollover(self, request: Message) -> Message:
         app = self._require_deployed(request.app_id)
         self._apps.roll_over(app, current_caller.get().client_version)
         for container in self._pools.of_app(app.app_id):
-            self._endings.stop_container(container, graceful=True)
-        self._scaling.scale_all()
+            self._termination.stop_container(container, graceful=True)
+        self._autoscaler.scale_all()
         return api_pb2.AppRolloverResponse(url=page_url(app), deployed_at=app.deployed_at)
 
     def _require_deployed(self, app_id: str) -> AppRecord:
@@ -144,7 +144,7 @@ class AppService:
         return Empty()
 
     async def AppStop(self, request: Message) -> Message:
-        self._endings.stop_app(self._apps.get(request.app_id), stopped_by=USER)
+        self._termination.stop_app(self._apps.get(request.app_id), stopped_by=USER)
         return Empty()
 
     async def AppList(self, request: Message) -> Message:

@@ -23,8 +23,8 @@ from modal_emulator.apps.calls import (
 )
 from modal_emulator.apps.functions import Functions
 from modal_emulator.rpc.rpc import Message
-from modal_emulator.scheduling.pools import Pools
-from modal_emulator.scheduling.scheduler import Dispatch
+from modal_emulator.scheduling.pools import ContainerPools
+from modal_emulator.scheduling.scheduler import Scheduler
 
 # The client asks again after 55 seconds; answering a little earlier keeps its deadline quiet.
 _LONGEST_POLL_S = 50.0
@@ -34,13 +34,18 @@ class CallService:
     """Answers FunctionMap, FunctionPutInputs, FunctionGetOutputs and the FunctionCall* RPCs."""
 
     def __init__(
-        self, calls: Calls, functions: Functions, apps: Apps, pools: Pools, dispatch: Dispatch
+        self,
+        calls: Calls,
+        functions: Functions,
+        apps: Apps,
+        pools: ContainerPools,
+        scheduler: Scheduler,
     ) -> None:
         self._calls = calls
         self._functions = functions
         self._apps = apps
         self._pools = pools
-        self._dispatch = dispatch
+        self._scheduler = scheduler
 
     async def FunctionMap(self, request: Message) -> Message:
         function = self._functions.get(request.function_id)
@@ -70,7 +75,7 @@ class CallService:
 
     def _enqueue(self, call: Call, items: Any) -> list[Any]:
         added = [self._calls.add_input(call, item) for item in items]
-        self._dispatch.enqueue(call.function_id, added)
+        self._scheduler.enqueue(call.function_id, added)
         return [
             api_pb2.FunctionPutInputsResponseItem(
                 idx=item.idx, input_id=item.input_id, input_jwt=item.input_id
@@ -88,7 +93,7 @@ class CallService:
             nothing_to_come = bool(call.inputs) and call.unfinished == 0 and call.taken
             if found or left_s <= 0 or nothing_to_come:
                 break
-            await call.changes.wait(left_s)
+            await call.changed.wait(left_s)
         response = api_pb2.FunctionGetOutputsResponse(
             outputs=[item.output for item in found],
             idxs=[item.idx for item in found],
@@ -130,7 +135,7 @@ class CallService:
 
     async def FunctionCallCancel(self, request: Message) -> Message:
         call = self._calls.get(request.function_call_id)
-        self._dispatch.cancel(call, terminate_containers=request.terminate_containers)
+        self._scheduler.cancel(call, terminate_containers=request.terminate_containers)
         return Empty()
 
     async def FunctionGetCurrentStats(self, request: Message) -> Message:
@@ -172,7 +177,7 @@ class CallService:
                 sent += 1
                 if chunk.index > request.last_index:
                     yield chunk
-            await call.changes.wait(left_s)
+            await call.changed.wait(left_s)
 
     async def FunctionCallGetDataIn(self, request: Message) -> None:
         """Nothing is ever sent into a running call: web endpoints are not emulated."""

@@ -13,9 +13,9 @@ from modal_emulator.apps.calls import Calls
 from modal_emulator.containers.container import Container
 from modal_emulator.rpc.caller import current_caller
 from modal_emulator.rpc.rpc import Message
-from modal_emulator.scheduling.pools import Pools
-from modal_emulator.scheduling.scheduler import Dispatch
-from modal_emulator.scheduling.termination import Endings
+from modal_emulator.scheduling.pools import ContainerPools
+from modal_emulator.scheduling.scheduler import Scheduler
+from modal_emulator.scheduling.termination import Termination
 
 # Shorter than the 15 s after which the container gives its heartbeat up.
 _HEARTBEAT_POLL_S = 10.0
@@ -25,13 +25,18 @@ class ContainerService:
     """Answers Container*, Task* and the container's half of the Function* RPCs."""
 
     def __init__(
-        self, pools: Pools, calls: Calls, apps: Apps, dispatch: Dispatch, endings: Endings
+        self,
+        pools: ContainerPools,
+        calls: Calls,
+        apps: Apps,
+        scheduler: Scheduler,
+        termination: Termination,
     ) -> None:
         self._pools = pools
         self._calls = calls
         self._apps = apps
-        self._dispatch = dispatch
-        self._endings = endings
+        self._scheduler = scheduler
+        self._termination = termination
 
     def _caller(self) -> Container:
         task_id = current_caller.get().task_id
@@ -65,7 +70,7 @@ class ContainerService:
 
     async def FunctionGetInputs(self, request: Message) -> Message:
         container = self._caller()
-        items = await self._dispatch.next_inputs(
+        items = await self._scheduler.next_inputs(
             container, request.batch_max_size, request.batch_linger_ms / 1000
         )
         response = api_pb2.FunctionGetInputsResponse()
@@ -84,7 +89,7 @@ class ContainerService:
         return response
 
     async def FunctionPutOutputs(self, request: Message) -> Message:
-        self._dispatch.put_outputs(self._caller(), request.outputs)
+        self._scheduler.put_outputs(self._caller(), request.outputs)
         return Empty()
 
     async def FunctionCallPutDataOut(self, request: Message) -> Message:
@@ -93,14 +98,14 @@ class ContainerService:
         last = call.data_out[-1].index if call.data_out else 0
         # A rerun of a preempted generator yields from the start again.
         call.data_out.extend(chunk for chunk in request.data_chunks if chunk.index > last)
-        call.changes.announce()
+        call.changed.notify()
         return Empty()
 
     async def TaskResult(self, request: Message) -> Message:
         """Take in that the user's code failed outside of any input: while starting or exiting."""
         container = self._caller()
         if not container.ready:
-            self._dispatch.fail_start(container, request.result)
+            self._scheduler.fail_start(container, request.result)
         return Empty()
 
     async def TaskCurrentInputs(self, _request: Message) -> Message:
@@ -111,7 +116,9 @@ class ContainerService:
         return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
 
     async def ContainerStop(self, request: Message) -> Message:
-        self._endings.stop_container(self._container(request.task_id), graceful=request.graceful)
+        self._termination.stop_container(
+            self._container(request.task_id), graceful=request.graceful
+        )
         return api_pb2.ContainerStopResponse()
 
     async def TaskList(self, request: Message) -> Message:

@@ -1,5 +1,7 @@
 """Volumes: what the client, its CLI and containers ask of them."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import stat
@@ -215,15 +217,15 @@ def _errors_for_client() -> Iterator[None]:
     """Turn errors of volumes into the statuses from which the client makes its exceptions."""
     try:
         yield
-    except OpenFilesError as error:
+    except OpenFilesError as e:
         # the client knows this wording
-        message = f"there are open files preventing the operation: {error}"
-        raise GRPCError(Status.FAILED_PRECONDITION, message) from error
-    except VolumeFullError as error:
-        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
-    except FileNotFoundError as error:
-        raise GRPCError(Status.NOT_FOUND, str(error)) from error
-    except FileExistsError as error:
-        raise GRPCError(Status.ALREADY_EXISTS, str(error)) from error
-    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
-        raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from error
+        message = f"there are open files preventing the operation: {e}"
+        raise GRPCError(Status.FAILED_PRECONDITION, message) from e
+    except VolumeFullError as e:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(e)) from e
+    except FileNotFoundError as e:
+        raise GRPCError(Status.NOT_FOUND, str(e)) from e
+    except FileExistsError as e:
+        raise GRPCError(Status.ALREADY_EXISTS, str(e)) from e
+    except (IsADirectoryError, NotADirectoryError, ValueError) as e:
+        raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e

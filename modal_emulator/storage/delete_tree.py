@@ -1,5 +1,7 @@
 """Deleting folders that containers wrote to."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path

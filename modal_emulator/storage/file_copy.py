@@ -1,5 +1,7 @@
 """A copy of a file that is a file of its own, cheap where the file system allows that."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import shutil

@@ -1,5 +1,7 @@
 """A JSON file that is replaced as a whole, so that a killed server never leaves half of one."""
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile

@@ -1,5 +1,7 @@
 """The SQLite file of a service: fast small writes that survive a killed server."""
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

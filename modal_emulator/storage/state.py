@@ -38,12 +38,12 @@ class State:
         self._lock = (state_dir / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError as e:
             self._lock.close()
             raise StateInUseError(
                 f"Another emulator uses the state folder {state_dir}. "
                 "Stop it, or choose another folder."
-            ) from error
+            ) from e
         self._db = sqlite3.connect(state_dir / "state.sqlite", isolation_level=None)
         # WAL without a sync per write survives a killed process, which is what a restart means
         # here, at a cost of microseconds per call.

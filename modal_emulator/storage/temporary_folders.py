@@ -1,5 +1,7 @@
 """Temporary folders of a server; those of a server that was killed, the next one deletes."""
 
+from __future__ import annotations
+
 import fcntl
 import logging
 import os
@@ -84,7 +86,7 @@ def _delete(folder: Path, lock: int) -> None:
         # Last: without it, nobody would know that the rest can go.
         (folder / _OWNER).unlink()
         folder.rmdir()
-    except OSError as error:
-        log.warning("%s could not be deleted; the next emulator tries again. %s", folder, error)
+    except OSError as e:
+        log.warning("%s could not be deleted; the next emulator tries again. %s", folder, e)
     finally:
         os.close(lock)

@@ -1,5 +1,7 @@
 """What a container changed in its copy of a volume since its last commit."""
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Iterator
@@ -101,7 +103,7 @@ def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
 
 def walk(
     folder: str | Path, prefix: str = "", *, recursive: bool = True
-) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield everything below a folder with its relative path, parents first."""
     for entry in entries_of(str(folder)):
         path = prefix + entry.name
@@ -110,7 +112,7 @@ def walk(
             yield from walk(entry.path, path + "/")
 
 
-def entries_of(folder: str) -> list["os.DirEntry[str]"]:
+def entries_of(folder: str) -> list[os.DirEntry[str]]:
     """Return what is in a folder, nothing if there is no folder (any more)."""
     try:
         with os.scandir(folder) as entries:

@@ -1,5 +1,7 @@
 """The committed content of one volume, as a plain folder."""
 
+from __future__ import annotations
+
 import errno
 import os
 import shutil
@@ -205,9 +207,9 @@ class VolumeFolder:
             target.rmdir() if _is_folder(target) else target.unlink(missing_ok=True)
         except NotADirectoryError:
             return
-        except OSError as error:
+        except OSError as e:
             # another container's files are in the folder
-            if error.errno != errno.ENOTEMPTY:
+            if e.errno != errno.ENOTEMPTY:
                 raise
 
     def _real_folder(self, path: str) -> Path:
@@ -226,9 +228,9 @@ class VolumeFolder:
     def _make_parents(self, path: str, target: Path) -> None:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
+        except (FileExistsError, NotADirectoryError) as e:
             message = f"A folder on the way to '{path}' is a file in the volume"
-            raise NotADirectoryError(message) from error
+            raise NotADirectoryError(message) from e
 
     def _replace(self, target: Path, write: Callable[[Path], None]) -> None:
         incoming = self._incoming / new_id("incoming")

@@ -1,5 +1,7 @@
 """A volume that is full: how much it may hold, and how much it holds."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Iterable

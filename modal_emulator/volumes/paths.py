@@ -1,5 +1,7 @@
 """Paths inside a volume: none of them leads out of its folder."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 # As the kernel's limit for following symbolic links.

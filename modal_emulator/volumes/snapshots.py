@@ -1,5 +1,7 @@
 """Unchangeable copies of a volume's content, for containers and for downloads."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import time

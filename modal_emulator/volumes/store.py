@@ -1,5 +1,7 @@
 """All volumes of a server: what they are called and where their content is."""
 
+from __future__ import annotations
+
 import shutil
 import threading
 import time

@@ -1,5 +1,7 @@
 """Files on their way into and out of volumes: whole contents (version 1) and blocks (2)."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Sequence

@@ -34,12 +34,12 @@ Tree = dict[str, str | None]
     params=[
         "namespaces",
         pytest.param("user_namespaces", marks=pytest.mark.slow),
-        pytest.param("rewriting", marks=pytest.mark.slow),
+        pytest.param("path_rewriting", marks=pytest.mark.slow),
     ],
 )
 def shared(request: pytest.FixtureRequest) -> Iterator[tuple[modal.Volume, Callable[..., Any]]]:
     """A volume, and a container that has it."""
-    if sys.platform != "linux" and request.param != "rewriting":
+    if sys.platform != "linux" and request.param != "path_rewriting":
         pytest.skip("needs Linux")
     with (
         Emulator(commit_every_s=3600, sandbox_mode=request.param) as emulator,

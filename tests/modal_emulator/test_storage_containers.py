@@ -40,11 +40,11 @@ NEVER_S = 3600.0
     params=[
         "namespaces",
         pytest.param("user_namespaces", marks=pytest.mark.slow),
-        pytest.param("rewriting", marks=pytest.mark.slow),
+        pytest.param("path_rewriting", marks=pytest.mark.slow),
     ],
 )
 def mode(request: pytest.FixtureRequest) -> Any:
-    if sys.platform != "linux" and request.param != "rewriting":
+    if sys.platform != "linux" and request.param != "path_rewriting":
         pytest.skip("needs Linux")
     return request.param
 
@@ -370,7 +370,7 @@ def test_a_read_only_volume_is_never_changed(volume: modal.Volume, mode: str) ->
     with containers({"/data": read_only}) as container:
         run = container("a")
         assert run(tree) == {"file": "1"}
-        assert run(write_error, "file", "2") == ("" if mode == "rewriting" else "EROFS")
+        assert run(write_error, "file", "2") == ("" if mode == "path_rewriting" else "EROFS")
         run(commit, volume)
         put(volume, {"file": b"3"})
         run(reload, volume)
@@ -408,7 +408,7 @@ def test_a_full_volume_takes_no_more(volume: modal.Volume, emulator: Emulator, m
             run = container("a")
             run(write, "fits", "2" * 50_000)
             run(commit, volume)
-            if mode == "rewriting":
+            if mode == "path_rewriting":
                 run(write, "large", "3" * 400_000)
                 with pytest.raises(ResourceExhaustedError, match="No space left"):
                     run(commit, volume)
@@ -440,7 +440,7 @@ def test_a_volume_can_run_out_of_inodes(
         with containers({"/data": volume}) as container:
             run = container("a")
             errors = [run(write_error, f"new-{number}", "") for number in range(20)]
-            if mode == "rewriting":
+            if mode == "path_rewriting":
                 with pytest.raises(ResourceExhaustedError, match="No inodes left"):
                     run(commit, volume)
             else:

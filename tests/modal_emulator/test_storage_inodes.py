@@ -26,9 +26,9 @@ pytestmark = pytest.mark.slow
 LARGE_BYTES = 70 * 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=["namespaces", "user_namespaces", "rewriting"])
+@pytest.fixture(scope="module", params=["namespaces", "user_namespaces", "path_rewriting"])
 def mode(request: pytest.FixtureRequest) -> Any:
-    if sys.platform != "linux" and request.param != "rewriting":
+    if sys.platform != "linux" and request.param != "path_rewriting":
         pytest.skip("needs Linux")
     return request.param
 
@@ -106,7 +106,7 @@ def test_a_large_file_is_not_copied_again_because_another_file_changed(
         wait_until(lambda: all(each.state == "ended" for each in emulator.containers()), "the end")
     assert len(contents(volume)) == 4
     assert {(size, links) for size, _, links in seen} == {(LARGE_BYTES, 1)}
-    if mode != "rewriting":
+    if mode != "path_rewriting":
         assert len({inode for _, inode, _ in seen}) == 1
 
 

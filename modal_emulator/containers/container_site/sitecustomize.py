@@ -6,6 +6,8 @@ be missing on Modal. This takes them away again: the folders that `.pth` files a
 import hooks of editable installs. Packages that are really installed stay.
 """
 
+from __future__ import annotations
+
 import os
 import site
 import sys
