@@ -1,0 +1,101 @@
+"""What is wrong with a config is said in full, with what is allowed and without secrets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pydantic
+import pytest
+
+from ml_experiments.config.loading import load_config
+from ml_experiments.config.validation import validate_config
+from ml_experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+from tests.support.configs import Crop, Train, problems_of
+
+
+def test_all_mistakes_are_reported_at_once_with_what_is_allowed() -> None:
+    found = problems_of(
+        Train,
+        {
+            "model_nam": "x",
+            "steps": "abc",
+            "optimizer": {"lr": -1, "name": "adm", "lrr": 3},
+            "others": [{}, {"momentum": 1}],
+            "by_name": {"first": {"lr": "fast"}},
+            "crop": {"heigth": 3},
+            "label": {"text": "a", "wieght": 1},
+            "free": {"a": "q", "anything": 1},
+            "shade": "drak",
+            "sizes": [1, "two"],
+        },
+    )
+    assert set(found) == {
+        *("model_name", "model_nam", "steps", "optimizer.lr", "optimizer.name", "optimizer.lrr"),
+        *("others.1.momentum", "by_name.first.lr", "crop.width", "crop.heigth", "label.wieght"),
+        *("free.a", "shade", "sizes.1"),
+    }
+    assert found["model_name"] == "missing; allowed: str"
+    assert found["model_nam"].startswith(
+        "unknown field, given 'x' (did you mean 'model_name'?); known: batch, batchSize, by_name"
+    )
+    assert found["steps"] == (
+        "given 'abc': it must be a valid integer, unable to parse string as an integer; "
+        "allowed: int, >= 1, <= 100"
+    )
+    assert found["optimizer.lr"] == (
+        "given -1: it must be greater than 0; allowed: float, > 0, <= 1"
+    )
+    assert "(did you mean 'adam'?)" in found["optimizer.name"]
+    assert found["optimizer.lrr"] == (
+        "unknown field, given 3 (did you mean 'lr'?); known: lr, name"
+    )
+    assert "did you mean 'height'" in found["crop.heigth"]
+    assert "did you mean 'weight'" in found["label.wieght"]
+    assert "did you mean 'dark'" in found["shade"]
+    assert "allowed: 'dark' or 'light'" in found["shade"]
+
+
+def test_unknown_fields_in_a_union_are_found_once() -> None:
+    assert set(problems_of(Train, {"model_name": "m", "either": {"lrr": 1}})) == {"either.lrr"}
+    config, _ = validate_config(Train, {"model_name": "m", "either": {"width": 3}})
+    assert config.either == Crop(3)
+    bad = problems_of(Train, {"model_name": "m", "either": {"width": "x", "height": 2}})
+    assert "either.width" in bad
+    assert "either.height" not in bad
+
+
+def test_a_number_where_text_is_needed_says_how_to_quote_it() -> None:
+    found = problems_of(Train, load_config(None, ["model_name=7"]))
+    assert "in quotes: model_name='\"...\"'" in found["model_name"]
+    config, _ = validate_config(Train, load_config(None, ['model_name="7"']))
+    assert config.model_name == "7"
+
+
+def test_secrets_are_not_in_messages() -> None:
+    class Config(pydantic.BaseModel):
+        key: pydantic.SecretStr
+        api_key: int
+        nested: dict[str, int] = {}
+        wrong: int = 0
+
+    class Private:
+        def run(self) -> None: ...
+
+    Private.Config = Config  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError) as caught:
+        validate_config(
+            Private,
+            {
+                "key": 12345,
+                "api_key": "hunter2",
+                "password": "hunter2",
+                "nested": {"token": "hunter2"},
+                "wrong": [{"password": "hunter2"}],
+            },
+        )
+    assert len(caught.value.problems) == 5
+    assert "hunter2" not in str(caught.value)
+    assert "12345" not in str(caught.value)

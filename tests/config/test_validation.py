@@ -1,0 +1,137 @@
+"""A config is built, and survives its travel as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydantic
+import pytest
+
+from ml_experiments.config.validation import config_for, validate_config
+from ml_experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+from tests.support.configs import Optimizer, Shade, Train, problems_of
+
+
+def test_a_config_comes_back_from_its_json() -> None:
+    data = {
+        "model_name": "m",
+        "others": [{"lr": 0.5}],
+        "either": {"lr": 0.25},
+        "crop": {"width": 5},
+        "label": {"text": "a", "weight": 2},
+        "free": {"more": [1]},
+        "shade": "light",
+        "sizes": [3],
+        "tags": ["b", "a", "d", "c"],
+        "limit": math.nan,
+        "day": "2026-01-02",
+        "folder": "/data",
+        "raw": "bytes",
+        "wait": 90,
+        "key": "hunter2",
+        "batchSize": 4,
+        "hz": 2,
+    }
+    config, config_json = validate_config(Train, data)
+    travelled = json.loads(json.dumps(config_json, allow_nan=False))
+    again = config_for(Train, travelled)
+    assert again.model_copy(update={"limit": 0}) == config.model_copy(update={"limit": 0})
+    assert math.isnan(again.limit)
+    assert again.key.get_secret_value() == "hunter2"
+    assert (again.batch, again.rate, again.wait.total_seconds()) == (4, 2.0, 90)
+    assert type(again.either) is Optimizer
+    assert config_json["steps"] == 10
+    assert config_json["tags"] == ["a", "b", "c", "d"]
+    assert config_json["batch"] == 4
+    assert config_json["limit"] == {"$type": "float", "value": "nan"}
+    assert "total" not in config_json
+
+
+def test_fields_may_be_given_by_name_or_alias() -> None:
+    for name in ("batch", "batchSize"):
+        assert validate_config(Train, {"model_name": "m", name: 3})[0].batch == 3
+    for name in ("rate", "rate_hz", "hz"):
+        assert validate_config(Train, {"model_name": "m", name: 3})[0].rate == 3
+
+
+def test_a_strict_config_takes_dates_and_enums_from_a_file() -> None:
+    class Strict(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(strict=True)
+        day: datetime.date
+        shade: Shade
+        n: int
+
+    def train(config: Strict) -> None: ...
+
+    train.__annotations__["config"] = Strict
+    config, config_json = validate_config(train, {"day": "2026-01-02", "shade": "dark", "n": 1})
+    assert config_for(train, config_json) == config
+    assert set(problems_of(train, {"day": "2026-01-02", "shade": "dark", "n": "1"})) >= {"n"}
+
+
+def test_a_config_that_json_changes_is_refused() -> None:
+    class Lossy(pydantic.BaseModel):
+        n: int = 1
+
+        @pydantic.field_serializer("n")
+        def half(self, n: int) -> int:
+            return n // 2
+
+    class Unwritable(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+        array: Any = None
+
+    def one(config: Lossy) -> None: ...
+    def two(config: Unwritable) -> None: ...
+
+    one.__annotations__["config"], two.__annotations__["config"] = Lossy, Unwritable
+    with pytest.raises(ConfigError, match="changes when it travels as JSON, in n"):
+        validate_config(one, {"n": 8})
+    with pytest.raises(ConfigError, match="can't travel as JSON"):
+        validate_config(two, {"array": np.ones(2)})
+
+
+class Plain:
+    def __init__(self, config: Any) -> None: ...
+    def run(self) -> None: ...
+
+
+def test_a_class_without_config_gets_a_copy_of_the_dict() -> None:
+    data = {"a": {"b": [1, None, "x", math.inf]}, "$type": "float", "n": 2**70}
+    config, config_json = validate_config(Plain, data)
+    assert config == data
+    assert config["a"] is not data["a"]
+    assert config_for(Plain, json.loads(json.dumps(config_json, allow_nan=False))) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": {"b": [1, object()]}}, "a.b.1: an object is not JSON"),
+        ({"a": np.float64(1)}, "a: a numpy.float64 is not JSON"),
+        ({"a": Path("x")}, "a: a pathlib.PosixPath is not JSON"),
+        ({"a": {1: 2}}, "a: the key 1 is not text"),
+        ({"a": {1, 2}}, "a: a set is not JSON"),
+    ],
+)
+def test_a_plain_config_that_is_not_json_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(Plain, data)
+    assert message in caught.value.problems[0]
+
+
+def test_a_config_that_is_no_mapping_or_endless_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a list"):
+        validate_config(Plain, [1])  # type: ignore[arg-type]
+    loop: dict[str, Any] = {}
+    loop["loop"] = loop
+    with pytest.raises(ConfigError, match="nested deeper"):
+        validate_config(Plain, loop)
