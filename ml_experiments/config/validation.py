@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pydantic
 from pydantic_core import ErrorDetails, PydanticSerializationError
@@ -32,14 +35,14 @@ def validate_config(
     if not isinstance(data, Mapping):
         raise ConfigError(f"a config is a dict of fields, not a {type(data).__name__}")
     schema = schema_of(experiment)
-    name = getattr(experiment, "__qualname__", str(experiment))
+    name = _name(experiment)
     if schema is None:
         problems = tree_problems(dict(data))
         if problems:
             raise ConfigError(f"the config of {name} is not valid:", problems)
         encoded = to_json(dict(data))
         return from_json(encoded), encoded
-    config = _validate(schema, data, name)
+    config = _validate(schema, data, name, is_new=True)
     try:
         dumped: dict[str, Any] = to_json(_dump(schema, config))
         again = to_json(_dump(schema, _build(schema, from_json(dumped))))
@@ -72,55 +75,117 @@ def config_for(experiment: Callable[..., Any], config_json: Mapping[str, Any]) -
     data = from_json(dict(config_json))
     if schema is None:
         return data
-    return _validate(schema, data, getattr(experiment, "__qualname__", str(experiment)))
+    return _validate(schema, data, _name(experiment), is_new=False)
 
 
-def _validate(schema: type[Any], data: Mapping[str, Any], name: str) -> Any:
+def _name(experiment: Callable[..., Any]) -> str:
+    return getattr(experiment, "__qualname__", str(experiment))
+
+
+def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) -> Any:
+    """Build a config: once, if it is valid.
+
+    Args:
+        schema: The type to build.
+        data: Its fields.
+        name: What messages call the experiment.
+        is_new: Whether the fields come from a user, and not from a config that was valid.
+    """
     try:
-        errors = _errors(schema, data)
-        if not errors:
-            return _build(schema, data)
+        extra = _reader_of(schema).extra
+        # forbidding unknown fields everywhere would also forbid those that a model allows; a new
+        # config is built again where it has such fields and another model would ignore some
+        forbids = "ignore" in extra and (is_new or "allow" not in extra)
+        try:
+            return _build(schema, data, extra="forbid" if forbids else None)
+        except pydantic.ValidationError as e:
+            errors = e.errors(include_url=False)
+        if forbids:
+            config, errors = _build_leniently(schema, data, errors)
+            if not errors:
+                return config
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation) as e:
         raise ConfigError(f"the config class of {name} is not usable: {e}") from e
     problems = describe_problems(errors, schema, data)
     raise ConfigError(f"the config of {name} is not valid:", problems)
 
 
-def _errors(schema: type[Any], data: Mapping[str, Any]) -> list[ErrorDetails]:
-    """Return what is wrong with the data, unknown keys included where models ignore them."""
+def _build_leniently(
+    schema: type[Any], data: Mapping[str, Any], strict_errors: list[ErrorDetails]
+) -> tuple[Any, list[ErrorDetails]]:
+    """Build a config whose models treat unknown fields as they declare, and return its errors.
+
+    Args:
+        schema: The type to build.
+        data: Its fields.
+        strict_errors: The errors when every model forbids unknown fields.
+    """
+    config, errors = None, []
     try:
-        _build(schema, data)
-        errors = []
+        config = _build(schema, data)
     except pydantic.ValidationError as e:
         errors = e.errors(include_url=False)
-    try:
-        _build(schema, data, extra="forbid")
-    except pydantic.ValidationError as e:
-        seen = {error["loc"] for error in errors}
-        strict = e.errors(include_url=False)
-        ignored = ignored_fields(strict, schema, data, is_valid=not errors)
-        errors += [error for error in ignored if error["loc"] not in seen]
-    return errors
+    seen = {error["loc"] for error in errors}
+    ignored = ignored_fields(strict_errors, schema, data, is_valid=not errors)
+    return config, [*errors, *(error for error in ignored if error["loc"] not in seen)]
 
 
-def _build(schema: type[Any], data: Any, **options: Any) -> Any:
+@dataclass(frozen=True)
+class _Reader:
+    """Builds configs of one type.
+
+    Attributes:
+        adapter: Pydantic's validator and serializer of the type.
+        extra: What the models in it do with unknown fields: `forbid`, `ignore`, `allow`.
+        is_strict: Whether a part of it refuses values that would have to be converted.
+    """
+
+    adapter: pydantic.TypeAdapter[Any]
+    extra: set[str]
+    is_strict: bool
+
+
+@functools.lru_cache(maxsize=64)  # the adapter of a dataclass takes a millisecond to make
+def _reader_of(schema: Any) -> _Reader:
     adapter = pydantic.TypeAdapter(schema)
-    try:
-        return adapter.validate_python(data, by_alias=True, by_name=True, **options)
-    except pydantic.ValidationError as e:
+    extra: set[str] = set()
+    is_strict = False
+    waiting: list[Any] = [adapter.core_schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += node.values()
+            config = node.get("config") or {}
+            if node.get("type") in ("model", "dataclass", "typed-dict"):
+                extra.add(config.get("extra_fields_behavior", "ignore"))
+            is_strict = is_strict or True in (node.get("strict"), config.get("strict"))
+        elif isinstance(node, list | tuple):
+            waiting += node
+    return _Reader(adapter, extra, is_strict)
+
+
+def _build(schema: Any, data: Any, extra: Literal["forbid"] | None = None) -> Any:
+    reader = _reader_of(schema)
+    attempts: list[tuple[Callable[..., Any], Any]] = [(reader.adapter.validate_python, data)]
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # it may hold Python objects
+        as_json = reader.adapter.validate_json, json.dumps(data)
+        # a strict model takes a date or an enum as a string only when it comes as JSON
+        attempts.insert(0 if reader.is_strict else 1, as_json)
+    errors = []
+    for validate, value in attempts:
         try:
-            # a strict model takes a date or an enum as text only when it comes as JSON
-            text = json.dumps(data)
-            return adapter.validate_json(text, by_alias=True, by_name=True, **options)
-        except (pydantic.ValidationError, TypeError, ValueError, RecursionError):
-            raise e from None
+            return validate(value, by_alias=True, by_name=True, extra=extra)
+        except pydantic.ValidationError as e:
+            errors.append(e)
+    raise errors[0]
 
 
-def _dump(schema: type[Any], config: Any) -> Any:
+def _dump(schema: Any, config: Any) -> Any:
     """Return a config as plain data from which it can be built again."""
-    adapter = pydantic.TypeAdapter(schema)
     plain, exact = (
-        adapter.dump_python(config, mode=mode, round_trip=True, by_alias=False, warnings=False)
+        _reader_of(schema).adapter.dump_python(
+            config, mode=mode, round_trip=True, by_alias=False, warnings=False
+        )
         for mode in ("json", "python")
     )
     return _restore(plain, exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -17,7 +18,7 @@ from ml_experiments.errors import ConfigError
 
 if TYPE_CHECKING:
     pass
-from tests.support.configs import Optimizer, Shade, Train, problems_of
+from tests.support.configs import Free, Optimizer, Shade, Train, problems_of
 
 
 def test_a_config_comes_back_from_its_json() -> None:
@@ -135,3 +136,72 @@ def test_a_config_that_is_no_mapping_or_endless_is_refused() -> None:
     loop["loop"] = loop
     with pytest.raises(ConfigError, match="nested deeper"):
         validate_config(Plain, loop)
+
+
+def counted(**options: Any) -> tuple[type[pydantic.BaseModel], list[str]]:
+    """Return a config class, and a list that grows with each call of its validator."""
+    calls: list[str] = []
+
+    class Counted(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(**options)  # type: ignore[typeddict-item]
+        day: datetime.date
+        free: Free = Free()
+
+        @pydantic.model_validator(mode="after")
+        def count(self) -> Counted:
+            calls.append("built")
+            return self
+
+    return Counted, calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"extra": "forbid"}, {"extra": "allow"}, {"strict": True}, {"frozen": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("free", [{}, {"a": 1}])
+def test_a_users_validator_runs_twice_for_a_client_and_once_where_the_run_executes(
+    options: dict[str, Any], free: dict[str, Any]
+) -> None:
+    config_class, calls = counted(**options)
+
+    class Counting:
+        Config = config_class
+
+        def __init__(self, config: Any) -> None: ...
+        def run(self) -> None: ...
+
+    config, config_json = validate_config(Counting, {"day": "2026-01-02", "free": free})
+    assert len(calls) <= 2
+    assert isinstance(config, config_class)
+    calls.clear()
+    assert config_for(Counting, json.loads(json.dumps(config_json))) == config
+    assert len(calls) == 1
+
+
+def test_a_dataclass_is_built_twice_for_a_client_and_once_where_the_run_executes() -> None:
+    calls = []
+
+    @dataclasses.dataclass
+    class Counted:
+        lr: float = 0.1
+
+        def __post_init__(self) -> None:
+            calls.append(self.lr)
+
+    def train(config: Counted) -> None: ...
+
+    train.__annotations__["config"] = Counted
+    _, config_json = validate_config(train, {"lr": 1})
+    assert calls == [1.0, 1.0]
+    config_for(train, config_json)
+    assert calls == [1.0, 1.0, 1.0]
+
+
+def test_a_field_that_the_class_no_longer_has_is_refused_where_the_run_executes() -> None:
+    def train(config: Optimizer) -> None: ...
+
+    train.__annotations__["config"] = Optimizer
+    with pytest.raises(ConfigError, match="momentum: unknown field"):
+        config_for(train, {"lr": 0.5, "momentum": 0.9})
