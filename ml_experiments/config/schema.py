@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import typing
@@ -13,6 +12,7 @@ from typing import Any
 import pydantic
 
 from ml_experiments.errors import ConfigError
+from ml_experiments.experiment.base import is_config_class
 
 _WHOLE_CONFIG = ("config", "cfg")
 _JSON_TYPES = (bool, int, float, str, list, dict)
@@ -28,12 +28,12 @@ def schema_of(experiment: Callable[..., Any]) -> type[Any] | None:
     """
     if isinstance(experiment, type):
         config = getattr(experiment, "Config", None)
-        return config if _is_model(config) else None
+        return config if is_config_class(config) else None
     parameters = list(inspect.signature(experiment).parameters.values())
     annotations = _annotations(experiment)
     if len(parameters) == 1 and _can_be_positional(parameters[0]):
         annotation = annotations.get(parameters[0].name)
-        if _is_model(annotation):
+        if is_config_class(annotation):
             return typing.cast("type[Any]", annotation)
         if parameters[0].name in _WHOLE_CONFIG:
             return None
@@ -42,7 +42,7 @@ def schema_of(experiment: Callable[..., Any]) -> type[Any] | None:
 
 def call_function(experiment: Callable[..., Any], config: Any) -> Any:
     """Call a function experiment with its config: as one argument, or as named ones."""
-    if isinstance(config, _Parameters):
+    if isinstance(config, Parameters):
         positional, named = [], {name: getattr(config, name) for name in _names(config)}
         for parameter in inspect.signature(experiment).parameters.values():
             if parameter.kind is _Kind.POSITIONAL_ONLY:
@@ -51,22 +51,16 @@ def call_function(experiment: Callable[..., Any], config: Any) -> Any:
     return experiment(config)
 
 
-class _Parameters(pydantic.BaseModel):
-    """Base of the models that are made of a function's parameters."""
+class Parameters(pydantic.BaseModel):
+    """Base of the models that are made from the parameters of functions."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, protected_namespaces=(), arbitrary_types_allowed=True
     )
 
 
-def _names(config: _Parameters) -> list[str]:
+def _names(config: Parameters) -> list[str]:
     return [*type(config).model_fields, *(config.model_extra or {})]
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        issubclass(annotation, pydantic.BaseModel) or dataclasses.is_dataclass(annotation)
-    )
 
 
 def _can_be_positional(parameter: inspect.Parameter) -> bool:
@@ -108,7 +102,7 @@ def _model_of_parameters(
         fields[name] = (annotations.get(name, _annotation_of(default)), default)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a parameter may be called `copy` or `json`
-        base = type("_Base", (_Parameters,), {"model_config": {"extra": extra}})
+        base = type("_Base", (Parameters,), {"model_config": {"extra": extra}})
         try:
             return pydantic.create_model(function.__name__, __base__=base, **fields)
         except (pydantic.errors.PydanticUserError, NameError) as e:

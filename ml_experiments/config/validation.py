@@ -6,8 +6,10 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
@@ -15,27 +17,31 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from ml_experiments.config.files import tree_problems
 from ml_experiments.config.problems import describe_problems, ignored_fields
-from ml_experiments.config.schema import schema_of
+from ml_experiments.config.schema import Parameters, schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
+from ml_experiments.experiment.base import is_config_class
 from ml_experiments.serialization.encoder import to_json
 from ml_experiments.serialization.typed_json import from_json
 
 
-def validate_config(
-    experiment: Callable[..., Any], data: Mapping[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def validate_config(experiment: Callable[..., Any], data: Any) -> tuple[Any, dict[str, Any]]:
     """Return the experiment's own config, and the JSON from which `config_for` makes it again.
 
-    An experiment with a pydantic `Config` (or a function with parameters) gets that, with its
-    defaults filled in; any other gets a plain dict. The JSON holds secrets as they are.
+    An experiment with a `Config` (or a function with parameters) gets that, with its defaults
+    filled in; any other gets a plain dict. The JSON holds secrets as they are.
+
+    Args:
+        experiment: The class or function.
+        data: The fields as a dict, or an instance of the experiment's own `Config`.
 
     Raises:
         ConfigError: Naming every field that is unknown, missing or of the wrong type.
     """
+    schema, name = schema_of(experiment), _name(experiment)
+    if is_config_class(type(data)):
+        data = _fields_of(data, schema, name)
     if not isinstance(data, Mapping):
         raise ConfigError(f"a config is a dict of fields, not a {type(data).__name__}")
-    schema = schema_of(experiment)
-    name = _name(experiment)
     if schema is None:
         problems = tree_problems(dict(data))
         if problems:
@@ -43,19 +49,9 @@ def validate_config(
         encoded = to_json(dict(data))
         return from_json(encoded), encoded
     config = _validate(schema, data, name, is_new=True)
-    try:
+    with _json_problems(name):
         dumped: dict[str, Any] = to_json(_dump(schema, config))
         again = to_json(_dump(schema, _build(schema, from_json(dumped))))
-    except (
-        pydantic.ValidationError,
-        PydanticSerializationError,
-        TypeError,
-        UnicodeDecodeError,
-        UnportableResultError,
-    ) as e:
-        raise ConfigError(
-            f"the config of {name} can't travel as JSON; give its fields types that can: {e}"
-        ) from e
     if json.dumps(again) != json.dumps(dumped):
         changed = [key for key in dumped if again.get(key) != dumped[key]]
         raise ConfigError(
@@ -80,6 +76,50 @@ def config_for(experiment: Callable[..., Any], config_json: Mapping[str, Any]) -
 
 def _name(experiment: Callable[..., Any]) -> str:
     return getattr(experiment, "__qualname__", str(experiment))
+
+
+@contextlib.contextmanager
+def _json_problems(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        pydantic.ValidationError,
+        PydanticSerializationError,
+        TypeError,
+        UnicodeDecodeError,
+        UnportableResultError,
+    ) as e:
+        raise ConfigError(
+            f"the config of {name} can't travel as JSON; give its fields types that can: {e}"
+        ) from e
+
+
+def _fields_of(config: Any, schema: type[Any] | None, name: str) -> dict[str, Any]:
+    """Return the fields of an instance of the experiment's own config class."""
+    given = type(config)
+    if schema is None or not _is_same_class(given, schema):
+        is_class = schema is not None and not issubclass(schema, Parameters)
+        takes = f"a {_class_path(schema)}" if is_class else "a dict"
+        raise ConfigError(f"the config of {name} is {takes}, not a {_class_path(given)}")
+    with _json_problems(name):
+        fields: dict[str, Any] = from_json(to_json(_dump(given, config)))
+    return fields
+
+
+def _is_same_class(given: type[Any], schema: type[Any]) -> bool:
+    # a script that is running is imported again, under another name: its classes are there twice
+    return given is schema or (
+        given.__qualname__ == schema.__qualname__ and _file_of(given) == _file_of(schema)
+    )
+
+
+def _file_of(kind: type[Any]) -> Path:
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return Path(file or kind.__module__).resolve()
+
+
+def _class_path(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 import datetime
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,11 @@ import pytest
 
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
+from ml_experiments.experiment.base import ExperimentConfig
 
 if TYPE_CHECKING:
     pass
-from tests.support.configs import Free, Optimizer, Shade, Train, problems_of
+from tests.support.configs import Crop, Free, Optimizer, Shade, Train, TrainConfig, problems_of
 
 
 def test_a_config_comes_back_from_its_json() -> None:
@@ -205,3 +208,101 @@ def test_a_field_that_the_class_no_longer_has_is_refused_where_the_run_executes(
     train.__annotations__["config"] = Optimizer
     with pytest.raises(ConfigError, match="momentum: unknown field"):
         config_for(train, {"lr": 0.5, "momentum": 0.9})
+
+
+def train_typed(config: Optimizer) -> Any:
+    return config
+
+
+def crop_typed(config: Crop) -> Any:
+    return config
+
+
+def test_an_instance_of_the_experiments_own_config_is_taken() -> None:
+    given = Optimizer(lr=0.5, name="sgd")
+    config, config_json = validate_config(train_typed, given)
+    assert config == config_for(train_typed, config_json) == given
+    assert config_json == {"lr": 0.5, "name": "sgd"}
+    config, config_json = validate_config(crop_typed, Crop(2, 3))
+    assert config == config_for(crop_typed, config_json) == Crop(2, 3)
+    full = TrainConfig.model_validate({"model_name": "m", "key": "hunter2", "either": {"width": 1}})
+    assert validate_config(Train, full)[0] == full
+
+
+def test_an_instance_that_was_never_validated_is_checked() -> None:
+    with pytest.raises(ConfigError, match="width: given 'wide': it must be a valid integer"):
+        validate_config(crop_typed, Crop("wide"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"lr: given 7\.0: it must be less than or equal to 1"):
+        validate_config(train_typed, Optimizer().model_copy(update={"lr": 7.0}))
+
+
+class OtherConfig(ExperimentConfig):
+    lr: float = 1
+
+
+class MoreOptions(Optimizer):
+    momentum: float = 0.9
+
+
+@pytest.mark.parametrize(
+    ("experiment", "data", "message"),
+    [
+        (
+            Train,
+            OtherConfig(),
+            r"Train is a [\w.]+\.TrainConfig, not a [\w.]+\.OtherConfig",
+        ),
+        (train_typed, MoreOptions(), r"is a [\w.]+\.Optimizer, not a [\w.]+\.MoreOptions"),
+        (train_typed, Crop(1), r"is a [\w.]+\.Optimizer, not a [\w.]+\.Crop"),
+        (Plain, OtherConfig(), r"of Plain is a dict, not a [\w.]+\.OtherConfig"),
+    ],
+)
+def test_an_instance_of_another_class_is_refused_by_name(
+    experiment: Any, data: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate_config(experiment, data)
+
+
+def test_an_instance_is_built_once_more_for_a_client() -> None:
+    config_class, calls = counted(extra="forbid")
+
+    class Counting(Plain):
+        Config = config_class
+
+    given = config_class(day=datetime.date(2026, 1, 2))
+    calls.clear()
+    validate_config(Counting, given)
+    assert len(calls) <= 2
+
+
+SCRIPT = """
+from dataclasses import dataclass
+from ml_experiments import Experiment, ExperimentConfig, run_experiment
+
+class TrainConfig(ExperimentConfig):
+    lr: float = 0.1
+
+@dataclass
+class CropConfig:
+    width: int
+
+class Train(Experiment[TrainConfig]):
+    def run(self):
+        return self.config.lr
+
+def crop(config: CropConfig):
+    return config.width
+
+if __name__ == "__main__":
+    print(run_experiment(Train, TrainConfig(lr=3)).results)
+    print(run_experiment(crop, CropConfig(2)).results)
+"""
+
+
+def test_a_script_runs_its_own_class_with_its_own_config(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout == "3.0\n2\n"

@@ -1,0 +1,139 @@
+"""An experiment's class says what its config is, to the runner and to a type checker."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+from ml_experiments.errors import ConfigError
+from ml_experiments.experiment.base import Experiment, ExperimentConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+class TrainConfig(ExperimentConfig):
+    lr: float = 0.1
+
+
+class LongConfig(TrainConfig):
+    steps: int = 10
+
+
+@dataclasses.dataclass
+class CropConfig:
+    width: int = 1
+
+
+ModelT = TypeVar("ModelT")
+ConfigT = TypeVar("ConfigT")
+
+
+class Train(Experiment[TrainConfig]): ...
+
+
+class TrainMore(Train): ...
+
+
+class TrainLonger(Train):
+    Config = LongConfig
+
+
+class Nested(Experiment):
+    class Config(ExperimentConfig):
+        width: int = 1
+
+
+class NestedInTyped(Experiment[Any]):
+    Config = CropConfig
+
+
+class Same(Experiment[TrainConfig]):
+    Config = TrainConfig
+
+
+class Base(Experiment[ConfigT], Generic[ModelT, ConfigT]): ...
+
+
+class Untyped(Experiment[dict[str, Any]]): ...
+
+
+@pytest.mark.parametrize(
+    ("experiment", "config"),
+    [
+        (Train, TrainConfig),
+        (TrainMore, TrainConfig),
+        (TrainLonger, LongConfig),
+        (Nested, Nested.Config),
+        (NestedInTyped, CropConfig),
+        (Same, TrainConfig),
+        (Experiment[CropConfig], CropConfig),
+        (Base[int, LongConfig], LongConfig),
+        (Base, None),
+        (Untyped, None),
+        (Experiment, None),
+    ],
+    ids=str,
+)
+def test_the_config_of_a_class_is_its_type_parameter_or_its_nested_class(
+    experiment: Any, config: type[Any] | None
+) -> None:
+    class Mine(experiment): ...
+
+    class MyOwn(Mine): ...
+
+    assert getattr(Mine, "Config", None) is config
+    assert getattr(MyOwn, "Config", None) is config
+
+
+def test_two_different_configs_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"parameter is TrainConfig, .* Config is LongConfig"):
+
+        class Both(Experiment[TrainConfig]):
+            Config = LongConfig
+
+    with pytest.raises(ConfigError, match=r"parameter is TrainConfig, .* Config is CropConfig"):
+
+        class Other(Train):
+            Config = CropConfig
+
+
+@pytest.mark.parametrize("parameter", [int, "TrainConfig", list[int]], ids=str)
+def test_a_type_parameter_that_is_no_config_is_refused(parameter: Any) -> None:
+    with pytest.raises(ConfigError, match="must be the class of the config"):
+
+        class Wrong(Experiment[parameter]): ...
+
+
+SNIPPET = """
+from ml_experiments import Experiment, ExperimentConfig
+
+class TrainConfig(ExperimentConfig):
+    lr: float = 0.1
+
+class Train(Experiment[TrainConfig]):
+    def run(self) -> object:
+        return self.config.{field}
+
+class Plain(Experiment):
+    def run(self) -> object:
+        return self.config["any"], self.config.thing
+"""
+
+
+def test_a_type_checker_knows_the_fields_of_the_config(tmp_path: Path) -> None:
+    for field in ("lr", "lrr"):
+        (tmp_path / f"{field}.py").write_text(SNIPPET.format(field=field))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert '"TrainConfig" has no attribute "lrr"' in done.stdout
+    assert "Found 1 error in 1 file (checked 2 source files)" in done.stdout
