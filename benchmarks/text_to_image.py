@@ -26,8 +26,7 @@ from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
 from ml_experiments.execution.observer import Observer
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
-from ml_experiments.tasks.tiny_digits import model_dir
-from ml_experiments.tasks.tiny_digits.recommended import RECOMMENDED_SETTINGS
+from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 
 PROMPT = "a red handwritten seven"
 TARGET = 0.95

@@ -13,7 +13,6 @@ import pydantic
 from pydantic import Field, PositiveInt
 
 from ml_experiments.errors import SoftTimeout
-from ml_experiments.execution.resource_usage import memory_and_gpu_use
 from ml_experiments.experiment.base import Experiment, ExperimentConfig
 from ml_experiments.experiment.context import current_run
 
@@ -28,100 +27,100 @@ logger = logging.getLogger(__name__)
 PictureSide = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
-class TextToImageExperiment(Experiment):
+class TextToImageConfig(ExperimentConfig):
+    """What to draw and how; None leaves the choice to the model.
+
+    Attributes:
+        model_name: `tiny-digits` (comes with this package), a name on the Hugging Face Hub,
+            or a folder written by `pipeline.save_pretrained()`.
+        revision: Branch, tag or commit of the model on the Hub.
+        variant: Which of the model's sets of weights, such as `fp16`.
+        prompt: One, or several different ones.
+        negative_prompt: What pictures should not show; works through guidance.
+        num_images: Pictures of each prompt.
+        height: In pixels, as is the width.
+        scheduler: Name of a diffusers scheduler, such as `EulerDiscreteScheduler` or `euler`.
+        seed: By default the run's seed.
+        batch_size: Pictures drawn together; `auto` finds out what fits in memory.
+        dtype: Number format; `auto` is bfloat16 or float16 on a GPU, float32 on a CPU.
+        device: `auto` takes a GPU when there is one.
+        quantization: Bits of the weights of the denoising network's linear layers.
+        attention_slicing: Less memory for attention, more time.
+        vae_tiling: Less memory for decoding large pictures, in tiles.
+        cpu_offload: Keep on the GPU only the part of the model that is at work.
+        compile: Compile the denoising network: slower to load, faster to draw.
+        lora: A .safetensors file, a folder with one, `org/name` or `org/name/file` on the Hub.
+    """
+
+    model_name: Annotated[str, Field(min_length=1)] = "tiny-digits"
+    revision: str | None = None
+    variant: str | None = None
+    prompt: str | Annotated[list[str], Field(min_length=1)]
+    negative_prompt: str | None = None
+    num_images: PositiveInt = 1
+    num_inference_steps: PositiveInt | None = None
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    height: PictureSide | None = None
+    width: PictureSide | None = None
+    scheduler: str | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    quantization: Literal["none", "int8", "int4"] = "none"
+    attention_slicing: bool = False
+    vae_tiling: bool = False
+    cpu_offload: bool = False
+    compile: bool = False
+    lora: str | None = None
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts, one or several."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @pydantic.model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        repeated = sorted(p for p, count in Counter(self.prompts).items() if count > 1)
+        if repeated:
+            raise ValueError(
+                f"prompt: {repeated} are given more than once and would be drawn the same; "
+                "to have more pictures of a prompt, raise num_images"
+            )
+        for name in ("revision", "variant"):
+            if self.model_name == "tiny-digits" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: the tiny-digits that comes with this package has only one; "
+                    f"leave {name} out, or give a model_name on the Hub"
+                )
+        no_guidance = self.guidance_scale is not None and self.guidance_scale <= 1
+        if self.negative_prompt is not None and no_guidance:
+            raise ValueError(
+                f"negative_prompt: has no effect at guidance_scale={self.guidance_scale:g}, "
+                "which means no guidance; raise it above 1, or leave negative_prompt out"
+            )
+        if self.quantization == "int4" and self.dtype in ("float32", "float16"):
+            raise ValueError(
+                f"dtype: quantization=int4 computes in bfloat16, not in {self.dtype}; "
+                "use dtype=auto or bfloat16"
+            )
+        return self
+
+
+class TextToImageExperiment(Experiment[TextToImageConfig]):
     """Draws `num_images` pictures of each prompt.
 
     Picture i of a prompt depends on the seed, the prompt and i only: not on the batch size, on
     the other prompts and their order, or on the machine, but for the rounding of its arithmetic.
     """
 
-    class Config(ExperimentConfig):
-        """What to draw and how; None leaves the choice to the model.
-
-        Attributes:
-            model_name: `tiny-digits` (comes with this package), a name on the Hugging Face Hub,
-                or a folder written by `pipeline.save_pretrained()`.
-            revision: Branch, tag or commit of the model on the Hub.
-            variant: Which of the model's sets of weights, such as `fp16`.
-            prompt: One, or several different ones.
-            negative_prompt: What pictures should not show; works through guidance.
-            num_images: Pictures of each prompt.
-            height: In pixels, as is the width.
-            scheduler: Name of a diffusers scheduler, such as `EulerDiscreteScheduler` or `euler`.
-            seed: By default the run's seed.
-            batch_size: Pictures drawn together; `auto` finds out what fits in memory.
-            dtype: Number format; `auto` is bfloat16 or float16 on a GPU, float32 on a CPU.
-            device: `auto` takes a GPU when there is one.
-            quantization: Bits of the weights of the denoising network's linear layers.
-            attention_slicing: Less memory for attention, more time.
-            vae_tiling: Less memory for decoding large pictures, in tiles.
-            cpu_offload: Keep on the GPU only the part of the model that is at work.
-            compile: Compile the denoising network: slower to load, faster to draw.
-            lora: A .safetensors file, a folder with one, `org/name` or `org/name/file` on the Hub.
-        """
-
-        model_name: Annotated[str, Field(min_length=1)] = "tiny-digits"
-        revision: str | None = None
-        variant: str | None = None
-        prompt: str | Annotated[list[str], Field(min_length=1)]
-        negative_prompt: str | None = None
-        num_images: PositiveInt = 1
-        num_inference_steps: PositiveInt | None = None
-        guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-        height: PictureSide | None = None
-        width: PictureSide | None = None
-        scheduler: str | None = None
-        seed: Annotated[int, Field(ge=0)] | None = None
-        batch_size: PositiveInt | Literal["auto"] = "auto"
-        dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-        device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-        quantization: Literal["none", "int8", "int4"] = "none"
-        attention_slicing: bool = False
-        vae_tiling: bool = False
-        cpu_offload: bool = False
-        compile: bool = False
-        lora: str | None = None
-
-        @property
-        def prompts(self) -> Sequence[str]:
-            """The prompts, one or several."""
-            return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-        @pydantic.model_validator(mode="after")
-        def _fields_fit_together(self) -> Self:
-            repeated = sorted(p for p, count in Counter(self.prompts).items() if count > 1)
-            if repeated:
-                raise ValueError(
-                    f"prompt: {repeated} are given more than once and would be drawn the same; "
-                    "to have more pictures of a prompt, raise num_images"
-                )
-            for name in ("revision", "variant"):
-                if self.model_name == "tiny-digits" and getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name}: the tiny-digits that comes with this package has only one; "
-                        f"leave {name} out, or give a model_name on the Hub"
-                    )
-            no_guidance = self.guidance_scale is not None and self.guidance_scale <= 1
-            if self.negative_prompt is not None and no_guidance:
-                raise ValueError(
-                    f"negative_prompt: has no effect at guidance_scale={self.guidance_scale:g}, "
-                    "which means no guidance; raise it above 1, or leave negative_prompt out"
-                )
-            if self.quantization == "int4" and self.dtype in ("float32", "float16"):
-                raise ValueError(
-                    f"dtype: quantization=int4 computes in bfloat16, not in {self.dtype}; "
-                    "use dtype=auto or bfloat16"
-                )
-            return self
-
     @classmethod
-    def hub_models(cls, config: Config) -> list[str]:
+    def hub_models(cls, config: TextToImageConfig) -> list[str]:
         """Return what `setup()` would download: the model, unless it's a folder or comes along."""
         if config.model_name == "tiny-digits" or Path(config.model_name).exists():
             return []
         return [f"{config.model_name}@{config.revision}" if config.revision else config.model_name]
 
-    config: Config
     setup_fields: ClassVar[tuple[str, ...]] = (
         "model_name",
         "revision",
@@ -249,13 +248,9 @@ class TextToImageExperiment(Experiment):
     def _describe_pipeline(self, drawer: Drawer) -> dict[str, Any]:
         """Return what the results say of the model, the machine and the settings in effect."""
         load_seconds, self._load_seconds = self._load_seconds, 0.0  # a warm run loads nothing
-        use, loaded = memory_and_gpu_use(), self._loaded
-        peak_memory = {"host_bytes": use["peak_memory_bytes"]}
-        if loaded.device.type == "cuda":
-            peak_memory["gpu_bytes"] = use["peak_gpu_memory_bytes"]
+        loaded = self._loaded
         return {
             "load_seconds": load_seconds,
-            "peak_memory": peak_memory,
             "model_name": self.config.model_name,
             "model_revision": loaded.files.commit,
             "device": loaded.device.type,

@@ -14,8 +14,7 @@ from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.download_errors import explained_download
 from ml_experiments.tasks.text_to_image.pipeline_class import PIPELINE_FILE, text_to_image_class
 from ml_experiments.tasks.text_to_image.quiet import quiet_progress_bars
-from ml_experiments.tasks.tiny_digits import model_dir
-from ml_experiments.tasks.tiny_digits.recommended import RECOMMENDED_SETTINGS
+from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 
 TINY_DIGITS = "tiny-digits"
 

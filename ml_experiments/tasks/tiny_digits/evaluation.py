@@ -12,6 +12,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from ml_experiments.experiment.context import current_run
+from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS
 from ml_experiments.tasks.tiny_digits.autoencoder import paint
 from ml_experiments.tasks.tiny_digits.digits import Digits, palette
 from ml_experiments.tasks.tiny_digits.judge import (
@@ -25,7 +26,6 @@ from ml_experiments.tasks.tiny_digits.judge import (
 from ml_experiments.tasks.tiny_digits.networks import count_parameters
 from ml_experiments.tasks.tiny_digits.pipeline_folder import load_pipeline, weights_bytes
 from ml_experiments.tasks.tiny_digits.prompts import COLOURS, JudgedPrompt, judged_prompts
-from ml_experiments.tasks.tiny_digits.recommended import RECOMMENDED_SETTINGS
 
 BATCH_SIZE = 20
 

@@ -22,37 +22,36 @@ if TYPE_CHECKING:
 
 CLASS_PATH = "ml_experiments.tasks.tiny_digits.TrainTinyDigits"
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "scikit-learn")
-# the trained weights don't depend on these
-_BYSTANDERS = frozenset(
-    {"checkpoint_every_steps", "log_every_steps", "judge_prompts", "output_name"}
-)
+# the trained weights are the same for every value of these
+_WITHOUT_EFFECT = {"checkpoint_every_steps", "log_every_steps", "judge_prompts", "output_name"}
 
 
-class TrainTinyDigits(Experiment):
+class TinyDigitsConfig(ExperimentConfig):
+    """How tiny-digits is trained; the defaults make the model that comes with the package."""
+
+    vae_steps: int = Field(2000, ge=2, description="training steps of the autoencoder")
+    vae_batch_size: int = Field(32, ge=1, description="pictures a step")
+    vae_learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
+    unet_steps: int = Field(4000, ge=2, description="training steps of text encoder and UNet")
+    unet_batch_size: int = Field(64, ge=1, description="latents a step")
+    unet_learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
+    checkpoint_every_steps: int = Field(250, ge=1, description="steps between checkpoints")
+    log_every_steps: int = Field(50, ge=1, description="steps between logged metrics")
+    judge_prompts: int = Field(
+        200, ge=2, description="prompts of known wordings to judge, and as many of unseen ones"
+    )
+    cpu_threads: int = Field(
+        1,
+        ge=1,
+        description="threads that torch computes with; the networks gain little by more",
+    )
+    output_name: str = Field(
+        "tiny-digits", pattern=r"^[A-Za-z0-9][\w.-]*$", description="the model folder's name"
+    )
+
+
+class TrainTinyDigits(Experiment[TinyDigitsConfig]):
     """Trains the tiny-digits pipeline, judges it, and leaves it as a folder of artifacts."""
-
-    class Config(ExperimentConfig):
-        """How tiny-digits is trained; the defaults make the model that comes with the package."""
-
-        vae_steps: int = Field(2000, ge=2, description="training steps of the autoencoder")
-        vae_batch_size: int = Field(32, ge=1, description="pictures a step")
-        vae_learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
-        unet_steps: int = Field(4000, ge=2, description="training steps of text encoder and UNet")
-        unet_batch_size: int = Field(64, ge=1, description="latents a step")
-        unet_learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
-        checkpoint_every_steps: int = Field(250, ge=1, description="steps between checkpoints")
-        log_every_steps: int = Field(50, ge=1, description="steps between logged metrics")
-        judge_prompts: int = Field(
-            200, ge=2, description="prompts of known wordings to judge, and as many of unseen ones"
-        )
-        cpu_threads: int = Field(
-            1,
-            ge=1,
-            description="threads that torch computes with; the networks gain little by more",
-        )
-        output_name: str = Field(
-            "tiny-digits", pattern=r"^[A-Za-z0-9][\w.-]*$", description="the model folder's name"
-        )
 
     def run(self) -> dict[str, Any]:
         """Train, save and judge; resume from the run's checkpoints if there are any."""
@@ -112,11 +111,11 @@ class TrainTinyDigits(Experiment):
             learning_rate=learning_rate,
             checkpoint_every_steps=self.config.checkpoint_every_steps,
             log_every_steps=self.config.log_every_steps,
-            inputs={"seed": current_run().seed, **self.config.model_dump(exclude=_BYSTANDERS)},
+            inputs={"seed": current_run().seed, **self.config.model_dump(exclude=_WITHOUT_EFFECT)},
         )
 
 
-def training_command(config: TrainTinyDigits.Config, seed: int) -> str:
+def training_command(config: TinyDigitsConfig, seed: int) -> str:
     """Return the command that trains with a config and a seed, naming only what isn't default."""
     changed = config.model_dump(exclude_defaults=True)
     overrides = [f"{name}={json.dumps(value)}" for name, value in changed.items()]
@@ -127,9 +126,9 @@ def training_command(config: TrainTinyDigits.Config, seed: int) -> str:
 def _cpu_threads(count: int) -> Iterator[None]:
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)  # also what rounding, and so the exact weights, depend on
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

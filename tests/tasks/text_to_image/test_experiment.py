@@ -16,8 +16,7 @@ from ml_experiments import LocalBackend, run_experiment
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
-from ml_experiments.tasks.tiny_digits import model_dir
-from ml_experiments.tasks.tiny_digits.recommended import RECOMMENDED_SETTINGS
+from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 from tests.support.pictures import (
     PROMPT,
     FailsInNetwork,
@@ -70,8 +69,6 @@ def test_first_run_needs_only_a_prompt_and_says_nothing_on_the_terminal() -> Non
     assert results["images_per_second"] > 0
     latency = results["latency_seconds_per_batch"]
     assert 0 < latency["p50"] <= latency["p95"]
-    assert results["peak_memory"]["host_bytes"] > 100 * 2**20
-    assert "gpu_bytes" not in results["peak_memory"]
     assert result.run_dir is not None
     assert (result.run_dir / "log.txt").read_text() == ""
 
