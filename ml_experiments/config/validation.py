@@ -15,12 +15,13 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
-from ml_experiments.config.files import tree_problems
+from ml_experiments.config.files import MAX_DEPTH, tree_problems
 from ml_experiments.config.problems import describe_problems, ignored_fields
 from ml_experiments.config.schema import Parameters, schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
 from ml_experiments.experiment.base import is_config_class
 from ml_experiments.serialization.encoder import to_json
+from ml_experiments.serialization.plain_values import to_python_scalar
 from ml_experiments.serialization.typed_json import from_json
 
 
@@ -42,11 +43,12 @@ def validate_config(experiment: Callable[..., Any], data: Any) -> tuple[Any, dic
         data = _fields_of(data, schema, name)
     if not isinstance(data, Mapping):
         raise ConfigError(f"a config is a dict of fields, not a {type(data).__name__}")
+    data = _with_python_scalars(dict(data), {})
     if schema is None:
-        problems = tree_problems(dict(data))
+        problems = tree_problems(data)
         if problems:
             raise ConfigError(f"the config of {name} is not valid:", problems)
-        encoded = to_json(dict(data))
+        encoded = to_json(data)
         return from_json(encoded), encoded
     config = _validate(schema, data, name, is_new=True)
     with _json_problems(name):
@@ -76,6 +78,29 @@ def config_for(experiment: Callable[..., Any], config_json: Mapping[str, Any]) -
 
 def _name(experiment: Callable[..., Any]) -> str:
     return getattr(experiment, "__qualname__", str(experiment))
+
+
+def _with_python_scalars(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
+    """Return data in which the scalars of numpy and torch are Python's.
+
+    Args:
+        value: The data.
+        seen: What became of each dict and list so far, by id: one may stand in several places.
+        depth: How deep the value is in the whole; what is too deep is refused later.
+    """
+    if type(value) not in (dict, list, tuple) or depth > MAX_DEPTH:
+        return to_python_scalar(value)
+    if id(value) in seen:
+        return seen[id(value)]
+    converted: Any
+    if type(value) is dict:
+        converted = seen[id(value)] = {}
+        for key, item in value.items():
+            converted[to_python_scalar(key)] = _with_python_scalars(item, seen, depth + 1)
+        return converted
+    converted = seen[id(value)] = []
+    converted += [_with_python_scalars(item, seen, depth + 1) for item in value]
+    return tuple(converted) if type(value) is tuple else converted
 
 
 @contextlib.contextmanager
@@ -224,11 +249,23 @@ def _dump(schema: Any, config: Any) -> Any:
     """Return a config as plain data from which it can be built again."""
     plain, exact = (
         _reader_of(schema).adapter.dump_python(
-            config, mode=mode, round_trip=True, by_alias=False, warnings=False
+            config,
+            mode=mode,
+            round_trip=True,
+            by_alias=False,
+            warnings=False,
+            fallback=_dump_scalar,
         )
         for mode in ("json", "python")
     )
     return _restore(plain, exact)
+
+
+def _dump_scalar(value: Any) -> Any:
+    scalar = to_python_scalar(value)
+    if scalar is value:
+        raise PydanticSerializationError(f"there is no JSON for a {_class_path(type(value))}")
+    return scalar
 
 
 def _restore(plain: Any, exact: Any) -> Any:
@@ -236,6 +273,7 @@ def _restore(plain: Any, exact: Any) -> Any:
     if hasattr(exact, "get_secret_value"):
         secret = exact.get_secret_value()
         return secret.decode() if isinstance(secret, bytes) else secret
+    exact = to_python_scalar(exact)
     if isinstance(exact, float) and not math.isfinite(exact):
         return exact
     if isinstance(plain, dict) and isinstance(exact, dict) and len(plain) == len(exact):

@@ -5,6 +5,7 @@ A library is asked only when it's imported already: no value of it can exist oth
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import sys
@@ -42,6 +43,20 @@ def to_plain(value: Any) -> Any:
         if converted is not value:
             return to_plain(converted)
     return _container_to_plain(value)
+
+
+def to_python_scalar(value: Any) -> Any:
+    """Return a number, bool or string of numpy or torch as Python's own; others as they are."""
+    if type(value) in (bool, int, float, str, dict, list, tuple):
+        return value
+    for library in ("torch", "numpy"):
+        module = sys.modules.get(library)
+        if module is not None:
+            with contextlib.suppress(Unportable):  # such as a longdouble, or no value on "meta"
+                converted = _LIBRARIES[library](module, value)
+                if type(converted) in (bool, int, float, complex, str):
+                    return converted
+    return value
 
 
 def _container_to_plain(value: Any) -> Any:

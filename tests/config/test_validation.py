@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydantic
 import pytest
+import torch
 
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
@@ -120,7 +121,10 @@ def test_a_class_without_config_gets_a_copy_of_the_dict() -> None:
     ("data", "message"),
     [
         ({"a": {"b": [1, object()]}}, "a.b.1: an object is not JSON"),
-        ({"a": np.float64(1)}, "a: a numpy.float64 is not JSON"),
+        ({"a": np.ones(2)}, "a: a numpy.ndarray is not JSON"),
+        ({"a": np.longdouble(1) / 3}, "a: a numpy.longdouble is not JSON"),
+        ({"a": [np.datetime64("2026-01-02")]}, "a.0: a numpy.datetime64 is not JSON"),
+        ({"a": torch.empty((), device="meta")}, "a: a torch.Tensor is not JSON"),
         ({"a": Path("x")}, "a: a pathlib.PosixPath is not JSON"),
         ({"a": {1: 2}}, "a: the key 1 is not text"),
         ({"a": {1, 2}}, "a: a set is not JSON"),
@@ -306,3 +310,67 @@ def test_a_script_runs_its_own_class_with_its_own_config(tmp_path: Path) -> None
         [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout == "3.0\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.float64(0.5), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.float16("nan"), math.nan),
+        (np.longdouble(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (np.array(3), 3),
+        (np.array(0.5, dtype=np.float32), 0.5),
+        (torch.tensor(3), 3),
+        (torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
+        (torch.tensor(True), True),
+        (torch.nn.Parameter(torch.tensor(0.5)), 0.5),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_scalar_of_numpy_or_torch_is_the_number_that_it_is(given: Any, expected: Any) -> None:
+    data = {"a": given, "b": [given, (given,)], "c": {"d": given}}
+    config, config_json = validate_config(Plain, data)
+    expected_config = {"a": expected, "b": [expected, [expected]], "c": {"d": expected}}
+    assert repr(config) == repr(expected_config)
+    assert repr(config_for(Plain, json.loads(json.dumps(config_json)))) == repr(expected_config)
+
+    class Typed(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(strict=True)
+        typed: type(expected)  # type: ignore[valid-type]
+        untyped: Any
+
+    def train(config: Typed) -> None: ...
+
+    train.__annotations__["config"] = Typed
+    built, _ = validate_config(train, {"typed": given, "untyped": [given]})
+    assert repr((built.typed, built.untyped)) == repr((expected, [expected]))
+
+
+def test_a_dataclass_may_hold_scalars_of_numpy() -> None:
+    given = Crop(np.int64(2), np.array(3))  # type: ignore[arg-type]
+    assert validate_config(crop_typed, given)[0] == Crop(2, 3)
+
+
+def test_a_dict_that_stands_in_many_places_is_converted_once() -> None:
+    shared: dict[str, Any] = {"lr": np.float32(0.5)}
+    for _ in range(200):
+        shared = {"left": shared, "right": shared}
+    with pytest.raises(ConfigError, match=r"nested deeper|more than"):
+        validate_config(Plain, shared)
+
+
+def test_scalars_need_no_library_that_the_user_has_not_imported() -> None:
+    code = """
+import sys
+from ml_experiments.config.validation import validate_config
+class Plain:
+    def run(self): ...
+validate_config(Plain, {"a": 1.5, "b": ["x", None]})
+assert not {"numpy", "torch"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
