@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from ml_experiments.config.scalars import Unquoted, read_scalar
 from ml_experiments.errors import ConfigError
 
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
+_SCALARS = (bool, int, float, str, Unquoted)
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
@@ -27,33 +28,12 @@ _FLOAT = re.compile(
 _TRUE = {"true", "yes", "on"}
 
 
-def parse_scalar(text: str) -> Any:
-    """Return the null, bool, int or float that an unquoted YAML scalar means, else the text.
-
-    As in YAML 1.1, except what surprises there: `1e-3` is a number; `16:9`, `010` and dates
-    are text.
-    """
-    if _NULL.fullmatch(text):
-        return None
-    if _BOOL.fullmatch(text):
-        return text.lower() in _TRUE
-    if _INT.fullmatch(text):
-        digits = text.replace("_", "")
-        return int(digits, 0) if digits.lstrip("+-") != "0" else 0
-    if _FLOAT.fullmatch(text):
-        plain = text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
-        number = float(plain)
-        # 12e3456 overflows: it's a commit hash, say, and no number
-        return text if math.isinf(number) and "inf" not in plain else number
-    return text
-
-
 def read_config_file(file: Path) -> dict[str, Any]:
     """Return what a config file holds.
 
     Raises:
         ConfigError: If it can't be read, isn't YAML or JSON by name and content, or doesn't
-            hold fields with text names.
+            hold fields.
     """
     parsers: dict[str, Callable[[str], Any]] = {
         ".yaml": parse_yaml,
@@ -68,7 +48,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     except OSError as e:
         raise ConfigError(f"{file} can't be read: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
-        raise ConfigError(f"{file} is not UTF-8 text (byte {e.start})") from e
+        raise ConfigError(f"{file} is not UTF-8 (byte {e.start})") from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ConfigError(f"{file}{describe_parse_error(e)}") from e
     data = {} if data is None else data
@@ -82,13 +62,13 @@ def read_config_file(file: Path) -> dict[str, Any]:
     return data
 
 
-def parse_yaml(text: str) -> Any:
-    """Return what YAML text means; duplicate keys are errors.
+def parse_yaml(content: str) -> Any:
+    """Return what YAML means, with `Unquoted` scalars; duplicate keys are errors.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: If the text isn't YAML, or too deep.
+        yaml.YAMLError, ValueError, RecursionError: If it isn't YAML, or too deep.
     """
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(content, Loader=_Loader)
 
 
 def describe_parse_error(error: Exception) -> str:
@@ -121,14 +101,14 @@ def tree_problems(data: Any) -> tuple[str, ...]:
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str):
-                    problems.append(f"{path or 'top level'}: the key {key!r} is not text")
+                    problems.append(f"{path or 'top level'}: the key {key!r} is not a string")
                 waiting.append((f"{path}.{key}" if path else str(key), item, depth + 1))
         elif isinstance(value, list | tuple):
             waiting += [(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
-        elif not (value is None or type(value) in (bool, int, float, str)):
+        elif not (value is None or type(value) in _SCALARS):
             problems.append(
-                f"{path or 'top level'}: {_article(type(value))} is not JSON; use text, a number, "
-                "true or false, null, a list or a dict"
+                f"{path or 'top level'}: {_article(type(value))} is not JSON; use a string, "
+                "a number, true or false, null, a list or a dict"
             )
     return tuple(reversed(problems))
 
@@ -138,8 +118,8 @@ def _article(kind: type) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique_pairs)
+def _parse_json(content: str) -> Any:
+    return json.loads(content, object_pairs_hook=_unique_pairs)
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,9 +132,19 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys and with the scalars of `parse_scalar`."""
+    """YAML without duplicate keys and with `Unquoted` scalars."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            # PyYAML's own errors in reading `!!bool x`, `!!int ''` or `!!timestamp x`
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r:.60} is not of the type !!{kind}", node.start_mark
+            ) from e
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
@@ -162,7 +152,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(
-                None, None, "a key is not text", key_node.start_mark
+                None, None, "a key is not a string", key_node.start_mark
             )
         key = key_node.value
         if key in seen and key != "<<":
@@ -174,7 +164,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
             )
         seen[key] = key_node
         if key_node.tag != "tag:yaml.org,2002:merge":
-            key_node.style = "'"  # the names of fields are text, also `1:` and `on:`
+            key_node.style = "'"  # the names of fields are strings, also `1:` and `on:`
     # two steps, as in SafeConstructor, so that an anchor may refer to what is around it
     data: dict[Any, Any] = {}
     yield data
@@ -182,8 +172,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
 
 
 def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    text = loader.construct_scalar(node)
-    return parse_scalar(text) if node.style is None else text
+    written = loader.construct_scalar(node)
+    return read_scalar(written) if node.style is None else written
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)

@@ -10,12 +10,13 @@ from typing import Any
 from ml_experiments.config.files import read_config_file
 from ml_experiments.config.interpolation import resolve_interpolations
 from ml_experiments.config.overrides import assign, parse_override
+from ml_experiments.config.scalars import LoadedConfig, resolve_scalars
 from ml_experiments.errors import ConfigError
 
 
 def load_config(
     file: Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> LoadedConfig:
     r"""Return the config that a base, a YAML or JSON file and `key=value` overrides make.
 
     Later ones win: the file's fields go over those of the base, also inside its dicts; an
@@ -23,7 +24,8 @@ def load_config(
     fields as `${optimizer.lr}`); `\${` stands for a literal `${`.
 
     Raises:
-        ConfigError: If the file or an override can't be read, or refers to what isn't there.
+        ConfigError: If the file or an override can't be read, refers to what isn't there, or
+            leaves a field `???`.
     """
     config: dict[str, Any] = copy.deepcopy(dict(base or {}))
     if file is not None:
@@ -36,7 +38,10 @@ def load_config(
             problems.append(str(e))
     if problems:
         raise ConfigError("these overrides can't be applied:", tuple(problems))
-    return resolve_interpolations(config)
+    plain, unquoted = resolve_scalars(config)
+    loaded = LoadedConfig(resolve_interpolations(plain))
+    loaded.unquoted = unquoted
+    return loaded
 
 
 def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import yaml
 from ml_experiments.config.files import (
     MAX_DEPTH,
     describe_parse_error,
-    parse_scalar,
     parse_yaml,
     tree_problems,
 )
+from ml_experiments.config.scalars import MISSING, read_scalar
 from ml_experiments.errors import ConfigError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name
@@ -20,17 +20,17 @@ from ml_experiments.redaction.secret_names import is_secret_name
 _QUOTES = ('"', "'")
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
+def parse_override(override: str) -> tuple[list[str], Any]:
     """Return the parts of the key, and the value, of one `key=value`.
 
     Raises:
         ConfigError: If there is no `=`, a part of the key is empty, or a list or dict is cut
             short.
     """
-    key, equals, value = text.partition("=")
+    key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals:
-        raise ConfigError(f"{_shorten(text)!r} is not an override; write it as key=value")
+        raise ConfigError(f"{_shorten(override)!r} is not an override; write it as key=value")
     if not all(parts) or key.startswith("-") or len(parts) > MAX_DEPTH:
         raise ConfigError(
             f"{_shorten(key)!r} is not the name of a field; write optimizer.lr=3e-4 or sizes.0=64"
@@ -38,33 +38,33 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     return parts, parse_value(value, key)
 
 
-def parse_value(text: str, key: str) -> Any:
+def parse_value(written: str, key: str) -> Any:
     """Return what the value of an override means.
 
-    Lists, dicts and quoted texts are YAML; `null`, `true` and numbers are what they say;
-    anything else is the text as it was typed, so that it may hold `: ` and ` #`.
+    Lists, dicts and quoted strings are YAML; `null`, `true` and numbers are what they say, as
+    `Unquoted`; anything else is the string as it was typed, so that it may hold `: ` and ` #`.
 
     Raises:
-        ConfigError: If a text that begins like a list or dict isn't one.
+        ConfigError: If what begins like a list or dict isn't one.
     """
-    stripped = text.strip()
-    if not stripped:
-        return text
+    stripped = written.strip()
+    if not stripped or stripped == MISSING:
+        return written
     if stripped[0] in _QUOTES:
-        return _unquote(stripped, text)
+        return _unquote(stripped, written)
     try:
         if stripped[0] not in "[{":
-            parsed = parse_scalar(stripped)
-            return text if isinstance(parsed, str) else parsed
+            scalar = read_scalar(stripped)
+            return written if type(scalar) is str else scalar
         parsed = parse_yaml(stripped)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ConfigError(
-            f"{key}={_show(key, text)}{describe_parse_error(e)}; for a text that begins with "
+            f"{key}={_show(key, written)}{describe_parse_error(e)}; for a string that begins with "
             f"{stripped[0]}, put it in quotes: {key}='\"...\"'"
         ) from e
     problems = tree_problems(parsed)
     if problems:
-        raise ConfigError(f"{key}={_show(key, text)} is not valid: {'; '.join(problems)}")
+        raise ConfigError(f"{key}={_show(key, written)} is not valid: {'; '.join(problems)}")
     return parsed
 
 
@@ -103,18 +103,18 @@ def _index(items: list[Any], part: str, parents: list[str]) -> int:
     return int(part)
 
 
-def _unquote(stripped: str, text: str) -> Any:
+def _unquote(stripped: str, written: str) -> Any:
     try:
         parsed = parse_yaml(stripped)
     except (yaml.YAMLError, ValueError):
-        return text  # quotes within a text, as in: "yes" is what it said
-    return parsed if isinstance(parsed, str) else text
+        return written  # the quotes are part of the string, as in: "yes" is what it said
+    return parsed if isinstance(parsed, str) else written
 
 
-def _show(key: str, text: str) -> str:
+def _show(key: str, value: str) -> str:
     is_secret = any(is_secret_name(part) for part in key.split("."))
-    return Redactor.MARK if is_secret else _shorten(text)
+    return Redactor.MARK if is_secret else _shorten(value)
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _shorten(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:57]}..."

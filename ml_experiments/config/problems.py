@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import annotated_types
 import pydantic
-import typing_extensions
 from pydantic_core import ErrorDetails
 
+from ml_experiments.config.fields import (
+    allowed_values,
+    allows_unknown_fields,
+    choices_of,
+    field_at,
+    fields_of,
+    models_at,
+)
+from ml_experiments.config.scalars import Location, is_number_list, parse_scalar
 from ml_experiments.errors import suggest
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name
 
-_LONGEST_VALUE = 80
-_DEEPEST_SHOWN = 5
-_SIGNS = (
-    (annotated_types.Gt, "gt", ">"),
-    (annotated_types.Ge, "ge", ">="),
-    (annotated_types.Lt, "lt", "<"),
-    (annotated_types.Le, "le", "<="),
-    (annotated_types.MultipleOf, "multiple_of", "a multiple of"),
-    (annotated_types.MinLen, "min_length", "length >="),
-    (annotated_types.MaxLen, "max_length", "length <="),
-)
-
+_MAX_SHOWN_LENGTH = 80
+_MAX_SHOWN_DEPTH = 5
 _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
-
-Location = tuple[int | str, ...]
 
 
 def describe_problems(
@@ -76,46 +67,12 @@ def _is_extra(error: ErrorDetails) -> bool:
 
 
 def _any_goes(error: ErrorDetails, schema: type[Any], data: Mapping[str, Any]) -> bool:
-    return any(map(_takes_any, _models_at(schema, _path_in(data, error)[:-1])))
+    return any(map(allows_unknown_fields, models_at(schema, _path_in(data, error)[:-1])))
 
 
 def _is_known(error: ErrorDetails, schema: type[Any], data: Mapping[str, Any]) -> bool:
     *parents, key = _path_in(data, error)
-    return any(key in fields_of(model) for model in _models_at(schema, tuple(parents)))
-
-
-def _takes_any(model: type[Any]) -> bool:
-    config = getattr(model, "model_config", None) or getattr(model, "__pydantic_config__", {})
-    return config.get("extra") == "allow"
-
-
-def fields_of(model: type[Any]) -> dict[Any, Any]:
-    """Return the fields of a model, dataclass or TypedDict by each name that they may be given."""
-    if issubclass(model, pydantic.BaseModel):
-        names: dict[str, Any] = {}
-        for name, info in model.model_fields.items():
-            names |= dict.fromkeys([name, *_aliases(info)], info)
-        return names
-    hints = typing.get_type_hints(model, include_extras=True)
-    if dataclasses.is_dataclass(model):
-        hints = {field.name: hints[field.name] for field in dataclasses.fields(model) if field.init}
-    return {name: _field_info(hint) for name, hint in hints.items()}
-
-
-def _field_info(hint: Any) -> pydantic.fields.FieldInfo:
-    if typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-        hint = typing.get_args(hint)[0]
-    return pydantic.fields.FieldInfo.from_annotation(hint)
-
-
-def _aliases(info: pydantic.fields.FieldInfo) -> Iterator[str]:
-    choices = [info.alias, info.validation_alias]
-    for choice in choices:
-        several = choice.choices if isinstance(choice, pydantic.AliasChoices) else [choice]
-        for alias in several:
-            first = alias.path[0] if isinstance(alias, pydantic.AliasPath) else alias
-            if isinstance(first, str):
-                yield first
+    return any(key in fields_of(model) for model in models_at(schema, tuple(parents)))
 
 
 def _path_in(data: Any, error: ErrorDetails) -> Location:
@@ -136,59 +93,45 @@ def _path_in(data: Any, error: ErrorDetails) -> Location:
 def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     name = str(path[-1]) if path else ""
     if _is_extra(error):
-        known = sorted({n for m in _models_at(schema, error["loc"][:-1]) for n in fields_of(m)})
+        known = sorted({n for m in models_at(schema, error["loc"][:-1]) for n in fields_of(m)})
         return (
             f"unknown field, given {_show(error['input'], path)}{suggest(name, known)}; "
             f"known: {', '.join(known) or 'none'}"
         )
-    info = _field_at(schema, error["loc"])
+    info = field_at(schema, error["loc"])
     allowed = f"; allowed: {allowed_values(info)}" if info is not None else ""
     if error["type"].startswith("missing"):
         return f"missing{allowed}"
     given = _show(error["input"], path, info)
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    hint = ""
-    if error["type"] in ("literal_error", "enum") and isinstance(error["input"], str):
-        hint = suggest(error["input"], _choices(info.annotation if info else None))
-    elif error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
-        hint = f" (as text, in quotes: {name}='\"...\"')"
+    is_shown = given != Redactor.MARK
+    hint = _hint(error, path, info.annotation if info else None) if is_shown else ""
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"
 
 
-def allowed_values(info: pydantic.fields.FieldInfo) -> str:
-    """Return the type, choices and bounds of a field, as in `int, >= 1`."""
-    parts = [_type_text(info.annotation)]
-    for item in info.metadata:
-        parts += [f"{s} {getattr(item, n)}" for kind, n, s in _SIGNS if isinstance(item, kind)]
-        if getattr(item, "pattern", None):
-            parts.append(f"matching {item.pattern}")
-    return ", ".join(parts)
+def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
+    """Return how the refused value of a field is to be written, where that is known."""
+    value, kind, name = error["input"], error["type"], ".".join(map(str, path))
+    choices = [str(choice) for choice in choices_of(annotation)]
+    quoted = None
+    if kind in ("literal_error", "enum"):
+        if isinstance(value, str):
+            return suggest(value, choices)
+        quoted = next((choice for choice in choices if _means(choice, value)), None)
+    elif kind == "string_type" and isinstance(value, bool | int | float):
+        quoted = "..."
+    elif isinstance(value, str) and is_number_list(value):
+        return f" (for a list: {name}=[{value}]; a run takes one value of each field)"
+    if quoted is None:
+        return ""
+    if path and isinstance(path[-1], int):
+        return f" (as a string, in quotes: {name.rpartition('.')[0]}='[\"{quoted}\"]')"
+    return f" (as a string, in quotes: {name}='\"{quoted}\"')"
 
 
-def _type_text(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is None or annotation is type(None):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return " or ".join(repr(member.value) for member in annotation)
-    if origin is typing.Literal:
-        return " or ".join(map(repr, arguments))
-    if origin is typing.Annotated:
-        return allowed_values(pydantic.fields.FieldInfo.from_annotation(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type_text(argument) for argument in arguments))
-    if origin is not None and arguments:
-        inner = ", ".join("..." if a is ... else _type_text(a) for a in arguments)
-        return f"{_type_text(origin)}[{inner}]"
-    return "anything" if annotation is Any else getattr(annotation, "__name__", str(annotation))
-
-
-def _choices(annotation: Any) -> list[str]:
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return [str(member.value) for member in annotation]
-    if typing.get_origin(annotation) is typing.Literal:
-        return [str(choice) for choice in typing.get_args(annotation)]
-    return [choice for inner in typing.get_args(annotation) for choice in _choices(inner)]
+def _means(choice: str, value: Any) -> bool:
+    meaning = parse_scalar(choice)
+    return type(meaning) is type(value) and meaning == value
 
 
 def _show(value: Any, path: Location, info: pydantic.fields.FieldInfo | None = None) -> str:
@@ -196,14 +139,14 @@ def _show(value: Any, path: Location, info: pydantic.fields.FieldInfo | None = N
     if secret_type or any(is_secret_name(str(part)) for part in path):
         return Redactor.MARK
     value = _without_secrets(value)
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return shown if len(shown) <= _MAX_SHOWN_LENGTH else f"{shown[: _MAX_SHOWN_LENGTH - 3]}..."
 
 
 def _without_secrets(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, Mapping | list | tuple):
         return value
-    if depth == _DEEPEST_SHOWN:
+    if depth == _MAX_SHOWN_DEPTH:
         return ...
     if isinstance(value, Mapping):
         return {
@@ -211,35 +154,3 @@ def _without_secrets(value: Any, depth: int = 0) -> Any:
             for key, item in value.items()
         }
     return [_without_secrets(item, depth + 1) for item in value]
-
-
-def _field_at(schema: type[Any], location: Location) -> pydantic.fields.FieldInfo | None:
-    """Return the field that the last name in a location means."""
-    for end in range(len(location), 0, -1):
-        for model in _models_at(schema, location[: end - 1]):
-            field: pydantic.fields.FieldInfo | None = fields_of(model).get(location[end - 1])
-            if field is not None:
-                return field
-    return None
-
-
-def _models_at(schema: type[Any], location: Location) -> list[type[Any]]:
-    """Return the models that the value at a location may be validated as."""
-    models = [schema]
-    for part in location:
-        inner = [fields[part].annotation for m in models if part in (fields := fields_of(m))]
-        if inner:
-            models = [model for annotation in inner for model in _models_in(annotation)]
-            continue
-        # an index, a dict's key, or pydantic's name for the member of a union
-        models = [model for model in models if model.__name__ == part] or models
-    return models
-
-
-def _models_in(annotation: Any) -> list[type[Any]]:
-    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
-        is_model = issubclass(annotation, pydantic.BaseModel) or dataclasses.is_dataclass(
-            annotation
-        )
-        return [annotation] if is_model or typing_extensions.is_typeddict(annotation) else []
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]

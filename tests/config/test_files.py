@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 from ml_experiments.config.loading import load_config
 from ml_experiments.errors import ConfigError
 from tests.support.configs import write_file
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -29,9 +26,22 @@ if TYPE_CHECKING:
         ("c.yaml", "- 1\n- 2\n", "holds a list, not fields"),
         ("c.yaml", "just text", "holds a str, not fields"),
         ("c.yaml", "a: !!python/object:os.system x", "line 1"),
-        ("c.yaml", "? [1, 2]\n: x\n", "a key is not text"),
+        ("c.yaml", "? [1, 2]\n: x\n", "a key is not a string"),
         ("c.yaml", "a: !!binary aGk=\n", "a: a bytes is not JSON"),
         ("c.yaml", "a: 1\n---\nb: 2\n", "line 2"),
+        ("c.yaml", "a: !!timestamp x\n", "line 1, column 4: 'x' is not of the type !!timestamp"),
+        ("c.yaml", "a: 1\nb: [!!bool x]\n", "line 2, column 5: 'x' is not of the type !!bool"),
+        ("c.yaml", "a: !!int ''\n", "'' is not of the type !!int"),
+        ("c.yaml", "a: !!int x\n", "'x' is not of the type !!int"),
+        ("c.yaml", "a: !!float ''\n", "'' is not of the type !!float"),
+        ("c.yaml", "a: !!timestamp 2026-13-40\n", "'2026-13-40' is not of the type !!timestamp"),
+        ("c.yaml", "a: !!binary é\n", "line 1, column 4"),
+        ("c.yaml", "a: !!map x\n", "line 1"),
+        ("c.yaml", "a: !!seq x\n", "line 1"),
+        ("c.yaml", "a: !!set [x]\n", "line 1"),
+        ("c.yaml", "a: !!omap x\n", "line 1"),
+        ("c.yaml", "a: !!unknown x\n", "line 1"),
+        ("c.yaml", f"a: {'1' * 5000}\n", "line 1"),
         ("c.yaml", "a: &x [*x]\n", "nested deeper"),
         ("c.yaml", "a: " + "[" * 1100, "nested deeper"),
         ("c.yaml", "a: " + "[" * 150 + "]" * 150, "nested deeper"),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ml_experiments.config.loading import load_config
 from ml_experiments.errors import ConfigError
 from tests.support.configs import write_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def test_interpolations_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

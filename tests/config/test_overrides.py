@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +13,6 @@ from hypothesis import strategies as st
 
 from ml_experiments.config.loading import load_config
 from ml_experiments.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -85,6 +82,8 @@ def test_an_override_means_what_it_says(override: str, expected: Any) -> None:
         (["a=[1]", "a.x.y=4"], "'x' is no item of the list a"),
         (["a=[&x [*x]]"], "nested deeper"),
         (["a=[!!binary aGk=]"], "a bytes is not JSON"),
+        (["a=[!!timestamp x]"], "'x' is not of the type !!timestamp"),
+        (["a=[!!int '']"], "'' is not of the type !!int"),
         (["a" + ".a" * 2000 + "=1"], "not the name of a field"),
     ],
 )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pydantic
 import pytest
 
 from ml_experiments.config.loading import load_config
 from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 from tests.support.configs import Crop, Train, problems_of
 
 
@@ -67,7 +62,7 @@ def test_unknown_fields_in_a_union_are_found_once() -> None:
     assert "either.height" not in bad
 
 
-def test_a_number_where_text_is_needed_says_how_to_quote_it() -> None:
+def test_a_number_where_a_string_is_needed_says_how_to_quote_it() -> None:
     found = problems_of(Train, load_config(None, ["model_name=7"]))
     assert "in quotes: model_name='\"...\"'" in found["model_name"]
     config, _ = validate_config(Train, load_config(None, ['model_name="7"']))
@@ -80,6 +75,7 @@ def test_secrets_are_not_in_messages() -> None:
         api_key: int
         nested: dict[str, int] = {}
         wrong: int = 0
+        hf_token: int = 0
 
     class Private:
         def run(self) -> None: ...
@@ -94,8 +90,9 @@ def test_secrets_are_not_in_messages() -> None:
                 "password": "hunter2",
                 "nested": {"token": "hunter2"},
                 "wrong": [{"password": "hunter2"}],
+                "hf_token": "12345,67890",
             },
         )
-    assert len(caught.value.problems) == 5
+    assert len(caught.value.problems) == 6
     assert "hunter2" not in str(caught.value)
     assert "12345" not in str(caught.value)

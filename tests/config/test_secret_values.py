@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pydantic
 
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import validate_config
-
-if TYPE_CHECKING:
-    pass
 from tests.support.configs import Crop, Train
 
 

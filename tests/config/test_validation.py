@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
@@ -19,9 +19,6 @@ import torch
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import ExperimentConfig
-
-if TYPE_CHECKING:
-    pass
 from tests.support.configs import Crop, Free, Optimizer, Shade, Train, TrainConfig, problems_of
 
 
@@ -104,6 +101,16 @@ def test_a_config_that_json_changes_is_refused() -> None:
         validate_config(two, {"array": np.ones(2)})
 
 
+def test_a_whole_number_as_the_default_of_a_float_is_no_change() -> None:
+    class Rates(pydantic.BaseModel):
+        lr: float | Literal["auto"] = 0
+
+    def train(config: Rates) -> None: ...
+
+    train.__annotations__["config"] = Rates
+    assert validate_config(train, {})[1] == {"lr": 0}
+
+
 class Plain:
     def __init__(self, config: Any) -> None: ...
     def run(self) -> None: ...
@@ -126,7 +133,7 @@ def test_a_class_without_config_gets_a_copy_of_the_dict() -> None:
         ({"a": [np.datetime64("2026-01-02")]}, "a.0: a numpy.datetime64 is not JSON"),
         ({"a": torch.empty((), device="meta")}, "a: a torch.Tensor is not JSON"),
         ({"a": Path("x")}, "a: a pathlib.PosixPath is not JSON"),
-        ({"a": {1: 2}}, "a: the key 1 is not text"),
+        ({"a": {1: 2}}, "a: the key 1 is not a string"),
         ({"a": {1, 2}}, "a: a set is not JSON"),
     ],
 )

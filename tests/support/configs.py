@@ -7,7 +7,7 @@ import datetime
 import enum
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 import pydantic
 import pytest
@@ -16,9 +16,6 @@ from typing_extensions import TypedDict
 from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import Experiment, ExperimentConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Shade(enum.Enum):
