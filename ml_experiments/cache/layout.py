@@ -3,7 +3,7 @@
     /cache                        the root, as on the volume; ~/.cache on this machine
       huggingface/                HF_HOME
         hub/                      models--org--name/{blobs,refs,snapshots}, .locks, blobs
-        transformers/             TRANSFORMERS_CACHE of older versions: flat files or models--…
+        transformers/             TRANSFORMERS_CACHE of older versions: models--…
         datasets/                 HF_DATASETS_CACHE: prepared tables
         .ml-experiments/uses/     ours: when a run last used a revision
         .ml-experiments/leases/   ours: what runs in other containers use now

@@ -19,7 +19,6 @@ from ml_experiments.cache.disk import link_target, list_files, remove_file
 from ml_experiments.cache.items import CachedItem, Scan
 from ml_experiments.cache.layout import is_real_folder
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scan.flat_transformers import read_flat_files
 from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
 from ml_experiments.cache.shared_blobs import stored_file
 from ml_experiments.errors import CacheError, suggest
@@ -226,15 +225,6 @@ def _gather_repo(
 def _gather_item(item: CachedItem, checks: list[_Check], unchecked: list[str]) -> None:
     if item.store == "torch" and (match := _TORCH_HASH.fullmatch(item.name)):
         checks.append(_Check(item.name, item.kind, item.files[0], match[1]))
-    elif item.store == "transformers":
-        for file in read_flat_files(item.path):
-            if file.model != item.name:
-                continue
-            path = str(file.path)
-            if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.etag):
-                checks.append(_Check(item.name, item.kind, path, file.etag, (f"{path}.json",)))
-            else:
-                unchecked.append(path)
     elif not item.is_repo:
         unchecked.extend(item.files)
 

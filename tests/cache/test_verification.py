@@ -15,7 +15,6 @@ from tests.support.hub_cache import (
     commit_of,
     fingerprint,
     share_blobs,
-    write_flat_file,
     write_repo,
 )
 from tests.support.hub_server import HubServer
@@ -99,17 +98,15 @@ def test_what_is_in_use_is_not_repaired(cache_dir: Path) -> None:
     assert (repo / "snapshots" / A / "x").exists()
 
 
-def test_torch_checkpoints_and_flat_files_are_checked_too(cache_dir: Path) -> None:
+def test_torch_checkpoints_are_checked_too(cache_dir: Path) -> None:
     folder = cache_dir / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     digest = hashlib.sha256(b"weights").hexdigest()[:8]
     (folder / f"good-{digest}.pth").write_bytes(b"weights")
     (folder / "bad-00000000.pth").write_bytes(b"weights")
     (folder / "no_hash.pth").write_bytes(b"weights")
-    flat = cache_dir / "huggingface" / "transformers"
-    write_flat_file(flat, "https://huggingface.co/org/old/resolve/v1/m.bin", b"weights")
     outcome = verify(cache_dir)
-    assert outcome.checked == 3
+    assert outcome.checked == 2
     assert [p.name for p in outcome.problems] == ["bad-00000000.pth"]
     assert outcome.unchecked == ("torch/hub/checkpoints/no_hash.pth",)
 

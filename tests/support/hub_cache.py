@@ -7,7 +7,6 @@ a test compares what it writes with what huggingface_hub itself writes.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import time
@@ -69,16 +68,6 @@ def write_repo(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(commit)
     return repo
-
-
-def write_flat_file(folder: Path, url: str, content: bytes) -> None:
-    """Write a file as transformers did before 4.22, with what it wrote beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    etag = f'"{hashlib.sha256(content).hexdigest()}"'
-    name = ".".join(hashlib.sha256(text.encode()).hexdigest() for text in (url, etag))
-    (folder / name).write_bytes(content)
-    (folder / f"{name}.json").write_text(json.dumps({"url": url, "etag": etag}))
-    (folder / f"{name}.lock").touch()
 
 
 def share_blobs(hub_dir: Path, *names: str) -> Path:

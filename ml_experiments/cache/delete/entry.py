@@ -149,7 +149,7 @@ class DeletionEntry:
 
     @property
     def _is_folder(self) -> bool:
-        """Whether it is a folder of its own; checkpoints and flat files lie beside others."""
+        """Whether it is a folder of its own; checkpoints lie beside others."""
         return self.item.is_repo or self.item.store == "datasets"
 
     def _now_there(self) -> frozenset[str]:

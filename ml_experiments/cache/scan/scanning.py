@@ -29,7 +29,6 @@ from ml_experiments.cache.layout import (
     find_layout,
     is_real_folder,
 )
-from ml_experiments.cache.scan.flat_transformers import scan_flat_files
 from ml_experiments.cache.scan.prepared_datasets import scan_datasets
 from ml_experiments.cache.scan.torch_checkpoints import scan_checkpoints
 from ml_experiments.cache.scan.unfinished_repos import read_unfinished_repo
@@ -165,10 +164,6 @@ def _scan_hub_folder(
         )
     for partial in info.incomplete_files:
         _add_leftover(found, partial.file_path, partial.file_path.parent.parent.name, "incomplete")
-    if store == "transformers":
-        flat = scan_flat_files(folder)
-        recognised.update(name for item in flat for name in map(_base_name, item.files))
-        _add_store(found, flat, [], [])
     _add_locks(folder / LOCKS_FOLDER, found)
     _add_rest(folder, store, recognised, info.warnings, found)
 
@@ -232,10 +227,6 @@ def _add_rest(
             said = next((str(w) for w in warnings if str(path) in str(w)), "not readable")
             why = f"is damaged: {said}"
         found.unrecognised.append(Unrecognised(path, why))
-
-
-def _base_name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from tests.support.hub_cache import (
     fingerprint,
     set_age,
     share_blobs,
-    write_flat_file,
     write_repo,
 )
 from tests.support.hub_server import HubServer
@@ -225,15 +224,6 @@ def test_a_damaged_repository_is_kept_and_said_to_be(cache_dir: Path, hub_dir: P
     outcome = delete(cache_dir, "org/broken")
     assert outcome["names"] == []
     assert "is damaged" in outcome["kept"][0]["why"]
-
-
-def test_flat_files_of_older_transformers_go_by_model(cache_dir: Path) -> None:
-    folder = cache_dir / "huggingface" / "transformers"
-    write_flat_file(folder, "https://huggingface.co/org/old/resolve/v1/model.bin", b"weights")
-    write_flat_file(folder, "https://huggingface.co/org/other/resolve/v1/model.bin", b"others")
-    assert delete(cache_dir, "org/old")["names"] == ["org/old"]
-    assert scan(cache_dir).model_names() == ["org/other"]
-    assert len(list(folder.iterdir())) == 3
 
 
 # links

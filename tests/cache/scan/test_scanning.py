@@ -18,7 +18,6 @@ from tests.support.hub_cache import (
     commit_of,
     fingerprint,
     set_age,
-    write_flat_file,
     write_repo,
 )
 from tests.support.hub_server import HubServer
@@ -153,21 +152,6 @@ def test_our_own_records_are_part_of_the_cache(cache_dir: Path) -> None:
     record_uses(repo.parent, [UsedRevision("org/name", "model", commit_of("a"), 1, True)])
     assert (repo.parent / ".ml-experiments").is_dir()
     assert scan(repo.parent).unrecognised == ()
-
-
-def test_flat_files_of_older_transformers_are_models_by_their_urls(cache_dir: Path) -> None:
-    folder = cache_dir / "huggingface" / "transformers"
-    write_flat_file(
-        folder, "https://huggingface.co/bert-base-uncased/resolve/main/config.json", b"{}"
-    )
-    write_flat_file(
-        folder, "https://huggingface.co/org/old/resolve/v1/pytorch_model.bin", b"weights"
-    )
-    write_flat_file(folder, "https://example.org/some/where.bin", b"not a model of the Hub")
-    found = scan(cache_dir)
-    assert found.model_names() == ["bert-base-uncased", "org/old"]
-    assert [len(item.files) for item in found.items] == [3, 3]
-    assert len(found.unrecognised) == 3
 
 
 def test_prepared_datasets_are_found_and_what_the_user_saved_there_is_not(cache_dir: Path) -> None:
