@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 CONSTRAINTS := constraints.txt
 # -c: what was tested is what is installed
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+INSTALL := $(BIN)/python $(PIP_INSTALL)
+PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest-modal check lint types fast-tests bench format clean constraints lock check-lock
+.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests docs docs-serve \
+	bench format build clean constraints lock check-lock
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -20,15 +23,17 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[diffusion]'
 	@touch $@
 
+# dependency groups need pip 25.1, which is newer than the pip that Python 3.11 brings
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(INSTALL) -e '.[diffusion,training,plot,dev]'
+	$(INSTALL) pip
+	$(INSTALL) -e '.[diffusion,training,results,plot]' --group dev
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
 	$(BIN)/ml-experiments run ml_experiments.tasks.text_to_image.TextToImageExperiment prompt="a red handwritten seven" num_images=8
 
 test: $(VENV)/.installed-dev  ## run every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python $(PYTEST)
 
 check: lint types fast-tests  ## lint, types and the fast tests, in under two minutes
 
@@ -40,7 +45,13 @@ types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
 fast-tests: $(VENV)/.installed-dev  ## the tests that are not marked slow
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
+	$(BIN)/python $(PYTEST) -m 'not slow'
+
+docs: $(VENV)/.installed-dev  ## build the documentation in site/; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.installed-dev  ## show the documentation while you write it
+	$(BIN)/mkdocs serve
 
 bench: $(VENV)/.installed-dev  ## every benchmark, as tables
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
@@ -49,22 +60,43 @@ format: $(VENV)/.installed-dev  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format -q .
 
-clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+build: $(VENV)/.installed-dev  ## build the wheel and the source archive, and check what they say
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
+clean:  ## remove the virtual environments, caches and what was built
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
 
 constraints: $(VENV)/.installed-dev  ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > $(CONSTRAINTS)
+	$(BIN)/python -m pip freeze --all | grep '^pip==' >> $(CONSTRAINTS)
+
+# another version of Python, without torch: PyPI has no CPU build of it
+VERSION ?= 3.13
+OTHER := .venv-$(VERSION)
+OTHER_PYTHON = $(firstword $(wildcard $(HOME)/.pyenv/versions/$(VERSION).*/bin/python) python$(VERSION))
+TESTS ?=
+$(OTHER)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(OTHER_PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python $(PIP_INSTALL) pip
+	$(OTHER)/bin/python $(PIP_INSTALL) -e '.[results,plot]' --group test
+	@touch $@
+
+test-python: $(OTHER)/.installed  ## run the tests on another Python: VERSION=3.13 TESTS="-m 'not slow'"
+	$(OTHER)/bin/python $(PYTEST) $(TESTS)
 
 LOWEST := .venv-lowest
 # modal 1.6.0 wants an older protobuf than the tested one
 $(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(LOWEST)
 	grep -vE '^(modal|protobuf)==' $(CONSTRAINTS) > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt modal==1.6.0 pytest pytest-timeout pytest-xdist hypothesis -e .
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt pip
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt modal==1.6.0 -e . --group test
 	@touch $@
 
-test-lowest-modal: $(LOWEST)/.installed  ## the emulator's tests against the lowest supported modal
-	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/modal_emulator
+test-lowest-modal: $(LOWEST)/.installed  ## run the emulator's tests with the lowest supported modal
+	$(LOWEST)/bin/python $(PYTEST) tests/modal_emulator
 
 lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
 	$(BIN)/python scripts/gpu_lock.py make

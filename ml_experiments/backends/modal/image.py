@@ -30,19 +30,25 @@ ENVIRONMENT = {
 TOOLKIT_BASE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
 # what this package needs wherever it runs; a test compares them with pyproject.toml
 CORE_PACKAGES = (
+    "aiohttp",
+    "annotated-types",
     "click",
     "dacite",
+    "grpclib",
     "httpx2",
     "huggingface-hub",
     "lazy-loader",
     "modal",
     "omegaconf",
     "packaging",
+    "protobuf",
     "psutil",
     "pydantic",
+    "pydantic-core",
     "pyyaml",
     "rich",
     "tqdm",
+    "typing-extensions",
     "wrapt",
 )
 NOT_SHIPPED = ["**/__pycache__/**"]
