@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests docs docs-serve \
+.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests \
 	bench format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -46,12 +46,6 @@ types: $(VENV)/.installed-dev  ## mypy, strict
 
 fast-tests: $(VENV)/.installed-dev  ## the tests that are not marked slow
 	$(BIN)/python $(PYTEST) -m 'not slow'
-
-docs: $(VENV)/.installed-dev  ## build the documentation in site/; a warning is an error
-	$(BIN)/mkdocs build --strict --quiet
-
-docs-serve: $(VENV)/.installed-dev  ## show the documentation while you write it
-	$(BIN)/mkdocs serve
 
 bench: $(VENV)/.installed-dev  ## every benchmark, as tables
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

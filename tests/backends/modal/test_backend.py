@@ -76,7 +76,7 @@ def test_the_manifest_says_where_the_run_was_and_what_it_ran_on(
     modal_emulator: Emulator, backend: ModalBackend, recorder: Recorder
 ) -> None:
     result = run_experiment(Greet, {}, backend=backend, observer=recorder)
-    manifest = folder_of(result).read_manifest()
+    manifest = folder_of(result).read_manifest().to_dict()
     assert manifest["modal"]["gpu"] == "A10"
     assert manifest["modal"]["function_call_id"].startswith("fc-")
     assert "python" in manifest["environment"]
@@ -147,7 +147,7 @@ def test_a_run_that_shares_an_app_is_found_by_a_tag_too(
         )
     [app] = [a for a in modal_emulator.apps() if a.description.endswith(first.run_id)]
     assert set(app.tags.values()) == {first.run_id, second.run_id, "Greet"}
-    call_id = folder_of(second).read_manifest()["modal"]["function_call_id"]
+    call_id = folder_of(second).read_manifest().to_dict()["modal"]["function_call_id"]
     [link] = [n for n in recorder.notices if n.startswith(f"run {second.run_id} on Modal")]
     assert app.app_id in link
     assert call_id in link

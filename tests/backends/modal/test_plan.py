@@ -15,7 +15,7 @@ import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.backends.modal.preflight.packages import read_lock
-from ml_experiments.errors import BackendError, GpuTypeError, PreflightError
+from ml_experiments.errors import BackendError, ConfigError, GpuTypeError, PreflightError
 from ml_experiments.runner.prepare import prepare_run
 from modal_emulator import Emulator
 from tests.support.modal_experiments import Greet, Plain
@@ -144,7 +144,8 @@ def test_a_timeout_beyond_modals_limit_is_refused(backend: ModalBackend) -> None
 def test_cpu_and_memory_must_be_above_zero(
     modal_emulator: Emulator, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(BackendError, match=r"must be a number of .* above 0"):
+    name = next(iter(options))
+    with pytest.raises(ConfigError, match=f"{name}: given .*> 0"):
         check(ModalBackend(**options), Greet)
 
 

@@ -79,7 +79,7 @@ def test_a_run_survives_its_client_and_is_collected_later(
         text=True,
         check=True,
     ).stdout
-    assert folder.read_manifest()["modal"]["app_url"] in shown
+    assert folder.read_manifest().to_dict()["modal"]["app_url"] in shown
     assert f"ml-experiments runs attach {path.name}" in shown
     with ModalBackend() as backend, pytest.raises(Error, match=f"runs attach {path.name}"):
         resume_run(folder, backend=backend)
