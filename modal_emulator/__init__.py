@@ -1,4 +1,4 @@
-"""A local Modal server: the unmodified `modal` client and CLI run against this machine."""
+"""A local Modal server, with which the unmodified modal client runs apps on this machine."""
 
 from __future__ import annotations
 

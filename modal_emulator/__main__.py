@@ -1,4 +1,4 @@
-"""`python -m modal_emulator`."""
+"""Runs the command line, as `python -m modal_emulator`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server in a background thread, for tests and notebooks."""
+"""`Emulator`: a local Modal server in a background thread."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def _in_server_thread(
 
 
 class Emulator:
-    """A local Modal server that lives as long as a `with` block.
+    """A local Modal server that runs as long as a `with` block.
 
-    `state_dir` keeps volumes, secrets, deployed apps and finished call results from one start to
-    the next; without it they are deleted at the end. Programs find the server by the variables in
-    `environment`.
+    Programs find it by the environment variables in `environment`. The methods read its state
+    (`functions`, `calls`, …) and inject faults (`preempt`, `limit_gpu`, …); `Control` has their
+    documentation.
     """
 
     def __init__(
@@ -65,16 +65,18 @@ class Emulator:
         commit_every_s: float = 3.0,
         sandbox_mode: SandboxMode | None = None,
     ) -> None:
-        """Describe a server; entering the `with` block starts it.
+        """Set the options of the server, which the `with` block starts.
 
         Args:
-            state_dir: folder that keeps state from one start to the next.
-            port: where to listen on 127.0.0.1; 0 takes a free port.
-            stop_grace_s: how long a stopped container may take before it is killed.
-            reconnect_s: how long a client may be without a connection before it counts as gone.
-            heartbeat_limit_s: how long a client may send no heartbeat before it counts as gone.
-            commit_every_s: how often volumes are committed without a container's asking.
-            sandbox_mode: how to isolate containers; None is the best that this machine allows.
+            state_dir: Folder that keeps volumes, secrets, deployed apps and the results of calls
+                from one start to the next. Default: a temporary one.
+            port: Port on 127.0.0.1; 0 takes a free one.
+            stop_grace_s: Time after which a container that is stopped is killed.
+            reconnect_s: Time without a connection after which a client counts as gone.
+            heartbeat_limit_s: Time without a heartbeat after which a client counts as gone;
+                clients send one every 15 seconds.
+            commit_every_s: Interval of the background commits of volumes.
+            sandbox_mode: Isolation of containers. Default: the best that this machine supports.
         """
         self._given_state_dir = Path(state_dir) if state_dir is not None else None
         self._options = ServerOptions(
@@ -95,9 +97,9 @@ class Emulator:
         """Start the server.
 
         Raises:
-            UnsupportedModalError: when the installed `modal` is a version that was not tested.
-            StateInUseError: when another server uses the state folder.
-            OSError: when the port is taken.
+            UnsupportedModalError: If the installed version of modal is outside the tested range.
+            StateInUseError: If another emulator uses the state folder.
+            OSError: If the port is taken.
         """
         delete_abandoned_folders()
         state_dir = self._given_state_dir
@@ -124,7 +126,7 @@ class Emulator:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop every container and the server."""
+        """Stop all containers and the server."""
         self._running()
         assert self._loop is not None
         assert self._stop is not None
@@ -161,7 +163,7 @@ class Emulator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which programs find this server."""
+        """The environment variables by which programs find this server."""
         return client_environment(self._running())
 
     functions = _in_server_thread(Control.functions)
@@ -185,7 +187,7 @@ class Emulator:
 
 
 def client_environment(server: Server) -> dict[str, str]:
-    """Return the variables by which a program finds a server."""
+    """Return the environment variables by which a program finds a server."""
     loopback = "127.0.0.1,localhost"
     no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     bypass = f"{no_proxy},{loopback}" if no_proxy else loopback
@@ -193,7 +195,7 @@ def client_environment(server: Server) -> dict[str, str]:
         "MODAL_SERVER_URL": server.url,
         "MODAL_TOKEN_ID": server.token_id,
         "MODAL_TOKEN_SECRET": server.token_secret,
-        # The user's own profiles stay out of it, and `modal token set` cannot change them.
+        # so that the user's own profiles are neither used nor changed by `modal token set`
         "MODAL_CONFIG_PATH": str(server.state_dir / "modal.toml"),
         "MODAL_DISABLE_API_PROXY": "1",
         "NO_PROXY": bypass,

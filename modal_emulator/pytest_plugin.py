@@ -1,6 +1,6 @@
 """Pytest fixtures for tests of Modal apps without Modal.
 
-pytest loads this plugin by its entry point, so a test needs no set-up:
+pytest loads this plugin by its entry point, so that a test needs no set-up:
 
     def test_my_app(modal_emulator):
         with my_app.app.run():
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modal_emulator.emulator import Emulator
 
 
-def _forget_clients() -> None:
+def _reset_client() -> None:
     """Make the modal client of this process read its environment variables again."""
     from modal._environments import ENVIRONMENT_CACHE
     from modal.client import _Client
@@ -31,21 +31,22 @@ def _forget_clients() -> None:
 
 @contextmanager
 def connected(emulator: Emulator) -> Iterator[Emulator]:
-    """Let the modal client of this process and of its children talk to an emulator."""
+    """Connect the modal clients of this process and of its children to an emulator."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in emulator.environment.items():
             patch.setenv(name, value)
-        _forget_clients()
+        _reset_client()
         try:
             yield emulator
         finally:
-            _forget_clients()
+            _reset_client()
 
 
 @pytest.fixture(scope="session")
 def modal_emulator_server() -> Iterator[Emulator]:
-    """One server for the test session; this process and its children talk to it."""
-    from modal_emulator.emulator import Emulator  # every pytest run on this machine loads this file
+    """One server for the test session, which this process and its children are connected to."""
+    # not at the top, because every pytest run in this environment imports this module
+    from modal_emulator.emulator import Emulator
 
     with Emulator() as emulator, connected(emulator):
         yield emulator
@@ -53,7 +54,7 @@ def modal_emulator_server() -> Iterator[Emulator]:
 
 @pytest.fixture
 def modal_emulator(modal_emulator_server: Emulator) -> Iterator[Emulator]:
-    """The session's server, without faults at the start and the end of the test."""
+    """The server of the session, without faults at the start and end of the test."""
     modal_emulator_server.clear_faults()
     yield modal_emulator_server
     modal_emulator_server.clear_faults()

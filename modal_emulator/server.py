@@ -1,4 +1,4 @@
-"""The server: composes the services and listens on loopback."""
+"""The server: creates its parts and listens on the loopback interface."""
 
 from __future__ import annotations
 
@@ -50,18 +50,13 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server behaves; the defaults suit tests and a laptop."""
+    """Options of a server; see `Emulator`."""
 
     port: int = 0
-    # How long a container that is stopped may take before it is killed.
     stop_grace_s: float = 5.0
-    # How long a client may be without a connection before it counts as gone.
     reconnect_s: float = 2.0
-    # How long a client may send no heartbeat; it sends one every 15 seconds.
     heartbeat_limit_s: float = 50.0
-    # How often what containers wrote to their volumes is committed without their asking.
     commit_every_s: float = 3.0
-    # How containers are isolated; None is the best that this machine allows.
     sandbox_mode: SandboxMode | None = None
 
 
@@ -116,7 +111,7 @@ class Server:
             sandbox_mode=self.options.sandbox_mode,
         )
         self._run_folder = TemporaryFolder(CONTAINERS_PREFIX)
-        # Containers, inputs and apps end each other, hence the calls by name.
+        # lambdas, because these parts call each other in circles
         self._autoscaler = Autoscaler(
             self._pools,
             self._functions,
@@ -125,7 +120,7 @@ class Server:
             self._faults,
             spawn=self._spawn,
             on_exit=lambda *exited: self._scheduler.on_exit(*exited),
-            on_gone=lambda app: self._termination.settle_stopped(app),
+            on_removed=lambda app: self._termination.mark_stopped(app),
             run_dir=self._run_folder.path,
         )
         self._scheduler = Scheduler(
@@ -222,7 +217,7 @@ class Server:
         return RpcServer(Servicer(self._methods, self._guard, task_id))
 
     async def start(self) -> None:
-        """Listen on loopback and start what runs in the background."""
+        """Listen on the loopback interface, and start the background tasks."""
         try:
             await self._listen()
         except BaseException:
@@ -239,13 +234,13 @@ class Server:
         self._rpc = RpcServer(
             Servicer(self._methods, self._guard, None), self._clients.connection_lost
         )
-        # By host and port, not by a socket of ours: asyncio then sets TCP_NODELAY.
+        # with host and port instead of a socket, asyncio sets TCP_NODELAY
         await self._rpc.start(_LOOPBACK, self.options.port)
         listening = self._rpc._server.sockets[0]
         self.url = f"http://{_LOOPBACK}:{listening.getsockname()[1]}"
 
     async def stop(self) -> None:
-        """End every container, stop listening and close the state."""
+        """End all containers, stop listening and close the state."""
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

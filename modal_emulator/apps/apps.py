@@ -37,14 +37,14 @@ class Deployment:
     commit_hash: str
     function_ids: dict[str, str]
     class_ids: dict[str, str]
-    # function id → definition id, so that a rollback brings the old code back
+    # function id -> definition id, which a rollback restores
     definition_ids: dict[str, str]
     rollback_version: int = 0
 
 
 @dataclass
 class AppRecord:
-    """An app as the server knows it."""
+    """An app."""
 
     app_id: str
     description: str
@@ -59,18 +59,18 @@ class AppRecord:
     deployed_at: float = 0.0
     stopped_at: float = 0.0
     stopped_by: str = ""
-    # The client's connection, while one owns the app.
+    # the connection of the client that runs the app; None if there is no client
     connection_id: int | None = None
     last_heartbeat: float = 0.0
 
     @property
     def version(self) -> int:
-        """The newest deployed version; 0 when never deployed."""
+        """The newest deployed version, or 0 if the app was never deployed."""
         return self.deployments[-1].version if self.deployments else 0
 
     @property
     def running(self) -> bool:
-        """Whether calls may run."""
+        """Whether functions can be called."""
         return self.state not in (STOPPING, STOPPED)
 
     def dump(self) -> bytes:
@@ -86,7 +86,7 @@ class AppRecord:
 
 
 class Apps:
-    """Every app by id, kept in the state file."""
+    """All apps by id, stored in the state file."""
 
     def __init__(
         self, state: State, environments: EnvironmentService, functions: Functions
@@ -98,7 +98,7 @@ class Apps:
         for app_id, data in state.objects("app"):
             record = AppRecord.load(data)
             if record.state != DEPLOYED and record.running:
-                # Its client and its containers went away with the last server.
+                # its client and its containers ended with the last server
                 record.state, record.stopped_at = STOPPED, record.stopped_at or time.time()
             self._records[app_id] = record
 
@@ -110,14 +110,14 @@ class Apps:
         """Return an app.
 
         Raises:
-            GRPCError: NOT_FOUND when there is none.
+            GRPCError: If there is none (NOT_FOUND).
         """
         if app_id not in self._records:
             raise GRPCError(Status.NOT_FOUND, f"App '{app_id}' not found")
         return self._records[app_id]
 
     def save(self, record: AppRecord) -> None:
-        """Keep a new or changed record."""
+        """Store a new or changed app."""
         self._records[record.app_id] = record
         self._state.put("app", record.app_id, record.dump())
 
@@ -141,7 +141,7 @@ class Apps:
         return self._environments.resolve(name)
 
     def all_deployed(self, environment: str) -> list[AppRecord]:
-        """Return the apps that are deployed in an environment now."""
+        """Return the apps that are deployed in an environment."""
         environment = self._environments.resolve(environment)
         return [
             record
@@ -150,15 +150,15 @@ class Apps:
         ]
 
     def find_deployed(self, name: str, environment: str) -> AppRecord | None:
-        """Return the app that is deployed under a name now."""
+        """Return the app that is deployed with a name, if there is one."""
         found = (record for record in self.all_deployed(environment) if record.name == name)
         return next(found, None)
 
     def deployed(self, name: str, environment: str) -> AppRecord:
-        """Return the deployed app with this name.
+        """Return the app that is deployed with a name.
 
         Raises:
-            GRPCError: NOT_FOUND, with the names that are deployed.
+            GRPCError: If there is none (NOT_FOUND); the message lists the names of those there.
         """
         record = self.find_deployed(name, environment)
         if record is None:
@@ -172,8 +172,8 @@ class Apps:
         return record
 
     def publish(self, record: AppRecord, request: Any, client_version: str) -> None:
-        """Make the published functions live."""
-        self._go_live(dict(request.definition_ids))
+        """Handle an `AppPublishRequest`: its definitions become the current ones."""
+        self._activate(dict(request.definition_ids))
         record.function_ids = dict(request.function_ids)
         record.class_ids = dict(request.class_ids)
         record.tags = dict(request.tags) or record.tags
@@ -214,7 +214,7 @@ class Apps:
             )
         )
 
-    def _go_live(self, definition_ids: dict[str, str]) -> None:
+    def _activate(self, definition_ids: dict[str, str]) -> None:
         for function_id, definition_id in definition_ids.items():
             function = self._functions.get(function_id)
             function.definition_id = definition_id
@@ -224,7 +224,7 @@ class Apps:
         """Deploy an older version again; a negative version counts back from the newest.
 
         Raises:
-            GRPCError: NOT_FOUND when the app has no such version.
+            GRPCError: If the app has no such version (NOT_FOUND).
         """
         wanted = record.version + version if version <= 0 else version
         for deployment in record.deployments:
@@ -235,7 +235,7 @@ class Apps:
             raise GRPCError(
                 Status.NOT_FOUND, f"App '{record.name}' has no version {wanted}. It has: {known}"
             )
-        self._go_live(deployment.definition_ids)
+        self._activate(deployment.definition_ids)
         record.function_ids = dict(deployment.function_ids)
         record.class_ids = dict(deployment.class_ids)
         self._add_deployment(
@@ -249,7 +249,7 @@ class Apps:
         self.save(record)
 
     def roll_over(self, record: AppRecord, client_version: str) -> None:
-        """Deploy the current version again, for fresh containers."""
+        """Deploy the current version again, for new containers."""
         newest = record.deployments[-1]
         self._add_deployment(
             record,

@@ -13,7 +13,7 @@ from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
 from modal_emulator.rpc.notifier import Notifier
-from modal_emulator.rpc.rpc import EnumValue
+from modal_emulator.rpc.rpc import EnumValue, Message
 from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.state import State
 
@@ -35,14 +35,14 @@ STATUS_NAMES = {
 
 @dataclass(eq=False)
 class Input:
-    """One input of a call and, once it is done, its output."""
+    """One input of a call, with its output once it is done."""
 
     input_id: str
     idx: int
     call: Call
-    # None once done: arguments are not needed to read the result.
+    # the arguments; None once it is done
     payload: Any
-    # Attempts that count for the retries, and hand-outs to a container, reruns included.
+    # attempts that count as retries, and all starts, including those after a preemption
     attempts: int = 0
     starts: int = 0
     task_id: str = ""
@@ -54,7 +54,7 @@ class Input:
 
     @property
     def done(self) -> bool:
-        """Whether the final output is known."""
+        """Whether it has its final output."""
         return bool(self.status)
 
     def dump(self) -> bytes:
@@ -86,11 +86,11 @@ class Call:
     parent_input_id: str
     created_at: float
     inputs: dict[int, Input] = field(default_factory=dict)
-    # Finished inputs in the order in which they finished: the client's cursor counts these.
+    # in the order in which they finished, which the client's cursor refers to
     finished: list[Input] = field(default_factory=list)
     data_out: list[Any] = field(default_factory=list)
     changed: Notifier = field(default_factory=Notifier)
-    taken: bool = False
+    outputs_deleted: bool = False
 
     @property
     def unfinished(self) -> int:
@@ -99,11 +99,11 @@ class Call:
 
     @property
     def durable(self) -> bool:
-        """Whether the results outlive the caller's connection: spawned calls, not `.remote`."""
+        """Whether the results outlive the caller's connection: for `.spawn`, not for `.remote`."""
         return bool(self.invocation_type == api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC)
 
     def dump(self) -> bytes:
-        """Serialise for the state file; inputs are written on their own."""
+        """Serialise for the state file, without the inputs."""
         fields = {
             "function_id": self.function_id,
             "app_id": self.app_id,
@@ -115,13 +115,13 @@ class Call:
         return json.dumps(fields).encode()
 
 
-def failed(status: EnumValue, message: str) -> Any:
-    """Return a result that the server itself produced."""
+def failed(status: EnumValue, message: str) -> Message:
+    """Return a result that comes from the server, not from a container."""
     return api_pb2.GenericResult(status=status, exception=message)
 
 
 class Calls:
-    """Every call by id; spawned ones are kept in the state file."""
+    """All calls by id; spawned ones are stored in the state file."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -134,7 +134,7 @@ class Calls:
         for call in self._calls.values():
             done = (item for item in call.inputs.values() if item.done)
             call.finished = sorted(done, key=lambda item: item.finished_at)
-        self._end_what_the_last_server_left()
+        self._end_unfinished()
 
     def _load_input(self, input_id: str, fields: dict[str, Any]) -> None:
         call, output = self._calls[fields.pop("call_id")], fields.pop("output")
@@ -144,7 +144,7 @@ class Calls:
         call.inputs[item.idx] = item
         self._inputs[input_id] = item
 
-    def _end_what_the_last_server_left(self) -> None:
+    def _end_unfinished(self) -> None:
         for call in self._calls.values():
             for item in call.inputs.values():
                 if not item.done:
@@ -167,7 +167,7 @@ class Calls:
         """Return a call.
 
         Raises:
-            GRPCError: NOT_FOUND when there is none.
+            GRPCError: If there is none (NOT_FOUND).
         """
         if call_id not in self._calls:
             raise GRPCError(Status.NOT_FOUND, f"Function call '{call_id}' not found")
@@ -177,7 +177,7 @@ class Calls:
         """Return an input.
 
         Raises:
-            GRPCError: NOT_FOUND when there is none.
+            GRPCError: If there is none (NOT_FOUND).
         """
         if input_id not in self._inputs:
             raise GRPCError(Status.NOT_FOUND, f"Input '{input_id}' not found")
@@ -212,7 +212,7 @@ class Calls:
             self._state.put("input", item.input_id, item.dump())
 
     def finish(self, item: Input, result: Any, data_format: EnumValue) -> None:
-        """Record the final output of an input and wake those who wait for it."""
+        """Record the final output of an input, and wake the RPCs that wait for it."""
         item.status, item.finished_at = result.status, time.time()
         item.payload = None
         item.output = api_pb2.FunctionGetOutputsItem(
@@ -223,19 +223,16 @@ class Calls:
             task_id=item.task_id,
             input_started_at=item.started_at,
             output_created_at=item.finished_at,
-            # The retries happened here: to the client, the first attempt answered.
+            # the server retries, so for the client it is always the first attempt
             retry_count=0,
         )
         item.call.finished.append(item)
         self._save(item)
         item.call.changed.notify()
 
-    def take(self, call: Call) -> None:
-        """Drop the outputs of a call whose client has them all.
-
-        What a generator yielded stays: the client reads it on another stream.
-        """
-        call.taken = True
+    def delete_outputs(self, call: Call) -> None:
+        """Delete the outputs of a call, except for what a generator yielded."""
+        call.outputs_deleted = True
         for item in call.inputs.values():
             item.output = None
             self._save(item)

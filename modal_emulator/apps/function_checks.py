@@ -1,4 +1,4 @@
-"""What a function may ask for here; the rest is refused rather than ignored."""
+"""Checks what a function requests; what is not emulated is refused rather than ignored."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from modal_proto import api_pb2
 
 from modal_emulator.rpc.gpus import GpuRequest, UnknownGpuError, requested_gpu
 
-_LONGEST_TIMEOUT_S = 24 * 3600
-# The service has a maximum as well, and documents that it refuses more, but not how much it is:
-# https://modal.com/docs/guide/resources. These are the emulator's own.
-_MOST_CORES = 64
-_MOST_MEMORY_MIB = 1 << 20
+_MAX_TIMEOUT_S = 24 * 3600
+# The service has maxima as well, but https://modal.com/docs/guide/resources has no numbers, so
+# these are the emulator's own.
+_MAX_CORES = 64
+_MAX_MEMORY_MIB = 1 << 20
 
 _REFUSED = {
     "cloud_bucket_mounts": "cloud bucket mounts",
@@ -28,7 +28,7 @@ def check_gpu(gpu_config: Any) -> GpuRequest | None:
     """Return the requested GPU.
 
     Raises:
-        GRPCError: INVALID_ARGUMENT for a name or count that Modal does not offer.
+        GRPCError: If Modal does not offer the type, or not that many (INVALID_ARGUMENT).
     """
     try:
         return requested_gpu(gpu_config)
@@ -37,32 +37,32 @@ def check_gpu(gpu_config: Any) -> GpuRequest | None:
 
 
 def check_requests(resources: Any) -> None:
-    """Refuse to reserve more CPU or memory than a machine has.
+    """Check how much CPU and memory is requested.
 
-    The limits beside the requests are not checked: the service caps what they allow.
+    The upper limits, which can be set beside the requests, are not checked by the service either.
 
     Raises:
-        GRPCError: INVALID_ARGUMENT for more than 64 cores or 1 TiB.
+        GRPCError: If it is more than 64 cores or 1 TiB (INVALID_ARGUMENT).
     """
-    if resources.milli_cpu > _MOST_CORES * 1000:
+    if resources.milli_cpu > _MAX_CORES * 1000:
         raise GRPCError(
             Status.INVALID_ARGUMENT,
             f"cpu={resources.milli_cpu / 1000:.10g} asks for too much; the emulator accepts "
-            f"requests of up to {_MOST_CORES} cores.",
+            f"requests of up to {_MAX_CORES} cores.",
         )
-    if resources.memory_mb > _MOST_MEMORY_MIB:
+    if resources.memory_mb > _MAX_MEMORY_MIB:
         raise GRPCError(
             Status.INVALID_ARGUMENT,
             f"memory={resources.memory_mb} asks for too much; the emulator accepts "
-            f"requests of up to {_MOST_MEMORY_MIB} MiB (1 TiB).",
+            f"requests of up to {_MAX_MEMORY_MIB} MiB (1 TiB).",
         )
 
 
-def refuse_what_is_not_emulated(function: Any) -> None:
-    """Refuse a feature rather than ignore it.
+def check_features(function: Any) -> None:
+    """Check that a function uses only features that are emulated.
 
     Raises:
-        GRPCError: UNIMPLEMENTED, naming the feature.
+        GRPCError: If it uses another one (UNIMPLEMENTED).
     """
     for field, feature in _REFUSED.items():
         if getattr(function, field):
@@ -81,20 +81,20 @@ def refuse_what_is_not_emulated(function: Any) -> None:
 
 
 def check_timeout(name: str, seconds: int) -> None:
-    """Refuse what Modal does not offer.
+    """Check a timeout.
 
     Raises:
-        GRPCError: INVALID_ARGUMENT for less than a second or more than a day.
+        GRPCError: If it is less than a second or more than a day (INVALID_ARGUMENT).
     """
-    if not 1 <= seconds <= _LONGEST_TIMEOUT_S:
+    if not 1 <= seconds <= _MAX_TIMEOUT_S:
         raise GRPCError(
             Status.INVALID_ARGUMENT,
-            f"{name}={seconds} is not possible; Modal offers 1 to {_LONGEST_TIMEOUT_S} seconds.",
+            f"{name}={seconds} is not possible; Modal offers 1 to {_MAX_TIMEOUT_S} seconds.",
         )
 
 
-def recorded_only(function: Any) -> list[str]:
-    """Return what is recorded for tests to read but has no effect here."""
+def ignored_options(function: Any) -> list[str]:
+    """Return the options of a function that are recorded for tests but have no effect."""
     ignored = []
     if function.schedule.WhichOneof("schedule_oneof"):
         ignored.append("schedule (call the function yourself)")

@@ -1,4 +1,4 @@
-"""What `with_options` changes about a function."""
+"""Applies `with_options` to a function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from modal_proto import api_pb2
 
 
 def apply_options(function: Any, options: Any) -> Any:
-    """Return a copy of a `Function` message with `with_options` applied; falsy means unchanged."""
+    """Return a copy of a `Function` message, changed as a `FunctionOptions` message says."""
     changed = api_pb2.Function()
     changed.CopyFrom(function)
     if options.replace_secret_ids:

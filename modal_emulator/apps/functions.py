@@ -1,4 +1,4 @@
-"""Functions and classes as the client defined them, their variants and handles."""
+"""Functions and classes as the client defines them, with their variants and handles."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Definition:
 
 @dataclass
 class FunctionRecord:
-    """A function of an app: every definition that it had, and which one is live."""
+    """A function of an app, with all definitions that it ever had."""
 
     function_id: str
     app_id: str
     name: str
     definitions: dict[str, Definition] = field(default_factory=dict)
-    # Empty until the first definition; a later one goes live when its app is published.
+    # the current one; empty before the first, and later set when the app is published
     definition_id: str = ""
-    # A variant (class parameters or with_options) follows the live definition of its base.
+    # for a variant (with class parameters or options): the function whose definition it uses
     base_id: str = ""
     params: bytes = b""
     options: Any = None
@@ -45,13 +45,13 @@ class FunctionRecord:
             "app_id": self.app_id,
             "name": self.name,
             "definitions": {
-                key: [_text(definition.data), _text(definition.handle)]
+                key: [_encode(definition.data), _encode(definition.handle)]
                 for key, definition in self.definitions.items()
             },
             "definition_id": self.definition_id,
             "base_id": self.base_id,
             "params": b64encode(self.params).decode(),
-            "options": _text(self.options) if self.options is not None else None,
+            "options": _encode(self.options) if self.options is not None else None,
         }
         return json.dumps(fields).encode()
 
@@ -80,13 +80,13 @@ class FunctionRecord:
         )
 
 
-def _text(message: Any) -> str:
+def _encode(message: Any) -> str:
     return b64encode(message.SerializeToString()).decode()
 
 
 @dataclass(frozen=True)
 class RunnableFunction:
-    """What a container needs: one `Function` message per acceptable GPU, in order of rank."""
+    """A function as containers run it: one `Function` message per acceptable GPU, by rank."""
 
     function_id: str
     app_id: str
@@ -99,23 +99,23 @@ class RunnableFunction:
 
     @property
     def slots(self) -> int:
-        """How many inputs one container runs at the same time."""
+        """How many inputs one container can run at the same time."""
         first = self.first
         concurrent = first.target_concurrent_inputs or first.max_concurrent_inputs or 1
         return int(concurrent * max(first.batch_max_size, 1))
 
     @property
     def first(self) -> Any:
-        """The message of the first rank; ranks differ in their GPU only."""
+        """The message of the first rank; the others differ from it only in the GPU."""
         return self.ranked[0]
 
 
 class Functions:
-    """Every function by id, kept in the state file."""
+    """All functions by id, stored in the state file."""
 
     def __init__(self, state: State) -> None:
         self._state = state
-        # What containers run, until something is saved: each call looks at it several times.
+        # a cache, because each call reads it several times
         self._runnable: dict[str, RunnableFunction] = {}
         self._records = {
             function_id: FunctionRecord.load(function_id, data)
@@ -130,20 +130,20 @@ class Functions:
         """Return a function.
 
         Raises:
-            GRPCError: NOT_FOUND when there is none.
+            GRPCError: If there is none (NOT_FOUND).
         """
         if function_id not in self._records:
             raise GRPCError(Status.NOT_FOUND, f"Function '{function_id}' not found")
         return self._records[function_id]
 
     def save(self, record: FunctionRecord) -> None:
-        """Keep a new or changed record."""
+        """Store a new or changed function."""
         self._records[record.function_id] = record
         self._runnable.clear()
         self._state.put("function", record.function_id, record.dump())
 
     def reserve(self, app_id: str, existing_id: str, name: str) -> FunctionRecord:
-        """Return the record for a function that is about to be defined."""
+        """Return the record of a function that will be defined, a new one unless it exists."""
         if existing_id:
             return self.get(existing_id)
         record = FunctionRecord(new_id("fu"), app_id, name)
@@ -151,7 +151,7 @@ class Functions:
         return record
 
     def define(self, record: FunctionRecord, data: Any, handle: Any) -> None:
-        """Add a definition; the first is live at once, others when the app is published."""
+        """Add a definition; the first is current at once, others when the app is published."""
         definition_id = content_id("de", data.SerializeToString(deterministic=True))
         handle.definition_id = definition_id
         record.definitions[definition_id] = Definition(data, handle)
@@ -176,13 +176,13 @@ class Functions:
         return self._records[variant_id]
 
     def is_defined(self, record: FunctionRecord) -> bool:
-        """Tell whether a function has a definition, not only a reserved id."""
+        """Return whether a function has a definition, not only a reserved id."""
         return bool(self._base(record).definition_id)
 
     def _base(self, record: FunctionRecord) -> FunctionRecord:
         return self.get(record.base_id) if record.base_id else record
 
-    def _live(self, record: FunctionRecord) -> Definition:
+    def _current(self, record: FunctionRecord) -> Definition:
         base = self._base(record)
         if not base.definition_id:
             raise GRPCError(
@@ -191,29 +191,29 @@ class Functions:
         return base.definitions[base.definition_id]
 
     def handle(self, record: FunctionRecord) -> Any:
-        """Return the live handle.
+        """Return the current handle.
 
         Raises:
-            GRPCError: FAILED_PRECONDITION when the function was never defined.
+            GRPCError: If the function was never defined (FAILED_PRECONDITION).
         """
         handle = api_pb2.FunctionHandleMetadata()
-        handle.CopyFrom(self._live(record).handle)
+        handle.CopyFrom(self._current(record).handle)
         handle.base_function_id = record.base_id
         return handle
 
-    def live_data(self, record: FunctionRecord) -> Any:
-        """Return the live `FunctionData`, with a variant's options applied.
+    def current_data(self, record: FunctionRecord) -> Any:
+        """Return the current `FunctionData`, with a variant's options applied.
 
         Raises:
-            GRPCError: FAILED_PRECONDITION when the function was never defined.
+            GRPCError: If the function was never defined (FAILED_PRECONDITION).
         """
-        data = self._live(record).data
+        data = self._current(record).data
         if record.options is None:
             return data
         changed = api_pb2.FunctionData()
         changed.CopyFrom(data)
         if record.options.resources.gpu_config.count:
-            # One GPU type was asked for, so there is nothing left to rank.
+            # the options request one GPU type, which replaces the whole list
             del changed.ranked_functions[1:]
         for ranked in changed.ranked_functions:
             ranked.function.CopyFrom(apply_options(ranked.function, record.options))
@@ -221,20 +221,20 @@ class Functions:
         return changed
 
     def change_settings(self, function_id: str, settings: Any) -> None:
-        """Override the autoscaler settings of the live definition, until the next deployment."""
+        """Change the autoscaler settings of the current definition, until the next deployment."""
         base = self._base(self.get(function_id))
-        for ranked in self._live(base).data.ranked_functions:
+        for ranked in self._current(base).data.ranked_functions:
             ranked.function.autoscaler_settings.MergeFrom(settings)
         self.save(base)
 
     def runnable(self, function_id: str) -> RunnableFunction:
-        """Return what containers of this function run now."""
+        """Return the function as new containers run it."""
         if function_id not in self._runnable:
             self._runnable[function_id] = self._make_runnable(self.get(function_id))
         return self._runnable[function_id]
 
     def _make_runnable(self, record: FunctionRecord) -> RunnableFunction:
-        data = self.live_data(record)
+        data = self.current_data(record)
         base = self._base(record)
         ranked = tuple(
             entry.function for entry in sorted(data.ranked_functions, key=lambda r: r.rank)

@@ -1,4 +1,4 @@
-"""What containers print: kept per app, streamed live and read afterwards."""
+"""The output of containers: stored by app, and sent to clients live or afterwards."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ STDOUT = api_pb2.FILE_DESCRIPTOR_STDOUT
 STDERR = api_pb2.FILE_DESCRIPTOR_STDERR
 SYSTEM = api_pb2.FILE_DESCRIPTOR_INFO
 
-# A message per line is what makes a flood of output slow; a huge one would hold others up.
-_BATCH_CHARS = 1 << 17
-# The ids and times of a line weigh about as much as a text of this length.
-_LINE_CHARS = 128
+# a message per line would be slow, and a huge message would delay other ones
+_MAX_BATCH_CHARS = 1 << 17
+# about the size of the ids and times of a line
+_LINE_OVERHEAD_CHARS = 128
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line (or a rest without a line end) that a container printed."""
+    """A line that a container printed, or a part of one without a line end."""
 
     text: str
     source: EnumValue
@@ -44,23 +44,23 @@ class LogLine:
 
     @property
     def origin(self) -> tuple[str, str, str, str]:
-        """What all lines of a message have in common."""
+        """What all lines of one message have in common."""
         return (self.task_id, self.function_id, self.base_function_id, self.input_id)
 
     @property
-    def read_with(self) -> tuple[object, ...]:
-        """What all lines have in common that are joined with this one."""
-        # What moves a progress bar is shown piece by piece, so it is joined with nothing.
+    def join_key(self) -> tuple[object, ...]:
+        """What all lines that can be joined with this one have in common."""
+        # each step of a progress bar is shown, so these are never joined
         alone = None if self.text.endswith("\n") else object()
         return (*self.origin, self.call_id, self.source, self.at, alone)
 
     def dump(self) -> str:
         """Serialise for the state file."""
-        # Not asdict: it copies each value, which takes longer than all the rest.
+        # not asdict, which copies each value and takes longer than all the rest
         return json.dumps(vars(self))
 
     def add_to(self, batch: Any) -> None:
-        """Add the line to a message of its origin."""
+        """Add the line to a `TaskLogsBatch` message of its origin."""
         batch.items.add(
             data=self.text,
             timestamp=self.at,
@@ -74,7 +74,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class LogFilter:
-    """Which lines a request asks for; what is empty lets every line through."""
+    """The filter of a request for log lines; an empty field matches every line."""
 
     source: EnumValue = 0
     function_id: str = ""
@@ -95,8 +95,8 @@ class LogFilter:
             search_text=request.search_text,
         )
 
-    def lets_through(self, line: LogLine) -> bool:
-        """Tell whether a line is asked for."""
+    def matches(self, line: LogLine) -> bool:
+        """Return whether the request is for this line."""
         return (
             (not self.source or self.source == line.source)
             and (
@@ -111,20 +111,24 @@ class LogFilter:
 
 
 def join_lines(found: Iterable[tuple[int, LogLine]]) -> Iterator[tuple[int, LogLine]]:
-    """Join lines in a row that were read at once from one stream, under the place of the last."""
-    for _, group in groupby(found, key=lambda each: each[1].read_with):
+    """Join consecutive lines that were read at the same time from the same stream.
+
+    A joined line has the place of the last one.
+    """
+    for _, group in groupby(found, key=lambda each: each[1].join_key):
         *_, (entry, line) = lines = list(group)
         yield entry, replace(line, text="".join(each.text for _, each in lines))
 
 
 def pack_lines(found: Iterable[tuple[int, LogLine]]) -> Iterator[Any]:
-    """Yield lines, each with its 1-based place in the app, in messages as the client reads them.
+    """Yield `TaskLogsBatch` messages, each with consecutive lines of the same origin.
 
-    A message holds lines in a row that have their origin in common.
+    Args:
+        found: Lines, each with its place among those of the app, from 1 on.
     """
     batch, origin, size_chars = None, None, 0
     for entry, line in found:
-        if batch is None or line.origin != origin or size_chars > _BATCH_CHARS:
+        if batch is None or line.origin != origin or size_chars > _MAX_BATCH_CHARS:
             if batch is not None:
                 yield batch
             origin, size_chars = line.origin, 0
@@ -135,15 +139,15 @@ def pack_lines(found: Iterable[tuple[int, LogLine]]) -> Iterator[Any]:
                 input_id=line.input_id,
             )
         line.add_to(batch)
-        # A client that comes back goes on after the last line of the last message it got.
+        # after a lost connection, the client continues after the last line of the last message
         batch.entry_id = f"{entry}-0"
-        size_chars += len(line.text) + _LINE_CHARS
+        size_chars += len(line.text) + _LINE_OVERHEAD_CHARS
     if batch is not None:
         yield batch
 
 
 class Logs:
-    """The log lines of every app."""
+    """The log lines of all apps."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -151,13 +155,13 @@ class Logs:
         self.changed = Notifier()
 
     def of(self, app_id: str) -> list[LogLine]:
-        """Return the lines of an app in order."""
+        """Return the lines of an app, oldest first."""
         if app_id not in self._lines:
             self._lines[app_id] = [LogLine(**json.loads(x)) for x in self._state.logs(app_id)]
         return self._lines[app_id]
 
     def append(self, app_id: str, lines: Iterable[LogLine]) -> None:
-        """Add lines and wake those who follow."""
+        """Add lines, and wake the RPCs that wait for them."""
         added = list(lines)
         if not added:
             return
@@ -165,9 +169,9 @@ class Logs:
         self._state.append_logs(app_id, [line.dump() for line in added])
         self.changed.notify()
 
-    def say(self, app_id: str, text: str, **where: str) -> None:
-        """Add a line of the platform itself."""
-        self.append(app_id, [LogLine(text + "\n", SYSTEM, time.time(), **where)])
+    def append_system_line(self, app_id: str, message: str, **origin: str) -> None:
+        """Add a line that comes from the server, not from a container."""
+        self.append(app_id, [LogLine(f"{message}\n", SYSTEM, time.time(), **origin)])
 
 
 class LogService:
@@ -178,26 +182,24 @@ class LogService:
         self._apps = apps
 
     async def AppGetLogs(self, request: Message) -> AsyncIterator[Message]:
-        """Stream lines after an entry until the timeout, or until the app is done."""
+        """Yield the lines after an entry, until the timeout or until the app is stopped."""
         if request.sandbox_id:
             raise GRPCError(Status.UNIMPLEMENTED, "The emulator does not emulate sandboxes.")
         app = self._apps.get(request.app_id)
         wanted = LogFilter.of(request, request.file_descriptor)
         entry = int(request.last_entry_id.partition("-")[0] or 0)
         ends_at = time.monotonic() + request.timeout
-        # The client that runs the app only prints what it gets, line by line more slowly than
-        # containers print here, and drops the rest 10 s after the app's end.
-        printed_only = (
-            app.connection_id == current_caller.get().connection_id and wanted == LogFilter()
-        )
+        # The client that runs the app prints each line more slowly than containers do, and
+        # discards the rest 10 s after the end of the app, so lines are joined for it.
+        join = app.connection_id == current_caller.get().connection_id and wanted == LogFilter()
         while True:
-            # Read the state first: the last line of a stopped app is written before it stops.
+            # before the lines are read: the last line is written before the app is stopped
             done = app.state == STOPPED
             lines = self._logs.of(app.app_id)
             new = enumerate(lines[entry:], start=entry + 1)
             entry = len(lines)
-            found = (each for each in new if wanted.lets_through(each[1]))
-            for batch in pack_lines(join_lines(found) if printed_only else found):
+            found = (each for each in new if wanted.matches(each[1]))
+            for batch in pack_lines(join_lines(found) if join else found):
                 yield batch
             if done:
                 yield api_pb2.TaskLogsBatch(entry_id=f"{entry}-0", app_done=True)
@@ -216,7 +218,7 @@ class LogService:
         return [
             (entry, line)
             for entry, line in enumerate(self._logs.of(app.app_id), start=1)
-            if since <= line.at < until and wanted.lets_through(line)
+            if since <= line.at < until and wanted.matches(line)
         ]
 
     async def AppFetchLogs(self, request: Message) -> Message:

@@ -23,19 +23,19 @@ from modal_emulator.rpc.rpc import RpcServer
 
 log = logging.getLogger(__name__)
 
-# Why a container ends; empty while nothing made it end, so that an exit is a crash.
+# why a container is ended; empty otherwise, so that an exit is a crash
 EndReason = Literal[
     "", "idle", "outdated", "preempted", "killed", "timeout", "startup_timeout", "app_stopped",
-    "cancelled", "asked",
+    "cancelled", "stopped",
 ]  # fmt: skip
 
-_READ_SIZE = _PIPE_SIZE = _LONGEST_LINE = 1 << 16
-# How long Python and modal may take to start, before the user's own startup timeout begins.
+_READ_BYTES = _PIPE_BYTES = _MAX_LINE_BYTES = 1 << 16
+# time limit for the start of Python and modal, before the startup timeout of the function begins
 _BOOT_LIMIT_S = 120
 
 
 class OutputPipe:
-    """One output stream of a process, read into whole lines as they come."""
+    """An output stream of a process, which is read line by line."""
 
     def __init__(self, source: int, on_lines: Callable[[list[str], int], None]) -> None:
         self._source = source
@@ -48,24 +48,24 @@ class OutputPipe:
         self._open = True
 
     def drain(self) -> None:
-        """Read what the process has written so far: what fits in the pipe, twice."""
-        for _ in range(2 * _PIPE_SIZE // _READ_SIZE):
+        """Read what the process has written so far, but not forever if it keeps writing."""
+        for _ in range(2 * _PIPE_BYTES // _READ_BYTES):
             if not self._open:
                 return
             try:
-                data = os.read(self._reader, _READ_SIZE)
+                data = os.read(self._reader, _READ_BYTES)
             except BlockingIOError:
                 return
             if not data:
                 self.close()
                 return
-            self._take_in(data)
+            self._split(data)
 
-    def _take_in(self, data: bytes) -> None:
+    def _split(self, data: bytes) -> None:
         data = self._rest + data
-        # A progress bar ends its lines with a carriage return.
+        # a progress bar ends its lines with a carriage return
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if not end and len(data) > _LONGEST_LINE:
+        if not end and len(data) > _MAX_LINE_BYTES:
             end = len(data)
         self._rest = data[end:]
         lines = [line.decode(errors="replace") for line in data[:end].splitlines(keepends=True)]
@@ -73,11 +73,11 @@ class OutputPipe:
             self._on_lines(lines, self._source)
 
     def close_writer(self) -> None:
-        """Close this process's copy of the end that the container writes to."""
+        """Close this process's copy of the file descriptor that the container writes to."""
         os.close(self.writer)
 
     def close(self) -> None:
-        """Stop reading; what stands without a line end becomes a line."""
+        """Stop reading; a rest without a line end becomes a line."""
         if not self._open:
             return
         self._open = False
@@ -88,7 +88,7 @@ class OutputPipe:
 
 
 class Container:
-    """One container process, the inputs it runs and how it ended."""
+    """One container process, the inputs that it runs, and why it ended."""
 
     def __init__(
         self, function: RunnableFunction, place: Placement, logs: Logs, inputs: Notifier
@@ -106,7 +106,7 @@ class Container:
         self.startup_limit_s = _BOOT_LIMIT_S
         self.cancelled_input_ids: list[str] = []
         self.cancellations = Notifier()
-        # Where this container waits for inputs: it has to hear that it should exit.
+        # wakes the RPC in which this container waits for inputs
         self._inputs = inputs
         self.pid = 0
         self.sandbox: Any = None
@@ -125,21 +125,21 @@ class Container:
 
     @property
     def definition(self) -> Any:
-        """The `Function` message that it runs."""
+        """The `Function` message of the function that it runs."""
         return self.function.ranked[self.place.rank]
 
     @property
     def slots(self) -> int:
-        """How many inputs it runs at the same time."""
+        """How many inputs it can run at the same time."""
         return self.function.slots
 
     @property
-    def last_words(self) -> str:
-        """The last lines that it printed, for a message about its death."""
+    def last_output(self) -> str:
+        """The last lines that it printed, for a message about a failure."""
         return "".join(self._last_lines)
 
     async def spawn(self, launch: Launch, server: RpcServer) -> None:
-        """Start the process and the server that only it talks to."""
+        """Start the process, and the server for it alone."""
         self.sandbox = launch.sandbox
         self._server = server
         await server.start(path=str(self.place.socket))
@@ -152,7 +152,7 @@ class Container:
                 stdin=subprocess.DEVNULL,
                 stdout=self._pipes[0].writer,
                 stderr=self._pipes[1].writer,
-                # Its own process group, so that a kill reaches what it started.
+                # a new process group, so that its child processes can be killed with it
                 start_new_session=True,
             )
         finally:
@@ -165,13 +165,13 @@ class Container:
             self.kill()
 
     async def wait(self) -> int:
-        """Wait until the process has exited and return its exit code."""
+        """Wait for the end of the process and return its exit code."""
         if self._process is None:
             return -1
         return await self._process.wait()
 
     def read_output(self) -> None:
-        """Take in what was printed until now, so that it is filed under the input that runs."""
+        """Read what was printed so far, so that it is logged with the input that runs."""
         for pipe in self._pipes:
             pipe.drain()
 
@@ -191,7 +191,7 @@ class Container:
         self._logs.append(self.function.app_id, [printed(line) for line in lines])
 
     def limit_startup(self) -> None:
-        """Start the clock for the user's imports and `enter` methods."""
+        """Start the function's startup timeout, for its imports and `enter` methods."""
         self._limit_startup(self.definition.startup_timeout_secs)
 
     def _limit_startup(self, limit_s: int) -> None:
@@ -207,46 +207,46 @@ class Container:
             self.kill()
 
     def end(self, reason: EndReason) -> None:
-        """Give no more inputs to this container; an idle one then exits by itself."""
+        """Pass no more inputs to this container; if it runs none, it exits."""
         self.stopping = True
         self.end_reason = self.end_reason or reason
         self._inputs.notify()
 
     def interrupt(self, reason: EndReason, grace_s: float) -> None:
-        """Send SIGINT as Modal does before it takes a machine away, and SIGKILL later."""
+        """Send SIGINT, as Modal does in a preemption, and SIGKILL after the grace period."""
         self.end(reason)
         self._signal(signal.SIGINT)
         self.kill_after(grace_s)
 
     def kill_after(self, grace_s: float) -> None:
-        """Kill it when it is still there after a time."""
+        """Kill it after a time unless it has ended."""
         if self._kill_timer is None:
             loop = asyncio.get_running_loop()
             self._kill_timer = loop.call_later(grace_s, self.kill)
 
     def kill(self) -> None:
-        """Kill the process and everything in its group."""
+        """Kill the process and its process group."""
         self.stopping = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, signum: int) -> None:
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                os.kill(self.pid, signum)
 
     def cancel_inputs(self, input_ids: list[str]) -> None:
-        """Tell the container to cancel inputs, with its next heartbeat."""
+        """Cancel inputs, by the reply to the container's heartbeat."""
         self.cancelled_input_ids += input_ids
         self.cancellations.notify()
 
     async def clean_up(self) -> None:
-        """Release what belongs to the process after its exit."""
+        """Kill remaining processes, and close and delete everything of the container."""
         for timer in (self._kill_timer, self._startup_timer):
             if timer is not None:
                 timer.cancel()
-        # What the process left behind in its group would hold its pipes and volumes open.
+        # remaining processes in its group would keep its pipes and volumes open
         self.kill()
         self.read_output()
         for pipe in self._pipes:

@@ -1,4 +1,4 @@
-"""What a container process gets: its files, environment and arguments, and nothing else."""
+"""Prepares the files, environment variables and arguments of a container process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from modal_emulator.objects.secrets import SecretService
 from modal_emulator.rpc.gpus import GpuRequest
 from modal_emulator.volumes.store import VolumeStore
 
-# All of this machine's environment that a container sees.
-NECESSITIES = (
+# the only environment variables of this machine that a container has
+INHERITED_VARIABLES = (
     "PATH",
     "LANG",
     "LC_ALL",
@@ -39,7 +39,7 @@ _CONTAINER_SITE = Path(__file__).parent / "container_site"
 
 @dataclass(frozen=True)
 class Launch:
-    """A container that is ready to be spawned."""
+    """The command, environment and file system of a container process."""
 
     argv: list[str]
     env: dict[str, str]
@@ -48,7 +48,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a container runs: its id, the GPU it was given, and its folder on this machine."""
+    """A container's id, its GPU with the rank in the function's list, and its folder."""
 
     task_id: str
     rank: int
@@ -57,12 +57,12 @@ class Placement:
 
     @property
     def shared(self) -> Path:
-        """The part of the folder that the container sees."""
+        """The part of the folder that the container can access."""
         return self.folder / "io"
 
     @property
     def socket(self) -> Path:
-        """The unix socket on which the server listens for this container only."""
+        """The unix socket of the server for this container."""
         return self.shared / "rpc"
 
     @property
@@ -72,7 +72,7 @@ class Placement:
 
 
 def _layout_with_dependencies(layout: Any, function: Any, volumes: VolumeStore) -> Any:
-    """Return the app's layout with every object that the function refers to."""
+    """Add every object that the function refers to to the app's layout, and return it."""
     known = {entry.object_id for entry in layout.objects}
     for dependency in function.object_dependencies:
         if dependency.object_id not in known:
@@ -88,15 +88,15 @@ def container_environment(
     modal_variables: Mapping[str, str],
     root: str,
 ) -> dict[str, str]:
-    """Return a container's environment: the machine's necessities, image, secrets, Modal's own."""
-    env = {name: os.environ[name] for name in NECESSITIES if name in os.environ}
-    # `python` in a container is the Python that runs it.
+    """Return a container's variables: inherited ones, the image's, secrets and Modal's own."""
+    env = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    # so that `python` in a container is the interpreter that runs it
     scripts = str(INTERPRETER.parent)
     host_path = os.pathsep.join([scripts, env.get("PATH", os.defpath)])
     env |= {"PATH": host_path, "HOME": root, "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
     env.update(image.env)
     env.update(secrets)
-    # Programs of this machine stay reachable whatever the image says.
+    # programs of this machine are found even if the image replaces the PATH
     path = string.Template(env["PATH"]).safe_substitute(PATH=host_path)
     env["PATH"] = path if host_path in path else f"{path}{os.pathsep}{host_path}"
     python_path = [env.get("PYTHONPATH", ""), root, str(_CONTAINER_SITE)]
@@ -106,7 +106,7 @@ def container_environment(
 
 
 class Launcher:
-    """Prepares containers from what the services know."""
+    """Prepares containers."""
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class Launcher:
         self._sandbox_mode = sandbox_mode
 
     async def prepare(self, function: RunnableFunction, place: Placement) -> Launch:
-        """Write what the container reads at its start and set its sandbox up.
+        """Write the arguments of a container and set up its sandbox.
 
         Raises:
-            GRPCError: NOT_FOUND when something that it refers to was deleted.
+            GRPCError: If something that the function refers to was deleted (NOT_FOUND).
         """
         app = self._apps.get(function.app_id)
         definition = function.ranked[place.rank]
@@ -150,7 +150,7 @@ class Launcher:
                 for each in definition.volume_mounts
             ],
             visible=[place.shared],
-            # other containers' secrets and files are in there
+            # with the secrets and files of other containers
             hidden=[self._state_dir, place.folder.parent],
             mode=self._sandbox_mode,
         )
@@ -199,6 +199,6 @@ class Launcher:
             "MODAL_EMULATOR_GPU_COUNT": str(gpu.count) if gpu else "0",
         }
         if gpu is None:
-            # On Modal, a function without a GPU sees none.
+            # as on Modal, a function without a GPU has none
             variables["CUDA_VISIBLE_DEVICES"] = ""
         return variables

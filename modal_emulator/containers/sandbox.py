@@ -1,13 +1,13 @@
-"""What a container process sees of the file system.
+"""The file system of a container.
 
-With mount namespaces (as root, or in a user namespace as an ordinary user), a container has a
-root folder of its own: this machine's files, read-only; private `/root` with the shipped files,
-private `/tmp`; and volumes at their mount paths, as overlays over a snapshot. Nothing of this
-touches the machine itself.
+With mount namespaces (as root, or in a user namespace as an ordinary user), a container has its
+own root folder: the files of this machine, read-only; a private `/root` with the uploaded source
+files; a private `/tmp`; and volumes at their mount paths, as overlays over a snapshot. The machine
+itself is not changed.
 
-Where the system refuses namespaces (macOS, some Docker containers), a container sees the machine
-as it is, and the mount paths of volumes in its environment variables are rewritten to folders
-with a copy of the volume: `HF_HOME=/cache/huggingface` works, `open("/cache/x")` does not.
+Where the system refuses namespaces (macOS, some Docker containers), a container sees the file
+system of this machine, and the mount paths of volumes in its environment variables are replaced
+with the paths of copies: `HF_HOME=/cache/huggingface` works, `open("/cache/x")` does not.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SandboxMode = Literal["namespaces", "user_namespaces", "path_rewriting"]
 
 WORKING_FOLDER = "/root"
 PRIVATE_FOLDERS = (WORKING_FOLDER, "/tmp")
-# Renaming a committed folder is an error EXDEV in a user namespace: the kernel wants it so.
+# without redirect_dir, which user namespaces don't have, renaming a committed folder fails (EXDEV)
 OVERLAY_OPTIONS = {
     "namespaces": "redirect_dir=on,metacopy=off,index=off",
     "user_namespaces": "userxattr",
 }
-_KILL_PATIENCE_S = 5.0
+_KILL_TIMEOUT_S = 5.0
 
 
 class Sandbox:
@@ -70,22 +70,23 @@ class Sandbox:
         hidden: Sequence[Path] = (),
         mode: SandboxMode | None = None,
     ) -> Sandbox:
-        """Set up everything up to the start of the process; blocks for some milliseconds.
+        """Set up everything before the start of the process; blocks for some milliseconds.
 
         Args:
-            scratch: a folder of this container only; created, and deleted by `close`.
-            mounts: where the shipped files are.
-            mount_ids: which of them the container has.
-            volumes: where the volumes are.
-            volume_mounts: which of them the container has, where and how.
-            visible: folders of this machine to show (read-only) though they are in `/tmp`,
-                `/root` or a hidden folder.
-            hidden: folders of this machine to hide; its Python installation stays visible.
-            mode: how to isolate; by default the best that this machine allows.
+            scratch: A folder for this container only; created, and deleted by `close`.
+            mounts: All mounts.
+            mount_ids: The mounts whose files the container has.
+            volumes: All volumes.
+            volume_mounts: The volumes that the container has.
+            visible: Folders of this machine that the container can read even if they are in
+                `/tmp`, `/root` or a hidden folder.
+            hidden: Folders of this machine that the container can't see; the Python installation
+                stays visible.
+            mode: The kind of isolation; by default the best that this machine supports.
         """
         sandbox = cls(scratch, mode or sandbox_mode(volumes.folder))
         try:
-            mounts.materialise(mount_ids, sandbox._root)
+            mounts.copy_files(mount_ids, sandbox._root)
             for mount in volume_mounts:
                 sandbox._add_volume(mount, volumes)
             sandbox._write_plan(
@@ -102,7 +103,7 @@ class Sandbox:
         return [*SCRIPT, "enter", str(self._scratch / "plan.json"), *command]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return environment variables that mean the same in the sandbox."""
+        """Return environment variables with the paths that are valid in the sandbox."""
         if self.mode != "path_rewriting":
             return dict(environment)
         return {
@@ -111,26 +112,26 @@ class Sandbox:
         }
 
     def path(self, remote_path: str) -> str:
-        """Return a path of the container, such as `/root`, as its process has to write it."""
+        """Return the path by which the container's process reaches a path such as `/root`."""
         if self.mode != "path_rewriting":
             return remote_path
         rewritten = self._rewrite(remote_path)
         return str(self._root) + remote_path if rewritten == remote_path else rewritten
 
     def commit(self, volume_id: str) -> None:
-        """Commit what the container has written to a volume; cheap when it is nothing."""
+        """Commit what the container has written to a volume; cheap if that is nothing."""
         self._view(volume_id).commit()
 
     def reload(self, volume_id: str) -> None:
-        """Show the container what others have committed to a volume.
+        """Update a volume in the container to what others have committed.
 
         Raises:
-            OpenFilesError: when a file of the volume is open in the container.
+            OpenFilesError: If a file of the volume is open in the container.
         """
         self._view(volume_id).reload()
 
     def close(self) -> None:
-        """Kill what is left of the container, and delete its files."""
+        """Kill the remaining processes of the container, and delete its files."""
         if self.mode != "path_rewriting":
             self._kill_processes()
         for view in self._views.values():
@@ -188,13 +189,13 @@ class Sandbox:
         return path
 
     def _kill_processes(self) -> None:
-        deadline = time.monotonic() + _KILL_PATIENCE_S
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
         while self._root.exists() and (left := self._namespace.processes()):
             if time.monotonic() > deadline:
                 log.error("Processes %s of a container don't end", left)
                 return
             for pid in left:
-                # it may have ended by itself
+                # it may have just ended
                 if Path(f"/proc/{pid}").exists():
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
@@ -202,7 +203,7 @@ class Sandbox:
 
 @lru_cache
 def sandbox_mode(state_dir: Path) -> SandboxMode:
-    """Return the best isolation that this machine allows; tried out once."""
+    """Return the best isolation that this machine supports, found by trying once."""
     reasons = []
     modes: list[SandboxMode] = ["namespaces", "user_namespaces"]
     for mode in modes:
@@ -221,7 +222,7 @@ def sandbox_mode(state_dir: Path) -> SandboxMode:
 
 @lru_cache
 def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
-    """Try a mode with one volume below a folder, or in memory; return the error, if any."""
+    """Try a mode with a volume in a folder (None: in memory); return the error, if any."""
     if sys.platform != "linux":
         return "needs Linux"
     with tempfile.TemporaryDirectory(dir=state_dir, prefix="probe-") as name:
@@ -263,7 +264,7 @@ def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
 
 
 def _real_target(mount_path: str) -> str:
-    """Return where a mount path leads through the links of this machine, such as /lib."""
+    """Return a mount path with the links of this machine, such as /lib, resolved."""
     if any(PurePosixPath(mount_path).is_relative_to(folder) for folder in PRIVATE_FOLDERS):
         return mount_path
     return os.path.realpath(mount_path)

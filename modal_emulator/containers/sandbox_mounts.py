@@ -1,10 +1,10 @@
-"""Runs as a script: gives the calling process its own root folder and mounts, then becomes it.
+"""A script that runs a command in a new mount namespace, or remounts a volume in one.
 
     python sandbox_mounts.py enter PLAN.json COMMAND ...
     python sandbox_mounts.py remount PID TARGET   (then one line of JSON on standard input)
 
-It stands alone, so that Python starts it without `site` in some milliseconds. Everything that it
-mounts is in a mount namespace of its own, and gone when the last process in there has ended.
+It imports only the standard library, so that Python starts it without `site` in milliseconds. The
+mounts disappear when the last process in the namespace has ended.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_ATTR_RDONLY = 0x1
-# the same on every architecture for newer calls; pivot_root is older
+# newer system calls have the same number on every architecture; pivot_root is older
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
-# host folders that stay as they are: devices and what the kernel tells
+# folders of the host that are not made read-only: devices and interfaces of the kernel
 KERNEL_FOLDERS = ("/dev", "/proc", "/sys")
 
 EXIT_BUSY = 3
@@ -39,14 +39,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the command line says."""
+    """Run `enter` or `remount`."""
     if arguments[0] == "enter":
         plan = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
         if plan["root"] is not None:
             enter(plan)
         os.chdir(plan["working_folder"])
-        _die_with_the_server()
-        # a server in the background of a script ignores it, and would pass that on
+        _end_with_the_server()
+        # ignored in background processes of a shell, which a container would inherit
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(arguments[2], arguments[2:])
     else:
@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> None:
 
 
 def enter(plan: dict[str, Any]) -> None:
-    """Move this process into a new root folder, as the plan says."""
+    """Move this process into a new mount namespace and root folder, according to a plan."""
     _unshare(user_namespace=plan["user_namespace"])
-    # what is mounted in here must not reach the host
+    # mounts in the namespace must not appear on the host
     mount(None, "/", None, MS_REC | MS_SLAVE)
     root = plan["root"]
     for path in [*plan["private"], *plan["hidden"]]:
@@ -98,12 +98,12 @@ def mount_volume(plan: dict[str, Any]) -> None:
 
 
 def remount(pid: int, target: str) -> None:
-    """Mount a volume anew in the namespace of a process, once the server says how."""
+    """Unmount a volume in the namespace of a process, then mount it as standard input says."""
     namespaces = [("user", CLONE_NEWUSER), ("mnt", CLONE_NEWNS)]
     opened = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in namespaces]
     same_user = Path(f"/proc/{pid}/ns/user").samefile("/proc/self/ns/user")
     for descriptor, kind in opened:
-        # entering the user namespace that one is in already is an error
+        # entering the current user namespace again would be an error
         if not (same_user and kind == CLONE_NEWUSER):
             _check(_libc.setns(descriptor, kind), "setns", f"process {pid}")
     if _libc.umount2(os.fsencode(target), 0):
@@ -116,7 +116,7 @@ def remount(pid: int, target: str) -> None:
 
 
 def bind(source: str, target: str, *, read_only: bool = True) -> None:
-    """Show a file or folder at another place too."""
+    """Mount a file or folder at a second path."""
     if Path(source).is_dir():
         _make_folder(target)
     else:
@@ -137,8 +137,8 @@ def mount(
     _check(result, "mount", f"{source} at {target}")
 
 
-def _die_with_the_server() -> None:
-    """Let the kernel kill the container when the server is killed and can't do it itself."""
+def _end_with_the_server() -> None:
+    """Make the kernel kill the container when the server ends, even if that is killed."""
     if sys.platform == "linux":
         _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl", "parent death signal")
 
@@ -154,7 +154,7 @@ def _unshare(*, user_namespace: bool) -> None:
 
 
 def _fill(host_folder: str, root: str, own: set[str]) -> None:
-    """Show what the host has in a folder, except where the new root has something of its own."""
+    """Mount the content of a folder of the host, except for the paths in `own`."""
     with os.scandir(host_folder) as entries:
         for entry in entries:
             inner = root + entry.path
@@ -198,7 +198,7 @@ def _pivot_root_number() -> int:
 
 
 def _escape(path: str) -> str:
-    # in the options of an overlay, these separate options and layers
+    # these characters separate the options and layers of an overlay
     for character in "\\,:":
         path = path.replace(character, "\\" + character)
     return path

@@ -1,4 +1,4 @@
-"""The mount namespace of a running container, seen from the server."""
+"""The mount namespace of a running container, accessed from the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BusyMountError(Exception):
 
 
 class Namespace:
-    """The namespace whose root folder is `root`; it exists while a process is in it."""
+    """The mount namespace with the root folder `root`, which exists while a process is in it."""
 
     def __init__(self, root: Path, overlay_options: str) -> None:
         self.root = root
@@ -37,15 +37,15 @@ class Namespace:
         return found
 
     def path_inside(self, path: str) -> Path:
-        """Return how the server reaches a path of the namespace."""
+        """Return the path by which the server can access a path of the namespace."""
         return Path(f"/proc/{self._any_process()}/root{path}")
 
     @contextmanager
     def unmounted(self, target: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Unmount a volume, and mount it again as the function that is yielded is told.
+        """Unmount a volume; yields a function that mounts it again according to a plan.
 
         Raises:
-            BusyMountError: when a file in it is open.
+            BusyMountError: If a file in it is open.
         """
         script = subprocess.Popen(
             [*SCRIPT, "remount", str(self._any_process()), target],
@@ -70,13 +70,13 @@ class Namespace:
             yield mount_again
 
     def open_file_below(self, target: str) -> str | None:
-        """Return what a process of the namespace has open below a path, if anything is."""
+        """Return a file below a path that a process of the namespace has open, if there is one."""
         for pid in self.processes():
             for link in _opened_by(pid):
                 try:
                     opened = str(link.readlink())
                 except OSError:
-                    # closed meanwhile
+                    # just closed
                     continue
                 if opened == target or opened.startswith(target + "/"):
                     return opened
@@ -86,7 +86,7 @@ class Namespace:
         processes = self.processes()
         if not processes:
             raise ProcessLookupError("The container has ended")
-        # the oldest is the container itself, not what we have sent in ourselves
+        # the oldest: the container itself, not a script that remounts a volume
         return min(processes)
 
 
@@ -94,7 +94,7 @@ def _root_of(process: Path) -> tuple[int, int] | None:
     try:
         status = (process / "root").stat()
     except OSError:
-        # ended meanwhile, or another user's process
+        # just ended, or another user's process
         return None
     return status.st_dev, status.st_ino
 
@@ -104,5 +104,5 @@ def _opened_by(pid: int) -> list[Path]:
     try:
         return [process / "cwd", *(process / "fd").iterdir()]
     except OSError:
-        # ended meanwhile
+        # just ended
         return []

@@ -1,4 +1,4 @@
-"""A container's own view of a volume: what it changes, others see after its commit only."""
+"""A container's own view of a volume, whose changes others see only after a commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modal_emulator.containers.overlay_changes import FolderMemory, OverlayChanges
+from modal_emulator.containers.overlay_changes import FolderCache, OverlayChanges
 from modal_emulator.containers.sandbox_namespace import BusyMountError, Namespace
 from modal_emulator.storage.delete_tree import delete_tree
 from modal_emulator.storage.file_copy import copy_file
@@ -19,17 +19,17 @@ from modal_emulator.volumes.folder import VolumeFolder
 from modal_emulator.volumes.limit import VolumeLimit, usage_of
 from modal_emulator.volumes.paths import resolve, split_path
 
-# Where a sandbox keeps what the overlays in it are made of.
+# folder in a sandbox for the layers of its overlays
 _INNER_FOLDER = "/__modal/.volumes"
 
 
 class OpenFilesError(Exception):
-    """Raised when a volume can't be reloaded because a file of it is open; says which."""
+    """Raised when a volume can't be reloaded because a file of it is open."""
 
 
 @dataclass(frozen=True)
 class VolumeMount:
-    """Which volume a container has at which path, and how."""
+    """A volume, its path in a container, and how it is mounted."""
 
     volume_id: str
     mount_path: str
@@ -38,7 +38,7 @@ class VolumeMount:
 
 
 class VolumeView(ABC):
-    """What a container sees of one volume, between `__init__` and `close`."""
+    """One volume as a container sees it, from its start until `close`."""
 
     def __init__(self, mount: VolumeMount, folder: VolumeFolder) -> None:
         self.mount = mount
@@ -50,24 +50,24 @@ class VolumeView(ABC):
         self._closed = False
 
     def commit(self) -> None:
-        """Show to later containers and reloads what this container has written."""
+        """Write the changes of this container to the volume."""
         with self._lock:
             if self._closed or self.mount.read_only:
                 return
             found = self._changes()
             self._folder.apply(found.changes, self._below)
-            found.settle()
+            found.mark_committed()
 
     @abstractmethod
     def reload(self) -> None:
-        """Show to this container what others have committed.
+        """Update the view to what others have committed.
 
         Raises:
-            OpenFilesError: when a file of the volume is open in the container.
+            OpenFilesError: If a file of the volume is open in the container.
         """
 
     def close(self) -> None:
-        """Give the snapshot back; the container has ended."""
+        """End the view, after the end of the container."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -75,7 +75,7 @@ class VolumeView(ABC):
 
     @abstractmethod
     def _changes(self) -> ChangeSet:
-        """Return what is new since the last commit."""
+        """Return the changes since the last commit."""
 
     @property
     def _original(self) -> Path:
@@ -83,7 +83,7 @@ class VolumeView(ABC):
 
     def _take_snapshot(self) -> Path:
         if self._below:
-            # as on Modal: created when the container starts up
+            # as on Modal, the folder is created when the container starts
             self._folder.make_folder(self._below)
         return self._folder.take_snapshot()
 
@@ -108,15 +108,15 @@ class OverlayView(VolumeView):
         super().__init__(mount, folder)
         self._namespace = namespace
         self._inner = f"{_INNER_FOLDER}/{mount.volume_id}"
-        # A folder has no size limit, a tmpfs has.
+        # a tmpfs can have a size limit, a folder can't
         in_memory = upper_in_memory or folder.limit != VolumeLimit()
         self._private = None if in_memory else private
-        self._memory = FolderMemory()
+        self._folders = FolderCache()
         self._generation = 0
         private.mkdir(parents=True, exist_ok=True)
 
     def plan(self) -> dict[str, Any]:
-        """Return how `sandbox_mounts` has to mount the view as it is now."""
+        """Return how `sandbox_mounts` has to mount the view."""
         inner_snapshots = f"{self._inner}/snapshots"
         lower = self._original.relative_to(self._snapshot.parent).as_posix()
         layer = f"{self._inner}/private/{self._generation}"
@@ -135,7 +135,6 @@ class OverlayView(VolumeView):
         }
 
     def reload(self) -> None:
-        """Commit, and mount an overlay over the latest snapshot in place of the current one."""
         with self._lock:
             self.commit()
             try:
@@ -147,7 +146,7 @@ class OverlayView(VolumeView):
     def _mount_latest(self) -> None:
         with self._namespace.unmounted(self.mount.mount_path) as mount_again:
             try:
-                # what was written between the first commit and the unmounting
+                # files that were written between the first commit and the unmounting
                 self.commit()
                 self._next_snapshot()
                 self._delete_layer()
@@ -158,7 +157,7 @@ class OverlayView(VolumeView):
 
     def _changes(self) -> ChangeSet:
         upper = self._layer() / "upper"
-        return OverlayChanges(upper, self._original, self._committed, self._memory).read()
+        return OverlayChanges(upper, self._original, self._committed, self._folders).read()
 
     def _layer(self) -> Path:
         private = self._private or self._namespace.path_inside(f"{self._inner}/private")
@@ -175,18 +174,18 @@ class OverlayView(VolumeView):
         used = usage_of(self._snapshot)
         options = ["mode=755"]
         if limit.max_bytes is not None:
-            # 0 would be without limit
+            # 0 would mean no limit
             options.append(f"size={max(limit.max_bytes - used.size_bytes, 4096)}")
         if limit.max_files is not None:
-            # the folders that the overlay itself needs, and what it tries out when it is mounted
+            # 6 more for the overlay's own folders and the files that it creates when mounted
             options.append(f"nr_inodes={max(limit.max_files - used.files, 2) + 6}")
         return ",".join(options)
 
 
 class CopiedView(VolumeView):
-    """A plain copy of a snapshot, for machines without mount namespaces.
+    """A copy of a snapshot, for machines without mount namespaces.
 
-    A read-only volume is not protected here; what is written to it is just never committed.
+    A read-only volume can be written to, but the changes are never committed.
     """
 
     def __init__(self, mount: VolumeMount, folder: VolumeFolder, private: Path) -> None:
@@ -196,7 +195,6 @@ class CopiedView(VolumeView):
         self._committed = self._signatures()
 
     def reload(self) -> None:
-        """Commit, and bring the copy to the state of the latest snapshot."""
         with self._lock:
             open_file = _open_file_below(self.path)
             if open_file is not None:
@@ -227,13 +225,13 @@ class CopiedView(VolumeView):
 
 
 def _open_file_below(folder: Path) -> str | None:
-    """Return a file below a folder that a process has open, where the system tells."""
+    """Return a file below a folder that a process has open, as far as the system shows it."""
     real = os.path.realpath(folder) + "/"
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             target = str(link.readlink())
         except OSError:
-            # closed meanwhile, or another user's process
+            # just closed, or of another user's process
             continue
         if target.startswith(real):
             return target.removeprefix(real)

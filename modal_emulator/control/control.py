@@ -1,4 +1,4 @@
-"""Control of a running server: read its state and make things go wrong in it."""
+"""Control of a running server: its state, and faults."""
 
 from __future__ import annotations
 
@@ -43,13 +43,18 @@ class Control(StateReader):
         return found
 
     def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
-        """Send SIGINT, then SIGKILL after the grace; the inputs run again elsewhere.
+        """Preempt a container: SIGINT, then SIGKILL; its inputs run again elsewhere.
 
-        Without a task id, every container that runs an input is preempted. Returns task ids.
+        Args:
+            task_id: The container; by default all that run an input.
+            grace_s: The time between SIGINT and SIGKILL.
+
+        Returns:
+            The task ids of the preempted containers.
 
         Raises:
-            ContainerNotFoundError: when there is no such container.
-            ValueError: for a grace that is not a number of 0 or more.
+            ContainerNotFoundError: If there is no such container.
+            ValueError: If `grace_s` is not a number of 0 or more.
         """
         check_seconds("A preemption's grace", grace_s)
         found = self._targets(task_id)
@@ -58,12 +63,16 @@ class Control(StateReader):
         return [container.task_id for container in found]
 
     def kill(self, task_id: str | None = None) -> list[str]:
-        """Kill a container as a crash would; its inputs fail, or are retried by their policy.
+        """Kill a container, as a crash would; its inputs fail, or are retried.
 
-        Without a task id, every container that runs an input is killed. Returns task ids.
+        Args:
+            task_id: The container; by default all that run an input.
+
+        Returns:
+            The task ids of the killed containers.
 
         Raises:
-            ContainerNotFoundError: when there is no such container.
+            ContainerNotFoundError: If there is no such container.
         """
         found = self._targets(task_id)
         for container in found:
@@ -71,68 +80,70 @@ class Control(StateReader):
         return [container.task_id for container in found]
 
     def preempt_input(self, nth: int = 1, *, after_s: float = 0.0, grace_s: float = 30.0) -> None:
-        """Preempt the container that gets the n-th input from now, some time after it did."""
-        self._faults.disturb_input(InputFault("preempt", nth, after_s, grace_s))
+        """Preempt the container that gets the n-th input from now on, `after_s` later."""
+        self._faults.add_input_fault(InputFault("preempt", nth, after_s, grace_s))
 
     def kill_input(self, nth: int = 1, *, after_s: float = 0.0) -> None:
-        """Kill the container that gets the n-th input from now, some time after it did."""
-        self._faults.disturb_input(InputFault("kill", nth, after_s))
+        """Kill the container that gets the n-th input from now on, `after_s` later."""
+        self._faults.add_input_fault(InputFault("kill", nth, after_s))
 
     def delay_starts(self, seconds: float) -> None:
-        """Let every container start that much later; 0 ends it.
+        """Delay the start of every container; 0 ends this fault.
 
         Raises:
-            ValueError: for a time that is not a number of 0 or more.
+            ValueError: If the time is not a number of 0 or more.
         """
         self._faults.start_delay_s = check_seconds("The delay of a start", seconds)
 
     def fail_rpc(self, name: str, *, nth: int = 1, status: str = "UNAVAILABLE") -> None:
-        """Fail the n-th call of an RPC from now with a gRPC status.
+        """Fail the n-th call of an RPC from now on, with a gRPC status.
 
         Raises:
-            ValueError: for an unknown RPC or status.
+            ValueError: If there is no such RPC or status.
         """
         _check_rpc(name)
         self._faults.fail_rpc(RpcFault(name, nth, status))
 
     def delay_rpc(self, name: str, seconds: float) -> None:
-        """Let every call of an RPC take so much longer; 0 ends it.
+        """Delay every call of an RPC; 0 ends this fault.
 
         Raises:
-            ValueError: for an unknown RPC, or a time that is not a number of 0 or more.
+            ValueError: If there is no such RPC, or the time is not a number of 0 or more.
         """
         _check_rpc(name)
         self._faults.delay_rpc(name, seconds)
 
     def fail_image_builds(self, message: str | None) -> None:
-        """Let every image build fail with a message; None ends it."""
+        """Fail every image build with a message; None ends this fault."""
         self._faults.image_build_error = message
 
     def limit_gpu(self, name: str, count: int | None) -> None:
-        """Set how many GPUs of a type exist; 0 is out of capacity, None is without limit."""
+        """Set how many GPUs of a type there are; None is without limit.
+
+        Raises:
+            UnknownGpuError: If Modal does not offer the type.
+            ValueError: If the count is not a whole number of 0 or more.
+        """
         self._faults.limit_gpu(name, count)
         self._autoscaler.scale_all()
 
     def limit_volume(
         self, name: str, *, max_bytes: int | None = None, max_files: int | None = None
     ) -> None:
-        """Let a volume be full beyond a size or a number of files, in containers started later.
-
-        The volume need not exist yet.
+        """Limit the size of a volume, which need not exist yet, in containers that start later.
 
         Raises:
-            ValueError: for a limit that is not a whole number of 0 or more, or a name that is no
-                text.
+            ValueError: If a limit is not a whole number of 0 or more, or the name no string.
         """
         if not isinstance(name, str):
-            raise ValueError(f"A volume's name is a text, not {name!r}.")
+            raise ValueError(f"A volume's name is a string, not {name!r}.")
         for argument, limit in (("max_bytes", max_bytes), ("max_files", max_files)):
             if limit is not None:
                 check_whole_number(f"A volume's {argument}", limit)
         self._volumes.set_limit(name, VolumeLimit(max_bytes, max_files))
 
     def clear_faults(self) -> None:
-        """End every fault that is armed or lasts."""
+        """End all faults."""
         self._faults.clear()
         self._volumes.clear_limits()
         self._autoscaler.scale_all()

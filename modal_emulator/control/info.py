@@ -1,4 +1,4 @@
-"""What the server knows about functions, calls, containers and apps, as data for tests."""
+"""What `Emulator.functions()`, `calls()`, `containers()` and `apps()` return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VolumeUse:
 
 @dataclass(frozen=True)
 class SecretUse:
-    """A secret as a function uses it; values stay in the server."""
+    """A secret as a function uses it, without its values."""
 
     name: str
     secret_id: str
@@ -28,8 +28,8 @@ class SecretUse:
 class FunctionInfo:
     """A function or a variant of one, as the server received it.
 
-    `gpus` is ranked and spelled as Modal does (`H100:2`); `cpu` in cores and `memory_mb` in MiB are
-    the request and the limit, None when not asked for; a variant has a `base_function_id`.
+    `gpus` are in the order of preference, such as `H100:2`. `cpu` (in cores) and `memory_mb` (in
+    MiB) are the request and the limit, or None. A variant has a `base_function_id`.
     """
 
     function_id: str
@@ -63,9 +63,9 @@ class FunctionInfo:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """One input of a call; `status` is empty while it waits or runs.
+    """An input of a call; `status` is empty while it waits or runs.
 
-    `attempts` counts what its retries allow; `starts` also counts reruns after a preemption.
+    `attempts` counts retries, `starts` also reruns after a preemption.
     """
 
     input_id: str
@@ -93,7 +93,7 @@ class CallInfo:
 
 @dataclass(frozen=True)
 class ContainerInfo:
-    """A container, running or ended; `gpu` is what it was given."""
+    """A container, running or ended; `gpu` is the type of GPU that it has."""
 
     task_id: str
     function_id: str
@@ -110,7 +110,7 @@ class ContainerInfo:
 
 @dataclass(frozen=True)
 class AppInfo:
-    """An app; `state` is Modal's name for it in lower case, such as `deployed`."""
+    """An app; `state` is Modal's name of the state in lower case, such as `deployed`."""
 
     app_id: str
     name: str

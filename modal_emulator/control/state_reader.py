@@ -1,4 +1,4 @@
-"""Reads what the server has: functions, calls, containers, apps, images and logs."""
+"""Reads the state of a server: functions, calls, containers, apps, images and logs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _pair(first: int, second: int, divisor: int) -> tuple[Any, Any] | None:
 
 @dataclass(frozen=True)
 class StateReader:
-    """Reads what the server has; used in the server's thread."""
+    """Reads the state of a server; used in the server's thread."""
 
     _functions: Functions
     _apps: Apps
@@ -58,7 +58,7 @@ class StateReader:
         ]
 
     def _function(self, record: FunctionRecord) -> FunctionInfo:
-        data = self._functions.live_data(record)
+        data = self._functions.current_data(record)
         ranked = [entry.function for entry in data.ranked_functions]
         function = ranked[0]
         settings, resources = function.autoscaler_settings, function.resources
@@ -141,7 +141,7 @@ class StateReader:
         )
 
     def containers(self) -> list[ContainerInfo]:
-        """Return every container since the server started, ended ones first."""
+        """Return all containers since the start of the server, ended ones first."""
         ended = [self._container(each, "ended") for each in self._pools.ended]
         running = []
         for each in self._pools.containers():
@@ -166,7 +166,7 @@ class StateReader:
         )
 
     def apps(self) -> list[AppInfo]:
-        """Return every app, oldest first."""
+        """Return all apps, oldest first."""
         return [
             AppInfo(
                 app_id=app.app_id,
@@ -183,9 +183,9 @@ class StateReader:
         ]
 
     def images(self) -> list[ImageRecord]:
-        """Return every image, oldest first."""
+        """Return all images, oldest first."""
         return self._images.all()
 
     def logs(self, app_id: str) -> list[LogLine]:
-        """Return the log lines of an app in order."""
+        """Return the log lines of an app, oldest first."""
         return list(self._logs.of(app_id))

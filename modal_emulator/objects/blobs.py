@@ -16,7 +16,7 @@ from modal_emulator.rpc.received_file import receive_file
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import new_id
 
-# On Modal too, results of calls expire after 7 days.
+# as on Modal, where results of calls expire after 7 days
 BLOB_LIFETIME_S = 7 * 24 * 3600.0
 _BLOB_ID = re.compile(r"bl-[a-zA-Z0-9]{22}")
 
@@ -33,7 +33,7 @@ class BlobStore:
         self._delete_expired()
 
     async def BlobCreate(self, request: Message) -> Message:
-        """Say where to upload a blob: one PUT, whatever its size."""
+        """Return the URL to upload a blob to, with one PUT whatever its size."""
         blob_id = new_id("bl")
         digest = base64.b64decode(request.content_sha256_base64).hex()
         url = self._http.signed_url(f"/blobs/{blob_id}", sha256=digest)
@@ -42,7 +42,7 @@ class BlobStore:
         )
 
     async def BlobGet(self, request: Message) -> Message:
-        """Say where to download a blob."""
+        """Return the URL to download a blob from."""
         self.path(request.blob_id)
         url = self._http.signed_url(f"/blobs/{request.blob_id}")
         return api_pb2.BlobGetResponse(download_url=url)
@@ -57,11 +57,19 @@ class BlobStore:
         return blob_id
 
     def read(self, blob_id: str) -> bytes:
-        """Return the content of a blob; NOT_FOUND if it was never stored or has expired."""
+        """Return the content of a blob.
+
+        Raises:
+            GRPCError: If it was never uploaded or has expired (NOT_FOUND).
+        """
         return self.path(blob_id).read_bytes()
 
     def path(self, blob_id: str) -> Path:
-        """Return the file of a blob; NOT_FOUND if it was never stored or has expired."""
+        """Return the file of a blob.
+
+        Raises:
+            GRPCError: If it was never uploaded or has expired (NOT_FOUND).
+        """
         path = self._folder / blob_id
         if not _BLOB_ID.fullmatch(blob_id) or not path.is_file():
             message = f"Blob '{blob_id}' not found: it was never uploaded, or has expired"

@@ -1,4 +1,4 @@
-"""modal.Dict: keys and values that are shared between containers and clients."""
+"""modal.Dict: keys and values that containers and clients share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DictService:
         self._db = open_sqlite(folder / "entries.sqlite", _SCHEMA)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         self._db.close()
 
     async def DictGetOrCreate(self, request: Message) -> Message:
@@ -49,7 +49,7 @@ class DictService:
         return api_pb2.DictGetByIdResponse(dict_id=found.object_id, metadata=_metadata(found))
 
     async def DictHeartbeat(self, request: Message) -> Message:
-        """Keep an ephemeral dict."""
+        """Extend the lifetime of an ephemeral dict."""
         self._objects.heartbeat(request.dict_id)
         return Empty()
 
@@ -83,7 +83,7 @@ class DictService:
         return api_pb2.DictGetResponse(found=value is not None, value=value)
 
     async def DictContains(self, request: Message) -> Message:
-        """Say whether there is an entry."""
+        """Return whether there is an entry."""
         found = self._value(request) is not None
         return api_pb2.DictContainsResponse(found=found)
 
@@ -102,7 +102,7 @@ class DictService:
         return api_pb2.DictLenResponse(len=length)
 
     async def DictUpdate(self, request: Message) -> Message:
-        """Set entries, or only the ones that don't exist."""
+        """Set entries, all or only those whose key is new."""
         self._objects.get(request.dict_id)
         created = True
         if request.if_not_exists:
@@ -112,7 +112,7 @@ class DictService:
         return api_pb2.DictUpdateResponse(created=created)
 
     async def DictContents(self, request: Message) -> AsyncIterator[Message]:
-        """Stream keys, values or both."""
+        """Yield keys, values or both."""
         self._objects.get(request.dict_id)
         select = "select key, value from entries where dict_id = ? order by rowid"
         for key, value in self._db.execute(select, (request.dict_id,)).fetchall():

@@ -1,4 +1,4 @@
-"""Environments, the workspace and the handshake of a client."""
+"""Environments, the workspace, tokens and the first call of a client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EnvironmentService:
         """Return the environment's name, the default one for an empty name.
 
         Raises:
-            GRPCError: NOT_FOUND when there is no such environment.
+            GRPCError: If there is no such environment (NOT_FOUND).
         """
         if not name:
             return DEFAULT_ENVIRONMENT
@@ -108,7 +108,7 @@ class EnvironmentService:
         )
 
     async def AuthTokenGet(self, _request: Message) -> Message:
-        """Answer with an unsigned JWT: the client only reads when it expires."""
+        """Return a token without a signature: the client reads only when it expires."""
         parts = [{"alg": "none"}, {"exp": int(time.time()) + 3600}]
         encoded = [base64.urlsafe_b64encode(json.dumps(p).encode()).decode() for p in parts]
         return api_pb2.AuthTokenGetResponse(token=".".join([*encoded, ""]))

@@ -1,4 +1,4 @@
-"""Images: validated and recorded, never built; containers run in this Python environment."""
+"""Images: checked and recorded, not built; containers run in this Python environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REQUIREMENTS_OPTIONS = {"-r", "--requirement", "--requirements"}
 
 @dataclass(frozen=True)
 class BuildFunction:
-    """A function that `Image.run_function` would run while building."""
+    """A function of `Image.run_function`, which Modal runs during the build."""
 
     function_id: str
     definition: str
@@ -38,7 +38,7 @@ class BuildFunction:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image as the client described it, with what its base images brought."""
+    """An image as the client describes it, including its base images."""
 
     image_id: str
     commands: tuple[str, ...] = ()
@@ -55,12 +55,12 @@ class ImageRecord:
     secret_ids: tuple[str, ...] = ()
 
 
-def _words(text: str) -> list[str]:
-    """Split as a shell does; text with an open quote, as part of a command, at its spaces."""
+def _words(command: str) -> list[str]:
+    """Split as a shell does, or at the spaces if a quote is not closed."""
     try:
-        return shlex.split(text)
+        return shlex.split(command)
     except ValueError:
-        return text.split()
+        return command.split()
 
 
 def _expand(value: str, env: dict[str, str]) -> str:
@@ -69,28 +69,28 @@ def _expand(value: str, env: dict[str, str]) -> str:
 
 def _env_of(command: str, env: dict[str, str]) -> dict[str, str]:
     """Parse `ENV A=1 B='x y'` and the old `ENV A 1`."""
-    text = command[len("ENV ") :].strip()
-    name, _, rest = text.partition(" ")
+    assignments = command[len("ENV ") :].strip()
+    name, _, rest = assignments.partition(" ")
     if "=" not in name:
         return {name: _expand(rest.strip(), env)}
     found = {}
-    # Single quotes keep $NAME as it is, as in a Dockerfile.
-    literal = "'" in text
-    for word in _words(text):
+    # as in a Dockerfile, single quotes keep $NAME as it is
+    literal = "'" in assignments
+    for word in _words(assignments):
         key, _, value = word.partition("=")
         found[key] = value if literal else _expand(value, env)
     return found
 
 
 def _packages_of(command: str, files: dict[str, str]) -> list[str]:
-    """Return the requirements that a `RUN … pip install …` names, or that its files hold.
+    """Return the requirements of a `RUN … pip install …`, those in requirements files included.
 
     Args:
         command: The command.
-        files: The text of each file that was copied into the image, by its path there.
+        files: Path in the image -> content, for each file that was copied into the image.
     """
     packages = []
-    # what $(…) stands for is known when the image is built only; none is a package
+    # the value of $(…) is known only when an image is built, and is never a package
     for part in re.split(r"&&|;", re.sub(r"\$\([^)]*\)", "$", command.removeprefix("RUN "))):
         if not _INSTALL.search(part):
             continue
@@ -105,9 +105,9 @@ def _packages_of(command: str, files: dict[str, str]) -> list[str]:
     return packages
 
 
-def _requirements_in(text: str) -> list[str]:
+def _requirements_in(content: str) -> list[str]:
     """Return the requirements of a requirements file, without its options and comments."""
-    lines = (re.split(r"(?:^|\s)#", line)[0].strip() for line in text.splitlines())
+    lines = (re.split(r"(?:^|\s)#", line)[0].strip() for line in content.splitlines())
     return [line for line in lines if line and not line.startswith("-")]
 
 
@@ -124,7 +124,7 @@ def _apt_packages_of(command: str) -> list[str]:
 def describe_image(
     image_id: str, image: Any, bases: list[ImageRecord], build_function_id: str
 ) -> ImageRecord:
-    """Return the record of an `Image` message on top of its base images."""
+    """Return the record of an `Image` message, which its base images are part of."""
     first = bases[0] if bases else ImageRecord(image_id="")
     env, workdir, base = dict(first.env), first.workdir, first.base
     python_version = first.python_version
@@ -172,13 +172,13 @@ def describe_image(
 
 
 def bases_first(requests: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the ids of images so that each comes after those it is built on.
+    """Yield the ids of images, each after its base images.
 
-    State folders of earlier versions hold an image that was asked for again after its children.
+    In state folders of earlier versions, an image can be stored after those that are based on it.
     """
     placed: set[str] = set()
     for image_id in requests:
-        # Chains of layers are long: no recursion.
+        # no recursion, because chains of layers are long
         above = [image_id]
         while above:
             missing = [
@@ -217,7 +217,7 @@ class ImageService:
         """Return an image.
 
         Raises:
-            GRPCError: NOT_FOUND when there is none.
+            GRPCError: If there is none (NOT_FOUND).
         """
         if image_id not in self._records:
             raise GRPCError(Status.NOT_FOUND, f"Image '{image_id}' not found")

@@ -1,4 +1,4 @@
-"""The files that an app ships with its functions, frozen when they are sent."""
+"""Mounts: the source files that an app uploads with its functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOUNT_ID = re.compile(r"mo-[a-zA-Z0-9]{22}")
 
 @dataclass(frozen=True)
 class MountedFile:
-    """One shipped file: where containers find it, what it holds, and its permissions."""
+    """A file of a mount: its path in containers, its content and its permissions."""
 
     remote_path: str
     sha256_hex: str
@@ -41,26 +41,34 @@ class ContentStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256_hex: str) -> Path:
-        """Return where a content stands, or would stand."""
+        """Return the file for a content, which need not exist.
+
+        Raises:
+            GRPCError: If `sha256_hex` is no SHA-256 (INVALID_ARGUMENT).
+        """
         if not _SHA256_HEX.fullmatch(sha256_hex):
             message = f"'{sha256_hex}' is not a SHA-256 in 64 hexadecimal digits"
             raise GRPCError(Status.INVALID_ARGUMENT, message)
         return self._folder / sha256_hex[:2] / sha256_hex
 
     def put(self, sha256_hex: str, data: bytes) -> None:
-        """Store a content that came inline."""
+        """Store a content that is part of a request."""
         actual = hashlib.sha256(data).hexdigest()
         self._store(sha256_hex, actual, lambda incoming: incoming.write_bytes(data))
 
     def put_blob(self, sha256_hex: str, blob_id: str) -> None:
-        """Store a content that was uploaded as a blob."""
+        """Store the content of a blob."""
         blob = self._blobs.path(blob_id)
         with blob.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         self._store(sha256_hex, actual, lambda incoming: incoming.hardlink_to(blob))
 
     def copy_to(self, sha256_hex: str, destination: Path, mode: int) -> None:
-        """Write a content to a file of its own."""
+        """Copy a content to a file.
+
+        Raises:
+            GRPCError: If it was never uploaded (FAILED_PRECONDITION).
+        """
         source = self.path(sha256_hex)
         if not source.is_file():
             message = f"The content of '{destination.name}' was never uploaded"
@@ -80,7 +88,7 @@ class ContentStore:
 
 
 class MountService:
-    """Answers the Mount RPCs and gives containers their copy of shipped files."""
+    """Answers the Mount RPCs and copies the files of mounts for containers."""
 
     def __init__(self, state_dir: Path, blobs: BlobStore) -> None:
         self.contents = ContentStore(state_dir / "mounts" / "contents", blobs)
@@ -90,12 +98,12 @@ class MountService:
         self._files: dict[str, list[MountedFile]] = {}
 
     async def MountBatchedCheckExistence(self, request: Message) -> Message:
-        """Say which contents have to be uploaded."""
+        """Return which contents have to be uploaded."""
         missing = [each for each in request.sha256_hex_hashes if not self._has(each)]
         return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
 
     async def MountPutFile(self, request: Message) -> Message:
-        """Store a content, or say whether it is stored already."""
+        """Store a content if the request has one; return whether it is stored."""
         kind = request.WhichOneof("data_oneof")
         if kind == "data":
             self.contents.put(request.sha256_hex, request.data)
@@ -119,18 +127,22 @@ class MountService:
         )
 
     def require(self, mount_id: str) -> None:
-        """Refuse an unknown mount with NOT_FOUND."""
+        """Check that there is such a mount.
+
+        Raises:
+            GRPCError: If there is none (NOT_FOUND).
+        """
         self.files([mount_id])
 
     def files(self, mount_ids: Iterable[str]) -> list[MountedFile]:
-        """Return the files of several mounts; a later mount wins over an earlier one."""
+        """Return the files of several mounts; for the same path, that of the last one."""
         found: dict[str, MountedFile] = {}
         for mount_id in mount_ids:
             found.update((each.remote_path, each) for each in self._load(mount_id))
         return list(found.values())
 
-    def materialise(self, mount_ids: Iterable[str], into: Path) -> None:
-        """Copy the files of mounts below a folder, at their remote paths."""
+    def copy_files(self, mount_ids: Iterable[str], into: Path) -> None:
+        """Copy the files of mounts to their paths below a folder."""
         for each in self.files(mount_ids):
             destination = into / each.remote_path.lstrip("/")
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +163,7 @@ class MountService:
 
     def _create(self, files: list[MountedFile]) -> str:
         files = sorted(files, key=lambda each: each.remote_path)
-        # an id by content, so that the second run of an app adds nothing to the state folder
+        # the same content has the same id, so that running an app again adds nothing to the folder
         mount_id = content_id("mo", *(repr(each).encode() for each in files))
         path = self._folder / f"{mount_id}.json"
         if not path.exists():
@@ -172,8 +184,8 @@ class MountService:
         if key in self._names:
             return self._names[key]
         if request.namespace == api_pb2.DEPLOYMENT_NAMESPACE_GLOBAL:
-            # Modal's own: its client, its dependencies and standalone Pythons, all of which
-            # a container of the emulator has from this machine's installation.
+            # one of Modal's own, with its client, dependencies or a Python: in the emulator,
+            # containers use those that are installed on this machine
             return self._create([])
         message = f"Mount '{request.deployment_name}' not found"
         raise GRPCError(Status.NOT_FOUND, message)

@@ -1,4 +1,4 @@
-"""The volumes, secrets, dicts or queues of a server: by name, by id, or anonymous."""
+"""Names, ids and lifetimes of volumes, secrets, dicts and queues."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from modal_emulator.objects.environments import DEFAULT_ENVIRONMENT
 from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.json_file import read_json, write_json
 
-# The client of an ephemeral object sends a heartbeat every 300 s.
+# the client of an ephemeral object sends a heartbeat every 300 s
 EPHEMERAL_LIFETIME_S = 900.0
 
 
 @dataclass(frozen=True)
 class NamedObject:
-    """One object; `name` is empty for an anonymous one, `expires_at` is 0 for a lasting one."""
+    """One object; `name` is empty if it has none, `expires_at` is 0 unless it is ephemeral."""
 
     object_id: str
     name: str
@@ -32,12 +32,12 @@ class NamedObject:
     version: int = 0
 
     def creation_info(self) -> Any:
-        """Return when and by whom it was created, as the client's `info()` shows it."""
+        """Return the time and author of its creation, which the client's `info()` returns."""
         return api_pb2.CreationInfo(created_at=self.created_at, created_by="local")
 
 
 class NamedObjects:
-    """All objects of one kind, kept in one JSON file; may be used from several threads."""
+    """All objects of one kind, stored in a JSON file; thread-safe."""
 
     def __init__(self, index: Path, *, prefix: str, noun: str) -> None:
         self._index = index
@@ -50,7 +50,12 @@ class NamedObjects:
     def get_or_create(
         self, name: str, environment: str, creation_type: int, *, version: int = 0
     ) -> tuple[NamedObject, bool]:
-        """Return the object that a GetOrCreate request asks for, and whether it is new."""
+        """Return the object of a GetOrCreate request, and whether it is new.
+
+        Raises:
+            GRPCError: If the name is invalid (INVALID_ARGUMENT), or, depending on
+                `creation_type`, exists already (ALREADY_EXISTS) or doesn't exist (NOT_FOUND).
+        """
         environment = environment or DEFAULT_ENVIRONMENT
         if creation_type == api_pb2.OBJECT_CREATION_TYPE_EPHEMERAL:
             expires_at = time.time() + EPHEMERAL_LIFETIME_S
@@ -71,7 +76,11 @@ class NamedObjects:
             return self._add(name, environment, version), True
 
     def get(self, object_id: str) -> NamedObject:
-        """Return the object with this id; NOT_FOUND if there is none."""
+        """Return the object with this id.
+
+        Raises:
+            GRPCError: If there is none (NOT_FOUND).
+        """
         try:
             return self._objects[object_id]
         except KeyError:
@@ -79,7 +88,7 @@ class NamedObjects:
             raise GRPCError(Status.NOT_FOUND, message) from None
 
     def page(self, environment: str, pagination: Any) -> list[NamedObject]:
-        """Return the named objects of an environment, newest first, as far as the page goes."""
+        """Return one page of the named objects of an environment, newest first."""
         environment = environment or DEFAULT_ENVIRONMENT
         before = pagination.created_before or float("inf")
         found = [
@@ -91,7 +100,12 @@ class NamedObjects:
         return found[: pagination.max_objects or None]
 
     def rename(self, object_id: str, name: str) -> None:
-        """Give a named object another name that nothing else has."""
+        """Rename an object.
+
+        Raises:
+            GRPCError: If there is none with this id (NOT_FOUND), the name is invalid
+                (INVALID_ARGUMENT) or another object has it (ALREADY_EXISTS).
+        """
         self._check_name(name)
         with self._lock:
             renamed = self.get(object_id)
@@ -102,23 +116,27 @@ class NamedObjects:
             self._save()
 
     def delete(self, object_id: str) -> None:
-        """Forget an object; NOT_FOUND if there is none with this id."""
+        """Delete an object from the list.
+
+        Raises:
+            GRPCError: If there is none with this id (NOT_FOUND).
+        """
         with self._lock:
             self.get(object_id)
             del self._objects[object_id]
             self._save()
 
     def heartbeat(self, object_id: str) -> None:
-        """Keep an ephemeral object alive."""
+        """Extend the lifetime of an ephemeral object."""
         with self._lock:
-            beating = self.get(object_id)
-            if beating.expires_at:
+            found = self.get(object_id)
+            if found.expires_at:
                 expires_at = time.time() + EPHEMERAL_LIFETIME_S
-                self._objects[object_id] = replace(beating, expires_at=expires_at)
+                self._objects[object_id] = replace(found, expires_at=expires_at)
                 self._save()
 
     def expired(self) -> list[NamedObject]:
-        """Return the ephemeral objects whose client has gone."""
+        """Return the ephemeral objects whose client sends no heartbeats any more."""
         now = time.time()
         return [each for each in self._all() if 0 < each.expires_at < now]
 

@@ -1,4 +1,4 @@
-"""modal.Queue: first in, first out, between containers and clients, in partitions."""
+"""modal.Queue: items in partitions, first in, first out, that containers and clients share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 
-# Modal's documented limits.
+# as documented by Modal
 MAX_ITEMS_PER_PARTITION = 5_000
 MAX_ITEM_BYTES = 1024 * 1024
 
@@ -39,7 +39,7 @@ class QueueService:
         self._puts: defaultdict[str, Notifier] = defaultdict(Notifier)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         self._db.close()
 
     async def QueueGetOrCreate(self, request: Message) -> Message:
@@ -57,7 +57,7 @@ class QueueService:
         return api_pb2.QueueGetByIdResponse(queue_id=found.object_id, metadata=_metadata(found))
 
     async def QueueHeartbeat(self, request: Message) -> Message:
-        """Keep an ephemeral queue."""
+        """Extend the lifetime of an ephemeral queue."""
         self._objects.heartbeat(request.queue_id)
         return Empty()
 
@@ -98,7 +98,7 @@ class QueueService:
         return api_pb2.QueueLenResponse(len=self._count(where, values))
 
     async def QueuePut(self, request: Message) -> Message:
-        """Append items to a partition; RESOURCE_EXHAUSTED when it is full."""
+        """Append items to a partition."""
         self._objects.get(request.queue_id)
         if any(len(value) > MAX_ITEM_BYTES for value in request.values):
             message = f"An item of a Queue can have {MAX_ITEM_BYTES} bytes at most"
@@ -111,7 +111,7 @@ class QueueService:
         insert = "insert into items (queue_id, partition, value, expires_at) values (?, ?, ?, ?)"
         rows = [(*values, value, expires_at) for value in request.values]
         with transaction(self._db):
-            # the lifetime is the partition's: each put starts it anew for all of its items
+            # a put restarts the lifetime of the whole partition
             update = f"update items set expires_at = ? where {where}"
             self._db.execute(update, (expires_at, *values))
             self._db.executemany(insert, rows)
@@ -119,7 +119,7 @@ class QueueService:
         return Empty()
 
     async def QueueGet(self, request: Message) -> Message:
-        """Take items from a partition, waiting for the first one as long as the client asks."""
+        """Remove and return items of a partition, after waiting for the first one if need be."""
         deadline = time.monotonic() + request.timeout
         taken = self._take(request)
         while not taken and await self._wait_for_put(request.queue_id, deadline):
@@ -127,7 +127,7 @@ class QueueService:
         return api_pb2.QueueGetResponse(values=taken)
 
     async def QueueNextItems(self, request: Message) -> Message:
-        """Read the items after a given one without taking them."""
+        """Return the items after a given one without removing them."""
         deadline = time.monotonic() + request.item_poll_timeout
         items = self._items_after(request)
         while not items and await self._wait_for_put(request.queue_id, deadline):
@@ -175,7 +175,7 @@ class QueueService:
     def _delete(self, queue_id: str) -> None:
         self._objects.delete(queue_id)
         self._db.execute("delete from items where queue_id = ?", (queue_id,))
-        # whoever waits for an item learns that there is no queue
+        # wakes the RPCs that wait for an item, which then fail because there is no such queue
         self._puts.pop(queue_id, Notifier()).notify()
 
 

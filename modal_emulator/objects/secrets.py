@@ -1,4 +1,4 @@
-"""Secrets: environment variables that containers get and nobody else sees."""
+"""Secrets: environment variables of containers, which no reply to a client contains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modal_emulator.storage.json_file import read_json, write_json
 
 
 class SecretService:
-    """Answers the Secret RPCs; each secret's values are one file that only its owner can read."""
+    """Answers the Secret RPCs; each secret is a file that only its owner can read."""
 
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "secrets"
@@ -42,12 +42,12 @@ class SecretService:
         )
 
     async def SecretGetInfo(self, request: Message) -> Message:
-        """Tell a secret's name and keys."""
+        """Return the name and the keys of a secret."""
         metadata = self.metadata(request.secret_id)
         return api_pb2.SecretGetInfoResponse(metadata=metadata)
 
     async def SecretUpdate(self, request: Message) -> Message:
-        """Add, change or (without a value) remove keys."""
+        """Add and change keys, and remove those without a value."""
         secret = self._objects.get(request.secret_id)
         content = self._read(secret.object_id)
         for update in request.updates:
@@ -79,10 +79,12 @@ class SecretService:
         return Empty()
 
     def environment(self, secret_ids: Iterable[str]) -> dict[str, str]:
-        """Return the variables of several secrets, later ones winning, and note their use.
+        """Return the variables of several secrets and record their use.
+
+        Of a variable that several secrets have, the last one counts.
 
         Raises:
-            GRPCError: NOT_FOUND when a secret doesn't exist (any more).
+            GRPCError: If there is no such secret, perhaps not any more (NOT_FOUND).
         """
         environment: dict[str, str] = {}
         for secret_id in secret_ids:
@@ -94,7 +96,11 @@ class SecretService:
         return environment
 
     def require(self, secret_id: str) -> None:
-        """Refuse an unknown secret with NOT_FOUND."""
+        """Check that there is such a secret.
+
+        Raises:
+            GRPCError: If there is none (NOT_FOUND).
+        """
         self._objects.get(secret_id)
 
     def metadata(self, secret_id: str) -> Any:
@@ -106,7 +112,7 @@ class SecretService:
             creation_info=secret.creation_info(),
             keys=sorted(content["values"]),
             environment_name=secret.environment,
-            # since modal 1.6.3
+            # new in modal 1.6.3
             **known_fields(api_pb2.SecretMetadata, last_used_at=content["last_used_at"]),
         )
 

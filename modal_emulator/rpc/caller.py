@@ -1,4 +1,4 @@
-"""Who is calling the RPC that runs now: a client, or which container."""
+"""The caller of the current RPC: a client or a container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Caller:
-    """The connection that an RPC came in on; `task_id` is None for a client."""
+    """The caller of an RPC; `task_id` is the container's id, and None for a client."""
 
     connection_id: int
     task_id: str | None = None

@@ -1,7 +1,7 @@
-"""GPU names and counts that Modal offers, checked when a function is created.
+"""GPU types and counts that Modal offers, from https://modal.com/docs/guide/gpu (October 2026).
 
-Source: https://modal.com/docs/guide/gpu (October 2026). The `modal` client checks no names, and
-the service refuses an unknown one only when the app starts; the emulator refuses it at once.
+The `modal` client accepts any name, and the service refuses an unknown one when the app starts;
+the emulator refuses it when the function is created.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ MAX_COUNT: dict[str, int] = {
     "B200+": 8,
 }
 
-# What a name runs on: capacity and the allocated type are counted under these.
+# name in a request -> type of the GPU that is allocated
 _DEVICE = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
 
 
 class UnknownGpuError(ValueError):
-    """Raised for a GPU name or count that Modal does not offer."""
+    """Raised when Modal does not offer a GPU type, or not that many."""
 
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """A GPU as a function asked for it."""
+    """A GPU type and count as a function requests it."""
 
     name: str
     count: int
 
     @property
     def device(self) -> str:
-        """The type that is allocated, such as `A100-40GB` for `A100`."""
+        """The type of the GPU that is allocated, such as `A100-40GB` for `A100`."""
         return device_of(self.name)
 
     @property
     def in_words(self) -> str:
-        """The request inside a sentence, such as `an H100` or `2 T4`."""
+        """The request as part of a sentence, such as `an H100` or `2 T4`."""
         if self.count > 1:
             return f"{self.count} {self.name}"
-        # how the letters are said, not written
+        # the names are spelled out: an "aitch" hundred
         return f"an {self.name}" if self.name[0] in "AHLR" else f"a {self.name}"
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class GpuRequest:
 
 
 def device_of(name: str) -> str:
-    """Return the device that a GPU name stands for."""
+    """Return the type of the GPU that is allocated for a name."""
     return _DEVICE.get(name, name)
 
 
@@ -67,7 +67,7 @@ def check_name(name: str) -> str:
     """Return the name in Modal's spelling.
 
     Raises:
-        UnknownGpuError: when Modal does not offer it.
+        UnknownGpuError: If Modal does not offer it.
     """
     known = str(name).upper()
     if known in MAX_COUNT:
@@ -80,10 +80,10 @@ def check_name(name: str) -> str:
 
 
 def requested_gpu(gpu_config: Any) -> GpuRequest | None:
-    """Return what a `GPUConfig` message asks for, or None for no GPU.
+    """Return what a `GPUConfig` message requests, or None if it requests no GPU.
 
     Raises:
-        UnknownGpuError: when the name or the count is not offered.
+        UnknownGpuError: If Modal does not offer the type, or not that many.
     """
     if not gpu_config.gpu_type and not gpu_config.count:
         return None

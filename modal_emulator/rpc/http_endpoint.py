@@ -1,4 +1,4 @@
-"""The HTTP side of the server: where the client puts and gets what is too large for gRPC."""
+"""The HTTP server, through which the client transfers what is too large for gRPC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp import web
 
 
 class HttpEndpoint:
-    """One loopback HTTP server whose URLs can't be guessed."""
+    """An HTTP server whose URLs carry a signature, so that they can't be guessed."""
 
     def __init__(self) -> None:
         self.app = web.Application()
@@ -21,11 +21,11 @@ class HttpEndpoint:
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes a free one."""
+        """Listen on a port, or on a free one if it is 0."""
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         listener = socket.create_server((host, port), backlog=512)
-        # without it each small reply waits for the client's delayed acknowledgement
+        # without this, each small reply waits for the client's delayed acknowledgement
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await web.SockSite(self._runner, listener).start()
         self.url = f"http://{host}:{listener.getsockname()[1]}"
@@ -37,13 +37,13 @@ class HttpEndpoint:
             self._runner = None
 
     def signed_url(self, path: str, **query: str | int) -> str:
-        """Return the URL of a path; only this server can make one."""
+        """Return the URL of a path, with a signature that only this server can make."""
         parameters = {name: str(value) for name, value in query.items()}
         parameters["signature"] = self._signature(path, parameters)
         return f"{self.url}{quote(path)}?{urlencode(parameters)}"
 
     def require_signature(self, request: web.Request) -> None:
-        """Refuse a request whose URL was not made by `signed_url` of this server."""
+        """Refuse a request unless its URL comes from `signed_url`."""
         parameters = dict(request.query)
         signature = parameters.pop("signature", "")
         if not hmac.compare_digest(signature, self._signature(request.path, parameters)):

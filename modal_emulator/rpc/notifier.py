@@ -1,4 +1,4 @@
-"""A wake-up call for everyone who waits for something to change."""
+"""Wakes coroutines that wait for a change."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 
 
 class Notifier:
-    """Lets any number of coroutines wait for the next `notify()`."""
+    """A condition that any number of coroutines can wait for."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """Wake every waiter."""
+        """Wake every coroutine that waits."""
         self._event.set()
         self._event = asyncio.Event()
 
     async def wait(self, timeout_s: float | None) -> None:
-        """Return at the next announcement, or after the timeout."""
+        """Wait for the next `notify()`, or until the timeout."""
         event = self._event
         try:
             async with asyncio.timeout(timeout_s):

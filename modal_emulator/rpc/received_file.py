@@ -1,4 +1,4 @@
-"""The body of an HTTP request, written to a file as it arrives."""
+"""Writes the body of an HTTP request to a file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aiohttp import web
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """Where a request body stands until `keep` moves it to its place, and its digests."""
+    """A temporary file with the body of a request, and its digests."""
 
     path: Path
     md5_hex: str
     sha256_hex: str
 
     def keep(self, destination: Path) -> None:
-        """Move the file to its place."""
+        """Move the file to its final place."""
         self.path.replace(destination)
 
     def discard(self) -> None:

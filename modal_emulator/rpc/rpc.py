@@ -1,4 +1,4 @@
-"""Composes the services into one gRPC servicer and guards every call."""
+"""Combines the services into one gRPC server, and checks every call."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from modal_emulator.rpc.versions import UnsupportedModalError, check_version
 
 log = logging.getLogger(__name__)
 
-# A message of the protocol, and a value of one of its enums.
+# a message of the protocol, and a value of one of its enums
 Message = Any
 EnumValue = Any
-# Answers a request with one reply (None: with none), or yields its replies.
+# returns the reply to a request, None if there is none, or yields several replies
 Method = Callable[[Message], Awaitable[Message] | AsyncGenerator[Message]]
 
-# The client retries CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and UNKNOWN.
-UNEXPECTED_ERROR = Status.ABORTED
+# not retried by the client, as CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and UNKNOWN are
+_UNEXPECTED_ERROR = Status.ABORTED
 
 
 class Guard:
-    """Runs around every RPC: token, version, environment, faults on demand, readable errors."""
+    """Runs around every RPC: checks of token, version and environment, faults, readable errors."""
 
     def __init__(
         self,
@@ -58,19 +58,19 @@ class Guard:
         await self._faults.before_rpc(name)
         try:
             request = await stream.recv_message()
-            # What a request names is looked up in its environment, so that is checked first.
+            # the names in a request are looked up in its environment, so that is checked first
             if "environment_name" in request.DESCRIPTOR.fields_by_name:
                 self._check_environment(request.environment_name)
             await _send_replies(method(request), stream)
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
             raise
         except Exception as e:
-            # The boundary: anything becomes an answer.
+            # any error becomes a reply
             log.exception("%s failed", name)
             raise GRPCError(
-                UNEXPECTED_ERROR,
+                _UNEXPECTED_ERROR,
                 f"The emulator failed in {name}: {type(e).__name__}: {e}. "
-                "This is an error of the emulator, not of your app; "
+                "This is an error in the emulator, not in your app; "
                 "the traceback is in the emulator's log.",
             ) from e
 
@@ -78,9 +78,9 @@ class Guard:
         if not hmac.compare_digest("\0".join(given).encode(), "\0".join(self._token).encode()):
             raise GRPCError(
                 Status.UNAUTHENTICATED,
-                "The emulator does not know this token. Each start of the emulator makes a new "
-                "one: use the MODAL_TOKEN_ID and MODAL_TOKEN_SECRET that it prints, or run the "
-                "command under `ml-experiments emulator run -- COMMAND`.",
+                "This is not the emulator's token. Each start of the emulator makes a new one: use "
+                "the MODAL_TOKEN_ID and MODAL_TOKEN_SECRET that it prints, or run the command "
+                "under `ml-experiments emulator run -- COMMAND`.",
             )
 
     def _check_client(self, client_version: str) -> None:
@@ -91,7 +91,7 @@ class Guard:
 
 
 def _caller(task_id: str | None, stream: Any) -> Caller:
-    # grpclib does not tell connections apart in its public interface.
+    # grpclib has no public identifier of a connection
     return Caller(
         id(stream._stream.connection),
         task_id,
@@ -110,7 +110,7 @@ async def _send_replies(answer: Awaitable[Message] | AsyncGenerator[Message], st
 
 
 def rpc_names() -> list[str]:
-    """Return the name of every RPC of the client."""
+    """Return the names of all RPCs of the modal client."""
     return [name for name in dir(ModalClientBase) if not name.startswith("_")]
 
 
@@ -130,7 +130,7 @@ def compose(services: Iterable[object]) -> dict[str, Method]:
     """Return the method that answers each RPC of the client, by RPC name.
 
     Raises:
-        TypeError: when two services answer the same RPC.
+        TypeError: If two services answer the same RPC.
     """
     methods: dict[str, Method] = {}
     owners: dict[str, str] = {}
@@ -149,7 +149,7 @@ def compose(services: Iterable[object]) -> dict[str, Method]:
 
 
 class Servicer:
-    """The RPCs as grpclib wants them, for clients or for one container."""
+    """The RPCs in the form that grpclib needs, for clients or for one container."""
 
     def __init__(self, methods: dict[str, Method], guard: Guard, task_id: str | None) -> None:
         self._methods = methods
@@ -167,17 +167,17 @@ class Servicer:
 
 @cache
 def _paths() -> list[tuple[str, str, Handler]]:
-    """Return path, RPC name and a handler without a function for every RPC."""
+    """Return the path, the name and a handler without a function for every RPC."""
     blank = type("Blank", (ModalClientBase,), dict.fromkeys(rpc_names()))()
     handlers = blank.__mapping__().items()
     return [(path, path.rpartition("/")[2], handler) for path, handler in handlers]
 
 
 class RpcServer(grpclib.server.Server):  # type: ignore[misc] # grpclib has no types
-    """A grpclib server that says when a connection is lost."""
+    """A grpclib server that reports when a connection is lost."""
 
     def __init__(self, servicer: Servicer, on_lost: Callable[[int], None] | None = None) -> None:
-        # The service's details codec is the one that the client decodes with.
+        # the client decodes the details of errors with the same codec
         super().__init__(
             [servicer],
             codec=grpclib.encoding.proto.ProtoCodec(),

@@ -1,39 +1,35 @@
-"""The range of `modal` versions whose protocol the emulator speaks."""
+"""The range of modal versions whose protocol the emulator implements."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
-LOWEST = (1, 6)
-BELOW = (1, 7)
+SUPPORTED_MINOR_VERSION = "1.6"
 RANGE = "modal>=1.6.0,<1.7"
 
 
 class UnsupportedModalError(RuntimeError):
-    """Raised when `modal` is a version that the emulator was not tested with."""
+    """Raised when the version of modal is outside the tested range."""
 
 
 def check_version(found: str, whose: str) -> None:
-    """Refuse a `modal` version outside the tested range.
+    """Refuse a modal version outside the tested range.
 
     Raises:
-        UnsupportedModalError: names the version, the tested range and the way out.
+        UnsupportedModalError: If it is outside the range.
     """
-    numbers = found.split(".")
-    if len(numbers) < 2 or not all(number.isdigit() for number in numbers[:2]):
-        supported = False
-    else:
-        supported = LOWEST <= (int(numbers[0]), int(numbers[1])) < BELOW
-    if not supported:
+    if not f"{found}.".startswith(f"{SUPPORTED_MINOR_VERSION}."):
         raise UnsupportedModalError(
-            f"{whose} modal {found}, but this emulator speaks the protocol of {RANGE} only. "
+            f"{whose} modal {found}, but this emulator supports {RANGE} only. "
             f'Install a tested version: pip install "{RANGE}"; '
-            "or a newer ml-experiments that knows your modal."
+            "or a newer ml-experiments that supports your modal."
         )
 
 
-def check_installed() -> str:
-    """Return the installed `modal` version after checking it."""
-    found = version("modal")
-    check_version(found, "This environment has")
-    return found
+def check_installed() -> None:
+    """Refuse an installed modal outside the tested range.
+
+    Raises:
+        UnsupportedModalError: If it is outside the range.
+    """
+    check_version(version("modal"), "This environment has")

@@ -1,4 +1,4 @@
-"""Which client an app belongs to, and what becomes of the app when the client goes."""
+"""The connections of the clients that run apps, and what happens to the apps when they end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class AppClients:
-    """Stops an ephemeral app without its client; lets a detached one finish its calls."""
+    """Stops an ephemeral app when its client is gone, and a detached one after its last call."""
 
     def __init__(
         self, apps: Apps, termination: Termination, *, reconnect_s: float, heartbeat_limit_s: float
@@ -25,16 +25,16 @@ class AppClients:
         self._heartbeat_limit_s = heartbeat_limit_s
 
     def heartbeat(self, app: AppRecord) -> None:
-        """Note that the app's client is there, and on which connection."""
+        """Record that the calling client runs the app."""
         app.connection_id = current_caller.get().connection_id
         app.last_heartbeat = time.monotonic()
 
     def detach(self, app: AppRecord) -> None:
-        """Let an app live without a client: it is deployed."""
+        """Record that the app needs no client, because it is deployed."""
         app.connection_id = None
 
-    def leave(self, app: AppRecord) -> None:
-        """Handle a client that says goodbye or is gone."""
+    def on_gone(self, app: AppRecord) -> None:
+        """Handle the end of the app's client."""
         app.connection_id = None
         if app.state == DEPLOYED or not app.running:
             return
@@ -45,28 +45,28 @@ class AppClients:
         self._termination.stop_app(app, stopped_by="")
 
     def on_done(self, app: AppRecord) -> None:
-        """End a detached app without a client when its last call is done."""
+        """Stop a detached app without a client after its last call."""
         if app.state == DETACHED_DISCONNECTED and not self._termination.has_work(app):
             self._termination.stop_app(app, stopped_by="")
 
     def connection_lost(self, connection_id: int) -> None:
-        """Start the clock for the apps whose client was on a connection."""
+        """Handle the end of a connection: the app's client is gone unless it reconnects soon."""
         loop = asyncio.get_running_loop()
         for app in self._apps.all():
             if app.connection_id == connection_id:
-                loop.call_later(self._reconnect_s, self._give_up, app, connection_id)
+                loop.call_later(self._reconnect_s, self._on_no_reconnect, app, connection_id)
 
-    def _give_up(self, app: AppRecord, connection_id: int) -> None:
+    def _on_no_reconnect(self, app: AppRecord, connection_id: int) -> None:
         if app.connection_id == connection_id:
             log.info("the client of %s is gone", app.app_id)
-            self.leave(app)
+            self.on_gone(app)
 
     async def watch_heartbeats(self) -> None:
-        """Give up clients that are connected but dead; runs until cancelled."""
+        """Detect clients that are connected but send no heartbeats; runs until cancelled."""
         while True:
             await asyncio.sleep(self._heartbeat_limit_s / 10)
             oldest = time.monotonic() - self._heartbeat_limit_s
             for app in self._apps.all():
                 if app.connection_id is not None and app.last_heartbeat < oldest:
                     log.info("no heartbeat of %s", app.app_id)
-                    self.leave(app)
+                    self.on_gone(app)

@@ -1,4 +1,4 @@
-"""Commits what containers wrote to their volumes without their asking, as Modal does."""
+"""Commits the volumes of running containers at intervals, as Modal does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 async def commit_in_background(pools: ContainerPools, every_s: float) -> None:
-    """Commit every so many seconds; runs until cancelled."""
+    """Commit the volumes of all containers at intervals; runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         for container in pools.containers():
@@ -26,5 +26,5 @@ def _commit(container: Container) -> None:
             try:
                 container.sandbox.commit(mount.volume_id)
             except OSError as e:
-                # The container may have ended in this moment; its exit commits by itself.
+                # the container may have just ended, and commits at its exit
                 log.info("no commit of %s: %s", mount.volume_id, e)

@@ -1,4 +1,4 @@
-"""The containers of each function and the inputs that wait for one."""
+"""Container pools: the containers of a function, and the inputs that wait for one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class ContainerPool:
         self.function_id = function_id
         self.waiting: deque[Input] = deque()
         self.containers: dict[str, Container] = {}
-        # The definition whose containers do not start: it is kept warm no longer.
+        # a definition whose containers fail to start, so that no minimum of them is kept
         self.broken_definition_id = ""
-        # Announced when inputs came and when a container should look up.
+        # notified when there are new inputs, and when a container should exit
         self.changed = Notifier()
 
     @property
     def live(self) -> list[Container]:
-        """The containers that take inputs, or will when they have started."""
+        """The containers that take inputs, or will once they have started."""
         return [each for each in self.containers.values() if not each.stopping]
 
     @property
@@ -36,17 +36,17 @@ class ContainerPool:
         return sum(each.slots - len(each.running) for each in self.live)
 
     def add(self, items: Iterable[Input]) -> None:
-        """Let inputs wait for a container."""
+        """Append inputs to those that wait."""
         self.waiting.extend(items)
         self.changed.notify()
 
     def add_first(self, items: Iterable[Input]) -> None:
-        """Let inputs that ran already wait before the others."""
+        """Insert inputs, which have run already, before those that wait."""
         self.waiting.extendleft(reversed(list(items)))
         self.changed.notify()
 
     def running(self, item: Input) -> Container | None:
-        """Return the container that runs an input."""
+        """Return the container that runs an input, if one does."""
         for container in self.containers.values():
             if item.input_id in container.running:
                 return container
@@ -54,28 +54,28 @@ class ContainerPool:
 
 
 class ContainerPools:
-    """Every pool by function id, and the containers that ended."""
+    """All pools by function id, and the containers that have ended."""
 
     def __init__(self) -> None:
         self._pools: dict[str, ContainerPool] = {}
         self.ended: list[Container] = []
 
     def all(self) -> list[ContainerPool]:
-        """Return every pool."""
+        """Return all pools."""
         return list(self._pools.values())
 
     def get(self, function_id: str) -> ContainerPool:
-        """Return the pool of a function, an empty one at first."""
+        """Return the pool of a function, an empty one if it has none yet."""
         if function_id not in self._pools:
             self._pools[function_id] = ContainerPool(function_id)
         return self._pools[function_id]
 
     def containers(self) -> list[Container]:
-        """Return every container that has not ended."""
+        """Return all containers that have not ended."""
         return [each for pool in self._pools.values() for each in pool.containers.values()]
 
     def container(self, task_id: str) -> Container | None:
-        """Return a container that has not ended."""
+        """Return a container, unless it has ended."""
         for pool in self._pools.values():
             if task_id in pool.containers:
                 return pool.containers[task_id]
@@ -86,7 +86,7 @@ class ContainerPools:
         return [each for each in self.containers() if each.function.app_id == app_id]
 
     def stats(self, function_id: str) -> Any:
-        """Return what waits and runs for a function."""
+        """Return the `FunctionStats` message of a function."""
         pool = self.get(function_id)
         return api_pb2.FunctionStats(
             backlog=len(pool.waiting),

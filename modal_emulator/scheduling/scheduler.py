@@ -1,4 +1,4 @@
-"""Hands inputs to containers and settles what comes of them."""
+"""Passes inputs to containers, and handles their outputs, retries and cancellations."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _DEFAULT_IDLE_S = 60.0
 _CANCEL_GRACE_S = 10.0
 _CANCELLED = "The function call was cancelled."
 _STOPPED = "The app was stopped."
-# Ended by someone else's doing: what ran goes back to the queue.
+# why a container can end through no fault of the inputs that it runs, which then run again
 _RUN_AGAIN: tuple[EndReason, ...] = (
-    "preempted", "timeout", "outdated", "idle", "asked", "cancelled",
+    "preempted", "timeout", "outdated", "idle", "stopped", "cancelled",
 )  # fmt: skip
 
 
 class Scheduler:
-    """The way of an input from its call through a container to its output."""
+    """Schedules inputs, from the call through a container to the output."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class Scheduler:
         self._kill = kill
 
     def close(self) -> None:
-        """Settle nothing any more: what is unfinished is known as such after a restart."""
+        """Ignore the ends of containers from now on; the next server ends unfinished inputs."""
         self._closed = True
 
-    # -- to the containers -----------------------------------------------------------------------
+    # -- inputs ----------------------------------------------------------------------------------
 
     def enqueue(self, function_id: str, items: list[Input]) -> None:
-        """Take in new inputs."""
+        """Add inputs to those that wait for a container."""
         pool = self._pools.get(function_id)
         pool.add(items)
         self._scale(pool)
@@ -79,7 +79,7 @@ class Scheduler:
     async def next_inputs(
         self, container: Container, batch_size: int, linger_s: float
     ) -> list[Input]:
-        """Wait for inputs for a container; empty when it should exit."""
+        """Wait for inputs for a container; return none if it should exit."""
         pool = self._pools.get(container.function.function_id)
         if not container.ready:
             container.ready = True
@@ -122,13 +122,13 @@ class Scheduler:
             self._timers[item.input_id] = asyncio.get_running_loop().call_later(
                 definition.timeout_secs, self._on_timeout, container, item
             )
-            self._disturb(container)
+            self._inject_fault(container)
         if taken and (definition.single_use_containers or definition.max_inputs == 1):
-            # It exits by itself after this input.
+            # it exits after this input
             container.stopping = True
         return taken
 
-    def _disturb(self, container: Container) -> None:
+    def _inject_fault(self, container: Container) -> None:
         fault = self._faults.next_input()
         if fault is None:
             return
@@ -138,20 +138,20 @@ class Scheduler:
         else:
             loop.call_later(fault.after_s, self._kill, container)
 
-    # -- back from the containers ----------------------------------------------------------------
+    # -- outputs ---------------------------------------------------------------------------------
 
     def put_outputs(self, container: Container, outputs: Iterable[Any]) -> None:
-        """Take in what a container made of its inputs."""
+        """Handle the outputs of a container."""
         container.read_output()
         for output in outputs:
             item = container.running.pop(output.input_id, None)
             if item is None:
-                # Timed out or cancelled in the meantime.
+                # timed out or cancelled in the meantime
                 continue
             result = output.result
             if result.status == TERMINATED and not result.exception:
                 result.exception = _CANCELLED
-            self._settle(item, result, output.data_format)
+            self._finish_or_retry(item, result, output.data_format)
         self._scale(self._pools.get(container.function.function_id))
 
     def _on_timeout(self, container: Container, item: Input) -> None:
@@ -161,10 +161,10 @@ class Scheduler:
         container.end("timeout")
         container.kill()
         message = f"Task's current input {item.input_id} hit its timeout of {limit_s}s"
-        self._settle(item, failed(TIMEOUT, message))
+        self._finish_or_retry(item, failed(TIMEOUT, message))
 
-    def _settle(self, item: Input, result: Any, data_format: int = 0) -> None:
-        """Finish an input, or let it run again when its function says so."""
+    def _finish_or_retry(self, item: Input, result: Any, data_format: int = 0) -> None:
+        """Finish an input, or retry it if its function has retries left."""
         self._stop_timer(item)
         retriable = result.status in (FAILURE, TIMEOUT, INTERNAL_FAILURE)
         policy = self._functions.runnable(item.call.function_id).first.retry_policy
@@ -191,12 +191,12 @@ class Scheduler:
         if timer is not None:
             timer.cancel()
 
-    # -- ends before their time ------------------------------------------------------------------
+    # -- ends of containers and calls ------------------------------------------------------------
 
     def on_exit(
         self, pool: ContainerPool, container: Container, exit_code: int, error: str
     ) -> None:
-        """Settle what a container ran, or should have run, when it exits."""
+        """Handle the exit of a container: rerun, retry or finish the inputs that it ran."""
         if self._closed:
             return
         reason = container.end_reason
@@ -211,32 +211,34 @@ class Scheduler:
             elif item.cancelled:
                 self._finish(item, failed(TERMINATED, _CANCELLED))
             elif reason in _RUN_AGAIN:
-                # Not the input's fault, so not one of its retries.
+                # doesn't count as one of its retries
                 item.attempts -= 1
                 again.append(item)
             else:
-                how = _describe_exit(exit_code)
-                message = f"The container {container.task_id} {how} while it ran the input."
-                self._settle(item, failed(INTERNAL_FAILURE, message))
+                exit_ = _describe_exit(exit_code)
+                message = f"The container {container.task_id} {exit_} while it ran the input."
+                self._finish_or_retry(item, failed(INTERNAL_FAILURE, message))
         pool.add_first(again)
         if not container.ready and not container.startup_failed:
             self._on_failed_start(pool, container, error or _describe_exit(exit_code))
 
-    def _on_failed_start(self, pool: ContainerPool, container: Container, how: str) -> None:
+    def _on_failed_start(self, pool: ContainerPool, container: Container, reason: str) -> None:
         name = container.function.name
         if container.end_reason == "startup_timeout":
             limit_s = container.startup_limit_s
             result = failed(TIMEOUT, f"{name} was not ready {limit_s} s after its start.")
         elif container.end_reason == "":
-            message = f"The container of {name} did not start: it {how}.\n{container.last_words}"
+            message = (
+                f"The container of {name} did not start: it {reason}.\n{container.last_output}"
+            )
             result = failed(INTERNAL_FAILURE, message)
         else:
-            # Preempted, killed or outdated before it was ready: another one starts.
+            # preempted, killed or outdated, so that another one is started
             return
         self._fail_waiting(pool, result)
 
     def fail_start(self, container: Container, result: Any) -> None:
-        """Take in why a container could not import or set up the user's code."""
+        """Handle an error in the imports or `enter` methods of a function."""
         container.startup_failed = True
         container.stopping = True
         self._fail_waiting(self._pools.get(container.function.function_id), result)
@@ -248,7 +250,7 @@ class Scheduler:
             self._finish(item, result)
 
     def cancel(self, call: Call, *, terminate_containers: bool) -> None:
-        """Cancel what a call has not finished, and the calls that it made."""
+        """Cancel the unfinished inputs of a call, and the calls that they have made."""
         pool = self._pools.get(call.function_id)
         for item in list(call.inputs.values()):
             if item.done:
@@ -276,7 +278,7 @@ class Scheduler:
             container.kill()
 
     def end_calls(self, app: AppRecord) -> None:
-        """Finish every call of an app that is stopped."""
+        """End all calls of an app that is stopped."""
         for call in list(self._calls.of_app(app.app_id)):
             for item in list(call.inputs.values()):
                 self._finish(item, failed(TERMINATED, _STOPPED))
@@ -288,5 +290,5 @@ class Scheduler:
 def _describe_exit(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exited with code {exit_code}"
-    numbers = {number.value: number.name for number in signal.Signals}
-    return f"was killed by {numbers.get(-exit_code, f'signal {-exit_code}')}"
+    names = {each.value: each.name for each in signal.Signals}
+    return f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"

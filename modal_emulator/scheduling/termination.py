@@ -1,4 +1,4 @@
-"""Ends containers and apps: preempted, killed, stopped, or with the server."""
+"""Preempts, kills and stops containers, and stops apps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Termination:
-    """Everything that ends before its time."""
+    """Ends containers and apps."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Termination:
         self._stop_grace_s = stop_grace_s
 
     def preempt(self, container: Container, grace_s: float) -> None:
-        """Interrupt a container, kill it after a time; its inputs run again elsewhere."""
-        self._logs.say(
+        """Send SIGINT, and SIGKILL after the grace period; the inputs run again elsewhere."""
+        self._logs.append_system_line(
             container.function.app_id,
             f"Container {container.task_id} is preempted.",
             task_id=container.task_id,
@@ -49,20 +49,20 @@ class Termination:
         container.interrupt("preempted", grace_s)
 
     def kill(self, container: Container) -> None:
-        """Kill a container as a crash would: its inputs fail, or are retried."""
+        """Kill a container, as a crash would: its inputs fail, or are retried."""
         log.info("container %s of %s is killed", container.task_id, container.function.name)
         container.end("killed")
         container.kill()
 
     def stop_container(self, container: Container, *, graceful: bool) -> None:
-        """Let a container finish what it runs, or let that run elsewhere."""
+        """End a container, `graceful` after its inputs, otherwise these run again elsewhere."""
         if graceful:
-            container.end("asked")
+            container.end("stopped")
         else:
             container.interrupt("preempted", self._stop_grace_s)
 
     def stop_app(self, app: AppRecord, stopped_by: str) -> None:
-        """End an app: its calls at once, its containers with their exit handlers."""
+        """Stop an app: end its calls at once, and its containers after their exit handlers."""
         if not app.running:
             return
         log.info("app %s is stopped", app.app_id)
@@ -72,7 +72,7 @@ class Termination:
         self._scheduler.end_calls(app)
         for container in self._pools.of_app(app.app_id):
             self._shut_down(container, busy=container.task_id in busy)
-        self.settle_stopped(app)
+        self.mark_stopped(app)
 
     def _shut_down(self, container: Container, *, busy: bool) -> None:
         if busy:
@@ -80,24 +80,24 @@ class Termination:
             return
         container.end("app_stopped")
         if container.ready:
-            # It is told that there are no more inputs, and leaves by its exit methods.
+            # it waits for inputs, gets none, and exits after its exit handlers
             container.kill_after(self._stop_grace_s)
         else:
             container.kill()
 
-    def settle_stopped(self, app: AppRecord) -> None:
-        """Call an app stopped once nothing of it runs."""
+    def mark_stopped(self, app: AppRecord) -> None:
+        """Change the state of an app from stopping to stopped, once it has no containers."""
         if app.state == STOPPING and not self._pools.of_app(app.app_id):
             app.state = STOPPED
             self._apps.save(app)
             self._logs.changed.notify()
 
     def has_work(self, app: AppRecord) -> bool:
-        """Tell whether an app has calls that are not finished."""
+        """Return whether an app has unfinished calls."""
         return any(call.unfinished for call in self._calls.of_app(app.app_id))
 
     async def close(self) -> None:
-        """End every container, of deployed apps too, and wait for that."""
+        """End all containers, also those of deployed apps, and wait for their ends."""
         self._scheduler.close()
         for container in self._pools.containers():
             self._shut_down(container, busy=bool(container.running))

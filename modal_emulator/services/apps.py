@@ -21,7 +21,7 @@ from modal_emulator.scheduling.termination import Termination
 
 
 def lifecycle_of(app: AppRecord) -> Any:
-    """Return an app's lifecycle as the client reads it."""
+    """Return the `AppLifecycle` message of an app."""
     return api_pb2.AppLifecycle(
         app_state=app.state,
         created_at=app.created_at,
@@ -35,7 +35,7 @@ def lifecycle_of(app: AppRecord) -> Any:
 
 
 def page_url(app: AppRecord) -> str:
-    """Return what the client prints as the app's page; nothing answers there."""
+    """Return the URL that the client prints as the app's page, where there is no server."""
     return f"http://emulator.invalid/apps/{app.app_id}"
 
 
@@ -140,7 +140,7 @@ class AppService:
         return Empty()
 
     async def AppClientDisconnect(self, request: Message) -> Message:
-        self._clients.leave(self._apps.get(request.app_id))
+        self._clients.on_gone(self._apps.get(request.app_id))
         return Empty()
 
     async def AppStop(self, request: Message) -> Message:
@@ -174,7 +174,7 @@ class AppService:
         response = api_pb2.AppGetInfoResponse(info=self._handle(app))
         for function_id in app.function_ids.values():
             summary = response.function_info_summaries[function_id]
-            data = self._functions.live_data(self._functions.get(function_id))
+            data = self._functions.current_data(self._functions.get(function_id))
             for ranked in data.ranked_functions:
                 if ranked.function.resources.gpu_config.count:
                     summary.gpu_config.append(ranked.function.resources.gpu_config)

@@ -1,4 +1,4 @@
-"""Answers the RPCs of those who call functions."""
+"""Answers the RPCs by which functions are called."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.scheduling.scheduler import Scheduler
 
-# The client asks again after 55 seconds; answering a little earlier keeps its deadline quiet.
-_LONGEST_POLL_S = 50.0
+# the deadline of the client is 55 s
+_MAX_POLL_S = 50.0
 
 
 class CallService:
@@ -59,7 +59,7 @@ class CallService:
         response = api_pb2.FunctionMapResponse(
             function_call_id=call.call_id,
             function_call_jwt=call.call_id,
-            # The server retries, so that retries outlive the client.
+            # the server retries, so that retries outlive the client
             sync_client_retries_enabled=False,
         )
         response.retry_policy.CopyFrom(
@@ -86,11 +86,11 @@ class CallService:
     async def FunctionGetOutputs(self, request: Message) -> AsyncIterator[Message]:
         call = self._calls.get(request.function_call_id)
         cursor = int(request.last_entry_id.partition("-")[0] or 0)
-        ends_at = time.monotonic() + min(request.timeout, _LONGEST_POLL_S)
+        ends_at = time.monotonic() + min(request.timeout, _MAX_POLL_S)
         while True:
             found = self._outputs(call, request, cursor)
             left_s = ends_at - time.monotonic()
-            nothing_to_come = bool(call.inputs) and call.unfinished == 0 and call.taken
+            nothing_to_come = bool(call.inputs) and call.unfinished == 0 and call.outputs_deleted
             if found or left_s <= 0 or nothing_to_come:
                 break
             await call.changed.wait(left_s)
@@ -101,8 +101,9 @@ class CallService:
             num_unfinished_inputs=call.unfinished,
         )
         yield response
+        # only now, so that no output is lost if the reply could not be sent
         if request.clear_on_success and (found or request.timeout == 0) and not call.unfinished:
-            self._calls.take(call)
+            self._calls.delete_outputs(call)
 
     def _outputs(self, call: Call, request: Any, cursor: int) -> list[Input]:
         found = [item for item in call.finished[cursor:] if item.output is not None]
@@ -149,7 +150,7 @@ class CallService:
         while waiting:
             call = waiting.pop(0)
             function = self._functions.get(call.function_id)
-            module_name = self._functions.live_data(function).module_name
+            module_name = self._functions.current_data(function).module_name
             response.function_calls.add(
                 function_call_id=call.call_id,
                 parent_input_id=call.parent_input_id,
@@ -167,10 +168,10 @@ class CallService:
         return response
 
     async def FunctionCallGetDataOut(self, request: Message) -> AsyncIterator[Message]:
-        """Stream what a generator yielded, from after `last_index` on."""
+        """Yield what a generator function has yielded since `last_index`."""
         call = self._calls.get(request.function_call_id)
         sent = 0
-        ends_at = time.monotonic() + _LONGEST_POLL_S
+        ends_at = time.monotonic() + _MAX_POLL_S
         while (left_s := ends_at - time.monotonic()) > 0:
             while sent < len(call.data_out):
                 chunk = call.data_out[sent]
@@ -180,7 +181,7 @@ class CallService:
             await call.changed.wait(left_s)
 
     async def FunctionCallGetDataIn(self, request: Message) -> None:
-        """Nothing is ever sent into a running call: web endpoints are not emulated."""
+        """Send nothing: only web endpoints, which are not emulated, get data while they run."""
         self._calls.get(request.function_call_id)
 
 

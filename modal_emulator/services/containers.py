@@ -1,4 +1,4 @@
-"""Answers the RPCs of containers; the connection tells which one is calling."""
+"""Answers the RPCs of containers, each of which has its own connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.scheduling.scheduler import Scheduler
 from modal_emulator.scheduling.termination import Termination
 
-# Shorter than the 15 s after which the container gives its heartbeat up.
+# the deadline of the container is 15 s
 _HEARTBEAT_POLL_S = 10.0
 
 
@@ -52,12 +52,12 @@ class ContainerService:
         return container
 
     async def ContainerHello(self, _request: Message) -> Message:
-        """Note that Python is up and the user's code is imported next."""
+        """Start the startup timeout: Python and modal are loaded, the user's code is next."""
         self._caller().limit_startup()
         return Empty()
 
     async def ContainerHeartbeat(self, _request: Message) -> Message:
-        """Hold the heartbeat until inputs of this container are cancelled."""
+        """Reply when inputs of this container are cancelled, or after some seconds."""
         container = self._caller()
         ends_at = time.monotonic() + _HEARTBEAT_POLL_S
         while not container.cancelled_input_ids and (left_s := ends_at - time.monotonic()) > 0:
@@ -80,7 +80,7 @@ class ContainerService:
                 input=item.payload,
                 function_call_id=item.call.call_id,
                 function_call_invocation_type=item.call.invocation_type,
-                # Tells the container a rerun from a second delivery of the same attempt.
+                # by which the container distinguishes a rerun from a repeated delivery
                 retry_count=item.attempts - 1,
                 function_map_idx=item.idx,
             )
@@ -96,13 +96,13 @@ class ContainerService:
         self._caller()
         call = self._calls.get(request.function_call_id)
         last = call.data_out[-1].index if call.data_out else 0
-        # A rerun of a preempted generator yields from the start again.
+        # the rerun of a preempted generator yields everything again
         call.data_out.extend(chunk for chunk in request.data_chunks if chunk.index > last)
         call.changed.notify()
         return Empty()
 
     async def TaskResult(self, request: Message) -> Message:
-        """Take in that the user's code failed outside of any input: while starting or exiting."""
+        """Handle an error outside of any input: at the start or exit of the container."""
         container = self._caller()
         if not container.ready:
             self._scheduler.fail_start(container, request.result)

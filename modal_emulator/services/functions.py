@@ -1,4 +1,4 @@
-"""Answers the RPCs that define, bind and look up functions and classes."""
+"""Answers the RPCs that define, parametrize and look up functions and classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from modal_proto import api_pb2
 
 from modal_emulator.apps.apps import Apps
 from modal_emulator.apps.function_checks import (
+    check_features,
     check_gpu,
     check_requests,
     check_timeout,
-    recorded_only,
-    refuse_what_is_not_emulated,
+    ignored_options,
 )
 from modal_emulator.apps.functions import Functions
 from modal_emulator.rpc.rpc import Message
@@ -26,7 +26,11 @@ class Objects(Protocol):
     """Objects that a function refers to by id."""
 
     def require(self, object_id: str, /) -> None:
-        """Refuse an unknown id with NOT_FOUND."""
+        """Check that there is such an object.
+
+        Raises:
+            GRPCError: If there is none (NOT_FOUND).
+        """
 
 
 def handle_of(source: Any, app_id: str) -> Any:
@@ -134,7 +138,7 @@ class FunctionService:
                 message=f"The emulator records `{name}` of {first.function_name} "
                 "but it has no effect here.",
             )
-            for name in recorded_only(first)
+            for name in ignored_options(first)
         ]
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,
@@ -149,7 +153,7 @@ class FunctionService:
         check_timeout("startup_timeout", function.startup_timeout_secs)
         check_gpu(function.resources.gpu_config)
         check_requests(function.resources)
-        refuse_what_is_not_emulated(function)
+        check_features(function)
         for field, objects in self._dependencies:
             for object_id in getattr(function, field):
                 objects.require(object_id)
@@ -199,7 +203,7 @@ class FunctionService:
         return api_pb2.FunctionGetResponse(
             function_id=function_id,
             handle_metadata=self._functions.handle(record),
-            function=self._functions.live_data(record),
+            function=self._functions.current_data(record),
         )
 
     def _lookup_error(
@@ -218,7 +222,7 @@ class FunctionService:
     async def FunctionGetById(self, request: Message) -> Message:
         record = self._functions.get(request.function_id)
         return api_pb2.FunctionGetByIdResponse(
-            function=self._functions.live_data(record),
+            function=self._functions.current_data(record),
             handle_metadata=self._functions.handle(record),
         )
 
@@ -258,5 +262,5 @@ class FunctionService:
         )
 
     async def FunctionFinishInputs(self, _request: Message) -> Message:
-        """Acknowledge: a call's inputs are counted as they arrive."""
+        """Do nothing: the inputs of a call are counted when they arrive."""
         return Empty()

@@ -1,4 +1,4 @@
-"""Volumes: what the client, its CLI and containers ask of them."""
+"""Answers the RPCs of volumes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class VolumeService:
         )
 
     async def VolumeHeartbeat(self, request: Message) -> Message:
-        """Keep an ephemeral volume."""
+        """Extend the lifetime of an ephemeral volume."""
         self._store.objects.heartbeat(request.volume_id)
         return Empty()
 
@@ -96,16 +96,16 @@ class VolumeService:
         return Empty()
 
     async def VolumeCommit(self, request: Message) -> Message:
-        """Commit what the calling container wrote."""
+        """Commit what the calling container has written."""
         self._store.require(request.volume_id)
         sandbox = self._calling_sandbox("commit")
         with _errors_for_client():
             await asyncio.to_thread(sandbox.commit, request.volume_id)
-        # what others have committed is shown by reload() only
+        # only reload() shows the container what others have committed
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Message) -> Message:
-        """Show the calling container what others committed."""
+        """Update the volume in the calling container to what others have committed."""
         self._store.require(request.volume_id)
         sandbox = self._calling_sandbox("reload")
         with _errors_for_client():
@@ -121,7 +121,7 @@ class VolumeService:
         return self._list_files(request, api_pb2.VolumeListFiles2Response)
 
     async def VolumeGetFile2(self, request: Message) -> Message:
-        """Say where to download the blocks of a file."""
+        """Return the URLs to download the blocks of a file from."""
         content = self._content(request)
         with _errors_for_client():
             file = await asyncio.to_thread(content.take_download, request.path)
@@ -133,7 +133,7 @@ class VolumeService:
         )
 
     async def VolumePutFiles(self, request: Message) -> Message:
-        """Put uploaded contents at their paths."""
+        """Write files whose contents have been uploaded."""
         content = self._content(request)
         uploads = self._transfer.whole_files(request.files)
         overwrite = not request.disallow_overwrite_existing_files
@@ -142,13 +142,13 @@ class VolumeService:
         return Empty()
 
     async def VolumePutFiles2(self, request: Message) -> Message:
-        """Say which blocks to upload, or put files of uploaded blocks at their paths."""
+        """Return which blocks have to be uploaded, or write the files if there are none."""
         content = self._content(request)
         missing = self._transfer.missing_blocks(request.files)
         uploads = self._transfer.files_of_blocks(request.files)
         overwrite = not request.disallow_overwrite_existing_files
         with _errors_for_client():
-            # refused before the client uploads anything
+            # with missing blocks, check only, so that errors come before the upload
             put_or_check = content.check if missing else content.put
             await asyncio.to_thread(put_or_check, uploads, overwrite=overwrite)
         return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
@@ -204,7 +204,7 @@ class VolumeService:
 
 def _file_entry(path: str, status: os.stat_result) -> Any:
     return api_pb2.FileEntry(
-        # a name that a container made of other bytes than UTF-8
+        # containers can create names that are not UTF-8
         path=os.fsencode(path).decode("utf-8", errors="replace"),
         type=_FILE_TYPES.get(stat.S_IFMT(status.st_mode), api_pb2.FileEntry.UNSPECIFIED),
         mtime=int(status.st_mtime),
@@ -214,11 +214,11 @@ def _file_entry(path: str, status: os.stat_result) -> Any:
 
 @contextmanager
 def _errors_for_client() -> Iterator[None]:
-    """Turn errors of volumes into the statuses from which the client makes its exceptions."""
+    """Convert errors of volumes to the statuses that the client converts to its exceptions."""
     try:
         yield
     except OpenFilesError as e:
-        # the client knows this wording
+        # the client depends on this wording
         message = f"there are open files preventing the operation: {e}"
         raise GRPCError(Status.FAILED_PRECONDITION, message) from e
     except VolumeFullError as e:

@@ -1,4 +1,4 @@
-"""Deleting folders that containers wrote to."""
+"""Deletes folders that containers wrote to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def delete_tree(folder: Path) -> None:
-    """Delete a folder in which an overlay, or a container, left folders without permissions."""
+    """Delete a folder, even if it has folders in it that its owner may not read or write."""
     for parent, names, _ in os.walk(folder):
         for name in names:
             below = Path(parent, name)

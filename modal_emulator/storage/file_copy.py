@@ -1,4 +1,4 @@
-"""A copy of a file that is a file of its own, cheap where the file system allows that."""
+"""Copies files, without copying their blocks where the file system allows that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-# ioctl(2) of Linux: let a file have the blocks of another one until either is written to.
+# ioctl of Linux that makes two files share their blocks until one of them is written to
 _FICLONE = 0x40049409
 
 
@@ -31,6 +31,6 @@ def _share_blocks(source: str | Path, destination: str | Path) -> bool:
         try:
             fcntl.ioctl(copy, _FICLONE, original.fileno())
         except OSError:
-            # most file systems can't
+            # most file systems don't support it
             return False
     return True

@@ -1,4 +1,4 @@
-"""A JSON file that is replaced as a whole, so that a killed server never leaves half of one."""
+"""A JSON file that is replaced as a whole, so that no crash leaves half of one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """Return the content of a JSON file, or `default` when there is no such file."""
+    """Return the content of a JSON file, or `default` if there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-    return json.loads(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file, which only its owner can read, by way of a temporary file."""
+    """Replace a JSON file, which only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp creates with mode 0600: the file may hold secrets
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

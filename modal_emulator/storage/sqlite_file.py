@@ -1,4 +1,4 @@
-"""The SQLite file of a service: fast small writes that survive a killed server."""
+"""SQLite files: fast small writes that survive a crash of the server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def open_sqlite(path: Path, schema: str) -> sqlite3.Connection:
-    """Open or create a database file whose connection may move to the server's thread."""
+    """Open or create a database; its connection can be used from any one thread at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    # WAL without a sync per write survives a killed process
+    # a write-ahead log without a sync per write survives the end of the process, not of the system
     database.execute("pragma journal_mode=wal")
     database.execute("pragma synchronous=normal")
     database.executescript(schema)
@@ -21,7 +21,7 @@ def open_sqlite(path: Path, schema: str) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Make several writes happen together, or (at an error) none of them."""
+    """Make several writes at once, or none of them if there is an error."""
     database.execute("begin")
     try:
         yield

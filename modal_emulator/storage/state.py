@@ -1,13 +1,12 @@
-"""What survives a restart of the server: one SQLite file of typed, serialised objects."""
+"""What survives a restart of the server: one SQLite file of serialised objects and log lines."""
 
 from __future__ import annotations
 
 import fcntl
-import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from modal_emulator.storage.sqlite_file import transaction
+from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 
 _SCHEMA = """
 create table if not exists objects (
@@ -21,16 +20,14 @@ create index if not exists logs_by_app on logs (app_id, entry);
 
 
 class StateInUseError(RuntimeError):
-    """Raised when another server uses the same state folder."""
+    """Raised when another emulator uses the same state folder."""
 
 
 class State:
-    """Objects by kind and id, and log lines by app; used from the server's thread only.
-
-    One server at a time may use a state folder.
+    """Objects by kind and id, and log lines by app; used in the server's thread only.
 
     Raises:
-        StateInUseError: when another one does.
+        StateInUseError: If another emulator uses the folder.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -44,18 +41,10 @@ class State:
                 f"Another emulator uses the state folder {state_dir}. "
                 "Stop it, or choose another folder."
             ) from e
-        self._db = sqlite3.connect(state_dir / "state.sqlite", isolation_level=None)
-        # WAL without a sync per write survives a killed process, which is what a restart means
-        # here, at a cost of microseconds per call.
-        self._db.execute("pragma journal_mode=wal")
-        self._db.execute("pragma synchronous=normal")
-        self._db.executescript(_SCHEMA)
+        self._db = open_sqlite(state_dir / "state.sqlite", _SCHEMA)
 
     def put(self, kind: str, object_id: str, data: bytes) -> None:
-        """Store an object under its kind and id, replacing what was there.
-
-        What is replaced keeps its place: objects are read in the order in which they were made.
-        """
+        """Add or replace an object; a replaced one keeps its place in the order of `objects`."""
         self._db.execute(
             "insert into objects values (?, ?, ?) "
             "on conflict (kind, id) do update set data = excluded.data",
@@ -63,11 +52,11 @@ class State:
         )
 
     def delete(self, kind: str, object_id: str) -> None:
-        """Forget an object."""
+        """Delete an object."""
         self._db.execute("delete from objects where kind = ? and id = ?", (kind, object_id))
 
     def objects(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """Yield id and data of every object of a kind, oldest first."""
+        """Yield id and data of every object of a kind, in the order of their creation."""
         rows = self._db.execute(
             "select id, data from objects where kind = ? order by rowid", (kind,)
         ).fetchall()
@@ -81,13 +70,13 @@ class State:
             )
 
     def logs(self, app_id: str) -> list[str]:
-        """Return the log lines of an app in order."""
+        """Return the log lines of an app, oldest first."""
         rows = self._db.execute(
             "select data from logs where app_id = ? order by entry", (app_id,)
         ).fetchall()
         return [row[0] for row in rows]
 
     def close(self) -> None:
-        """Close the file and let other servers use the folder."""
+        """Close the file and unlock the folder."""
         self._db.close()
         self._lock.close()

@@ -1,4 +1,4 @@
-"""Temporary folders of a server; those of a server that was killed, the next one deletes."""
+"""Temporary folders of a server; those of a killed server are deleted by the next one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from modal_emulator.storage.delete_tree import delete_tree
 log = logging.getLogger(__name__)
 
 STATE_PREFIX = "ml-experiments-emulator-"
-# Short: the path of a unix socket in there has at most 107 characters.
+# short, because the path of a unix socket in the folder has at most 107 characters
 CONTAINERS_PREFIX = "mle-"
 _OUR_NAMES = re.compile(f"({STATE_PREFIX}|{CONTAINERS_PREFIX})[a-z0-9_]{{8}}")
-# The kernel unlocks it however its process ends; the id of a process could be another's by now.
+# A lock on this file marks a folder that is in use: the kernel releases it however the process
+# ends. A process id in the file would not do, as it can belong to another process by now.
 _OWNER = ".owner"
 
 
 class TemporaryFolder:
-    """A new folder that is this process's until `delete`, or until the process ends."""
+    """A new folder, locked by this process until `delete`, or until the process ends."""
 
     def __init__(self, prefix: str) -> None:
         lock = None
         while lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
-            # None when another server saw the file before it was locked, and deleted the folder.
+            # None if another server found the file before it was locked, and deleted the folder
             lock = _lock(self.path / _OWNER, os.O_CREAT, fcntl.LOCK_EX)
         self._lock: int = lock
 
@@ -39,7 +40,7 @@ class TemporaryFolder:
 
 
 def delete_abandoned_folders() -> None:
-    """Delete the folders of this user's servers that have ended without doing so."""
+    """Delete the folders of this user's servers that were killed."""
     for folder in Path(tempfile.gettempdir()).iterdir():
         if _OUR_NAMES.fullmatch(folder.name):
             lock = _lock_abandoned(folder)
@@ -53,17 +54,17 @@ def _lock_abandoned(folder: Path) -> int | None:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
             return _lock(folder / _OWNER, 0, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        # It is being made or deleted just now, its server lives, or it is not a server's at all.
+        # it is being created or deleted, it is in use, or it is no folder of an emulator
         return None
     return None
 
 
 def _lock(file: Path, flags: int, operation: int) -> int | None:
-    """Return a descriptor that holds the lock of a file, None when the file was deleted meanwhile.
+    """Return a descriptor that holds the lock of a file, or None if the file was just deleted.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        BlockingIOError: when another process has the lock and `operation` doesn't wait.
+        FileNotFoundError: If there is no such file.
+        BlockingIOError: If another process has the lock and `operation` doesn't wait.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | flags, 0o600)
     locked = False
@@ -83,7 +84,7 @@ def _delete(folder: Path, lock: int) -> None:
                 delete_tree(entry)
             elif entry.name != _OWNER:
                 entry.unlink()
-        # Last: without it, nobody would know that the rest can go.
+        # last: without this file, the next server would not delete the rest
         (folder / _OWNER).unlink()
         folder.rmdir()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""What a container changed in its copy of a volume since its last commit."""
+"""Changes that a container made to its copy of a volume since its last commit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What tells whether something is as it was at the last commit.
+# differs if the file or folder has changed since the last commit
 Signature = tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
 class Write:
-    """A file or link to put at `path`."""
+    """Write a file or link to `path`."""
 
     path: str
     source: Path
@@ -22,7 +22,7 @@ class Write:
 
 @dataclass(frozen=True)
 class MakeFolder:
-    """A folder that has to be at `path`."""
+    """Create a folder at `path`, unless it exists, and set its mode."""
 
     path: str
     mode: int
@@ -30,7 +30,7 @@ class MakeFolder:
 
 @dataclass(frozen=True)
 class Delete:
-    """A file, or a folder if it is empty by then, that has to go."""
+    """Delete the file at `path`, or the folder if it is empty by then."""
 
     path: str
 
@@ -43,43 +43,44 @@ class ChangeSet:
     """Changes since a commit, in the order of their application.
 
     Attributes:
-        committed: What was there at the commit.
+        committed: Path -> signature, for everything that the last commit covered.
+        changes: The changes.
     """
 
     committed: dict[str, Signature]
     changes: list[Change] = field(default_factory=list)
-    _fresh: dict[str, Signature] = field(default_factory=dict)
+    _changed: dict[str, Signature] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _gone: list[str] = field(default_factory=list)
 
-    def is_new(self, path: str, signature: Signature, *, again: bool = False) -> bool:
-        """Take note of what is at a path now; return whether the commit had it otherwise.
+    def is_changed(self, path: str, signature: Signature, *, force: bool = False) -> bool:
+        """Record what is at a path now; return whether it differs from the last commit.
 
         Args:
-            path: the path in the volume.
-            signature: what is there.
-            again: whether to say yes though the commit had it.
+            path: The path in the volume.
+            signature: The signature of what is there.
+            force: Return True even if nothing differs.
         """
         self._seen.add(path)
-        if not again and self.committed.get(path) == signature:
+        if not force and self.committed.get(path) == signature:
             return False
-        self._fresh[path] = signature
+        self._changed[path] = signature
         return True
 
     def delete_gone(self) -> None:
-        """Delete first of all what was committed and isn't there any more."""
+        """Add the deletion of what was committed and isn't there any more, before all else."""
         self._gone = sorted(self.committed.keys() - self._seen, reverse=True)
         self.changes[:0] = [Delete(path) for path in self._gone]
 
-    def settle(self) -> None:
-        """Bring `committed` up to date; the changes have been applied."""
-        self.committed.update(self._fresh)
+    def mark_committed(self) -> None:
+        """Update `committed`, after the changes have been applied to the volume."""
+        self.committed.update(self._changed)
         for path in self._gone:
             del self.committed[path]
 
 
 def signature_of(status: os.stat_result) -> Signature:
-    """Return the signature of a file or folder; a folder's doesn't tell of what is in it."""
+    """Return the signature of a file or folder; that of a folder is independent of its content."""
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         return status.st_ino, mode
@@ -87,15 +88,15 @@ def signature_of(status: os.stat_result) -> Signature:
 
 
 def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
-    """Compare a plain copy with the signatures of its last commit."""
+    """Return the changes in a copy of a volume since its last commit."""
     found = ChangeSet(committed)
     for path, entry in walk(view):
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
-            # the container deletes while we look: what was committed of it goes, too
+            # just deleted by the container, so its committed version is deleted as well
             continue
-        if found.is_new(path, signature_of(status)):
+        if found.is_changed(path, signature_of(status)):
             found.changes.append(change_to(path, Path(entry.path), status))
     found.delete_gone()
     return found
@@ -104,7 +105,7 @@ def copy_changes(view: Path, committed: dict[str, Signature]) -> ChangeSet:
 def walk(
     folder: str | Path, prefix: str = "", *, recursive: bool = True
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield everything below a folder with its relative path, parents first."""
+    """Yield everything below a folder with its path, folders before their content."""
     for entry in entries_of(str(folder)):
         path = prefix + entry.name
         yield path, entry
@@ -113,17 +114,17 @@ def walk(
 
 
 def entries_of(folder: str) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, nothing if there is no folder (any more)."""
+    """Return what is in a folder, nothing if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
-        # when the container deletes while we look, the next commit will say so
+        # just deleted by the container, which the next commit will record
         return []
 
 
 def change_to(path: str, source: Path, status: os.stat_result) -> MakeFolder | Write:
-    """Return the change that brings something to `path`."""
+    """Return the change that creates a copy of a file or folder at `path`."""
     if stat.S_ISDIR(status.st_mode):
         return MakeFolder(path, stat.S_IMODE(status.st_mode))
     return Write(path, source)

@@ -1,4 +1,4 @@
-"""The committed content of one volume, as a plain folder."""
+"""The committed content of one volume, stored as a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modal_emulator.volumes.snapshots import VolumeSnapshots
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a client uploaded: `write` creates it at the path that it is given."""
+    """A file that a client uploaded: `write` creates it at the path that is passed to it."""
 
     path: str
     size: int
@@ -30,9 +30,9 @@ class Upload:
 
 
 class VolumeFolder:
-    """The content and every change of it, one at a time.
+    """The content of a volume and all operations on it; thread-safe.
 
-    A file of the content is never written to, only replaced: downloads share its inode.
+    A file of the content is never written to, only replaced, because downloads share its inode.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,22 +42,27 @@ class VolumeFolder:
         self._lock = threading.RLock()
         self.content.mkdir(parents=True, exist_ok=True)
         self._snapshots = VolumeSnapshots(self.content, folder)
-        # what a killed server left
+        # files of a server that was killed
         shutil.rmtree(self._incoming, ignore_errors=True)
         self._incoming.mkdir()
 
     def take_snapshot(self) -> Path:
-        """Return a folder with the content as it is now; give it back with `drop_snapshot`."""
+        """Return a folder with the current content; call `drop_snapshot` after use."""
         with self._lock:
             return self._snapshots.take()
 
     def drop_snapshot(self, snapshot: Path) -> None:
-        """Say that one user of a snapshot has gone."""
+        """End the use of a snapshot that `take_snapshot` returned."""
         with self._lock:
             self._snapshots.drop(snapshot)
 
     def take_download(self, path: str) -> Path:
-        """Return a file with the content of a file as it is now, which stays for an hour."""
+        """Return a file with the current content of a file, which is kept for an hour.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            IsADirectoryError: If it is a folder.
+        """
         with self._lock:
             source = resolve(self.content, path)
             if not source.exists():
@@ -67,7 +72,11 @@ class VolumeFolder:
             return self._snapshots.take_download(source)
 
     def list_entries(self, path: str, *, recursive: bool) -> list[tuple[str, os.stat_result]]:
-        """Return paths and states of what is in a folder, or of one file."""
+        """Return paths and status of everything in a folder, or of one file.
+
+        Raises:
+            FileNotFoundError: If there is no such file or folder.
+        """
         with self._lock:
             at = resolve(self.content, path)
             shown = "/".join(split_path(path))
@@ -81,7 +90,7 @@ class VolumeFolder:
         return sorted(listed, key=lambda each: each[0])
 
     def make_folder(self, path: str) -> None:
-        """Create a folder unless it is there."""
+        """Create a folder unless it exists."""
         with self._lock:
             folder = resolve(self.content, path)
             if not folder.is_dir():
@@ -89,7 +98,13 @@ class VolumeFolder:
                     folder.mkdir(parents=True, exist_ok=True)
 
     def check(self, uploads: Sequence[Upload], *, overwrite: bool) -> list[Path]:
-        """Return where uploads would go; refuse what can't be put."""
+        """Return the paths that uploads would be written to.
+
+        Raises:
+            FileExistsError: If there is a file already, and `overwrite` is False.
+            IsADirectoryError: If there is a folder.
+            VolumeFullError: If there is no room.
+        """
         with self._lock:
             targets = [resolve(self.content, each.path) for each in uploads]
             for each, target in zip(uploads, targets, strict=True):
@@ -101,7 +116,7 @@ class VolumeFolder:
         return targets
 
     def put(self, uploads: Sequence[Upload], *, overwrite: bool) -> None:
-        """Put uploaded files in their places."""
+        """Write uploaded files to their paths; raises what `check` raises."""
         with self._changing():
             targets = self.check(uploads, overwrite=overwrite)
             for each, target in zip(uploads, targets, strict=True):
@@ -109,7 +124,12 @@ class VolumeFolder:
                 self._replace(target, each.write)
 
     def remove(self, path: str, *, recursive: bool) -> None:
-        """Delete a file, a link, or with `recursive` a folder."""
+        """Delete a file, a link, or with `recursive` a folder.
+
+        Raises:
+            FileNotFoundError: If there is nothing at the path.
+            IsADirectoryError: If it is a folder, and `recursive` is False.
+        """
         with self._changing():
             target = resolve(self.content, path, follow_last=False)
             if not os.path.lexists(target):
@@ -123,7 +143,15 @@ class VolumeFolder:
                 self.content.mkdir(exist_ok=True)
 
     def copy(self, sources: Sequence[str], destination: str, *, recursive: bool) -> None:
-        """Copy files like `cp`, and with `recursive` folders like `cp -r`."""
+        """Copy files as `cp` does, and with `recursive` folders as `cp -r` does.
+
+        Raises:
+            FileNotFoundError: If there is no such source.
+            IsADirectoryError: If a source is a folder and `recursive` is False.
+            NotADirectoryError: If the destination has to be a folder, and is none.
+            ValueError: If a folder would be copied into itself.
+            VolumeFullError: If there is no room.
+        """
         with self._changing():
             into = resolve(self.content, destination)
             into_folder = into.is_dir()
@@ -137,10 +165,10 @@ class VolumeFolder:
                 self._copy_one(path, source, target, recursive=recursive)
 
     def apply(self, changes: Sequence[Change], below: str) -> None:
-        """Apply what a container changed in the folder `below`, the last writer of a file winning.
+        """Apply the changes of a container in the folder `below`, over those of other containers.
 
         Raises:
-            VolumeFullError: when there is no room; then nothing is applied.
+            VolumeFullError: If there is no room; then no change is applied.
         """
         if not changes:
             return
@@ -152,7 +180,7 @@ class VolumeFolder:
                 if isinstance(change, Delete):
                     self._delete(path)
                 elif isinstance(change, MakeFolder):
-                    # root in a container doesn't need the bits that this server needs
+                    # root in a container can do without these permissions, this server can't
                     self._real_folder(path).chmod(change.mode | stat.S_IRWXU)
                 else:
                     self._write(path, change)
@@ -196,7 +224,7 @@ class VolumeFolder:
         try:
             self._replace(target, lambda incoming: copy_file(change.source, incoming))
         except FileNotFoundError:
-            # deleted by the container since the change was read: the next commit will say so
+            # just deleted by the container, which the next commit will record
             return
 
     def _delete(self, path: str) -> None:
@@ -213,7 +241,7 @@ class VolumeFolder:
                 raise
 
     def _real_folder(self, path: str) -> Path:
-        """Return a folder of the content, in place of whatever else is at its path."""
+        """Return a folder of the content, created in place of any other file at its path."""
         at = self.content
         for name in split_path(path):
             at = at / name
@@ -245,7 +273,7 @@ class VolumeFolder:
 
 def _sizes(changes: Sequence[Change]) -> Iterator[int]:
     for change in changes:
-        # what has gone since the change was read is not going to be written
+        # a file that the container has just deleted will not be written
         if isinstance(change, Write) and os.path.lexists(change.source):
             yield change.source.lstat().st_size
 

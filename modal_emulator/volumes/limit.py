@@ -1,4 +1,4 @@
-"""A volume that is full: how much it may hold, and how much it holds."""
+"""Limits of the size of a volume, and its current size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from modal_emulator.volumes.changes import walk
 
 
 class VolumeFullError(OSError):
-    """Raised when a volume has no room for what is to be written."""
+    """Raised when a volume has no room for a file."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How much a volume, or a part of it, holds."""
+    """The size of a volume or of a part of it."""
 
     size_bytes: int
     files: int
@@ -25,16 +25,21 @@ class Usage:
 
 @dataclass(frozen=True)
 class VolumeLimit:
-    """How much a volume may hold; None is without limit."""
+    """The limits of a volume; None is without limit."""
 
     max_bytes: int | None = None
     max_files: int | None = None
 
     def check(self, content: Path, added_bytes: Iterable[int], gone: Iterable[Path]) -> None:
-        """Refuse files of certain sizes when they don't fit, other files having gone.
+        """Check that there is room for new files once others are deleted or replaced.
+
+        Args:
+            content: The folder with the content of the volume.
+            added_bytes: The sizes of the new files.
+            gone: The files that are deleted or replaced.
 
         Raises:
-            VolumeFullError: when a limit would be passed.
+            VolumeFullError: If there is no room.
         """
         if self == VolumeLimit():
             return
@@ -50,7 +55,7 @@ class VolumeLimit:
 
 
 def usage_of(folder: Path) -> Usage:
-    """Return how much a folder holds, links and the like being files."""
+    """Return the size of a folder; links and the like count as files."""
     return _usage(Path(entry.path) for _, entry in walk(folder))
 
 

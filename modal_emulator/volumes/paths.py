@@ -1,19 +1,23 @@
-"""Paths inside a volume: none of them leads out of its folder."""
+"""Paths inside a volume, which can't lead out of its folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# As the kernel's limit for following symbolic links.
+# the kernel's limit for following symbolic links
 MAX_LINKS = 40
 
 
 class VolumePathError(ValueError):
-    """Raised when a path can't be a path inside a volume."""
+    """Raised when a path is invalid or leads out of the volume."""
 
 
 def split_path(path: str) -> tuple[str, ...]:
-    """Return the names of a volume path, `/a/b` and `a/b` meaning the same."""
+    """Return the parts of a volume path; `/a/b` and `a/b` are the same.
+
+    Raises:
+        VolumePathError: If the path contains `..` or a null character.
+    """
     names = tuple(name for name in path.split("/") if name not in ("", "."))
     if ".." in names:
         raise VolumePathError(
@@ -25,15 +29,15 @@ def split_path(path: str) -> tuple[str, ...]:
 
 
 def resolve(root: Path, path: str, *, follow_last: bool = True) -> Path:
-    """Return the file that a volume path stands for, following links inside the volume.
+    """Return the file at a path of a volume, following links inside the volume.
 
     Args:
-        root: the folder of the volume's content.
-        path: the path as a user gave it.
-        follow_last: whether a link at the very end is followed too.
+        root: The folder with the content of the volume.
+        path: The path as the user wrote it.
+        follow_last: Follow the last part of the path as well if it is a link.
 
     Raises:
-        VolumePathError: when the path, or a link on its way, leads out of the volume.
+        VolumePathError: If the path is invalid or leads out of the volume, perhaps by a link.
     """
     pending = list(reversed(split_path(path)))
     names: list[str] = []

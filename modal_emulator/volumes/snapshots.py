@@ -1,4 +1,4 @@
-"""Unchangeable copies of a volume's content, for containers and for downloads."""
+"""Copies of a volume's content at one moment, for containers and for downloads."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from modal_emulator.storage.file_copy import copy_file
 from modal_emulator.storage.ids import new_id
 from modal_emulator.volumes.changes import Signature, signature_of
 
-# How long a file that a client reads stays as it was when the client asked for it.
+# how long the URL of a file is valid, with the content of the moment of the request
 DOWNLOAD_LIFETIME_S = 3600.0
-# From this size on, a copy is worth keeping for the next snapshot.
-LARGE_BYTES = 16 * 1024 * 1024
+# a copy of a file of this size is kept for the next snapshot
+MIN_LARGE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class LargeCopy:
-    """The copy of a large file of the content, and which file that was."""
+    """The copy of a large file, with the path and signature of the original."""
 
     path: Path
     original: Path
     signature: Signature
 
     def is_current(self) -> bool:
-        """Tell whether the content still has that file."""
+        """Return whether the original is unchanged."""
         try:
             return signature_of(self.original.lstat()) == self.signature
         except (FileNotFoundError, NotADirectoryError):
@@ -38,9 +38,9 @@ class LargeCopy:
 class VolumeSnapshots:
     """The snapshots of one volume; not thread-safe.
 
-    A snapshot shares no file with the content: programs that tell what a deletion frees look at
-    the number of hard links, which is one on Modal. So that large files are not copied again after
-    each change of something else, those of a snapshot that goes away are kept for the next one.
+    A snapshot shares no file with the content, because programs that compute the space that a
+    deletion frees read the number of hard links, which is one on Modal. To copy large files only
+    once, those of a deleted snapshot are kept as spares for the next one.
     """
 
     def __init__(self, content: Path, folder: Path) -> None:
@@ -53,12 +53,12 @@ class VolumeSnapshots:
         self._spares: dict[Path, LargeCopy] = {}
         self._latest: Path | None = None
         for each in (self._snapshots, self._spares_folder, self._downloads):
-            # what a killed server left
+            # files of a server that was killed
             shutil.rmtree(each, ignore_errors=True)
             each.mkdir(parents=True)
 
     def take(self) -> Path:
-        """Return a folder with the content as it is now, for one more user."""
+        """Return a folder with the current content; call `drop` after use."""
         if self._latest is None:
             snapshot, large = self._snapshots / new_id("snapshot"), list[LargeCopy]()
             copy = partial(self._copy, large)
@@ -68,13 +68,13 @@ class VolumeSnapshots:
         return self._latest
 
     def drop(self, snapshot: Path) -> None:
-        """Say that one user of a snapshot has gone."""
+        """End one use of a snapshot."""
         self._users[snapshot] -= 1
         if not self._users[snapshot] and snapshot != self._latest:
             self._delete(snapshot)
 
     def content_changed(self) -> None:
-        """Say that the latest snapshot is not what the content is now."""
+        """Make the next `take` copy the content anew."""
         latest, self._latest = self._latest, None
         if latest is not None and not self._users[latest]:
             self._delete(latest)
@@ -82,7 +82,7 @@ class VolumeSnapshots:
             self._spares.pop(spare.original).path.unlink(missing_ok=True)
 
     def take_download(self, source: Path) -> Path:
-        """Return a file that stays as the source is now for an hour at least."""
+        """Return a file with the current content of the source, kept for at least an hour."""
         self._delete_old_downloads()
         folder = self._downloads / new_id("download")
         folder.mkdir()
@@ -91,7 +91,7 @@ class VolumeSnapshots:
 
     def _copy(self, large: list[LargeCopy], source: str, destination: str) -> None:
         status = os.lstat(source)
-        if status.st_size < LARGE_BYTES:
+        if status.st_size < MIN_LARGE_BYTES:
             copy_file(source, destination)
             return
         spare = self._spares.pop(Path(source), None)
@@ -104,10 +104,10 @@ class VolumeSnapshots:
     def _delete(self, snapshot: Path) -> None:
         del self._users[snapshot]
         large = self._large.pop(snapshot)
-        # gone already when the volume was deleted under its users
+        # the volume itself may have been deleted
         if not snapshot.exists():
             return
-        # a latest snapshot has copies of its own
+        # the latest snapshot already has its own copies
         if self._latest is None:
             for each in large:
                 self._spare(each)

@@ -1,4 +1,4 @@
-"""All volumes of a server: what they are called and where their content is."""
+"""All volumes of a server: their names and ids, their content and their limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modal_emulator.rpc.rpc import EnumValue, Message
 from modal_emulator.volumes.folder import VolumeFolder
 from modal_emulator.volumes.limit import VolumeLimit
 
-# A block that was uploaded becomes part of a file at once; until then it is kept this long.
+# how long an uploaded block is kept for the request that makes it part of a file
 BLOCK_LIFETIME_S = 3600.0
 
 
@@ -35,14 +35,18 @@ class VolumeStore:
     def get_or_create(
         self, name: str, environment: str, creation_type: int, version: int
     ) -> NamedObject:
-        """Return the volume that a client asks for."""
+        """Return the volume of a GetOrCreate request; raises what `NamedObjects` raises."""
         if version == api_pb2.VOLUME_FS_VERSION_UNSPECIFIED:
             version = api_pb2.VOLUME_FS_VERSION_V1
         found, _ = self.objects.get_or_create(name, environment, creation_type, version=version)
         return found
 
     def require(self, volume_id: str) -> None:
-        """Refuse an unknown volume with NOT_FOUND."""
+        """Check that there is such a volume.
+
+        Raises:
+            GRPCError: If there is none (NOT_FOUND).
+        """
         self.objects.get(volume_id)
 
     def metadata(self, volume_id: str) -> Message:
@@ -54,7 +58,11 @@ class VolumeStore:
         )
 
     def content(self, volume_id: str) -> VolumeFolder:
-        """Return the content of a volume; NOT_FOUND when there is none with this id."""
+        """Return the content of a volume.
+
+        Raises:
+            GRPCError: If there is no such volume (NOT_FOUND).
+        """
         volume = self.objects.get(volume_id)
         with self._lock:
             if volume_id not in self._open:
@@ -64,11 +72,11 @@ class VolumeStore:
         return folder
 
     def set_limit(self, name: str, limit: VolumeLimit) -> None:
-        """Limit what a volume of this name, there or yet to come, can hold in new containers."""
+        """Limit the size of a volume, which need not exist yet, in containers that start later."""
         self._limits[name] = limit
 
     def clear_limits(self) -> None:
-        """Forget all limits."""
+        """Remove all limits."""
         self._limits.clear()
 
     def delete(self, volume_id: str) -> None:
@@ -76,12 +84,12 @@ class VolumeStore:
         self.objects.delete(volume_id)
         with self._lock:
             self._open.pop(volume_id, None)
-        # never opened since it was created: then there is no folder
+        # there is no folder if the volume was never used
         if (self.folder / volume_id).exists():
             shutil.rmtree(self.folder / volume_id)
 
     def delete_expired(self) -> None:
-        """Delete the ephemeral volumes whose client has gone, and blocks that no file used."""
+        """Delete expired ephemeral volumes, and uploaded blocks that became part of no file."""
         with self._expiry:
             for volume in self.objects.expired():
                 self.delete(volume.object_id)

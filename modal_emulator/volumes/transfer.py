@@ -1,4 +1,7 @@
-"""Files on their way into and out of volumes: whole contents (version 1) and blocks (2)."""
+"""Uploads to volumes and downloads from them.
+
+Clients upload whole files to volumes of version 1, and files in blocks to those of version 2.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 class VolumeTransfer:
-    """Turns upload requests into files, and files into URLs."""
+    """Receives uploads, and makes URLs for downloads."""
 
     def __init__(self, store: VolumeStore, http: HttpEndpoint, mounts: MountService) -> None:
         self._store = store
@@ -36,7 +39,11 @@ class VolumeTransfer:
         http.app.router.add_get("/volume-files/{path:.+}", self._send)
 
     def whole_files(self, files: Sequence[Any]) -> list[Upload]:
-        """Return the uploads of a version 1 request, whose contents were put before."""
+        """Return the uploads of a version 1 request, whose contents were uploaded before.
+
+        Raises:
+            GRPCError: If a content was never uploaded (FAILED_PRECONDITION).
+        """
         uploads = []
         for file in files:
             content = self._contents.path(file.sha256_hex)
@@ -48,7 +55,7 @@ class VolumeTransfer:
         return uploads
 
     def missing_blocks(self, files: Sequence[Any]) -> list[Any]:
-        """Return which blocks of a version 2 request are not here yet, and where to put them."""
+        """Return the missing blocks of a version 2 request, with URLs to upload them to."""
         missing: dict[str, Any] = {}
         for file_index, file in enumerate(files):
             for block_index, block in enumerate(file.blocks):
@@ -63,11 +70,11 @@ class VolumeTransfer:
         return list(missing.values())
 
     def files_of_blocks(self, files: Sequence[Any]) -> list[Upload]:
-        """Return the uploads of a version 2 request, whose blocks are all here."""
+        """Return the uploads of a version 2 request, whose blocks have all been uploaded."""
         return [Upload(each.path, each.size, partial(self._join, each)) for each in files]
 
     def urls(self, file: Path, start: int, length: int) -> list[str]:
-        """Return the URLs of the blocks of a part of a file, in order."""
+        """Return the URLs for a part of a file, one for each block, in order."""
         path = file.relative_to(self._store.folder).as_posix()
         urls = []
         position = start
@@ -87,7 +94,7 @@ class VolumeTransfer:
                 joined.seek(index * BLOCK_SIZE)
                 if sha256 != _EMPTY_SHA256:
                     joined.write((self._store.blocks / sha256).read_bytes())
-            # the client leaves the zeros at the end of each block out
+            # the client uploads each block without the zeros at its end
             joined.truncate(file.size)
         destination.chmod(file.mode or 0o644)
 

@@ -206,10 +206,10 @@ def test_the_times_of_a_fault_are_numbers(
     assert message in caught.value.read().decode()
 
 
-def test_the_name_of_what_is_limited_is_a_text(modal_emulator: Emulator) -> None:
+def test_the_name_of_what_is_limited_is_a_string(modal_emulator: Emulator) -> None:
     for action, arguments, message in (
         ("limit_gpu", {"name": 5, "count": 0}, '"5" is not a GPU type'),
-        ("limit_volume", {"name": 5, "max_bytes": 0}, "A volume's name is a text, not 5."),
+        ("limit_volume", {"name": 5, "max_bytes": 0}, "A volume's name is a string, not 5."),
     ):
         with pytest.raises(urllib.error.HTTPError, match="400") as caught:
             request(modal_emulator, action, arguments)

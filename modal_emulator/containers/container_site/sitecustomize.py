@@ -1,9 +1,9 @@
-"""Runs at the start of every Python process of a container.
+"""Runs at the start of every Python process of a container, and removes editable installs.
 
-Python reads the `.pth` files of site-packages before this. Those of editable installs put the
-user's working folders on the path, so that code would run here that was never shipped and would
-be missing on Modal. This takes them away again: the folders that `.pth` files added, and the
-import hooks of editable installs. Packages that are really installed stay.
+The `.pth` files of editable installs add the user's working folders to the path, so that modules
+could be imported that were never uploaded and would be missing on Modal. Python has read these
+files before it imports this module, which therefore removes again what they have added: folders
+and import hooks. Packages that are installed otherwise stay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _is_editable_hook(hook: object) -> bool:
     return any(getattr(each, "__module__", "").startswith("__editable__") for each in owners)
 
 
-def _forget_editable_installs() -> None:
+def _remove_editable_installs() -> None:
     folders = _installed_folders()
     sys.path[:] = [
         entry
@@ -42,4 +42,4 @@ def _forget_editable_installs() -> None:
     sys.path_hooks[:] = [hook for hook in sys.path_hooks if not _is_editable_hook(hook)]
 
 
-_forget_editable_installs()
+_remove_editable_installs()
