@@ -1,4 +1,4 @@
-"""The walk through a value that turns it into strict JSON and notes what can't be."""
+"""Turns a value into strict JSON, and collects what can't be represented."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_experiments.errors import UnportableResultError
-from ml_experiments.serialization.plain_values import to_plain
+from ml_experiments.serialization.plain_values import MAX_VALUES, to_plain
 from ml_experiments.serialization.typed_json import (
     MAX_DEPTH,
     TYPE_KEY,
@@ -18,9 +18,8 @@ from ml_experiments.serialization.typed_json import (
     from_json,
 )
 
-MAX_VALUES = 10_000_000
 _COMMON_LEAVES = (str, int, float, bool)
-# what a value's own class or library raises; an OSError is the disk's, and goes on
+# what a value's own class or library raises; an OSError comes from the disk, and is not caught
 _READ_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -29,8 +28,8 @@ _READ_ERRORS = (
     TypeError,
     ValueError,
 )
-_LONGEST_PATH = 200
-_LONGEST_KEY = 40
+_MAX_PATH_LENGTH = 200
+_MAX_KEY_LENGTH = 40
 
 # where a value stands in the whole: the keys and indices that lead to it
 Place = tuple[str | int, ...]
@@ -51,7 +50,9 @@ def to_json(value: Any) -> Any:
 
 
 class Encoder:
-    """Walks one value; MAX_DEPTH, at three frames a level, comes before any RecursionError.
+    """Encodes one value.
+
+    At MAX_DEPTH, with three frames a level, Python's own limit of recursion is still far away.
 
     Args:
         name: What messages call the value, such as `results`.
@@ -67,7 +68,7 @@ class Encoder:
         self.count = 0
 
     def encode(self, value: Any, place: Place, depth: int) -> Any:
-        """Return the value as JSON; a part that can't be is noted and replaced."""
+        """Return the value as JSON; a part that can't be represented is replaced and recorded."""
         self.count += 1
         if value is None or type(value) in _COMMON_LEAVES:
             return encode_leaf(value)
@@ -163,12 +164,12 @@ class Encoder:
         kind = _type_name(key)
         self.problems.append(
             f"{self._path(place)}: a key of type {kind} is not portable; "
-            "use text, numbers, dates or tuples of them"
+            "use strings, numbers, dates or tuples of them"
         )
         return f"unportable key {index} of type {kind}"
 
     def _stop(self, place: Place) -> None:
-        if self.count < 2 * MAX_VALUES:  # the first to notice says so
+        if self.count < 2 * MAX_VALUES:  # one problem is enough
             self.count = 2 * MAX_VALUES
             self.problems.append(
                 f"{self._path(place)}: more than {MAX_VALUES:,} values; the rest is left out; "
@@ -181,10 +182,10 @@ class Encoder:
             if isinstance(part, int):
                 path += f"[{part}]"
             elif part.isidentifier():
-                path += f".{_shorten(part, _LONGEST_KEY)}"
+                path += f".{_shorten(part, _MAX_KEY_LENGTH)}"
             else:
-                path += f"[{_shorten(ascii(part), _LONGEST_KEY)}]"
-        return _shorten(path, _LONGEST_PATH)
+                path += f"[{_shorten(ascii(part), _MAX_KEY_LENGTH)}]"
+        return _shorten(path, _MAX_PATH_LENGTH)
 
 
 def _check_depth(depth: int) -> None:
@@ -192,10 +193,10 @@ def _check_depth(depth: int) -> None:
         raise Unportable(f"it is nested deeper than {MAX_DEPTH} levels of JSON")
 
 
-def _shorten(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text
-    return f"{text[: longest // 2]}...{text[-(longest // 2 - 3) :]}"
+def _shorten(name: str, max_length: int) -> str:
+    if len(name) <= max_length:
+        return name
+    return f"{name[: max_length // 2]}...{name[-(max_length // 2 - 3) :]}"
 
 
 def _type_name(value: Any) -> str:

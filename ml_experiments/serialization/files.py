@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+# as open_atomically names a file until it is whole
+_TEMPORARY_NAME = re.compile(r"\.ml-experiments-[0-9a-f]{16}\.tmp")
+_MAX_SINGLE_SYNCS = 16
 
 
 @contextlib.contextmanager
@@ -23,7 +30,7 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it can't be written; the old file is then untouched.
     """
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".ml-experiments-{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
             yield file
@@ -38,14 +45,62 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what `open_atomically` left in a folder, and below it, when its process was killed.
+
+    Nothing may be writing there. What can't be removed is left.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY_NAME.fullmatch, names):
+            with contextlib.suppress(OSError):
+                (Path(parent) / name).unlink()
+
+
+def sync_files(files: Sequence[Path]) -> None:
+    """Let files of one folder, their names and that of the folder outlive a power cut.
+
+    Raises:
+        OSError: If the disk did not take all of their content.
+    """
+    if not files:
+        return
+    folder = files[0].parent
+    if len(files) > _MAX_SINGLE_SYNCS and _sync_file_system(folder):
+        return
+    for file in files:
+        _sync(file)
+    for parent in (folder, folder.parent):
+        _sync_folder(parent)
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Write all of a file system to its disk, where the system can; return whether it could."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor) == 0:
+            return True
+    finally:
+        os.close(descriptor)
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder outlive a power cut, where the file system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError):  # not every file system can
+        _sync(folder)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -60,29 +115,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json_atomically(path: Path, data: Any, *, durable: bool = True) -> None:
     """Write strict JSON atomically; see `open_atomically`."""
-    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    encoded = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
     with open_atomically(path, durable=durable) as file:
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        file.write(encoded.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def parse_strict_json(text: str) -> Any:
-    """Return what a JSON text says.
+def parse_strict_json(encoded: str) -> Any:
+    """Return the value of a JSON document.
 
     Raises:
         ValueError: If it isn't JSON, or holds a number that can't be written as JSON again.
         RecursionError: If it's nested too deeply.
     """
-    return _STRICT.decode(text)
+    return _STRICT.decode(encoded)
 
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _parse_float(text: str) -> float:
-    number = float(text)
+def _parse_float(digits: str) -> float:
+    number = float(digits)
     if abs(number) > sys.float_info.max:
-        raise ValueError(f"{text} is more than a float holds")
+        raise ValueError(f"{digits} is more than a float holds")
     return number
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ml_experiments.errors import RunFolderError
 from ml_experiments.serialization.typed_json import TYPE_KEY
 
-_LONGEST_ARRAY_HEADER = 10_000_000  # a structured array of many fields
+_MAX_ARRAY_HEADER = 10_000_000  # a structured array of many fields
 
 
 def load_file(descriptor: Mapping[str, Any], run_dir: Path | None) -> Any:
@@ -80,7 +80,7 @@ def _load_array(_descriptor: Mapping[str, Any], file: Path) -> Any:
 
     with file.open("rb") as stream:
         return np.lib.format.read_array(
-            stream, allow_pickle=False, max_header_size=_LONGEST_ARRAY_HEADER
+            stream, allow_pickle=False, max_header_size=_MAX_ARRAY_HEADER
         )
 
 

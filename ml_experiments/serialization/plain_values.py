@@ -1,6 +1,6 @@
 """Values of classes and libraries, one layer at a time, as plain Python values.
 
-A library is asked only when it's imported already: no value of it can exist otherwise.
+A library is looked at only when it's imported already: no value of it can exist otherwise.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import sys
 from collections.abc import (
+    Collection,
     ItemsView,
     Iterator,
     KeysView,
@@ -21,6 +22,8 @@ from collections.abc import (
 from typing import Any
 
 from ml_experiments.serialization.typed_json import TYPE_KEY, Descriptor, Unportable
+
+MAX_VALUES = 10_000_000
 
 
 def to_plain(value: Any) -> Any:
@@ -62,6 +65,8 @@ def to_python_scalar(value: Any) -> Any:
 def _container_to_plain(value: Any) -> Any:
     if isinstance(value, str | bytes | bytearray | memoryview):
         return value
+    if isinstance(value, Collection):
+        _check_length(value)
     if isinstance(value, Mapping):
         return dict(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -75,6 +80,19 @@ def _container_to_plain(value: Any) -> Any:
     if isinstance(value, Iterator):
         raise Unportable("an iterator can be read only once; return list(...) of it")
     return value
+
+
+def _check_length(value: Collection[Any]) -> None:
+    """Count the members of a container that may make them on demand, such as `range(10**12)`."""
+    try:
+        length = len(value)
+    except OverflowError:
+        length = sys.maxsize
+    if length > MAX_VALUES:
+        raise Unportable(
+            f"it has {length:,} values, more than the {MAX_VALUES:,} that results may hold; "
+            "return an array, or write a file in output_dir"
+        )
 
 
 def _from_pydantic(pydantic: Any, value: Any) -> Any:
@@ -116,8 +134,8 @@ def _from_numpy_time(np: Any, value: Any) -> Any:
     if isinstance(item, int) and exact:
         item = micro.item()
     if item is None or isinstance(item, int):
-        text = str(value) if kind == "datetime64" else str(value.astype("int64"))
-        return Descriptor({TYPE_KEY: kind, "value": text, "unit": list(unit)})
+        written = str(value) if kind == "datetime64" else str(value.astype("int64"))
+        return Descriptor({TYPE_KEY: kind, "value": written, "unit": list(unit)})
     return item
 
 
@@ -143,6 +161,7 @@ def _from_pandas(pd: Any, value: Any) -> Any:
     if isinstance(value, pd.Timedelta):
         return _from_numpy_time(sys.modules["numpy"], value.to_timedelta64())
     if isinstance(value, pd.Index):
+        _check_length(value)
         return value.tolist()
     if isinstance(value, pd.api.extensions.ExtensionArray):
         return pd.Series(value)

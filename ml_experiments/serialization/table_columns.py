@@ -1,4 +1,4 @@
-"""One column of a pandas table as texts that people can read, and exactly back."""
+"""One column of a pandas table as readable strings, from which it can be made again exactly."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ _NULLABLE = {"boolean", "Float32", "Float64"} | {
 }
 
 
-def column_to_texts(title: str, column: Any) -> tuple[list[str], dict[str, Any]]:
-    """Return one text per cell of a Series, and what `column_from_texts` needs to know.
+def column_to_cells(title: str, column: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return the cells of a Series as strings, and what `column_from_cells` needs to know.
 
     Raises:
-        Unportable: If the column's dtype, or a cell, is of a kind that text can't carry.
+        Unportable: If the column's dtype, or a cell, is of a kind that a string can't hold.
     """
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return _categories_to_texts(title, column)
+        return _categories_to_cells(title, column)
     kind = _kind(title, column)
     description: dict[str, Any] = {"name": title, "dtype": str(dtype), "as": kind}
     if kind == "json":
-        cells = inline(f"column {title!r}", column.tolist())
-        return [json.dumps(cell, ensure_ascii=False) for cell in cells], description
-    texts = _cells_to_texts(kind, column)
+        values = inline(f"column {title!r}", column.tolist())
+        return [json.dumps(value, ensure_ascii=False) for value in values], description
+    cells = _cells_of(kind, column)
     gone = column.isna().tolist()
     if any(gone):
-        mark = _mark(text for text, g in zip(texts, gone, strict=True) if not g)
-        texts = [mark if g else text for text, g in zip(texts, gone, strict=True)]
+        mark = _mark(cell for cell, g in zip(cells, gone, strict=True) if not g)
+        cells = [mark if g else cell for cell, g in zip(cells, gone, strict=True)]
         description["missing"] = mark
         if dtype.kind == "O":
             description["none"] = column[gone].iloc[0] is None
-    return texts, description
+    return cells, description
 
 
-def column_from_texts(texts: list[str], description: Mapping[str, Any]) -> Any:
-    """Return the Series that `column_to_texts` described.
+def column_from_cells(cells: list[str], description: Mapping[str, Any]) -> Any:
+    """Return the Series that `column_to_cells` described.
 
     Raises:
-        ValueError: If a text is not of the column's dtype.
+        ValueError: If a cell is not of the column's dtype.
     """
     kind, dtype = description["as"], description["dtype"]
     if kind == "category":
-        return _categories_from_texts(texts, description)
+        return _categories_from_cells(cells, description)
     if kind == "json":
-        values = np.empty(len(texts), dtype=object)
-        for row, text in enumerate(texts):
-            values[row] = from_json(json.loads(text))
+        values = np.empty(len(cells), dtype=object)
+        for row, cell in enumerate(cells):
+            values[row] = from_json(json.loads(cell))
         return pd.Series(values, dtype=dtype)
     mark = description.get("missing")
     if kind == "moment":
-        return pd.Series(np.array(_filled(texts, mark, "NaT"), dtype=dtype))
+        return pd.Series(np.array(_filled(cells, mark, "NaT"), dtype=dtype))
     if kind == "utc":
         unit = np.datetime_data(dtype.partition(",")[0] + "]")[0]
-        moments = np.array(_filled(texts, mark, "NaT"), dtype=f"datetime64[{unit}]")
+        moments = np.array(_filled(cells, mark, "NaT"), dtype=f"datetime64[{unit}]")
         return pd.Series(moments).dt.tz_localize("UTC").astype(dtype)
     if kind == "duration":
-        ticks = [np.iinfo(np.int64).min if text == mark else int(text) for text in texts]
+        ticks = [np.iinfo(np.int64).min if cell == mark else int(cell) for cell in cells]
         return pd.Series(np.array(ticks, dtype=np.int64).view(dtype))
     if kind == "text":
         missing = None if description.get("none") else np.nan
-        cells = np.empty(len(texts), dtype=object)
-        cells[:] = _filled(texts, mark, missing)
-        return pd.Series(cells, dtype=dtype)
-    numbers = [None if text == mark else _number(text, dtype) for text in texts]
+        strings = np.empty(len(cells), dtype=object)
+        strings[:] = _filled(cells, mark, missing)
+        return pd.Series(strings, dtype=dtype)
+    numbers = [None if cell == mark else _number(cell, dtype) for cell in cells]
     if kind == "nullable":
         return pd.Series(pd.array(numbers, dtype=dtype))
     return pd.Series(np.array([np.nan if n is None else n for n in numbers], dtype=dtype))
@@ -118,18 +118,18 @@ def _is_text(column: Any) -> bool:
     return alike and all(type(value) is str for value in column[~gone])
 
 
-def _cells_to_texts(kind: str, column: Any) -> list[str]:
+def _cells_of(kind: str, column: Any) -> list[str]:
     if kind == "utc":
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     if kind in ("utc", "moment"):
-        return [str(text) for text in np.datetime_as_string(column.to_numpy())]
+        return [str(cell) for cell in np.datetime_as_string(column.to_numpy())]
     if kind == "duration":
         return [str(ticks) for ticks in column.to_numpy().view(np.int64).tolist()]
     return [value if isinstance(value, str) else repr(value) for value in column.tolist()]
 
 
-def _categories_to_texts(title: str, column: Any) -> tuple[list[str], dict[str, Any]]:
-    categories, inner = column_to_texts(title, column.cat.categories.to_series())
+def _categories_to_cells(title: str, column: Any) -> tuple[list[str], dict[str, Any]]:
+    categories, inner = column_to_cells(title, column.cat.categories.to_series())
     mark = _mark(categories)
     codes = column.cat.codes.tolist()
     description = {
@@ -144,32 +144,32 @@ def _categories_to_texts(title: str, column: Any) -> tuple[list[str], dict[str, 
     return [categories[code] if code >= 0 else mark for code in codes], description
 
 
-def _categories_from_texts(texts: list[str], description: Mapping[str, Any]) -> Any:
+def _categories_from_cells(cells: list[str], description: Mapping[str, Any]) -> Any:
     names = description["categories"]
     codes = {name: code for code, name in enumerate(names)} | {description["missing"]: -1}
-    categories = pd.Index(column_from_texts(names, description["category"]).array)
+    categories = pd.Index(column_from_cells(names, description["category"]).array)
     return pd.Series(
         pd.Categorical.from_codes(
-            [codes[text] for text in texts], categories=categories, ordered=description["ordered"]
+            [codes[cell] for cell in cells], categories=categories, ordered=description["ordered"]
         )
     )
 
 
-def _number(text: str, dtype: str) -> Any:
+def _number(cell: str, dtype: str) -> Any:
     if dtype.startswith("bool"):
-        if text not in ("True", "False"):
-            raise ValueError(f"{text!r} is not a bool")
-        return text == "True"
-    return float(text) if dtype.lower().startswith("float") else int(text)
+        if cell not in ("True", "False"):
+            raise ValueError(f"{cell!r} is not a bool")
+        return cell == "True"
+    return float(cell) if dtype.lower().startswith("float") else int(cell)
 
 
-def _filled(texts: list[str], mark: str | None, missing: Any) -> list[Any]:
-    return texts if mark is None else [missing if text == mark else text for text in texts]
+def _filled(cells: list[str], mark: str | None, missing: Any) -> list[Any]:
+    return cells if mark is None else [missing if cell == mark else cell for cell in cells]
 
 
-def _mark(texts: Any) -> str:
-    """Return a text for missing cells that no cell has."""
-    taken = set(texts)
+def _mark(cells: Any) -> str:
+    """Return a string for missing cells that no cell has."""
+    taken = set(cells)
     mark = ""
     while mark in taken:
         mark = f"<NA{len(mark)}>" if mark else "<NA>"

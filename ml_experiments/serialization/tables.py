@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ml_experiments.serialization.table_columns import column_from_texts, column_to_texts, inline
+from ml_experiments.serialization.table_columns import column_from_cells, column_to_cells, inline
 from ml_experiments.serialization.typed_json import as_key, from_json
 
 
@@ -17,11 +17,11 @@ def describe_table(table: Any) -> tuple[dict[str, Any], bytes]:
     """Return what rebuilds a DataFrame or Series, and its cells as CSV.
 
     Raises:
-        Unportable: If a column, label or cell is of a kind that text can't carry.
+        Unportable: If a column, label or cell is of a kind that a string can't hold.
     """
     index, index_cells = _describe_index(table.index)
     columns = [table] if table.ndim == 1 else [table.iloc[:, i] for i in range(table.shape[1])]
-    described = [column_to_texts(_title(column.name, "value"), column) for column in columns]
+    described = [column_to_cells(_title(column.name, "value"), column) for column in columns]
     description: dict[str, Any] = {"index": index, "columns": [column for _, column in described]}
     if table.ndim == 1:
         description["label"] = inline("name", table.name)
@@ -31,7 +31,7 @@ def describe_table(table: Any) -> tuple[dict[str, Any], bytes]:
     if table.attrs:
         description["attrs"] = inline("attrs", table.attrs)
     titles = [column["name"] for column in (*index["levels"], *description["columns"])]
-    rows = zip(*index_cells, *(texts for texts, _ in described), strict=True)
+    rows = zip(*index_cells, *(cells for cells, _ in described), strict=True)
     stream = io.StringIO(newline="")
     csv.writer(stream).writerows([titles, *rows])
     return description, stream.getvalue().encode("utf-8", "surrogatepass")
@@ -45,12 +45,12 @@ def rebuild_table(description: Mapping[str, Any], content: bytes) -> Any:
     """
     width = len(description["index"]["levels"]) + len(description["columns"])
     rows = description["shape"][0]
-    cells = _read_columns(content.decode("utf-8", "surrogatepass"), width, rows)
+    table_cells = _read_columns(content.decode("utf-8", "surrogatepass"), width, rows)
     depth = len(description["index"]["levels"])
-    index = _rebuild_index(description["index"], cells[:depth], rows)
+    index = _rebuild_index(description["index"], table_cells[:depth], rows)
     columns = [
-        column_from_texts(texts, column)
-        for texts, column in zip(cells[depth:], description["columns"], strict=True)
+        column_from_cells(cells, column)
+        for cells, column in zip(table_cells[depth:], description["columns"], strict=True)
     ]
     if len(description["shape"]) == 1:
         table: Any = columns[0].set_axis(index)
@@ -68,7 +68,7 @@ def _describe_index(index: Any) -> tuple[dict[str, Any], list[list[str]]]:
     if isinstance(index, pd.RangeIndex):
         return {"range": [index.start, index.stop, index.step], "names": names, "levels": []}, []
     described = [
-        column_to_texts(_title(name, f"index{i}"), index.get_level_values(i).to_series())
+        column_to_cells(_title(name, f"index{i}"), index.get_level_values(i).to_series())
         for i, name in enumerate(index.names)
     ]
     description = {
@@ -78,17 +78,19 @@ def _describe_index(index: Any) -> tuple[dict[str, Any], list[list[str]]]:
     }
     if getattr(index, "freqstr", None):
         description["freq"] = index.freqstr
-    return description, [texts for texts, _ in described]
+    return description, [cells for cells, _ in described]
 
 
-def _rebuild_index(description: Mapping[str, Any], cells: list[list[str]], length: int) -> Any:
+def _rebuild_index(
+    description: Mapping[str, Any], level_cells: list[list[str]], length: int
+) -> Any:
     names = [as_key(name) for name in from_json(description["names"])]
     if "range" in description:
         index: Any = pd.RangeIndex(*description["range"])
     else:
         levels = [
-            _as_index(column_from_texts(texts, level))
-            for texts, level in zip(cells, description["levels"], strict=True)
+            _as_index(column_from_cells(cells, level))
+            for cells, level in zip(level_cells, description["levels"], strict=True)
         ]
         index = pd.MultiIndex.from_arrays(levels) if description["multi"] else levels[0]
         if "freq" in description:
@@ -106,12 +108,12 @@ def _as_index(values: Any) -> Any:
     return pd.Index(values.array)
 
 
-def _read_columns(text: str, width: int, rows: int) -> list[list[str]]:
-    before = csv.field_size_limit(max(len(text), 1))  # a cell may be long
+def _read_columns(content: str, width: int, rows: int) -> list[list[str]]:
+    previous = csv.field_size_limit(max(len(content), 1))  # a cell may be long
     try:
-        lines = list(csv.reader(io.StringIO(text, newline="")))[1:]
+        lines = list(csv.reader(io.StringIO(content, newline="")))[1:]
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(previous)
     if width and (len(lines) != rows or any(len(line) != width for line in lines)):
         raise ValueError(f"the CSV doesn't have {rows} rows of {width} cells")
     return [[line[i] for line in lines] for i in range(width)]

@@ -36,13 +36,13 @@ from ml_experiments.errors import RunFolderError
 
 TYPE_KEY = "$type"
 # JSON readers that hold integers in 64 bits (SQLite, Go, Rust) must not round them
-_SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
-# as deep as json.dumps, which recurses, can be trusted with from any place of a program
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+# json.dumps recurses: at this depth it works wherever in a program it is called
 MAX_DEPTH = 200
 
 
 class Unportable(Exception):  # noqa: N818 - caught where the value's place is known
-    """Raised for a value that can't be represented; says why and what to return instead."""
+    """Raised for a value that can't be represented, with the reason and what to return instead."""
 
 
 class Descriptor(dict[str, Any]):
@@ -61,7 +61,7 @@ def encode_leaf(value: Any) -> Any:
         return _encode_str(value)
     if isinstance(value, int):
         number = int(value)
-        if _SMALLEST_INT <= number <= _LARGEST_INT:
+        if _MIN_INT <= number <= _MAX_INT:
             return number
         return {TYPE_KEY: "int", "hex": hex(number)}
     if isinstance(value, float):
@@ -83,15 +83,15 @@ def encode_leaf(value: Any) -> Any:
 
 
 def _encode_str(value: str) -> Any:
-    text = str.__str__(value)
-    if text.isascii():
-        return text
+    plain = str.__str__(value)
+    if plain.isascii():
+        return plain
     try:
-        text.encode()
+        plain.encode()
     except UnicodeEncodeError:
-        escaped = text.encode("unicode_escape").decode("ascii")
+        escaped = plain.encode("unicode_escape").decode("ascii")
         return {TYPE_KEY: "str", "escaped": escaped}
-    return text
+    return plain
 
 
 def _encode_time(value: Any) -> Any:
@@ -114,7 +114,7 @@ def _encode_time(value: Any) -> Any:
         }
     raise Unportable(
         "only plain data, arrays, tensors, images, tables, bytes and files can be kept; "
-        "return those, or str(value) for its text"
+        "return those, or str(value)"
     )
 
 
@@ -191,8 +191,8 @@ def _decode_datetime(data: Mapping[str, Any]) -> datetime.datetime:
 
 def _decode_path(data: Mapping[str, Any]) -> PurePath:
     pure = PureWindowsPath if data["flavour"] == "windows" else PurePosixPath
-    text = from_json(data["value"])
-    return Path(text) if issubclass(Path, pure) or isinstance(Path(), pure) else pure(text)
+    path = from_json(data["value"])
+    return Path(path) if issubclass(Path, pure) or isinstance(Path(), pure) else pure(path)
 
 
 def _decode_bytes(data: Mapping[str, Any]) -> bytes:

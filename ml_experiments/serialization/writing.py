@@ -7,31 +7,38 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ml_experiments.serialization.encoder import Encoder
-from ml_experiments.serialization.files import open_atomically
+from ml_experiments.serialization.encoder import Encoder, Place
+from ml_experiments.serialization.files import open_atomically, sync_files
 from ml_experiments.serialization.typed_json import TYPE_KEY, Unportable
 
 INLINE_BYTES = 4096
 # PNG keeps these modes of Pillow as they are
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-_LONGEST_STEM = 100
+_MAX_STEM_LENGTH = 100
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # on Windows
 _naming = threading.Lock()
 
-Place = Sequence[str | int]
 
-
-@dataclass(frozen=True)
 class ResultFiles:
     """Writes values below `artifacts_dir / name`, in files named after their place in results."""
 
-    artifacts_dir: Path
-    name: str
-    redact: Callable[[str], str]
+    def __init__(self, artifacts_dir: Path, name: str, redact: Callable[[str], str]) -> None:
+        self._artifacts_dir = artifacts_dir
+        self._name = name
+        self._redact = redact
+        self._written: list[Path] = []
+        self._taken: set[str] = set()  # names in the folder, once something is written there
+
+    def sync(self) -> None:
+        """Let all that was written outlive a power cut.
+
+        Raises:
+            OSError: If the disk did not take all of it.
+        """
+        sync_files(self._written)
 
     def write(self, value: Any, place: Place) -> dict[str, Any] | None:
         """Write a value that belongs in a file and return its descriptor; None for any other.
@@ -60,21 +67,26 @@ class ResultFiles:
 
     def _save(self, place: Place, suffix: str, write: Callable[[BinaryIO], object]) -> str:
         """Write a new file and return its path relative to the run folder."""
-        folder = self.artifacts_dir / self.name
-        stem = _stem([self.redact(str(part)) for part in place])
+        folder = self._artifacts_dir / self._name
+        stem = _stem([self._redact(str(part)) for part in place])
         with _naming:
-            folder.mkdir(parents=True, exist_ok=True)
-            taken = {_folded(file.name) for file in folder.iterdir()}
+            if not self._written:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._taken = {_folded(file.name) for file in folder.iterdir()}
             name, number = f"{stem}{suffix}", 1
-            while _folded(name) in taken:
+            # what another thread has written meanwhile is known to the disk only
+            while _folded(name) in self._taken or (folder / name).exists():
                 number += 1
                 name = f"{stem}-{number}{suffix}"
-            with open_atomically(folder / name) as stream:
+            file = folder / name
+            with open_atomically(file, durable=False) as stream:
                 write(stream)
-        return f"{self.artifacts_dir.name}/{self.name}/{name}"
+            self._taken.add(_folded(name))
+            self._written.append(file)
+        return f"{self._artifacts_dir.name}/{self._name}/{name}"
 
     def _refer(self, value: Path) -> dict[str, Any] | None:
-        base = self.artifacts_dir.resolve()
+        base = self._artifacts_dir.resolve()
         try:
             file = value.resolve()
             relative = file.relative_to(base).as_posix()
@@ -83,7 +95,7 @@ class ResultFiles:
             raise Unportable("the file's name is not UTF-8; rename the file") from None
         except (ValueError, RuntimeError):  # elsewhere, or a loop of links
             return None
-        path = f"{self.artifacts_dir.name}/{relative}" if relative != "." else base.name
+        path = f"{self._artifacts_dir.name}/{relative}" if relative != "." else base.name
         if file.is_dir():
             return {TYPE_KEY: "folder", "path": path}
         if not file.is_file():
@@ -101,13 +113,11 @@ class ResultFiles:
             raise Unportable("return the masked array's .data and .mask, or .filled(...)")
         if value.dtype.hasobject:
             raise Unportable(
-                f"an array of {value.dtype} needs pickle; return .tolist(), or .astype(str) of text"
+                f"an array of {value.dtype} needs pickle; return .tolist(), or .astype(str)"
             )
         if value.dtype.isbuiltin == 2:  # registered by another library: .npy can't name it
             raise Unportable(f"numpy's file format has no {value.dtype}; return .astype('float32')")
-        path = self._save(
-            place, ".npy", lambda stream: np.save(stream, np.asarray(value), allow_pickle=False)
-        )
+        path = self._save(place, ".npy", lambda stream: _write_npy(np, stream, value))
         shape = list(value.shape)
         return {TYPE_KEY: "ndarray", "path": path, "dtype": str(value.dtype), "shape": shape}
 
@@ -138,10 +148,21 @@ class ResultFiles:
     def _write_table(self, value: Any, place: Place) -> dict[str, Any]:
         from ml_experiments.serialization.tables import describe_table  # imports pandas
 
-        description, text = describe_table(value)
-        path = self._save(place, ".csv", lambda stream: stream.write(text))
+        description, content = describe_table(value)
+        path = self._save(place, ".csv", lambda stream: stream.write(content))
         kind = "series" if value.ndim == 1 else "dataframe"
         return {TYPE_KEY: kind, "path": path, "shape": list(value.shape), **description}
+
+
+class _Writer:
+    """A stream that is no file to numpy, whose own writing of files hides why a disk fails."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write = stream.write
+
+
+def _write_npy(np: Any, stream: BinaryIO, value: Any) -> None:
+    np.lib.format.write_array(_Writer(stream), np.asarray(value), allow_pickle=False)
 
 
 def _tensor_to_array(torch: Any, value: Any) -> Any:
@@ -164,13 +185,13 @@ def _tensor_to_array(torch: Any, value: Any) -> Any:
         raise Unportable(f"the tensor can't be read: {e}") from e
 
 
-def _stem(place: Place) -> str:
+def _stem(place: Sequence[str | int]) -> str:
     parts = (re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", str(part))) for part in place)
     stem = ".".join(parts) or "value"
     if _RESERVED.match(stem):
         stem = f"_{stem}"
-    stem = stem[-_LONGEST_STEM:]  # the end says most
-    while len(stem.encode()) > _LONGEST_STEM:
+    stem = stem[-_MAX_STEM_LENGTH:]  # the end says most
+    while len(stem.encode()) > _MAX_STEM_LENGTH:
         stem = stem[1:]
     return stem
 
@@ -195,5 +216,8 @@ def encode(
     Raises:
         OSError: If a file can't be written, as on a full disk.
     """
-    encoder = Encoder(name, ResultFiles(artifacts_dir, name, redact).write)
-    return encoder.encode(value, (), 0), tuple(encoder.problems)
+    files = ResultFiles(artifacts_dir, name, redact)
+    encoder = Encoder(name, files.write)
+    encoded = encoder.encode(value, (), 0)
+    files.sync()
+    return encoded, tuple(encoder.problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -148,6 +149,36 @@ def test_a_value_that_grows_without_end_is_cut_short(
     encoded, problems = encode({"first": 1, "huge": value}, artifacts, "results")
     assert len(problems) == 1
     assert "more than 1,000 values" in problems[0]
+    assert encoded["first"] == 1
+
+
+class Squares(collections.abc.Sequence[int]):
+    """Makes its members on demand."""
+
+    def __len__(self) -> int:
+        return 10**12
+
+    def __getitem__(self, index: Any) -> Any:
+        return index**2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        range(10**12),
+        range(10**20),
+        Squares(),
+        dict.fromkeys([1]) | {2: range(10**12)},
+        pd.RangeIndex(10**12),
+        collections.deque([range(10**12)]),
+    ],
+    ids=kind,
+)
+def test_a_container_is_counted_before_it_is_listed(value: Any, artifacts: Path) -> None:
+    encoded, problems = encode({"first": 1, "huge": [value]}, artifacts, "results")
+    assert len(problems) == 1
+    assert problems[0].startswith("results.huge[0]")
+    assert "values, more than the 10,000,000 that results may hold" in problems[0]
     assert encoded["first"] == 1
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.writing import encode
+from tests.support.small_disk import small_disk
 from tests.support.values import travel, travel_and_load
 
 
@@ -255,6 +261,57 @@ except OSError as e:
     )
     assert done.stdout.startswith("surfaced")
     assert list((artifacts / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ones(100_000),
+        np.asfortranarray(np.ones((300, 300))),
+        torch.ones(100_000),
+        bytes(1_000_000),
+        Image.effect_noise((1000, 1000), 90),
+        pd.DataFrame({"x": range(100_000)}),
+        {f"layer{i}": np.ones(1000) for i in range(100)},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_full_disk_is_reported_as_such(value: Any, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        with pytest.raises(OSError, match="No space left") as caught:
+            encode({"x": value}, disk / "artifacts", "results")
+        assert caught.value.errno == errno.ENOSPC
+        assert list(disk.rglob("*.tmp")) == []
+
+
+def test_many_small_arrays_take_little_longer_than_numpy_takes(tmp_path: Path) -> None:
+    value = {f"layer{i}.weight": np.zeros(8) for i in range(1000)}
+
+    def seconds(write: Callable[[Path], object], name: str) -> float:
+        (tmp_path / name).mkdir()
+        started = time.perf_counter()
+        write(tmp_path / name)
+        return time.perf_counter() - started
+
+    def save(folder: Path) -> None:
+        for name, array in value.items():
+            np.save(folder / f"{name}.npy", array)
+
+    plain = min(seconds(save, f"plain{i}") for i in range(3))
+    ours = min(seconds(lambda f: encode(value, f, "results"), f"ours{i}") for i in range(3))
+    assert ours <= 3 * plain + 0.05
+
+
+def test_values_of_several_threads_get_files_of_their_own(artifacts: Path) -> None:
+    def write(number: int) -> Any:
+        return encode([{"x": np.full(1, number)} for _ in range(20)], artifacts, "metrics")[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        encoded = list(pool.map(write, range(8)))
+    paths = [item["x"]["path"] for items in encoded for item in items]
+    assert len(set(paths)) == 160
+    for number, items in enumerate(encoded):
+        assert [load_file(item["x"], artifacts.parent)[0] for item in items] == [number] * 20
 
 
 def test_artifacts_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
