@@ -57,7 +57,9 @@ def names(found: Any) -> list[str]:
 
 
 def test_pull_list_clear_list(modal_emulator: Emulator, hub: HubServer) -> None:
-    answer(modal_emulator, "clear", "*", "--yes")  # what other tests have left on the server's volume
+    answer(
+        modal_emulator, "clear", "*", "--yes"
+    )  # what other tests have left on the server's volume
     pulled = answer(modal_emulator, "pull", "org/one")
     assert pulled["name"] == "org/one"
     assert names(answer(modal_emulator, "list")) == ["org/one"]
