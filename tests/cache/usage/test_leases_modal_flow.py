@@ -29,6 +29,7 @@ from ml_experiments.backends.modal.image import (
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.core import modal_runner
 from ml_experiments.runner.run import submit_experiment
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
@@ -221,4 +222,4 @@ def request(experiment: str, config: dict[str, Any]) -> dict[str, Any]:
         created_at="",
         backend="modal",
     )
-    return make_request(spec, {"run_id": spec.run_id}, ())
+    return make_request(spec, Manifest(run_id=spec.run_id), ()).to_dict()
