@@ -6,8 +6,7 @@
         subprocess.run(command, env={**os.environ, **hub.environment()})
 
 It answers the API of models, datasets and spaces, and HEAD and GET of their files with the
-headers and errors of the real Hub, ranges included. Connections can be made to break or stall,
-and a repository to be served as some mirrors do: without ranges, or under other etags.
+headers and errors of the real Hub, ranges included. Connections can be made to break or stall.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class HubFile:
 
     Attributes:
         declared_size: What the Hub says, not what it sends.
-        declared_etag: What the Hub says in headers, the etag by default.
     """
 
     content: bytes | Path
@@ -47,16 +45,9 @@ class HubFile:
     sha256: str
     is_lfs: bool
     declared_size: int
-    declared_etag: str | None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        content: bytes | Path,
-        declared_size: int | None,
-        declared_etag: str | None,
-    ) -> HubFile:
+    def of(cls, name: str, content: bytes | Path, declared_size: int | None) -> HubFile:
         """Hash a file as git and git-lfs do."""
         data = content if isinstance(content, bytes) else content.read_bytes()
         return cls(
@@ -66,7 +57,6 @@ class HubFile:
             sha256=hashlib.sha256(data).hexdigest(),
             is_lfs=name.endswith(_LFS_SUFFIXES),
             declared_size=len(data) if declared_size is None else declared_size,
-            declared_etag=declared_etag,
         )
 
     @property
@@ -94,9 +84,7 @@ class HubRepo:
     gated: bool
     private: bool
     allowed_tokens: frozenset[str]
-    has_ranges: bool
     on_xet: bool
-    on_cdn: bool
 
     @property
     def commit(self) -> str:
@@ -112,7 +100,6 @@ class HubRequest:
     path: str
     status: int
     range: str | None
-    has_token: bool
 
 
 @dataclass
@@ -192,10 +179,7 @@ class HubServer:
         private: bool = False,
         allowed_tokens: frozenset[str] = frozenset(),
         declared_sizes: Mapping[str, int] | None = None,
-        declared_etags: Mapping[str, str] | None = None,
-        has_ranges: bool = True,
         on_xet: bool = False,
-        on_cdn: bool = False,
     ) -> HubRepo:
         """Serve a repository; adding it again replaces it, as a push does.
 
@@ -208,28 +192,19 @@ class HubServer:
             private: For all others the repository doesn't exist.
             allowed_tokens: Tokens with access.
             declared_sizes: Sizes, by path, to claim in place of the true ones.
-            declared_etags: Etags, by path, to send in place of the hashes.
-            has_ranges: Whether a part of a file can be asked for.
             on_xet: Say of large files that Xet has them too; nothing here speaks Xet.
-            on_cdn: Send a request for a file on to another host, as the real Hub does.
         """
         refs: dict[str, str] = {}
         commits: dict[str, dict[str, HubFile]] = {}
         for ref, source in {"main": files, **(revisions or {})}.items():
             hashed = {
-                path: HubFile.of(
-                    path,
-                    content,
-                    (declared_sizes or {}).get(path),
-                    (declared_etags or {}).get(path),
-                )
+                path: HubFile.of(path, content, (declared_sizes or {}).get(path))
                 for path, content in sorted(_contents(source).items())
             }
             listing = "".join(f"{path} {file.etag}\n" for path, file in hashed.items())
             refs[ref] = hashlib.sha1(listing.encode()).hexdigest()
             commits[refs[ref]] = hashed
-        access = (gated, private, allowed_tokens)
-        repo = HubRepo(name, kind, refs, commits, *access, has_ranges, on_xet, on_cdn)
+        repo = HubRepo(name, kind, refs, commits, gated, private, allowed_tokens, on_xet)
         with self._state.lock:
             self._state.repos[_PREFIX[kind] + name] = repo
             self._state.known_tokens |= allowed_tokens
@@ -297,10 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if match := re.fullmatch(r"api/(model|dataset|space)s/(.+)", path):
                 self._send_json(self._api(match[1], match[2]))
-            elif match := re.fullmatch(
-                r"(cdn/)?((?:datasets/|spaces/)?.+?)/resolve/([^/]+)/(.+)", path
-            ):
-                self._send_file(match[2], match[3], match[4], from_cdn=bool(match[1]))
+            elif match := re.fullmatch(r"((?:datasets/|spaces/)?.+?)/resolve/([^/]+)/(.+)", path):
+                self._send_file(match[1], match[2], match[3])
             else:
                 raise _RefusedError(HTTPStatus.NOT_FOUND, f"no such page: {path}")
         except _RefusedError as refused:
@@ -355,9 +328,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return commit
 
-    def _send_file(self, key: str, revision: str, name: str, *, from_cdn: bool) -> None:
-        repo = self.hub.repos[key] if from_cdn else self._find(key)
-        if repo.gated and not from_cdn and (token := self._token()) not in repo.allowed_tokens:
+    def _send_file(self, key: str, revision: str, name: str) -> None:
+        repo = self._find(key)
+        if repo.gated and (token := self._token()) not in repo.allowed_tokens:
             status = HTTPStatus.UNAUTHORIZED if token is None else HTTPStatus.FORBIDDEN
             message = f"Access to {repo.kind} {repo.name} is restricted."
             raise _RefusedError(status, message, "GatedRepo")
@@ -365,22 +338,12 @@ class _Handler(BaseHTTPRequestHandler):
         file = repo.commits[commit].get(name)
         if file is None:
             raise _RefusedError(HTTPStatus.NOT_FOUND, "Entry not found", "EntryNotFound", commit)
-        etag = f'"{file.declared_etag or file.etag}"'
+        etag = f'"{file.etag}"'
         headers: dict[str, Any] = {"X-Repo-Commit": commit, "ETag": etag}
         if file.is_lfs:
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": file.declared_size}
-        if repo.on_cdn and not from_cdn:
-            port = self.headers["Host"].rpartition(":")[2]
-            headers |= {"Location": f"http://localhost:{port}/cdn{self.path}", "Content-Length": 0}
-            self._send_head(HTTPStatus.FOUND, headers)
-            return
-        # what a CDN may compress, it sends no ranges of
-        may_compress = "gzip" in self.headers.get("Accept-Encoding", "") and not file.is_lfs
-        has_ranges = repo.has_ranges and not may_compress
-        if has_ranges:
-            headers["Accept-Ranges"] = "bytes"
-        asked = self.headers.get("Range", "") if has_ranges else ""
-        wanted = re.fullmatch(r"bytes=(\d+)-", asked)
+        headers["Accept-Ranges"] = "bytes"
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted else 0
         headers["Content-Length"] = file.declared_size - start
         if wanted:
@@ -420,10 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _send_head(self, status: HTTPStatus, headers: Mapping[str, Any]) -> None:
-        has_token = "Authorization" in self.headers
-        request = HubRequest(
-            self.command, self.path, int(status), self.headers.get("Range"), has_token
-        )
+        request = HubRequest(self.command, self.path, int(status), self.headers.get("Range"))
         with self.hub.lock:
             self.hub.requests.append(request)
         self.send_response(status)

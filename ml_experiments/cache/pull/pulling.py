@@ -36,8 +36,7 @@ from ml_experiments.cache.layout import (
     repo_folder,
 )
 from ml_experiments.cache.patterns import check_revision
-from ml_experiments.cache.pull.progress import ProgressMeter, PullProgress, silent_bar
-from ml_experiments.cache.pull.resumable_download import ResumableDownload, comes_by_xet, etag_of
+from ml_experiments.cache.pull.progress import ProgressMeter, PullProgress
 from ml_experiments.errors import CacheError
 from ml_experiments.serialization.files import write_atomically
 
@@ -50,8 +49,7 @@ class PullOutcome:
     """What a pull did; both counts of downloads are 0 if all of it was there.
 
     Attributes:
-        downloaded_files: Those that were not there, or not all of them.
-        downloaded_bytes: Without what an interrupted download had left of them.
+        downloaded_files: The number of files that were not there.
     """
 
     name: str
@@ -80,10 +78,7 @@ def pull(
     endpoint: str | None = None,
     on_progress: Callable[[PullProgress], None] | None = None,
 ) -> PullOutcome:
-    """Download a repository into a cache; what is there already is not downloaded again.
-
-    A pull whose connection breaks, or that was killed, goes on in the middle of each large file;
-    a file that comes by Xet, or holds less than 10 MiB, starts again.
+    """Download a repository into a cache; files that are there already are not downloaded again.
 
     Args:
         name: As on the Hub.
@@ -98,8 +93,7 @@ def pull(
 
     Raises:
         CacheError: If the name or revision is not valid, missing or gated, nothing matches the
-            globs, the disk has too little room, a file is too large for plain HTTP, or the
-            download can't be completed.
+            globs, the disk has too little room, or the download can't be completed.
     """
     if revision is not None:
         check_revision(revision)  # it becomes a file's name
@@ -108,22 +102,15 @@ def pull(
     try:
         commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
         missing = [file for file in files if not _is_there(repo, commit, file)]
-
-        def url_of(file: RepoFile) -> str:
-            url = hf_hub_url(name, file.path, repo_type=kind, revision=commit, endpoint=endpoint)
-            return str(url)
-
         if missing:
             # names, sizes and the README of a gated repository are public, its weights are not:
-            # asked for now, because a download that is refused leaves half a repository behind
-            url = url_of(max(missing, key=lambda file: file.size))
+            # checked now, because a download that is refused leaves half a repository behind
+            largest = max(missing, key=lambda file: file.size).path
+            url = hf_hub_url(name, largest, repo_type=kind, revision=commit, endpoint=endpoint)
             get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
-        large = ResumableDownload(repo, commit, missing, url_of, token)
         total = sum(file.size for file in missing)
-        _check_space(name, total - sum(large.kept.values()), hub)
-        _check_sizes(missing)
+        _check_space(name, total, hub)
         meter = ProgressMeter(total, on_progress)
-        arrived = large.fetch(meter)
         path = snapshot_download(
             name,
             repo_type=kind,
@@ -133,14 +120,14 @@ def pull(
             ignore_patterns=list(exclude) or None,
             token=token,
             endpoint=endpoint,
-            tqdm_class=silent_bar(lambda position, _: meter.reach("", position)),
+            tqdm_class=meter.silent_bar(),
         )
         # when the Hub refuses or is gone, huggingface_hub may take what is there for all of it
         if not all(Path(path, file.path).exists() for file in files):
             raise CacheError(_stopped(name, "the Hub no longer serves it"))
-        meter.reach("", total)  # also what another process has downloaded meanwhile
+        meter.reach(total)  # also what another process has downloaded meanwhile
         _point_to(repo, revision or constants.DEFAULT_REVISION, commit)
-    except (httpx2.HTTPError, HFValidationError, XetDownloadError, OSError) as e:
+    except (httpx2.HTTPError, XetDownloadError, OSError, ValueError) as e:
         raise CacheError(_explain(e, name, kind, revision)) from e
     return PullOutcome(
         name=name,
@@ -150,7 +137,7 @@ def pull(
         files=len(files),
         bytes=sum(file.size for file in files),
         downloaded_files=len(missing),
-        downloaded_bytes=sum(arrived.get(file.path, file.size) for file in missing),
+        downloaded_bytes=total,
     )
 
 
@@ -199,7 +186,8 @@ def _list_files(
 
 
 def _is_there(repo: Path, commit: str, file: RepoFile) -> bool:
-    places = [repo / "blobs" / etag_of(file), repo / "snapshots" / commit / file.path]
+    etag = file.blob_id if file.lfs is None else file.lfs.sha256
+    places = [repo / "blobs" / etag, repo / "snapshots" / commit / file.path]
     if file.xet_hash is not None:
         places.append(repo.parent / SHARED_BLOBS_FOLDER / file.xet_hash[:2] / file.xet_hash)
     return any(place.exists() for place in places)
@@ -215,16 +203,6 @@ def _check_space(name: str, needed: int, hub: Path) -> None:
             f"{name} needs {decimal(needed)} more and {hub} has {decimal(free)} free; make room "
             "with `ml-experiments cache clear`, or take fewer files with --include or --exclude"
         )
-
-
-def _check_sizes(files: Sequence[RepoFile]) -> None:
-    most = constants.MAX_HTTP_DOWNLOAD_SIZE
-    for file in files:
-        if file.size > most and not comes_by_xet(file):
-            raise CacheError(
-                f"{file.path} holds {decimal(file.size)}, over plain HTTP {decimal(most)} is the "
-                "most; install hf_xet and unset HF_HUB_DISABLE_XET"
-            )
 
 
 def _point_to(repo: Path, revision: str, commit: str) -> None:
@@ -266,7 +244,7 @@ def _explain(error: Exception, name: str, kind: str, revision: str | None) -> st
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return (
             f"the Hub can't be reached: {error}; check the network, and HF_ENDPOINT if it is set, "
-            f"and pull again: what has arrived of {name} is kept"
+            f"and pull again: the files of {name} that are complete are kept"
         )
     return _stopped(name, f"{type(error).__name__}: {error}")
 
@@ -274,6 +252,5 @@ def _explain(error: Exception, name: str, kind: str, revision: str | None) -> st
 def _stopped(name: str, why: str) -> str:
     return (
         f"the download of {name} stopped: {why}\n"
-        "what has arrived is kept, of files that come by Xet the complete ones: the same command "
-        "goes on from there"
+        "files that are complete are kept: the same command fetches the others"
     )

@@ -4,19 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import scan_cache_dir
+from huggingface_hub import constants, file_download, get_hf_file_metadata, scan_cache_dir
 
 from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.pull import pulling
 from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.errors import CacheError
-from tests.support.hub_cache import fingerprint
+from tests.support.hub_cache import fingerprint, write_repo
 from tests.support.hub_server import HubServer
+from tests.support.waiting import wait_until
 
 MB = 1_000_000
 TOKEN = "hf_a_token_of_some_length"
@@ -100,10 +104,99 @@ def test_a_connection_that_breaks_is_resumed_in_the_middle_of_the_file(
     assert ranges == [f"bytes={10 * 1024 * 1024}-"]
 
 
+def test_files_that_were_complete_when_the_connection_was_lost_are_kept(
+    cache_dir: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
+    hub.add_repo("org/lost", {"a.json": b"{}", "breaks.safetensors": b"w" * 3 * MB})
+    hub.break_after("breaks.safetensors", MB, times=1000)
+    with pytest.raises(CacheError) as caught:
+        pull("org/lost", cache_dir=cache_dir, **hub.anonymous)
+    assert "the download of org/lost stopped: RemoteProtocolError" in str(caught.value)
+    assert "the same command fetches the others" in str(caught.value)
+    hub.mend("breaks.safetensors")
+    outcome = pull("org/lost", cache_dir=cache_dir, **hub.anonymous)
+    assert (outcome.downloaded_files, outcome.downloaded_bytes) == (1, 3 * MB)
+
+
+def test_two_pulls_at_once_download_once_and_both_succeed(cache_dir: Path, hub: HubServer) -> None:
+    weights = b"w" * MB
+    hub.add_repo("org/both", {"both.safetensors": weights})
+    release = hub.stall_after("both.safetensors", 1000)
+    blobs = cache_dir / "huggingface" / "hub" / "models--org--both" / "blobs"
+    since = len(hub.requests)
+    seen: list[PullProgress] = []
+    command = [sys.executable, "-c", PULL, "org/both", cache_dir, hub.endpoint]
+    with subprocess.Popen(command) as other:
+        wait_until(lambda: len(list(blobs.glob("*.incomplete"))) == 1, "the first download")
+        threading.Timer(1, release.set).start()
+        outcome = pull("org/both", cache_dir=cache_dir, **hub.anonymous, on_progress=seen.append)
+        assert other.wait(60) == 0
+    downloads = [r for r in hub.requests[since:] if r.method == "GET" and "/resolve/" in r.path]
+    assert len(downloads) == 1
+    assert seen[-1] == PullProgress(MB, MB)
+    assert Path(outcome.path, "both.safetensors").read_bytes() == weights
+
+
+def test_a_push_during_a_pull_does_not_change_what_is_pulled(
+    cache_dir: Path, hub: HubServer
+) -> None:
+    files = {"a.json": b"{}", "b.safetensors": b"w" * MB}
+    before = hub.add_repo("org/pushed", files).commit
+    pushed: list[str] = []
+
+    def on_progress(_: PullProgress) -> None:
+        if not pushed:
+            new = {**files, "a.json": b"[1]"}
+            again = hub.add_repo("org/pushed", new, revisions={before: files})
+            again.commits[before] = again.commits[again.refs[before]]
+            pushed.append(again.commit)
+
+    outcome = pull("org/pushed", cache_dir=cache_dir, **hub.anonymous, on_progress=on_progress)
+    assert pushed != [before]
+    assert outcome.revision == before
+    assert Path(outcome.path).parents[1].joinpath("refs", "main").read_text() == before
+    assert Path(outcome.path, "a.json").read_bytes() == b"{}"
+
+
+def test_a_hub_that_no_longer_serves_the_files_after_it_listed_them_is_an_error(
+    cache_dir: Path, hub_dir: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a.json": b"{}", "b.safetensors": b"w" * 50}
+    commit = hub.add_repo("org/vanishes", files).commit
+    # a snapshot without the list of files that huggingface_hub keeps beside it
+    repo = write_repo(hub_dir, "org/vanishes", {commit: {"a.json": b"{}"}}, refs={})
+
+    def ask_and_close(*arguments: object, **more: object) -> object:
+        metadata = get_hf_file_metadata(*arguments, **more)
+        hub.add_repo("org/vanishes", files, private=True)
+        return metadata
+
+    monkeypatch.setattr(pulling, "get_hf_file_metadata", ask_and_close)
+    with pytest.raises(CacheError, match="of org/vanishes stopped: the Hub no longer serves it"):
+        pull("org/vanishes", cache_dir=cache_dir, **hub.anonymous)
+    assert not (repo / "refs" / "main").exists()
+
+
+@pytest.mark.parametrize(("is_disabled", "problem"), [(False, "org/xet"), (True, "hf_xet")])
+def test_a_file_that_neither_xet_nor_http_can_bring_is_an_error(
+    cache_dir: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    is_disabled: bool,
+    problem: str,
+) -> None:
+    hub.add_repo("org/xet", {"m.safetensors": b"w" * MB}, on_xet=True)  # nothing here speaks Xet
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", is_disabled)
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", MB - 1)
+    with pytest.raises(CacheError, match=problem):
+        pull("org/xet", cache_dir=cache_dir, **hub.anonymous)
+
+
 PULL = """
 import sys
 from ml_experiments.cache.pull.pulling import pull
-pull("org/killed", cache_dir=sys.argv[1], endpoint=sys.argv[2])
+pull(sys.argv[1], cache_dir=sys.argv[2], endpoint=sys.argv[3])
 """
 
 
@@ -113,7 +206,8 @@ def test_a_killed_pull_goes_on_with_the_files_that_it_had_not_finished(
     hub.add_repo("org/killed", {"done.safetensors": b"d" * MB, "stalls.safetensors": b"s" * MB})
     release = hub.stall_after("stalls.safetensors", 1000)
     blobs = cache_dir / "huggingface" / "hub" / "models--org--killed" / "blobs"
-    with subprocess.Popen([sys.executable, "-c", PULL, cache_dir, hub.endpoint]) as running:
+    command = [sys.executable, "-c", PULL, "org/killed", cache_dir, hub.endpoint]
+    with subprocess.Popen(command) as running:
         deadline = time.monotonic() + 60
         while not [p for p in blobs.glob("*") if p.suffix != ".incomplete"] or not [
             *blobs.glob("*.incomplete")
