@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ml_experiments.redaction.diffs import redact_diff
 from ml_experiments.settings import git_environment
 
 LARGEST_DIFF = 256 * 1024
@@ -101,7 +102,8 @@ def describe_code(folder: Path) -> dict[str, Any]:
     """Return the git commit, branch and uncommitted changes of the work tree around a folder.
 
     Empty without a repository or without git. `problem` says why something is missing. The
-    diff against the commit is cut at LARGEST_DIFF bytes; `diff_sha256` is of the whole.
+    diff against the commit is cut at LARGEST_DIFF bytes and holds no secrets; `diff_sha256` is
+    of the whole, as git gives it.
     """
     root = _work_tree(folder)
     program = shutil.which("git")
@@ -162,7 +164,7 @@ def _diff(git: _Git, commit: str | None) -> dict[str, Any]:
     if not size:
         return {}
     return {
-        "diff": kept.decode("utf-8", "replace"),
+        "diff": redact_diff(kept.decode("utf-8", "replace")),
         "diff_sha256": digest.hexdigest(),
         "diff_truncated": size > LARGEST_DIFF,
     }

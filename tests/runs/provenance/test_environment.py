@@ -94,6 +94,18 @@ def test_a_dirty_tree_is_recorded_so_that_it_can_be_rebuilt(
     json.dumps(state, allow_nan=False).encode()
 
 
+def test_a_recorded_diff_holds_no_secrets_but_is_hashed_as_it_is(repository: Path) -> None:
+    (repository / "train.py").write_text(
+        'api_key = "LEAK1"\nurl = "postgres://me:LEAK2@db/x"\nlr = 2\n'
+    )
+    state = describe_code(repository)
+    assert "LEAK" not in json.dumps(state)
+    assert "+lr = 2" in state["diff"]
+    whole = git(repository, "diff", "--full-index", "HEAD")
+    assert "LEAK1" in whole
+    assert state["diff_sha256"] == hashlib.sha256(f"{whole}\n".encode()).hexdigest()
+
+
 def test_an_untracked_file_alone_makes_the_tree_dirty(repository: Path) -> None:
     (repository / "new.py").write_text("x")
     state = describe_code(repository)

@@ -1,0 +1,124 @@
+"""A diff is recorded without the secrets that only their names give away."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.redaction.diffs import redact_diff
+from ml_experiments.redaction.redactor import Redactor
+
+MARK = Redactor.MARK
+
+
+def diff_of(file: str, *lines: str) -> str:
+    header = f"diff --git a/{file} b/{file}\nindex 1..2 100644\n--- a/{file}\n+++ b/{file}\n"
+    return header + "@@ -0,0 +1 @@\n" + "".join(f"+{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "redacted"),
+    [
+        (".env", "AWS_SECRET_ACCESS_KEY=wJalrXUtn/EMI", f"AWS_SECRET_ACCESS_KEY={MARK}"),
+        (".env", "export HF_TOKEN='abc def'  # mine", f"export HF_TOKEN='{MARK}'  # mine"),
+        (".env", "DB_PASSWORD=two words # mine", f"DB_PASSWORD={MARK} # mine"),
+        (".env", "URL=postgres://me:hunter2@db/x", f"URL=postgres://me:{MARK}@db/x"),
+        ("c.yaml", "api_key: sk-abc", f"api_key: {MARK}"),
+        ("c.yaml", '  "apiKey" : "sk-abc", # x', f'  "apiKey" : "{MARK}", # x'),
+        ("c.yaml", "auth: {password: hunter2}", f"auth: {{password: {MARK}"),
+        (
+            "c.json",
+            '{"db": {"password": "a\'b", "user": "u"}}',
+            f'{{"db": {{"password": "{MARK}", "user": "u"}}}}',
+        ),
+        ("c.toml", 'client_secret = "x"', f'client_secret = "{MARK}"'),
+        ("c.ini", "db.password : x y", f"db.password : {MARK}"),
+        ("run.sh", "curl -H 'Authorization: Bearer x'", f"curl -H 'Authorization: {MARK} x'"),
+        ("run.sh", "train --api-key=x1", f"train --api-key={MARK}"),
+        ("t.py", 'API_KEY = "x"  # for "y"', f'API_KEY = "{MARK}"  # for "y"'),
+        ("t.py", "api_key: str = f'x'", f"api_key: str = f'{MARK}'"),
+        ("t.py", "login(token='x', user='me')", f"login(token='{MARK}', user='me')"),
+        ("t.py", 'os.environ["HF_TOKEN"] = "x"', f'os.environ["HF_TOKEN"] = "{MARK}"'),
+        ("t.py", 'os.environ.get("HF_TOKEN", "x")', f'os.environ.get("HF_TOKEN", "{MARK}")'),
+        ("t.py", 'if password == "x":', f'if password == "{MARK}":'),
+        ("t.py", 'connect("host=h password=x y=1")', f'connect("host=h password={MARK} y=1")'),
+        ("t.py", f'login("hf_{"a" * 34}")', f'login("{MARK}")'),
+        ("t.py", 'password = """x"""', f'password = """{MARK}"""'),
+        ("t.ipynb", '"api_key = \\"x\\"\\n",', f'"api_key = \\"{MARK}\\"\\n",'),
+        ("t.ts", "const apiKey = 'x';", f"const apiKey = '{MARK}';"),
+        ("Dockerfile", "ENV HF_TOKEN=x", f"ENV HF_TOKEN={MARK}"),
+    ],
+)
+def test_a_value_beside_the_name_of_a_secret_is_redacted(
+    file: str, line: str, redacted: str
+) -> None:
+    assert redact_diff(diff_of(file, "a = 1", line, "b = 2")) == diff_of(
+        file, "a = 1", redacted, "b = 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("t.py", "def login(token: str, password: str | None = None) -> None:"),
+        ("t.py", "api_key = os.environ['HF_TOKEN']"),
+        ("t.py", "login(token=token, key=config.api_key)"),
+        ("t.py", "pad_token = '<pad>'"),
+        ("t.py", "lr: float = 1e-3"),
+        ("t.py", "tokens = tokenizer('password')"),
+        ("c.yaml", "api_key: ${oc.env:API_KEY}"),
+        ("c.yaml", "password: null"),
+        ("c.yaml", "password:"),
+        ("run.sh", 'export TOKEN="$(cat token)"'.replace('"', "")),
+        ("run.sh", "HF_TOKEN=$TOKEN train"),
+        ("d.md", "see https://example.org:8080/@me"),
+        ("c.yaml", "url: postgres://me:${PASSWORD}@db/x"),
+    ],
+)
+def test_what_is_no_secret_is_left(file: str, line: str) -> None:
+    assert redact_diff(diff_of(file, line)) == diff_of(file, line)
+
+
+def test_secrets_of_several_lines_are_redacted_to_their_end() -> None:
+    key = ["-----BEGIN RSA PRIVATE KEY-----", "MIIE", "", "abc=", "-----END RSA PRIVATE KEY-----"]
+    clean = redact_diff(diff_of("id_rsa", *key, "after"))
+    assert clean == diff_of("id_rsa", key[0], MARK, "", MARK, key[-1], "after")
+    block = ["db:", "  password: |-", "    one", "", "      two", "  user: me"]
+    clean = redact_diff(diff_of("c.yaml", *block))
+    assert clean == diff_of("c.yaml", *block[:2], f"    {MARK}", "", f"      {MARK}", block[-1])
+    code = ['api_key = """one', "two", 'three""" + x', "four"]
+    clean = redact_diff(diff_of("t.py", *code))
+    assert clean == diff_of("t.py", f'api_key = """{MARK}', MARK, f'{MARK}""" + x', "four")
+    one_line = 'KEY = "-----BEGIN PRIVATE KEY-----\\nMIIE\\n-----END PRIVATE KEY-----"'
+    assert "MIIE" not in redact_diff(diff_of("t.py", one_line))
+
+
+def test_removed_and_surrounding_lines_are_redacted_but_not_names_of_files(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.email=a@b", "-c", "user.name=n", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q", ".")
+    (tmp_path / "api_key: x").write_text("password=one\na\n-- token=two\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (tmp_path / "api_key: x").write_text("password=one\nb\n")
+    diff = git("diff")
+    clean = redact_diff(diff)
+    assert clean == diff.replace("one", MARK).replace("two", MARK)
+    assert "--- a/api_key: x" in clean
+    assert f"--- token={MARK}" in clean
+
+
+def test_long_lines_take_no_time() -> None:
+    lines = ["a" * 200_000, "a=" * 50_000, "token: " * 20_000, '"' * 100_000, "x: y" * 50_000]
+    started = time.perf_counter()
+    for line in lines:
+        redact_diff(diff_of("t.js", line))
+        redact_diff(diff_of("t.txt", line))
+    assert time.perf_counter() - started < 5
