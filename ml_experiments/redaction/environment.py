@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
 from ml_experiments.settings import whole_environment
 
-_SHORTEST_SECRET = 8
+_MIN_SECRET_LENGTH = 8
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -21,6 +21,6 @@ def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ..
         secret
         for name, value in variables.items()
         for secret in (*([value] if is_secret_name(name) else []), *url_passwords(value))
-        if len(secret) >= _SHORTEST_SECRET
+        if len(secret) >= _MIN_SECRET_LENGTH
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value)))

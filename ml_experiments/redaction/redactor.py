@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from ml_experiments.serialization.loading import FILE_TYPES
+from ml_experiments.serialization.typed_json import TYPE_KEY
+
 # a shorter value would be found inside ordinary words; as a whole value it's still replaced
-_SHORTEST_PART = 6
-_SHORTEST_BASE64 = 8
-_SHORTEST_LINE = 12
+_MIN_PART_LENGTH = 6
+_MIN_BASE64_LENGTH = 8
+_MIN_LINE_LENGTH = 12
+_WORD = re.compile(r"[A-Za-z_]+")
+# in an encoded value: how it is to be decoded
+_TYPE_FIELDS = {TYPE_KEY, "as", "dtype", "flavour", "freq", "mode", "unit", "zone"}
 
 
 class Redactor:
@@ -24,55 +30,99 @@ class Redactor:
         self._whole = {value for value in values if value}
         forms = {form for value in self._whole for form in _forms(value)}
         ordered = sorted(forms, key=lambda form: (-len(form), form))  # the longest match wins
-        self._text = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         self.byte_forms = tuple(form.encode("utf-8", "surrogateescape") for form in ordered)
         self.byte_pattern = re.compile(b"|".join(map(re.escape, self.byte_forms)))
 
-    def redact_text(self, text: str) -> str:
-        """Return a text without the secrets that it holds."""
-        if text in self._whole:
+    def redact_text(self, value: str) -> str:
+        """Return a string without the secrets that it holds."""
+        if value in self._whole:
             return self.MARK
-        return self._text.sub(self.MARK, text) if self._text is not None else text
+        return self._pattern.sub(self.MARK, value) if self._pattern is not None else value
 
     def redact_bytes(self, data: bytes) -> bytes:
         """Return bytes without the secrets that they hold as UTF-8."""
         return self.byte_pattern.sub(self.MARK.encode(), data) if self.byte_forms else data
 
+    def redact_record(self, record: Mapping[str, Any], user_data: Iterable[str]) -> dict[str, Any]:
+        """Return a record without the secrets in what users gave or their code produced.
+
+        The rest of it stays: a password may be an ordinary word, such as `experiment`, and the
+        record has to be readable all the same.
+
+        Args:
+            record: JSON with the record's own keys.
+            user_data: The fields to search, such as `results`; `error.message` is a field of an
+                object. `config.*` means the values in the object, whose keys name fields: those
+                that are words are kept.
+        """
+        redacted = dict(record)
+        for field in user_data:
+            name, _, inner = field.partition(".")
+            value = redacted.get(name)
+            if inner not in ("", "*"):
+                if isinstance(value, Mapping):
+                    redacted[name] = self.redact_record(value, (inner,))
+            elif name in redacted:
+                redacted[name] = self._redact(value, keeps_names=inner == "*")
+        return redacted
+
     def redact_json(self, data: Any) -> Any:
-        """Return JSON without the secrets in its texts and keys."""
+        """Return JSON without the secrets in its strings and keys.
+
+        The type of an encoded value is kept, and so is the path of a file of the run, even if the
+        file is named after a secret: they are needed to read the value.
+        """
+        return self._redact(data, keeps_names=False)
+
+    def _redact(self, data: Any, *, keeps_names: bool) -> Any:
         if not self._whole:
             return data
         if isinstance(data, str):
             return self.redact_text(data)
         if isinstance(data, list | tuple):
-            return [self.redact_json(item) for item in data]
-        if not isinstance(data, dict):
+            return [self._redact(item, keeps_names=keeps_names) for item in data]
+        if not isinstance(data, Mapping):
             return data
+        if TYPE_KEY in data:
+            return self._redact_typed(data)
         redacted: dict[Any, Any] = {}
         for key, item in data.items():
-            clean = name = self.redact_text(key) if isinstance(key, str) else key
+            is_name = keeps_names and isinstance(key, str) and _WORD.fullmatch(key)
+            clean = name = self.redact_text(key) if isinstance(key, str) and not is_name else key
             while clean != key and clean in redacted:  # two keys held secrets: keep both
                 clean = f"{name} ({len(redacted)})"
-            redacted[clean] = self.redact_json(item)
-        if _is_encoded_value(data) and redacted != data:
+            redacted[clean] = self._redact(item, keeps_names=keeps_names)
+        return redacted
+
+    def _redact_typed(self, data: Mapping[str, Any]) -> Any:
+        """Redact one value for which JSON has no type, such as bytes, an array or a table."""
+        redacted = {key: self._redact_typed_field(key, item) for key, item in data.items()}
+        if data[TYPE_KEY] in FILE_TYPES and "path" in data:
+            redacted["path"] = data["path"]
+        if redacted != data and not any(isinstance(item, dict | list) for item in data.values()):
             return self.MARK  # what is left of it can't be decoded
         return redacted
 
-
-def _is_encoded_value(data: dict[Any, Any]) -> bool:
-    """Return whether this stands for one value that JSON has not, such as bytes."""
-    return "$type" in data and not any(isinstance(item, dict | list) for item in data.values())
+    def _redact_typed_field(self, key: str, item: Any) -> Any:
+        if key in _TYPE_FIELDS:
+            return item
+        if key in ("columns", "levels"):  # of a table
+            return [self._redact_typed_field("", column) for column in item]
+        if isinstance(item, Mapping) and TYPE_KEY not in item and key != "attrs":
+            return {name: self._redact_typed_field(name, inner) for name, inner in item.items()}
+        return self.redact_json(item)
 
 
 def _forms(value: str) -> Iterator[str]:
-    """Yield the texts under which a secret may show up in a log or a record."""
-    if len(value) < _SHORTEST_PART:
+    """Yield the forms in which a secret may show up in a log or a record."""
+    if len(value) < _MIN_PART_LENGTH:
         return
     raw = value.encode("utf-8", "surrogateescape")
     yield value
     # a key in several lines may be printed line by line
     lines = [line.strip() for line in value.splitlines()]
-    yield from (line for line in lines if len(line) >= _SHORTEST_LINE and line != value)
+    yield from (line for line in lines if len(line) >= _MIN_LINE_LENGTH and line != value)
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
     yield repr(value)[1:-1]
@@ -84,6 +134,6 @@ def _forms(value: str) -> Iterator[str]:
         start = -(-shift * 8 // 6)
         end = (shift + len(raw)) * 8 // 6
         encoded = base64.b64encode(bytes(shift) + raw).decode("ascii")[start:end]
-        if len(encoded) >= _SHORTEST_BASE64:
+        if len(encoded) >= _MIN_BASE64_LENGTH:
             yield encoded
             yield encoded.replace("+", "-").replace("/", "_")

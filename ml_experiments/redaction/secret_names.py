@@ -39,7 +39,7 @@ _URL_PASSWORDS = (
 )
 
 
-@functools.lru_cache(maxsize=4096)  # every run asks for all of the environment
+@functools.lru_cache(maxsize=4096)  # each run checks the whole environment
 def is_secret_name(name: str) -> bool:
     """Return whether a config field or an environment variable of this name holds a secret."""
     words = [word.lower() for word in _WORD_BORDER.split(name) if word and not word.isdigit()]
@@ -64,11 +64,11 @@ def is_secret_name(name: str) -> bool:
     return is_variable and _DATA_WORD.fullmatch(owner) is None
 
 
-def url_passwords(text: str) -> Iterator[str]:
-    """Yield the passwords of the URLs in a text, as they stand there and decoded."""
-    if "://" not in text:
+def url_passwords(value: str) -> Iterator[str]:
+    """Yield the passwords of the URLs in a string, as they are written there and decoded."""
+    if "://" not in value:
         return
     for pattern in _URL_PASSWORDS:
-        for password in pattern.findall(text):
+        for password in pattern.findall(value):
             yield password
             yield unquote(password)

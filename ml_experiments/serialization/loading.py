@@ -137,7 +137,8 @@ _FILES: dict[str, Callable[[Mapping[str, Any], Path], Any]] = {
     "file": lambda _descriptor, file: file,
     "folder": lambda _descriptor, file: file,
 }
-# kept beside the files: values of numpy and pandas that Python has no type for
+FILE_TYPES = tuple(_FILES)
+# values beside those in files: values of numpy and pandas that Python has no type for
 _VALUES: dict[str, Callable[[Mapping[str, Any], Path], Any]] = {
     "datetime64": _load_numpy_time,
     "timedelta64": _load_numpy_time,

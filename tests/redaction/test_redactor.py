@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor
+from ml_experiments.serialization.loading import load_file
+from ml_experiments.serialization.writing import encode
 
 SECRET = 's3cr3t/tok+en=="q" \\ ü'
 
@@ -103,3 +110,87 @@ def test_the_lines_of_a_secret_are_redacted_one_by_one() -> None:
         assert redactor.redact_text(f"export {line} now") == "export <redacted> now"
     assert redactor.redact_text(key) == "<redacted>"
     assert redactor.redact_text("short\nlines") == "short\nlines"
+
+
+def test_only_what_users_gave_is_searched_in_a_record() -> None:
+    words = ["experiment", "artifacts", "success", "message", "password", "results", "first-secret"]
+    record = {
+        "experiment": "experiment:Train",
+        "status": "success",
+        "config": {
+            "password": "first-secret",
+            "experiment": ["password"],
+            "nested": {"password": 1, "first-secret": 2},
+        },
+        "tags": {"first-secret": "password"},
+        "error": {"type": "experiment", "message": "no first-secret", "hint": ""},
+        "artifacts": [{"path": "artifacts/first-secret.txt"}],
+        "results": {"success": 1},
+        "name": None,
+    }
+    clean = Redactor(words).redact_record(
+        record, ("config.*", "tags", "error.message", "name", "results", "not there", "status.text")
+    )
+    assert clean == {
+        **record,
+        "config": {"password": MARK, "experiment": [MARK], "nested": {"password": 1, MARK: 2}},
+        "tags": {MARK: MARK},
+        "error": {"type": "experiment", "message": f"no {MARK}", "hint": ""},
+        "results": {MARK: 1},
+    }
+    unchanged = Redactor([]).redact_record(record, ("config.*", "error.message"))
+    assert unchanged == record
+
+
+WORDS = ["$type", "path", "value", "items", "columns", "dtype", "float64", "ndarray", "float", "x"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1: np.ones(3), "first": math.inf},
+        {datetime.date(2026, 1, 2), 2**70},
+        b"bytes" * 2000,
+        pd.DataFrame({"a": [1.5, None], "b": ["p", "q"]}, index=pd.Index([1, 2], name="at")),
+        pd.Series(pd.Categorical(["p", "q", "p"]), name="n"),
+        np.datetime64("2026-01-02T03:04:05.000000001"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_encoded_value_can_be_decoded_though_a_secret_is_a_word_of_the_encoding(
+    value: object, tmp_path: Path
+) -> None:
+    encoded, problems = encode({"v": value}, tmp_path / "artifacts", "results")
+    assert problems == ()
+    assert Redactor(WORDS).redact_json(encoded) == encoded
+
+
+def test_secrets_in_encoded_values_are_redacted(tmp_path: Path) -> None:
+    secret = "first-secret"
+    table = pd.DataFrame({secret: [1], "b": [2]})
+    table.attrs = {secret: 1}
+    value = {
+        "bytes": secret.encode(),
+        "path": Path("/data") / secret,
+        "dict": {1: secret, (secret, 2): 3},
+        "set": {secret},
+        "table": table,
+    }
+    encoded, _ = encode(value, tmp_path / "artifacts", "results")
+    clean = Redactor([secret]).redact_json(encoded)
+    assert secret not in json.dumps(clean)
+    assert clean["bytes"] == clean["path"] == MARK
+    assert (clean["table"]["$type"], clean["table"]["path"]) == (
+        "dataframe",
+        "artifacts/results/table.csv",
+    )
+
+
+def test_the_record_of_a_file_that_is_named_after_a_secret_leads_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "artifacts" / "first-secret.txt"
+    file.parent.mkdir()
+    file.write_text("content")
+    encoded, _ = encode({"file": file, "folder": file.parent}, file.parent, "results")
+    clean = Redactor(["first-secret", "artifacts"]).redact_json(encoded)
+    assert load_file(clean["file"], tmp_path) == file
+    assert load_file(clean["folder"], tmp_path) == file.parent
