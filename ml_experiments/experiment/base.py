@@ -18,11 +18,17 @@ ConfigT = TypeVar("ConfigT", default=Any)
 class ExperimentConfig(pydantic.BaseModel):
     """Base of an experiment's config: unknown fields are errors, and values don't change later.
 
-    A subclass is a pydantic model, with all that pydantic offers for types, bounds and defaults:
+    A subclass is a pydantic model, with all that pydantic offers for types, bounds and defaults.
+
+    Example:
+        ```python
+        import pydantic
+        from ml_experiments import ExperimentConfig
 
         class TrainConfig(ExperimentConfig):
             model_name: str
             lr: float = pydantic.Field(1e-3, gt=0, le=1)
+        ```
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -33,7 +39,11 @@ class Experiment(Generic[ConfigT]):
 
     Any class with `__init__(config)` and `run()` is an experiment, also without this base. With
     it, the config is checked before anything starts, `self.config` is typed, and what `setup()`
-    loads can be kept for later runs:
+    loads can be kept for later runs.
+
+    Example:
+        ```python
+        from ml_experiments import Experiment, ExperimentConfig, run_experiment
 
         class TrainConfig(ExperimentConfig):
             model_name: str
@@ -48,7 +58,9 @@ class Experiment(Generic[ConfigT]):
             def run(self):
                 return {"used": self.weights, "lr": self.config.lr}
 
-        result = run_experiment(Train, TrainConfig(model_name="tiny", lr=0.01))
+        if __name__ == "__main__":
+            print(run_experiment(Train, TrainConfig(model_name="tiny", lr=0.01)).results)
+        ```
 
     Attributes:
         Config: The class of the config, a pydantic model or a dataclass. It is the type

@@ -12,9 +12,10 @@ from ml_experiments.errors import Error
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a running experiment can ask for and report to.
+    """The run that an experiment is part of: its folders, its seed, and where to report.
 
     Attributes:
+        run_id: The id of the run.
         seed: The run's seed; random, numpy and torch are already seeded with it.
     """
 
@@ -27,19 +28,41 @@ class RunContext:
 
     @property
     def output_dir(self) -> Path:
-        """Files written here are the run's artifacts; made when it's first asked for."""
+        """The folder for files that the run leaves, its artifacts; it is made on first use.
+
+        Example:
+            ```python
+            (current_run().output_dir / "samples.txt").write_text("seven")
+            ```
+        """
         self._output_dir.mkdir(exist_ok=True)
         return self._output_dir
 
     @property
     def checkpoint_dir(self) -> Path:
-        """State from which the same run resumes, also at retries; made when first asked for."""
+        """The folder for state from which the same run resumes; it is made on first use.
+
+        Example:
+            ```python
+            state = current_run().checkpoint_dir / "step.txt"
+            step = int(state.read_text()) if state.exists() else 0
+            state.write_text(str(step + 1))
+            ```
+        """
         self._checkpoint_dir.mkdir(exist_ok=True)
         return self._checkpoint_dir
 
     @property
     def device(self) -> str:
-        """The best device that this run may use, as torch names it: `cuda`, `mps` or `cpu`."""
+        """The best device that this run may use, as torch names it: `cuda`, `mps` or `cpu`.
+
+        Example:
+            ```python
+            import torch
+
+            batch = torch.zeros(8, device=current_run().device)
+            ```
+        """
         import torch
 
         if torch.cuda.is_available():
@@ -47,7 +70,13 @@ class RunContext:
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
     def log(self, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
-        """Record metrics, at a step when there is one.
+        """Record metrics, for a step if one is given.
+
+        Example:
+            ```python
+            for step in range(3):
+                current_run().log({"loss": 1 / (step + 1)}, step=step)
+            ```
 
         Raises:
             UnportableResultError: If a value can't be represented; it names the metric.
@@ -55,7 +84,14 @@ class RunContext:
         self._log(metrics, step)
 
     def progress(self, done: float, total: float | None = None, *, text: str = "") -> None:
-        """Say how far the run is; shown live, not recorded."""
+        """Report how much of the run is done; it is shown live and not recorded.
+
+        Example:
+            ```python
+            for epoch in range(3):
+                current_run().progress(epoch, 3, text=f"epoch {epoch}")
+            ```
+        """
         self._progress(done, total, text)
 
 
@@ -64,6 +100,21 @@ _current: RunContext | None = None
 
 def current_run() -> RunContext:
     """Return the run that this process executes.
+
+    Example:
+        ```python
+        from ml_experiments import current_run, run_experiment
+
+        def train(steps=3):
+            run = current_run()
+            for step in range(steps):
+                run.log({"loss": 1 / (step + 1)}, step=step)
+            (run.output_dir / "notes.txt").write_text(f"seed {run.seed}")
+            return {"loss": 1 / steps}
+
+        if __name__ == "__main__":
+            print(run_experiment(train, {"steps": 4}).results)
+        ```
 
     Raises:
         Error: If no run is executing in this process.
@@ -77,6 +128,6 @@ def current_run() -> RunContext:
 
 
 def set_current_run(context: RunContext | None) -> None:
-    """Say which run this process executes; for `execution` only."""
+    """Set the run that this process executes; only `execution` calls this."""
     global _current
     _current = context

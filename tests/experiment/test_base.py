@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pydantic
 import pytest
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import Experiment, ExperimentConfig
+from tests.support.docstrings import run_example
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,3 +139,22 @@ def test_a_type_checker_knows_the_fields_of_the_config(tmp_path: Path) -> None:
     )
     assert '"TrainConfig" has no attribute "lrr"' in done.stdout
     assert "Found 1 error in 1 file (checked 2 source files)" in done.stdout
+
+
+def test_the_examples_in_the_docstrings_work(tmp_path: Path) -> None:
+    assert run_example(ExperimentConfig, tmp_path) == ""
+    assert run_example(Experiment, tmp_path) == "{'used': 'weights of tiny', 'lr': 0.01}\n"
+
+
+def test_setup_does_nothing_and_run_has_to_be_there() -> None:
+    experiment = Train(TrainConfig())
+    assert experiment.setup() is None
+    with pytest.raises(NotImplementedError, match=r"Train does not define run\(\)"):
+        experiment.run()
+
+
+def test_a_config_is_frozen_and_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        TrainConfig().lr = 1  # type: ignore[misc]
+    with pytest.raises(pydantic.ValidationError, match="Extra inputs"):
+        TrainConfig(lrr=1)  # type: ignore[call-arg]
