@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import pytest
-import torch
 
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import ExperimentConfig
 from tests.support.configs import Crop, Free, Optimizer, Shade, Train, TrainConfig, problems_of
+from tests.support.torch_values import with_torch
 
 
 def test_a_config_comes_back_from_its_json() -> None:
@@ -131,7 +131,12 @@ def test_a_class_without_config_gets_a_copy_of_the_dict() -> None:
         ({"a": np.ones(2)}, "a: a numpy.ndarray is not JSON"),
         ({"a": np.longdouble(1) / 3}, "a: a numpy.longdouble is not JSON"),
         ({"a": [np.datetime64("2026-01-02")]}, "a.0: a numpy.datetime64 is not JSON"),
-        ({"a": torch.empty((), device="meta")}, "a: a torch.Tensor is not JSON"),
+        *with_torch(
+            2,
+            lambda torch: [
+                ({"a": torch.empty((), device="meta")}, "a: a torch.Tensor is not JSON"),
+            ],
+        ),
         ({"a": Path("x")}, "a: a pathlib.PosixPath is not JSON"),
         ({"a": {1: 2}}, "a: the key 1 is not a string"),
         ({"a": {1, 2}}, "a: a set is not JSON"),
@@ -332,10 +337,15 @@ def test_a_script_runs_its_own_class_with_its_own_config(tmp_path: Path) -> None
         (np.str_("a"), "a"),
         (np.array(3), 3),
         (np.array(0.5, dtype=np.float32), 0.5),
-        (torch.tensor(3), 3),
-        (torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
-        (torch.tensor(True), True),
-        (torch.nn.Parameter(torch.tensor(0.5)), 0.5),
+        *with_torch(
+            2,
+            lambda torch: [
+                (torch.tensor(3), 3),
+                (torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
+                (torch.tensor(True), True),
+                (torch.nn.Parameter(torch.tensor(0.5)), 0.5),
+            ],
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

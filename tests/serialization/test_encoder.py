@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-import torch
 
 from ml_experiments.errors import UnportableResultError
 from ml_experiments.serialization.encoder import to_json
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.typed_json import from_json
 from ml_experiments.serialization.writing import encode
+from tests.support.torch_values import with_torch
 from tests.support.values import Color, Metrics, NotPlain, generator, kind, nested, travel
 
 
@@ -33,7 +33,6 @@ def test_large_bytes_stay_inline_where_no_file_can_be_written() -> None:
         (NotPlain(), "only plain data"),
         (len, "only plain data"),
         (int, "only plain data"),
-        (torch.float32, "only plain data"),
         (generator(), "return list(...)"),
         (iter([1]), "return list(...)"),
         (map(str, [1]), "return list(...)"),
@@ -42,11 +41,17 @@ def test_large_bytes_stay_inline_where_no_file_can_be_written() -> None:
         (np.array(["a"], dtype=np.dtypes.StringDType()), ".astype(str)"),
         (np.ma.masked_array([1, 2], [True, False]), "mask"),
         (np.longdouble(1) / 3, "wider"),
-        (torch.eye(2).to_sparse(), ".to_dense()"),
-        (torch.eye(2).to_sparse_csr(), ".to_dense()"),
-        (torch.empty(2, device="meta"), "meta"),
-        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), ".dequantize()"),
-        (torch.empty((), device="meta"), "can't be read"),
+        *with_torch(
+            2,
+            lambda torch: [
+                (torch.float32, "only plain data"),
+                (torch.eye(2).to_sparse(), ".to_dense()"),
+                (torch.eye(2).to_sparse_csr(), ".to_dense()"),
+                (torch.empty(2, device="meta"), "meta"),
+                (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), ".dequantize()"),
+                (torch.empty((), device="meta"), "can't be read"),
+            ],
+        ),
         (pydantic.SecretStr("hunter2"), "secret"),
         (pd.Series([pd.Period("2026-01")]), ".astype(str)"),
         (pd.Series([NotPlain()]), "only plain data"),

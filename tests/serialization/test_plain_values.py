@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-import torch
 
 from ml_experiments.serialization.loading import load_file
+from tests.support.torch_values import with_torch
 from tests.support.values import Color, Metrics, Point, kind, same, travel
 
 
@@ -94,11 +94,16 @@ class Wrapped(pydantic.RootModel[Report]):
         (np.datetime64("2026-01-02"), datetime.date(2026, 1, 2)),
         (np.datetime64("2026-01-02T03:04:05.000006000"), datetime.datetime(2026, 1, 2, 3, 4, 5, 6)),
         (np.timedelta64(90, "s"), datetime.timedelta(seconds=90)),
-        (torch.tensor(0.1), float(torch.tensor(0.1))),
-        (torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True), 1.5),
-        (torch.tensor(True), True),
-        (torch.tensor(1j), 1j),
-        (torch.Size([1, 2]), [1, 2]),
+        *with_torch(
+            2,
+            lambda torch: [
+                (torch.tensor(0.1), float(torch.tensor(0.1))),
+                (torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True), 1.5),
+                (torch.tensor(True), True),
+                (torch.tensor(1j), 1j),
+                (torch.Size([1, 2]), [1, 2]),
+            ],
+        ),
         (pd.Timestamp("2026-01-02", tz="UTC"), datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)),
         (pd.Timedelta(seconds=1), datetime.timedelta(seconds=1)),
         (pd.Index([1, 2]), [1, 2]),

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.writing import encode
 from tests.support.small_disk import small_disk
+from tests.support.torch_values import HAS_TORCH, needs_torch, with_torch
 from tests.support.values import travel, travel_and_load
 
 
@@ -61,17 +61,20 @@ def test_an_array_comes_back_from_a_file(array: Any, artifacts: Path) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [
-        torch.arange(6, dtype=torch.int64).reshape(2, 3).T,
-        torch.tensor([0.1, math.nan], requires_grad=True),
-        torch.nn.Parameter(torch.ones(2)),
-        torch.tensor([1 + 2j]).conj(),
-        torch.tensor([1 + 2j], dtype=torch.complex32),
-        torch.tensor([True]),
-        torch.tensor([3], dtype=torch.uint16),
-        torch.zeros(0, 3),
-    ],
-    ids=lambda tensor: str(tensor.dtype),
+    with_torch(
+        1,
+        lambda torch: [
+            torch.arange(6, dtype=torch.int64).reshape(2, 3).T,
+            torch.tensor([0.1, math.nan], requires_grad=True),
+            torch.nn.Parameter(torch.ones(2)),
+            torch.tensor([1 + 2j]).conj(),
+            torch.tensor([1 + 2j], dtype=torch.complex32),
+            torch.tensor([True]),
+            torch.tensor([3], dtype=torch.uint16),
+            torch.zeros(0, 3),
+        ],
+    ),
+    ids=lambda tensor: str(tensor.dtype) if HAS_TORCH else None,
 )
 def test_a_tensor_comes_back_as_an_array(tensor: Any, artifacts: Path) -> None:
     descriptor = travel({"x": tensor}, artifacts)["x"]
@@ -83,10 +86,14 @@ def test_a_tensor_comes_back_as_an_array(tensor: Any, artifacts: Path) -> None:
     np.testing.assert_array_equal(loaded, np.array(expected.tolist()).reshape(tensor.shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@needs_torch
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_a_dtype_that_numpy_lacks_comes_back_exactly_in_a_wider_one(
-    dtype: torch.dtype, artifacts: Path
+    name: str, artifacts: Path
 ) -> None:
+    import torch
+
+    dtype = getattr(torch, name)
     bits = torch.uint8 if dtype.itemsize == 1 else torch.int16
     every = torch.arange(256).to(bits) if bits is torch.uint8 else torch.arange(-(2**15), 2**15)
     tensor = every.to(bits).view(dtype)
@@ -213,7 +220,10 @@ def test_file_names_are_safe_readable_and_unique(artifacts: Path) -> None:
     assert "artifacts/results/a_b.npy" in paths
 
 
+@needs_torch
 def test_file_names_follow_the_place_in_the_results(artifacts: Path) -> None:
+    import torch
+
     value = {"layers": [{"weight": np.ones(1)}], "a": {"b": torch.ones(1)}}
     travel(value, artifacts)
     assert sorted(p.name for p in (artifacts / "results").iterdir()) == [

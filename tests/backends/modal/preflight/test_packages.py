@@ -18,6 +18,7 @@ from ml_experiments.backends.modal.preflight.packages import (
     read_lock,
 )
 from ml_experiments.errors import PreflightError
+from tests.support.torch_values import needs_torch
 
 PROJECT = Path(__file__).parents[4]
 
@@ -86,6 +87,7 @@ def test_the_lock_holds_all_that_this_package_needs() -> None:
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), text
 
 
+@needs_torch
 def test_the_lock_pins_the_versions_that_the_tests_ran_with() -> None:
     lock = read_lock()
     for name in ("diffusers", "transformers", "torch", "peft", "accelerate", "huggingface_hub"):
