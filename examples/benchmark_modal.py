@@ -16,10 +16,7 @@ from typing import Any
 import modal
 from matplotlib.figure import Figure
 
-from ml_experiments.backends.modal.backend import ModalBackend
-from ml_experiments.errors import Error
-from ml_experiments.runner.prepare import prepare_run
-from ml_experiments.runner.run import submit_run
+from ml_experiments import Error, ModalBackend, RunResult, prepare_run, submit_run
 
 EXPERIMENT = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
 COLUMNS = ("gpu_type", "images_per_s", "seconds", "usd_per_image", "error")
@@ -64,7 +61,7 @@ def main(
         sys.exit(1)
 
 
-def row_of(gpu: str, result: Any, num_images: int) -> dict[str, Any]:
+def row_of(gpu: str, result: RunResult, num_images: int) -> dict[str, Any]:
     """Return what one GPU type achieved; the seconds include loading the model."""
     if result.error is not None:
         return {"gpu_type": gpu, "error": f"{result.error.type}: {result.error.message}"}

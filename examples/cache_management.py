@@ -14,14 +14,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from ml_experiments.backends.modal.errors import platform_errors
+from ml_experiments import Error
 from ml_experiments.core.modal_runner import (
     app,
     cache_operation,
     clear_cache,
     list_cached_models,
+    platform_errors,
 )
-from ml_experiments.errors import Error
 
 
 @app.local_entrypoint()
@@ -46,7 +46,7 @@ def main(clear: str = "", force: bool = False, verify: bool = False) -> None:
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Say what is wrong, such as a missing token, without a traceback."""
+    """Print what is wrong, such as a missing token, without a traceback."""
     try:
         with platform_errors("use the cache"):
             yield

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import modal
 
+from ml_experiments import Error
 from ml_experiments.core.modal_runner import run_experiment_local
-from ml_experiments.errors import Error
 
 app = modal.App("text-to-image")
 

@@ -1,6 +1,8 @@
 __version__: str
 
+from .backends.base import RunHandle as RunHandle
 from .backends.local.backend import LocalBackend as LocalBackend
+from .backends.modal.backend import ModalBackend as ModalBackend
 from .errors import BackendError as BackendError
 from .errors import ConfigError as ConfigError
 from .errors import Error as Error
@@ -9,8 +11,10 @@ from .execution.observer import Observer as Observer
 from .experiment.base import Experiment as Experiment
 from .experiment.base import ExperimentConfig as ExperimentConfig
 from .experiment.context import current_run as current_run
+from .runner.prepare import prepare_run as prepare_run
 from .runner.run import run_experiment as run_experiment
 from .runner.run import submit_experiment as submit_experiment
+from .runner.run import submit_run as submit_run
 from .runs.result import Artifact as Artifact
 from .runs.result import ErrorKind as ErrorKind
 from .runs.result import RunError as RunError

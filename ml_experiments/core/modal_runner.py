@@ -21,7 +21,7 @@ import modal
 from typing_extensions import Doc
 
 from ml_experiments.backends.modal.container import cache_operations, run_remote
-from ml_experiments.backends.modal.errors import require_access
+from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.gpu_functions import APP_NAME, gpu_function
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS
 from ml_experiments.backends.modal.image import (
@@ -56,6 +56,7 @@ __all__ = [
     "gpu_toolkit_image",
     "hf_cache_volume",
     "list_cached_models",
+    "platform_errors",
     "run_experiment",
     "run_experiment_local",
 ]

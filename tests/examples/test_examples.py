@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -41,6 +43,19 @@ def start(emulator: Emulator, folder: Path, *command: str) -> str:
     done = call(emulator, folder, *command)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def test_the_examples_import_public_names_only() -> None:
+    public = ("ml_experiments", "ml_experiments.core.modal_runner", "ml_experiments.tasks")
+    for name in NAMES:
+        tree = ast.parse((EXAMPLES / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("ml_experiments"):
+                home = importlib.import_module(str(node.module))
+                assert node.module in public, f"{name} imports {node.module}"
+                assert {alias.name for alias in node.names} <= set(home.__all__), name
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("ml_experiments") for alias in node.names)
 
 
 @pytest.mark.parametrize("name", NAMES)
