@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests \
+.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests docs docs-serve \
 	bench format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -47,6 +47,12 @@ types: $(VENV)/.installed-dev  ## mypy, strict
 fast-tests: $(VENV)/.installed-dev  ## the tests that are not marked slow
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
+docs: $(VENV)/.installed-dev  ## build the documentation in site/; a warning is an error
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: $(VENV)/.installed-dev  ## show the documentation while you write it
+	$(BIN)/zensical serve
+
 bench: $(VENV)/.installed-dev  ## every benchmark, as tables
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -60,7 +66,7 @@ build: $(VENV)/.installed-dev  ## build the wheel and the source archive, and ch
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove the virtual environments, caches and what was built
-	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
+	rm -rf $(VENV) .venv-* .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
 
 constraints: $(VENV)/.installed-dev  ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > $(CONSTRAINTS)

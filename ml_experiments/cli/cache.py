@@ -33,7 +33,11 @@ def cache() -> None:
 @click.argument("pattern", required=False)
 @click.option("--kind", type=_KINDS, help="Only this kind.")
 @click.option(
-    "--sort", type=click.Choice(["name", "size", "used"]), default="name", show_default=True
+    "--sort",
+    type=click.Choice(["name", "size", "used"]),
+    default="name",
+    show_default=True,
+    help="Order of the rows.",
 )
 @_options_of_all
 def list_(
@@ -117,7 +121,11 @@ def clear(
 @click.option("--include", multiple=True, help="A glob of files to take; may be repeated.")
 @click.option("--exclude", multiple=True, help="A glob of files to leave out.")
 @click.option(
-    "--kind", type=click.Choice(["model", "dataset", "space"]), default="model", show_default=True
+    "--kind",
+    type=click.Choice(["model", "dataset", "space"]),
+    default="model",
+    show_default=True,
+    help="What NAME is on the Hub.",
 )
 @_options_of_all
 def pull(

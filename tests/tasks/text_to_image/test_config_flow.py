@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 from safetensors.numpy import load_file, save_file
 
 from ml_experiments import ConfigError, LocalBackend, run_experiment

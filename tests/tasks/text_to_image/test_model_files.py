@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 from safetensors.numpy import load_file, save_file
 
 from ml_experiments import LocalBackend

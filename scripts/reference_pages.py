@@ -1,0 +1,154 @@
+"""Writes docs/reference/commands.md and options.md from the commands and the options themselves.
+
+python scripts/reference_pages.py            write them
+python scripts/reference_pages.py --check    exit with 1 if they are not what would be written
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_experiments.backends.local.options import LocalOptions
+from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.cli.main import cli
+from ml_experiments.cli.parameters import flag_of
+from ml_experiments.config.options import descriptions
+from ml_experiments.runner.options import RunOptions
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+WRITTEN = "<!-- written by scripts/reference_pages.py; a change here is overwritten -->"
+OPTIONS_OF = {
+    RunOptions: "of `run_experiment`, `submit_experiment` and `prepare_run`",
+    LocalOptions: 'of `LocalBackend`, and of `backend_options=` with `backend="local"`',
+    ModalOptions: 'of `ModalBackend`, and of `backend_options=` with `backend="modal"`',
+}
+EXPERIMENT_OPTIONS = (RunOptions, ModalOptions)  # those that are flags too
+
+
+def commands_page() -> str:
+    """Return the page of all commands."""
+    lines = [
+        "# Commands",
+        WRITTEN,
+        "",
+        "Every command takes `--help`. Exit codes: 0 success, 1 the run ended in an error or its "
+        "outcome could not be brought here, 2 bad usage or config (nothing was started), "
+        "130 interrupted.",
+        "",
+    ]
+    for name, command in walk(cli, "ml-experiments"):
+        lines += describe(name, command)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield a command's sub-commands with their full names, groups before their members."""
+    if not isinstance(command, click.Group):
+        return
+    context = click.Context(command, info_name=name)
+    for member in command.list_commands(context):
+        found = command.get_command(context, member)
+        if found is not None and not found.hidden:
+            yield f"{name} {member}", found
+            yield from walk(found, f"{name} {member}")
+
+
+def describe(name: str, command: click.Command) -> list[str]:
+    """Return the lines about one command."""
+    level = "##" if name.count(" ") == 1 else "###"
+    usage = command.collect_usage_pieces(click.Context(command, info_name=name))
+    rows = [
+        (flags_of(option), f"{option.help}{default_of(option)}")
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden
+    ]
+    lines = [f"{level} {name}", "", *paragraphs(command.help or ""), ""]
+    if not isinstance(command, click.Group):
+        lines += ["```text", " ".join([name, *usage]), "```", ""]
+    if rows:
+        lines += ["| option | |", "|---|---|"]
+        lines += [f"| `{flags}` | {cell(text)} |" for flags, text in rows]
+        lines.append("")
+    return lines
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return help text as Markdown: a block that click keeps as it is becomes a code block."""
+    lines = []
+    for block in inspect.cleandoc(text).split("\n\n"):
+        if block.startswith("\b\n"):
+            lines += ["```text", *block.removeprefix("\b\n").splitlines(), "```", ""]
+        else:
+            lines += [*block.splitlines(), ""]
+    return lines[:-1]
+
+
+def flags_of(option: click.Option) -> str:
+    """Return an option's flags, with the name of its value."""
+    flags = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag or option.count:
+        return flags
+    if isinstance(option.type, click.Choice):
+        return f"{flags} {', '.join(map(str, option.type.choices))}"
+    return f"{flags} {option.metavar or option.type.name.partition(' ')[0].upper()}"
+
+
+def default_of(option: click.Option) -> str:
+    """Return an option's default, where there is one that help shows."""
+    if not option.show_default:
+        return ""
+    return f" Default: {option.default}."
+
+
+def options_page() -> str:
+    """Return the page of the options from Python."""
+    lines = [
+        "# Options",
+        WRITTEN,
+        "",
+        "Options are keyword arguments. One that does not exist is an error that names the "
+        "nearest; `None` is the same as not given.",
+        "",
+    ]
+    for schema, of in OPTIONS_OF.items():
+        lines += [f"## `{schema.__name__}`", "", f"Options {of}.", ""]
+        is_flag = schema in EXPERIMENT_OPTIONS
+        lines += ["| option | type | " + ("`ml-experiments run` | |" if is_flag else "|")]
+        lines += ["|---|---|---|" + ("---|" if is_flag else "")]
+        for name, (kind, text) in descriptions(schema).items():
+            flag = f"`{flag_of(name, kind)}` | " if is_flag else ""
+            lines.append(f"| `{name}` | {cell(f'`{type_name(kind)}`')} | {flag}{cell(text)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def type_name(kind: Any) -> str:
+    """Return a type as an annotation without module names."""
+    text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    text = re.sub(r"\b(collections\.abc|pathlib|typing)\.", "", text)
+    return re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
+
+
+def cell(text: str) -> str:
+    """Return text for the cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PAGES = {"commands.md": commands_page, "options.md": options_page}
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit(__doc__)
+    old = {name: (FOLDER / name).read_text(encoding="utf-8") for name in PAGES if sys.argv[1:]}
+    for name, page in PAGES.items():
+        if not sys.argv[1:]:
+            (FOLDER / name).write_text(page(), encoding="utf-8")
+        elif old[name] != page():
+            sys.exit(f"docs/reference/{name} is out of date: python scripts/reference_pages.py")
