@@ -128,6 +128,7 @@ class Plain(Experiment):
 
 
 def test_a_type_checker_knows_the_fields_of_the_config(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
     for field in ("lr", "lrr"):
         (tmp_path / f"{field}.py").write_text(SNIPPET.format(field=field))
     done = subprocess.run(

@@ -72,6 +72,7 @@ def test_judged_prompts_go_round_all_digits_and_colours(unseen: bool) -> None:
 
 
 def test_merges_join_the_commonest_pair_first_and_ties_go_by_spelling() -> None:
+    pytest.importorskip("transformers")
     from ml_experiments.tasks.tiny_digits.tokenizer import learn_merges
 
     assert learn_merges(Counter({"ab": 1, "cd": 2, "ac": 1}), 9) == [
