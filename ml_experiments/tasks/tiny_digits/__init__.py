@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_experiments.tasks.tiny_digits.experiment import TrainTinyDigits
+from ml_experiments.tasks.tiny_digits.model_card import RECOMMENDED_SETTINGS
 
 __all__ = ["RECOMMENDED_SETTINGS", "TrainTinyDigits", "model_dir"]
-
-# what it draws best with, as its model card says
-RECOMMENDED_SETTINGS: Mapping[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
 def model_dir() -> Path:

@@ -12,7 +12,6 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from ml_experiments.experiment.context import current_run
-from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS
 from ml_experiments.tasks.tiny_digits.autoencoder import paint
 from ml_experiments.tasks.tiny_digits.digits import Digits, palette
 from ml_experiments.tasks.tiny_digits.judge import (
@@ -23,6 +22,7 @@ from ml_experiments.tasks.tiny_digits.judge import (
     picture_features,
     read_colours,
 )
+from ml_experiments.tasks.tiny_digits.model_card import RECOMMENDED_SETTINGS
 from ml_experiments.tasks.tiny_digits.networks import count_parameters
 from ml_experiments.tasks.tiny_digits.pipeline_folder import load_pipeline, weights_bytes
 from ml_experiments.tasks.tiny_digits.prompts import COLOURS, JudgedPrompt, judged_prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_experiments.tasks.tiny_digits.prompts import (
@@ -9,6 +10,9 @@ from ml_experiments.tasks.tiny_digits.prompts import (
     COLOURED_WORDINGS,
     UNSEEN_COLOURED_WORDINGS,
 )
+
+# what the model draws best with
+RECOMMENDED_SETTINGS: Mapping[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 _CARD = """\
 ---
