@@ -114,3 +114,8 @@ def test_the_gpu_image_asks_for_what_the_package_needs() -> None:
     file = PROJECT / "ml_experiments/backends/modal/gpu_image/requirements-gpu.in"
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
     assert declared([line for line in lines if not line.startswith("#")]) >= CORE
+
+
+def test_the_supported_range_of_modal_is_pinned() -> None:
+    dependencies = PYPROJECT["project"]["dependencies"]
+    assert any(d.startswith("modal") and "<1.7" in d for d in dependencies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,3 +177,10 @@ def test_only_settings_reads_the_environment() -> None:
         and any(word in file.read_text(encoding="utf-8") for word in ("os.environ", "os.getenv"))
     ]
     assert readers == ["settings"]
+
+
+def test_importing_the_package_imports_no_modal() -> None:
+    code = (
+        "import sys, ml_experiments, ml_experiments.runner.run; assert 'modal' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)

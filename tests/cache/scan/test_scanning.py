@@ -1,20 +1,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from ml_experiments.cache.layout import find_layout
 from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.usage.recorded_uses import record_uses
 from ml_experiments.cache.usage.watch import UsedRevision
-from ml_experiments.errors import CacheError
 from tests.support.hub_cache import (
-    bytes_on_disk,
     commit_of,
     fingerprint,
     set_age,
@@ -73,114 +68,11 @@ def test_the_layout_that_tests_write_is_the_one_that_the_library_writes(
     assert theirs == ours
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty"])
-def test_an_empty_or_missing_cache_holds_nothing(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "cache"
-    if kind == "empty":
-        folder.mkdir()
-    found = scan(folder)
-    assert (found.items, found.leftovers, found.unrecognised, found.bytes) == ((), (), (), 0)
-    assert (found.disk_total is None) == (kind == "missing")
-    assert folder.exists() == (kind == "empty")
-
-
-@pytest.mark.parametrize("path", ["", "  "])
-def test_an_empty_path_is_an_error(path: str) -> None:
-    with pytest.raises(CacheError, match="empty"):
-        scan(path)
-
-
-def test_a_file_is_no_cache(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="is not a folder"):
-        scan(tmp_path / "file")
-
-
-def test_the_root_may_be_an_hf_home_a_hub_folder_or_a_torch_home(cache_dir: Path) -> None:
-    repo = write_repo(hub_of(cache_dir), "org/name", {commit_of("a"): {"a": b"x"}})
-    checkpoints = cache_dir / "torch" / "hub" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "net-12345678.pth").write_bytes(b"x")
-    assert [i.name for i in scan(cache_dir).items] == ["net-12345678.pth", "org/name"]
-    assert [i.path for i in scan(cache_dir / "huggingface").items] == [repo]
-    assert [i.path for i in scan(repo.parent).items] == [repo]
-    assert [i.kind for i in scan(cache_dir / "torch").items] == ["torch"]
-    assert find_layout(cache_dir / "torch").hub is None
-
-
-LAYOUT = """
-from ml_experiments.cache.layout import find_layout, this_machine
-layout = find_layout(this_machine())
-print(layout.root, layout.hub, layout.uses, layout.checkpoints, sep="\\n")
-"""
-
-
-@pytest.mark.parametrize(
-    ("variables", "root", "hub", "checkpoints"),
-    [
-        ({"HF_HOME": "x/huggingface"}, "x", "x/huggingface/hub", "x/torch/hub/checkpoints"),
-        ({"HF_HOME": "x/models"}, "x/models", "x/models/hub", None),
-        ({"HF_HOME": "x", "HF_HUB_CACHE": "y"}, "y", "y", None),
-        ({"HF_HOME": "x", "HF_HUB_CACHE": "x/hub"}, "x", "x/hub", None),
-    ],
-)
-@pytest.mark.parametrize("is_there", [False, True])
-def test_this_machines_folders_are_where_the_library_has_them_be_they_empty_or_missing(
-    tmp_path: Path,
-    variables: dict[str, str],
-    root: str,
-    hub: str,
-    checkpoints: str | None,
-    is_there: bool,
-) -> None:
-    environment = {name: str(tmp_path / value) for name, value in variables.items()}
-    if is_there:
-        for folder in environment.values():
-            Path(folder).mkdir(parents=True)
-    code = [sys.executable, "-c", LAYOUT]
-    done = subprocess.run(
-        code, env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    found = done.stdout.split()
-    uses = Path(hub if root == hub else Path(hub).parent) / ".ml-experiments" / "uses"
-    expected = [root, hub, uses, checkpoints]
-    assert found == [str(p and tmp_path / p) for p in expected]
-
-
 def test_our_own_records_are_part_of_the_cache(cache_dir: Path) -> None:
     repo = write_repo(hub_of(cache_dir), "org/name", {commit_of("a"): {"a": b"x"}})
     record_uses(repo.parent, [UsedRevision("org/name", "model", commit_of("a"), 1, True)])
     assert (repo.parent / ".ml-experiments").is_dir()
     assert scan(repo.parent).unrecognised == ()
-
-
-def test_prepared_datasets_are_found_and_what_the_user_saved_there_is_not(cache_dir: Path) -> None:
-    folder = cache_dir / "huggingface" / "datasets"
-    table = folder / "nyu-mll___glue" / "cola" / "0.0.0" / "abc"
-    table.mkdir(parents=True)
-    (table / "dataset_info.json").write_text("{}")
-    (table / "glue-train.arrow").write_bytes(b"rows")
-    saved = folder / "my_own" / "train"
-    saved.mkdir(parents=True)
-    (saved / "dataset_info.json").write_text("{}")
-    extracted = folder / "downloads" / "extracted" / "1.0.0" / "x"
-    extracted.mkdir(parents=True)
-    (extracted / "dataset_info.json").write_text("{}")
-    found = scan(cache_dir)
-    assert [(i.name, i.kind, i.bytes) for i in found.items] == [("nyu-mll/glue", "dataset", 6)]
-    assert [e.path.name for e in found.unrecognised] == ["downloads", "my_own"]
-
-
-def test_torch_checkpoints_and_partial_downloads_are_found(cache_dir: Path) -> None:
-    folder = cache_dir / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "resnet50-0676ba61.pth").write_bytes(b"weights")
-    (folder / f"vgg16-397923af.pth.{'0' * 32}.partial").write_bytes(b"half")
-    (folder / "notes.txt").write_text("mine")
-    found = scan(cache_dir)
-    assert [(i.name, i.bytes) for i in found.items] == [("resnet50-0676ba61.pth", 7)]
-    assert [(lo.name, lo.bytes) for lo in found.leftovers] == [("vgg16-397923af.pth", 4)]
-    assert [e.path.name for e in found.unrecognised] == ["notes.txt"]
 
 
 def test_what_is_no_part_of_a_cache_is_named_and_why(cache_dir: Path) -> None:
@@ -226,11 +118,3 @@ def test_very_long_and_unicode_names_are_listed(cache_dir: Path) -> None:
     for name in names:
         write_repo(hub_of(cache_dir), name, {commit_of(name): {"a": b"x"}})
     assert scan(cache_dir).model_names() == sorted(names)
-
-
-def test_the_total_is_what_the_disk_says(cache_dir: Path) -> None:
-    hub = hub_of(cache_dir)
-    shared = {"model.safetensors": WEIGHTS}
-    write_repo(hub, "org/a", {commit_of("1"): shared, commit_of("2"): shared}, refs={})
-    write_repo(hub, "org/b", {commit_of("3"): {"x": b"123"}}, refs={})
-    assert scan(cache_dir).bytes == bytes_on_disk(cache_dir)

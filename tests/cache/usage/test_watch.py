@@ -13,12 +13,8 @@ from typing import Any
 import pytest
 
 from ml_experiments.cache.pull.pulling import pull
-from ml_experiments.cache.scan.scanning import scan
-from ml_experiments.cache.usage.recorded_uses import record_uses
 from ml_experiments.cache.usage.watch import CacheWatch
-from ml_experiments.errors import CacheError
-from ml_experiments.runs.cache_stats import read_stats
-from tests.support.hub_cache import commit_of, set_age, write_repo
+from tests.support.hub_cache import commit_of, write_repo
 from tests.support.hub_server import HubServer
 
 A = commit_of("a")
@@ -149,17 +145,6 @@ def test_a_cache_folder_that_is_reached_by_a_link_is_watched_under_both_names(
         assert told == [repo.name]
 
 
-def test_a_recorded_use_is_when_it_was_last_used(cache_dir: Path) -> None:
-    repo = write_repo(cache_dir / "huggingface" / "hub", "org/a", {A: {"x": b"1"}})
-    with CacheWatch(cache_dir) as watch:
-        (repo / "snapshots" / A / "x").read_bytes()
-    set_age(repo, days=90)
-    now = time.time()
-    record_uses(cache_dir, watch.used(), at=now)
-    [item] = scan(cache_dir).items
-    assert item.last_used == item.revisions[0].last_used == now
-
-
 def test_watching_a_large_cache_costs_little(cache_dir: Path) -> None:
     hub = cache_dir / "huggingface" / "hub"
     for number in range(300):
@@ -173,33 +158,6 @@ def test_watching_a_large_cache_costs_little(cache_dir: Path) -> None:
         assert len(watch.used()) == 1
         costs.append(time.process_time() - started)
     assert min(costs) < 0.05
-
-
-def test_stats_count_hits_and_downloads_of_runs(tmp_path: Path) -> None:
-    def use(name: str, hit: bool) -> dict[str, Any]:
-        return {"repo_id": name, "kind": "model", "revision": A, "bytes": 1000, "hit": hit}
-
-    manifests: dict[str, Any] = {
-        "r1": {"cached_models": [use("org/a", False)]},
-        "r2": {"cached_models": [use("org/a", True), use("org/b", False)]},
-        "r3": {"cached_models": [use("org/a", True)]},
-        "before-this": {"git": {}},
-    }
-    for run, manifest in manifests.items():
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "cut-short").mkdir()
-    (tmp_path / "cut-short" / "manifest.json").write_text('{"cached_models": [')
-    stats = read_stats(tmp_path).to_dict()
-    assert (stats["runs"], stats["hits"], stats["downloads"]) == (3, 2, 2)
-    assert (stats["bytes_saved"], stats["bytes_downloaded"]) == (2000, 2000)
-    assert [(r["repo_id"], r["hits"]) for r in stats["revisions"]] == [("org/a", 2), ("org/b", 0)]
-    assert stats["unreadable"] == ["cut-short"]
-
-
-def test_stats_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="no folder of runs"):
-        read_stats(tmp_path / "missing")
 
 
 def _safetensors() -> bytes:

@@ -1,8 +1,7 @@
-"""Faults on demand, by Python, HTTP and the command line."""
+"""Faults on demand."""
 
 from __future__ import annotations
 
-import json
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from modal.exception import InternalFailure, PermissionDeniedError
 
 from modal_emulator import Emulator
 from modal_emulator.control.control import ContainerNotFoundError
+from tests.support.emulator_command import request
 from tests.support.waiting import wait_until
 
 
@@ -277,46 +277,3 @@ def test_image_builds_can_fail_with_a_message(modal_emulator: Emulator) -> None:
     app.function(serialized=True)(len)
     with pytest.raises(modal.exception.Error, match="No matching distribution"), app.run():
         pytest.fail("the app ran")
-
-
-def request(emulator: Emulator, path: str, body: object = None, token: str | None = None) -> Any:
-    secret = emulator.environment["MODAL_TOKEN_SECRET"]
-    data = None if body is None else json.dumps(body).encode()
-    http_request = urllib.request.Request(
-        f"{emulator.environment['MODAL_EMULATOR_CONTROL_URL']}/{path}",
-        data=data,
-        headers={"Authorization": f"Bearer {token or secret}"},
-    )
-    with urllib.request.urlopen(http_request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def test_the_http_control_shows_what_the_server_knows(modal_emulator: Emulator) -> None:
-    disturbed.nap.remote(0)
-    functions = request(modal_emulator, "functions")
-    gpus = {each["name"]: each["gpus"] for each in functions if not each["base_function_id"]}
-    assert gpus["on_gpu"] == ["H200:2", "L40S", "T4"]
-    assert request(modal_emulator, "calls")[-1]["function_name"] == "nap"
-    assert {"state", "gpu"} <= set(request(modal_emulator, "containers")[-1])
-    assert request(modal_emulator, f"logs?app_id={disturbed.app.app_id}") is not None
-    assert any(each["app_id"] == disturbed.app.app_id for each in request(modal_emulator, "apps"))
-    assert request(modal_emulator, "images")[0]["base"].startswith("python:")
-
-
-def test_the_http_control_makes_things_go_wrong(modal_emulator: Emulator) -> None:
-    request(modal_emulator, "kill_input", {"nth": 1, "after_s": 0.2})
-    with pytest.raises(InternalFailure):
-        disturbed.nap.remote(60)
-    request(modal_emulator, "limit_gpu", {"name": "A10", "count": 0})
-    request(modal_emulator, "clear_faults", {})
-    assert disturbed.nap.with_options(gpu="A10").remote(0)
-
-
-def test_the_http_control_refuses_strangers_and_nonsense(modal_emulator: Emulator) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        request(modal_emulator, "functions", token="guessed")
-    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
-        request(modal_emulator, "limit_gpu", {"name": "H1000", "count": 0})
-    assert "not a GPU type" in caught.value.read().decode()
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        request(modal_emulator, "limit_gpu", {"nonsense": 1})

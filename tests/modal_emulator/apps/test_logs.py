@@ -22,7 +22,7 @@ APP = "deployed_app.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def _deployed(modal_emulator_server: Emulator) -> None:
-    path = Path(__file__).parent / "modal_apps" / APP
+    path = Path(__file__).parents[1] / "modal_apps" / APP
     subprocess.run(
         [sys.executable, "-m", "modal", "deploy", "--name", "logged", str(path)],
         check=True,
@@ -80,7 +80,7 @@ def test_modal_run_shows_logs_while_the_function_runs(modal_emulator: Emulator) 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=Path(__file__).parent / "modal_apps",
+        cwd=Path(__file__).parents[1] / "modal_apps",
     )
     assert process.stdout is not None
     try:

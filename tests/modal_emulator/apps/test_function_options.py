@@ -12,7 +12,6 @@ from modal.exception import InvalidError, NotFoundError, UnimplementedError
 
 from modal_emulator import Emulator
 from modal_emulator.control.info import FunctionInfo
-from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,31 +71,6 @@ def test_with_options_makes_a_variant_with_its_own_containers(modal_emulator: Em
 
 def test_with_options_replaces_a_ranked_list_by_one_gpu(modal_emulator: Emulator) -> None:
     assert settings.on_gpu.with_options(gpu="a100").remote() == ("A100-40GB", "1")
-
-
-@pytest.mark.parametrize(
-    ("gpu", "message"),
-    [
-        ("H1000", 'H1000" is not a GPU type that Modal offers; did you mean H100'),
-        ("a10g", "did you mean A10"),
-        ("A10:8", "A10 is offered with 1 to 4 per container"),
-        ("H100:0", "1 to 8"),
-        (["A100", "T5"], '"T5" is not a GPU type'),
-    ],
-)
-def test_gpus_that_modal_does_not_offer_are_refused(gpu: str | list[str], message: str) -> None:
-    app = modal.App("refused")
-    app.function(gpu=gpu)(settings.one)
-    with pytest.raises(InvalidError, match=message), app.run():
-        pytest.fail("the app ran")
-
-
-@pytest.mark.parametrize("gpu", ["H100!", "B200+:4", "RTX-PRO-6000", "a100-80gb:8"])
-def test_every_spelling_that_modal_offers_is_accepted(gpu: str, modal_emulator: Emulator) -> None:
-    app = modal.App("accepted")
-    app.function(gpu=gpu)(settings.one)
-    with app.run():
-        assert received(modal_emulator, "one").gpus == (gpu.upper(),)
 
 
 @pytest.mark.parametrize("limits", [{"timeout": 0}, {"timeout": 90_000}])
@@ -173,53 +147,6 @@ def test_a_web_endpoint_is_refused_and_not_ignored() -> None:
     app.function()(endpoint)
     with pytest.raises(UnimplementedError, match="web endpoint"), app.run():
         pytest.fail("the app ran")
-
-
-def test_min_containers_are_started_without_a_call(modal_emulator: Emulator) -> None:
-    app = modal.App("warm")
-    app.function(min_containers=2)(settings.one)
-
-    def warm() -> bool:
-        states = [each.state for each in modal_emulator.containers() if each.function_name == "one"]
-        return states.count("running") == 2
-
-    with app.run():
-        wait_until(warm, "the start of two containers")
-
-
-def test_an_autoscaler_update_changes_the_containers(modal_emulator: Emulator) -> None:
-    app = modal.App("updated")
-    function = app.function()(settings.one)
-    with app.run():
-        # Its name since modal 1.6.2.
-        autoscaler = getattr(function, "autoscaler", None)
-        update = autoscaler.update if autoscaler else function.update_autoscaler
-        update(min_containers=1)
-        wait_until(
-            lambda: any(
-                each.function_id == function.object_id and each.state == "running"
-                for each in modal_emulator.containers()
-            ),
-            "the start of a container",
-        )
-
-
-def test_max_containers_bound_how_many_run(modal_emulator: Emulator) -> None:
-    limited = settings.task_id.with_options(max_containers=1)
-    assert len(set(limited.map(range(0)))) == 0
-    assert len(set(limited.starmap([()] * 20))) == 1
-
-
-@pytest.mark.slow
-def test_an_idle_container_ends_after_the_scaledown_window(modal_emulator: Emulator) -> None:
-    task_id = settings.task_id.with_options(scaledown_window=2).remote()
-
-    def ended() -> str:
-        found = [each for each in modal_emulator.containers() if each.task_id == task_id]
-        return found[0].end_reason if found[0].state == "ended" else ""
-
-    wait_until(ended, "the end of the container")
-    assert ended() == "idle"
 
 
 def test_the_tags_of_an_app_are_received(modal_emulator: Emulator) -> None:

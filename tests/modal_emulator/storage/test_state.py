@@ -17,7 +17,7 @@ from modal_emulator.objects.images import ImageRecord
 from modal_emulator.pytest_plugin import connected
 from tests.support.waiting import wait_until
 
-APP = Path(__file__).parent / "modal_apps" / "deployed_app.py"
+APP = Path(__file__).parents[1] / "modal_apps" / "deployed_app.py"
 
 
 def deploy() -> None:

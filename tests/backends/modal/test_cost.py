@@ -1,0 +1,27 @@
+"""The price of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from ml_experiments.backends.modal.cost import choice_that_ran
+from ml_experiments.backends.modal.gpus import parse_gpu
+
+
+@pytest.mark.parametrize(
+    ("requested", "devices", "ran"),
+    [
+        ("h100,a100-80gb", ["NVIDIA A100-SXM4-80GB"], "a100-80gb"),
+        ("h100,a100-80gb", ["NVIDIA H100 80GB HBM3"], "h100"),
+        ("a10g,a100", ["NVIDIA A10"], "a10g"),
+        ("t4,l4", ["Tesla T4"], "t4"),
+        ("l4,l40s", ["NVIDIA L40S"], "l40s"),
+        ("t4,rtx-pro-6000", ["NVIDIA RTX PRO 6000 Blackwell Server Edition"], "rtx-pro-6000"),
+        ("a100", ["NVIDIA A100-SXM4-80GB"], "a100"),  # upgraded by Modal, at the same price
+        ("t4,b200", [], "b200"),
+    ],
+)
+def test_the_price_is_that_of_the_device_that_ran(
+    requested: str, devices: list[str], ran: str
+) -> None:
+    assert str(choice_that_ran(parse_gpu(requested), devices)) == ran
