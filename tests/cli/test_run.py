@@ -1,4 +1,4 @@
-"""`ml-experiments run` and `runs`, as a whole process."""
+"""`ml-experiments run`, as a whole process."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.command import COMMAND, ENDS, FIT, PLAIN, call
+
 pytestmark = pytest.mark.slow
-
-ENDS = "tests.support.experiments:Ends"
-FIT = "tests.support.experiments:Fit"
-PLAIN = "tests.support.experiments.Plain"
-COMMAND = [sys.executable, "-m", "ml_experiments"]
-
-
-def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
-    )
 
 
 def test_success_exits_0_and_reports(runs_dir: Path) -> None:
@@ -185,27 +174,6 @@ def test_ctrl_c_exits_130_and_leaves_a_cancelled_run(runs_dir: Path, presses: in
     assert json.loads(result.read_text())["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("debug", [[], ["--debug"]])
-@pytest.mark.parametrize(("how", "code"), [("many_lines", 0), ("many_lines_and_fails", 1)])
-def test_a_reader_that_has_seen_enough_ends_no_run(
-    how: str, code: int, debug: list[str], runs_dir: Path
-) -> None:
-    command = subprocess.Popen(
-        [*COMMAND, "run", ENDS, f"how={how}", *debug],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert command.stdout is not None
-    assert command.stdout.readline() == b"line 0\n"
-    command.stdout.close()
-    _, stderr = command.communicate(timeout=60)
-    (result,) = runs_dir.glob("*/result.json")
-    kept = json.loads(result.read_text())
-    assert (command.returncode, stderr) == (code, b"")
-    assert kept["results"] == (None if code else 100_000)
-    assert (result.parent / "log.txt").read_text().endswith("line 99999\n")
-
-
 def test_progress_is_shown_on_a_terminal() -> None:
     leader, follower = pty.openpty()
     command = subprocess.Popen(
@@ -260,81 +228,3 @@ def test_secrets_are_in_no_record(runs_dir: Path, monkeypatch: pytest.MonkeyPatc
         for text in texts:
             assert "tok-5f4dcc3b5aa765d61d83" not in text
             assert "key-0123456789abcdef" not in text
-
-
-def test_runs_list_and_show(runs_dir: Path) -> None:
-    assert "no runs in" in call("runs", "list").stdout
-    run_id = json.loads(call("run", FIT, "--json").stdout)["run_id"]
-    call("run", ENDS, "how=value_error")
-    listed = json.loads(call("runs", "list", "--json").stdout)
-    assert [row["status"] for row in listed] == ["error", "success"]
-    newest = json.loads(call("runs", "list", "--json", "--limit", "1").stdout)
-    assert newest == listed[:1]
-    assert "1 older ones: --limit 0" in call("runs", "list", "--limit", "1").stdout
-    damaged = runs_dir / "99990101-000000-000abcd"
-    damaged.mkdir()
-    narrow = {**os.environ, "COLUMNS": "79"}
-    table = call("runs", "list", env=narrow).stdout.splitlines()
-    assert table[1].split() == [damaged.name, "unreadable"]
-    assert table[-1] == f"unreadable: {damaged / 'spec.json'} is missing"
-    (whole,) = (line for line in table if run_id in line)
-    assert whole.split()[0::3] == [run_id, "Fit"]
-    damaged.rmdir()
-    shown = json.loads(call("runs", "show", run_id[:-1], "--json").stdout)
-    assert shown["run_id"] == run_id
-    assert [entry["step"] for entry in shown["metrics"]] == [0, 1, 2]
-    assert shown["manifest"]["environment"]["packages"]["pydantic"]
-    assert "the loss is not a number" in call("runs", "show", "last").stdout
-    assert call("runs", "show", run_id, "--log").stdout.endswith("step 0\nstep 1\nstep 2\n")
-    assert call("runs", "show", "nope").returncode == 2
-
-
-def test_runs_resume_goes_on_from_the_checkpoint() -> None:
-    died = call("run", "tests.support.experiments:Counts")
-    assert died.returncode == 1
-    assert "if memory was the cause, lower batch_size" in died.stdout
-    resumed = call("runs", "resume", "last", "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["results"] == {"first": 5, "until": 10}
-    assert call("runs", "resume", "last").returncode == 2
-
-
-def test_the_runs_folder_is_a_setting_of_the_project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ML_EXPERIMENTS_RUNS_DIR")
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "mine.py").write_text("def train(config): return 1\n")
-    pyproject = tmp_path / "pyproject.toml"
-    pyproject.write_text('[tool.ml-experiments]\nruns_dir = "kept"\n')
-    done = call("run", "mine.train", "--json", cwd=tmp_path / "deep")
-    assert json.loads(done.stdout)["run_dir"].startswith(str(tmp_path / "kept"))
-    pyproject.write_text('[tool.ml-experiments]\nrun_dir = "kept"\n')
-    done = call("run", "mine.train", cwd=tmp_path / "deep")
-    assert done.returncode == 2
-    assert "unknown keys ['run_dir']" in done.stderr
-
-
-def test_a_runs_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    done = call("run", FIT, env={**os.environ, "ML_EXPERIMENTS_RUNS_DIR": str(tmp_path / "file")})
-    assert done.returncode == 2
-    assert "can't be written" in done.stderr
-
-
-def test_help_lists_every_command_without_importing_it() -> None:
-    done = call("--help")
-    assert done.returncode == 0
-    for command in ("run", "runs", "cache", "gpus", "emulator", "doctor"):
-        assert f"  {command} " in done.stdout
-    done = call("rum")
-    assert done.returncode == 2
-    assert "did you mean 'run'" in done.stderr
-
-
-def test_doctor_says_what_works_and_what_to_do() -> None:
-    checks = {check["name"]: check for check in json.loads(call("doctor", "--json").stdout)}
-    assert checks["python"]["ok"] is True
-    assert {"gpu", "torch", "modal token", "model hub", "run folders"} <= checks.keys()
-    assert all(check["advice"] for check in checks.values() if not check["ok"])
-    assert "python" in call("doctor").stdout

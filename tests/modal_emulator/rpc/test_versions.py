@@ -12,9 +12,8 @@ import pytest
 from modal_emulator import Emulator
 from tests.support.emulator_command import emulator_run
 
-pytestmark = pytest.mark.usefixtures("without_modal")
 
-
+@pytest.mark.usefixtures("without_modal")
 def test_a_newer_installed_modal_is_refused_with_the_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,44 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import COMMAND, ENDS, call
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize(("how", "code"), [("many_lines", 0), ("many_lines_and_fails", 1)])
+def test_a_reader_that_has_seen_enough_ends_no_run(
+    how: str, code: int, debug: list[str], runs_dir: Path
+) -> None:
+    command = subprocess.Popen(
+        [*COMMAND, "run", ENDS, f"how={how}", *debug],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == b"line 0\n"
+    command.stdout.close()
+    _, stderr = command.communicate(timeout=60)
+    (result,) = runs_dir.glob("*/result.json")
+    kept = json.loads(result.read_text())
+    assert (command.returncode, stderr) == (code, b"")
+    assert kept["results"] == (None if code else 100_000)
+    assert (result.parent / "log.txt").read_text().endswith("line 99999\n")
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    done = call("--help")
+    assert done.returncode == 0
+    for command in ("run", "runs", "cache", "gpus", "emulator", "doctor"):
+        assert f"  {command} " in done.stdout
+    done = call("rum")
+    assert done.returncode == 2
+    assert "did you mean 'run'" in done.stderr
