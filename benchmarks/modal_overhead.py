@@ -21,19 +21,14 @@ from typing import Any
 import modal
 
 from ml_experiments.backends.modal.container import run_remote as modal_app
-from ml_experiments.backends.modal.image import (
-    CACHE_MOUNT,
-    RUNS_MOUNT,
-    cache_volume,
-    package_image,
-    runs_volume,
-    with_this_package,
-)
+from ml_experiments.backends.modal.image import package_image, with_this_package
+from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
+from ml_experiments.backends.modal.preflight.own_package import RUN_ROOTS
 from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
 
 app = modal.App("modal-overhead")
-image = with_this_package(package_image())
+image = with_this_package(package_image(), *RUN_ROOTS)
 
 
 class Work:

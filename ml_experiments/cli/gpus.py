@@ -72,7 +72,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _describe_image() -> dict[str, Any]:
-    from ml_experiments.backends.modal.image import APT_PACKAGES, ENVIRONMENT, TOOLKIT_BASE
+    from ml_experiments.backends.modal.image import APT_PACKAGES, TOOLKIT_BASE
+    from ml_experiments.backends.modal.mounts import ENVIRONMENT
     from ml_experiments.backends.modal.preflight.imports import CONTAINER_PYTHON
     from ml_experiments.backends.modal.preflight.packages import read_lock
 

@@ -24,15 +24,8 @@ from ml_experiments.backends.modal.container import cache_operations, run_remote
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.gpu_functions import APP_NAME, gpu_function
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS
-from ml_experiments.backends.modal.image import (
-    CACHE_MOUNT,
-    RUNS_MOUNT,
-    cache_image,
-    cache_volume,
-    package_image,
-    runs_volume,
-    with_this_package,
-)
+from ml_experiments.backends.modal.image import cache_image, package_image, with_this_package
+from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S
 from ml_experiments.backends.modal.request import make_request
@@ -64,12 +57,16 @@ __all__ = [
 
 app = modal.App(APP_NAME)
 
-gpu_image = with_this_package(package_image())
-gpu_toolkit_image = with_this_package(package_image(cuda_toolkit=True))
+# this module, and the ready experiments that `run_experiment` finds by name
+_ROOTS = ("core.modal_runner", "execution", "tasks")
+gpu_image = with_this_package(package_image(), *_ROOTS)
+gpu_toolkit_image = with_this_package(package_image(cuda_toolkit=True), *_ROOTS)
 hf_cache_volume = cache_volume()
 
 _cache_function = app.function(
-    image=with_this_package(cache_image()), volumes={CACHE_MOUNT: hf_cache_volume}, timeout=3600
+    image=with_this_package(cache_image(), "core.modal_runner"),
+    volumes={CACHE_MOUNT: hf_cache_volume},
+    timeout=3600,
 )
 
 

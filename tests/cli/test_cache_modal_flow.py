@@ -15,7 +15,7 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal.cache import call_cache_operation
-from ml_experiments.backends.modal.image import CACHE_VOLUME
+from ml_experiments.backends.modal.mounts import CACHE_VOLUME
 from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.core import modal_runner
 from modal_emulator import Emulator

@@ -14,7 +14,8 @@ from typing import Any
 import modal
 import pytest
 
-from ml_experiments.backends.modal.image import CORE_PACKAGES, ENVIRONMENT, LOCK_FILE, TOOLKIT_BASE
+from ml_experiments.backends.modal.image import CORE_PACKAGES, LOCK_FILE, TOOLKIT_BASE
+from ml_experiments.backends.modal.mounts import ENVIRONMENT
 from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.core import modal_runner
 from ml_experiments.core.modal_runner import (

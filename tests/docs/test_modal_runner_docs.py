@@ -193,7 +193,7 @@ def test_the_page_has_the_catalogue_of_gpu_types() -> None:
 
 
 def test_the_page_has_the_environment_of_the_image() -> None:
-    from ml_experiments.backends.modal.image import ENVIRONMENT
+    from ml_experiments.backends.modal.mounts import ENVIRONMENT
 
     page = PAGE.read_text(encoding="utf-8")
     for name, value in ENVIRONMENT.items():

@@ -17,13 +17,8 @@ import modal
 
 from ml_experiments.backends.modal.container.run_remote import SOURCE_FOLDER, run_remote
 from ml_experiments.backends.modal.errors import platform_errors, without_modals_output
-from ml_experiments.backends.modal.image import (
-    CACHE_MOUNT,
-    RUNS_MOUNT,
-    cache_volume,
-    package_image,
-    runs_volume,
-)
+from ml_experiments.backends.modal.image import package_image
+from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
 from ml_experiments.backends.modal.plan import ContainerPlan
 from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
 from ml_experiments.backends.modal.preflight.staging import StagedSource, stage_this_package
@@ -70,7 +65,7 @@ class AppPool:
         self._cuda_toolkit = cuda_toolkit
         self._apps: dict[tuple[object, ...], OpenApp] = {}
         self._lock = threading.Lock()
-        self._staged_package: Path | None = None
+        self._staged_packages: dict[frozenset[Path], Path] = {}
         self._open = contextlib.ExitStack()
 
     def app_for(
@@ -110,7 +105,7 @@ class AppPool:
         packages = package_image(cuda_toolkit=self._cuda_toolkit, pip=plan.pip)
         handle.notice("preparing the image on Modal; the first time takes some minutes")
         handle.until_cancelled(lambda: _build(packages))
-        image = packages.add_local_dir(self._this_package(), f"/root/{OWN_PACKAGE}")
+        image = packages.add_local_dir(self._this_package(source.own_files), f"/root/{OWN_PACKAGE}")
         if any(source.folder.iterdir()):  # empty for an experiment of this package
             image = image.add_local_dir(source.folder, f"/root/{SOURCE_FOLDER}")
         tags = _tags(spec)
@@ -131,15 +126,15 @@ class AppPool:
             self._open.enter_context(app.run(detach=True))
         return OpenApp(app, function, app.get_dashboard_url(), tags)
 
-    def _this_package(self) -> Path:
-        """Return a frozen copy of this package, the same for all apps."""
-        if self._staged_package is None:
+    def _this_package(self, files: frozenset[Path]) -> Path:
+        """Return a frozen copy of files of this package, the same for all apps that need them."""
+        if files not in self._staged_packages:
             place = self._open.enter_context(tempfile.TemporaryDirectory(prefix="ml-experiments-"))
             target = Path(place) / OWN_PACKAGE
             with platform_errors("copy this package"):
-                stage_this_package(target)
-            self._staged_package = target
-        return self._staged_package
+                stage_this_package(target, files)
+            self._staged_packages[files] = target
+        return self._staged_packages[files]
 
 
 async def _build(image: modal.Image) -> None:

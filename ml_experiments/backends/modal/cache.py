@@ -15,12 +15,8 @@ from ml_experiments.backends.modal.errors import (
     require_access,
     without_modals_output,
 )
-from ml_experiments.backends.modal.image import (
-    CACHE_MOUNT,
-    cache_image,
-    cache_volume,
-    with_this_package,
-)
+from ml_experiments.backends.modal.image import cache_image, with_this_package
+from ml_experiments.backends.modal.mounts import CACHE_MOUNT, cache_volume
 from ml_experiments.backends.modal.secrets import find_secrets
 from ml_experiments.cache.pull.progress import PullProgress
 
@@ -48,7 +44,7 @@ def call_cache_operation(
     require_access()
     app = modal.App("ml-experiments-cache")
     function = app.function(
-        image=with_this_package(cache_image()),
+        image=with_this_package(cache_image(), "backends.modal.container.cache_operations"),
         volumes={CACHE_MOUNT: cache_volume()},
         secrets=list(find_secrets(()).secrets),
         timeout=TIME_LIMIT_S,

@@ -12,9 +12,7 @@ import modal
 from modal.partial_function import PartialFunction
 
 from ml_experiments.backends.modal.gpus import parse_gpu
-from ml_experiments.backends.modal.image import (
-    CACHE_MOUNT,
-)
+from ml_experiments.backends.modal.mounts import CACHE_MOUNT
 from ml_experiments.backends.modal.resources import check_cpu, check_memory, check_timeout
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.reference import parse_experiment_path

@@ -8,9 +8,11 @@ from pathlib import Path
 from ml_experiments.backends.modal.gpus import next_larger, parse_gpu
 from ml_experiments.execution.failures import chain, is_full
 from ml_experiments.execution.hints import Hints
+from ml_experiments.runs.result import ErrorKind
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import is_emulated
 
+_OWN_PACKAGE = "ml_experiments"
 # where a container has its volumes, and how each is emptied; a test compares them with the image
 _RUNS = (
     Path("/runs"),
@@ -26,6 +28,16 @@ _CACHE = (
 
 class ModalHints(Hints):
     """Hints for a run in a Modal container."""
+
+    def hint_for(self, kind: ErrorKind, error: BaseException | None, spec: RunSpec) -> str:
+        missing = next((e.name for e in chain(error) if isinstance(e, ModuleNotFoundError)), None)
+        if missing and missing.startswith(f"{_OWN_PACKAGE}."):
+            return (
+                f"a container holds the parts of {_OWN_PACKAGE} that every run needs, and those "
+                "that import statements of the experiment's modules name: write one, such as "
+                f"`from {_OWN_PACKAGE} import run_experiment` for that function"
+            )
+        return super().hint_for(kind, error, spec)
 
     def larger_gpu(self, spec: RunSpec) -> str:
         if spec.gpu is None:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import modal
 
+from ml_experiments.backends.modal.mounts import ENVIRONMENT
 from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
 from ml_experiments.backends.modal.preflight.imports import CONTAINER_PYTHON
+from ml_experiments.backends.modal.preflight.own_package import package_files
 from ml_experiments.backends.modal.preflight.packages import LOCK_FILE, read_lock
-
-CACHE_VOLUME = "hf-model-cache"
-CACHE_MOUNT = "/cache"
-RUNS_VOLUME = "ml-experiments-runs"
-RUNS_MOUNT = "/runs"
-
-ENVIRONMENT = {
-    "HF_HOME": f"{CACHE_MOUNT}/huggingface",
-    "HF_HUB_CACHE": f"{CACHE_MOUNT}/huggingface/hub",
-    "HF_DATASETS_CACHE": f"{CACHE_MOUNT}/huggingface/datasets",
-    # read by transformers before version 5 only
-    "TRANSFORMERS_CACHE": f"{CACHE_MOUNT}/huggingface/transformers",
-    "TORCH_HOME": f"{CACHE_MOUNT}/torch",
-    "HF_XET_HIGH_PERFORMANCE": "1",
-    "ML_EXPERIMENTS_RUNS_DIR": RUNS_MOUNT,
-}
 
 # the CUDA version that the lock's torch is built for; a test compares the two
 TOOLKIT_BASE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
@@ -51,7 +39,6 @@ CORE_PACKAGES = (
     "typing-extensions",
     "wrapt",
 )
-NOT_SHIPPED = ["**/__pycache__/**"]
 APT_PACKAGES = ("ffmpeg", "git")
 
 _PYTHON = ".".join(map(str, CONTAINER_PYTHON))
@@ -85,16 +72,21 @@ def cache_image() -> modal.Image:
     return image.env(ENVIRONMENT)
 
 
-def with_this_package(image: modal.Image) -> modal.Image:
-    """Return an image that holds this package too, and to which steps can still be added."""
-    return image.add_local_python_source(OWN_PACKAGE, copy=True, ignore=NOT_SHIPPED)
+def with_this_package(image: modal.Image, *roots: str) -> modal.Image:
+    """Return an image that holds this package too, and to which steps can still be added.
 
+    Args:
+        image: The image.
+        *roots: The modules that run in it, as names below this package; with them goes what they
+            import.
+    """
 
-def cache_volume() -> modal.Volume:
-    """Return the volume of the Hugging Face cache."""
-    return modal.Volume.from_name(CACHE_VOLUME, create_if_missing=True)
+    @functools.cache
+    def wanted() -> set[Path]:
+        files = package_files(*roots)
+        return {*files, *(folder for file in files for folder in file.parents)}
 
-
-def runs_volume() -> modal.Volume:
-    """Return the volume of run folders: version 2, made for many small files."""
-    return modal.Volume.from_name(RUNS_VOLUME, create_if_missing=True, version=2)
+    # a container that executes this module again never asks
+    return image.add_local_python_source(
+        OWN_PACKAGE, copy=True, ignore=lambda path: path not in wanted()
+    )

@@ -7,7 +7,7 @@ import re
 import modal
 
 from ml_experiments.backends.modal.hints import ModalHints
-from ml_experiments.backends.modal.image import RUNS_VOLUME
+from ml_experiments.backends.modal.mounts import RUNS_VOLUME
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 

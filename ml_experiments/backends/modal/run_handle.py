@@ -16,8 +16,8 @@ from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.cost import cost_of
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import fetch_run_folder
-from ml_experiments.backends.modal.image import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal.logs import LiveLogs
+from ml_experiments.backends.modal.mounts import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal.outcome import describe_lost_call
 from ml_experiments.errors import AuthError, BackendError, RunNotCollectedError
 from ml_experiments.execution.observer import Observer

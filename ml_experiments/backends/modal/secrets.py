@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import modal
 
 from ml_experiments.backends.modal.errors import platform_errors
-from ml_experiments.backends.modal.image import ENVIRONMENT
+from ml_experiments.backends.modal.mounts import ENVIRONMENT
 from ml_experiments.errors import BackendError
 
 # name -> the variables that it holds

@@ -10,7 +10,7 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal.hints import ModalHints
-from ml_experiments.backends.modal.image import (
+from ml_experiments.backends.modal.mounts import (
     CACHE_MOUNT,
     CACHE_VOLUME,
     RUNS_MOUNT,
@@ -50,6 +50,7 @@ def full_disk(
             "google.cloud",
             "nothing that is installed has google.cloud; if it is a package's, ",
         ),
+        ("modal", "ml_experiments.runner", "a container holds the parts of ml_experiments that"),
     ],
 )
 def test_a_missing_module_is_installed_by_its_package(backend: str, module: str, hint: str) -> None:

@@ -17,15 +17,15 @@ from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.container.run_remote import run_remote
-from ml_experiments.backends.modal.image import (
+from ml_experiments.backends.modal.image import package_image, with_this_package
+from ml_experiments.backends.modal.mounts import (
     CACHE_MOUNT,
     CACHE_VOLUME,
     RUNS_MOUNT,
     cache_volume,
-    package_image,
     runs_volume,
-    with_this_package,
 )
+from ml_experiments.backends.modal.preflight.own_package import RUN_ROOTS
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.core import modal_runner
 from ml_experiments.runner.run import submit_experiment
@@ -193,7 +193,9 @@ def test_one_run_of_a_map_holds_its_model_when_the_first_has_ended(hub: HubServe
     app = modal.App("mapped")
     file = Path(leased_experiments.__file__)
     function = app.function(
-        image=with_this_package(package_image()).add_local_file(file, f"/root/{file.name}"),
+        image=with_this_package(package_image(), *RUN_ROOTS).add_local_file(
+            file, f"/root/{file.name}"
+        ),
         secrets=[modal.Secret.from_dict(hub.environment())],
         volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
         max_containers=1,

@@ -7,28 +7,21 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpclib
 import modal
 import modal.experimental
 
-from ml_experiments.backends.modal.image import CACHE_VOLUME
+from ml_experiments.backends.modal.mounts import CACHE_VOLUME, mounted_cache_dir
 from ml_experiments.cache.operations import OPERATIONS
 from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.cache.usage.leases import Lease, sweep_leases
-from ml_experiments.settings import whole_environment
 
 # Modal ends a function after a day at most: an older lease has expired, even if Modal can't say so
 _MAX_RUN_S = 25 * 3600.0
 
 logger = logging.getLogger(__name__)
-
-
-def mounted_cache_dir() -> Path:
-    """Return the folder in which this container has the cache volume."""
-    return Path(whole_environment()["HF_HOME"]).parent
 
 
 def list_cached_models() -> list[str]:

@@ -12,10 +12,9 @@ import modal
 import modal.experimental
 
 import ml_experiments
-from ml_experiments.backends.modal.container.cache_operations import mounted_cache_dir
 from ml_experiments.backends.modal.container.output import ContainerOutput
 from ml_experiments.backends.modal.hints import ModalHints
-from ml_experiments.backends.modal.image import CACHE_VOLUME, RUNS_VOLUME
+from ml_experiments.backends.modal.mounts import CACHE_VOLUME, RUNS_VOLUME, mounted_cache_dir
 from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper

@@ -8,6 +8,8 @@ out.
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import importlib.machinery
 import sys
@@ -18,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ml_experiments
 from ml_experiments.backends.modal.preflight.imports import Import, imports_of
 from ml_experiments.errors import PreflightError
 
@@ -82,6 +85,28 @@ def walk_imports(module: str, import_paths: Sequence[Path] = ()) -> ImportGraph:
     )
 
 
+def walk_own_package(names: Iterable[str]) -> tuple[LocalModule, ...]:
+    """Return modules of this package with every other of them that they import, lazily or not."""
+    walk = _Walk(_Finder(()))
+    for name in names:
+        walk.add_local(name)
+    walk.run()
+    own = f"{OWN_PACKAGE}."  # a user's random.py may hide the standard one
+    return tuple(m for name, m in walk.modules.items() if f"{name}.".startswith(own))
+
+
+@functools.cache
+def _public_names() -> dict[str, str]:
+    """Return the module of each public name of this package, which it imports on first use."""
+    stub = Path(ml_experiments.__file__).with_suffix(".pyi")
+    return {
+        alias.name: f"{OWN_PACKAGE}.{node.module}"
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
 class _Walk:
     def __init__(self, finder: _Finder) -> None:
         self.finder = finder
@@ -129,6 +154,8 @@ class _Walk:
                 # a folder without code has no names of its own; another may have the module
                 if not self.add_local(member) and self.modules[found.module].path.is_dir():
                     self._follow(replace(found, module=member, names=()))
+                if found.module == OWN_PACKAGE and name in _public_names():
+                    self.add_local(_public_names()[name])
             return
         spec = self.finder.find(top)
         if spec is not None and _is_local(spec) and not self._is_installed(found.module):

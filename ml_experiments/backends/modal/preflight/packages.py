@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ml_experiments.backends.modal import gpu_image
 from ml_experiments.backends.modal.preflight.imports import Import
 from ml_experiments.backends.modal.preflight.installed import InstalledPackages
 from ml_experiments.backends.modal.preflight.namespaces import (
@@ -19,7 +20,7 @@ from ml_experiments.backends.modal.preflight.requirements import is_for_containe
 from ml_experiments.errors import PreflightError
 from ml_experiments.experiment.pip_names import pip_name
 
-LOCK_FILE = Path(__file__).parent.parent / "gpu_image" / "requirements-gpu.lock"
+LOCK_FILE = Path(gpu_image.__path__[0]) / "requirements-gpu.lock"
 INPUT_FILE = LOCK_FILE.with_suffix(".in")
 
 

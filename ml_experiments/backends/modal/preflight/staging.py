@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_experiments
 from ml_experiments.backends.modal.preflight.import_graph import (
     OWN_PACKAGE,
     ImportGraph,
     LocalModule,
 )
+from ml_experiments.backends.modal.preflight.own_package import PACKAGE, files_for_run
 from ml_experiments.settings import runs_dir
 
-_THIS_PACKAGE = Path(ml_experiments.__file__).parent
 LARGEST_DATA_FILE = 1 << 20
 MOST_DATA = 32 << 20
 _LEFT_OUT_FOLDERS = {"__pycache__", "node_modules", "site-packages"}
@@ -28,13 +27,15 @@ class StagedSource:
 
     Attributes:
         folder: What has to be on `sys.path`.
-        digest: A hash of all names and contents.
+        digest: A hash of all names and contents, and of the names of `own_files`.
         notes: What was left out, one sentence each.
+        own_files: The files of this package that the run needs, relative to it.
     """
 
     folder: Path
     digest: str
     notes: tuple[str, ...]
+    own_files: frozenset[Path]
 
 
 def stage_source(graph: ImportGraph, folder: Path) -> StagedSource:
@@ -52,12 +53,13 @@ def stage_source(graph: ImportGraph, folder: Path) -> StagedSource:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(module.path, target.with_name(f"{target.name}.py"))
-    return StagedSource(folder, _digest(folder), tuple(notes))
+    own_files = files_for_run(graph)
+    return StagedSource(folder, _digest(folder, own_files), tuple(notes), own_files)
 
 
-def stage_this_package(folder: Path) -> None:
-    """Copy this package into a new folder."""
-    _copy(_files_below(_THIS_PACKAGE), _THIS_PACKAGE, folder)
+def stage_this_package(folder: Path, files: Iterable[Path]) -> None:
+    """Copy files of this package, named relative to it, into a new folder."""
+    _copy((PACKAGE / file for file in files), PACKAGE, folder)
 
 
 def _units(graph: ImportGraph) -> Iterator[LocalModule]:
@@ -120,8 +122,8 @@ def _stays_here(folder: Path) -> bool:
     )
 
 
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(folder: Path, own_files: Iterable[Path]) -> str:
+    digest = hashlib.sha256("\n".join(sorted(map(str, own_files))).encode())
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = file.relative_to(folder).as_posix().encode()
         content = file.read_bytes()

@@ -96,8 +96,17 @@ def test_an_experiment_of_this_package_stages_nothing_of_the_users(tmp_path: Pat
     assert files_below(tmp_path / "copy") == set()
 
 
-def test_this_package_is_copied_with_its_data(tmp_path: Path) -> None:
-    stage_this_package(tmp_path / "ml_experiments")
-    files = files_below(tmp_path / "ml_experiments")
-    assert {"__init__.py", "py.typed", "tasks/tiny_digits/model/model_index.json"} <= files
-    assert not any("__pycache__" in file for file in files)
+def test_files_of_this_package_are_copied_with_their_folders(tmp_path: Path) -> None:
+    files = {Path("__init__.py"), Path("tasks/tiny_digits/model/model_index.json")}
+    stage_this_package(tmp_path / "copy", files)
+    assert files_below(tmp_path / "copy") == {file.as_posix() for file in files}
+
+
+def test_the_digest_tells_what_of_this_package_goes_along(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "exp.py").write_text("name = 'ml_experiments.tasks.tiny_digits'")
+    write(tmp_path / "b", {"exp.py": "import ml_experiments.tasks.tiny_digits"})
+    one, two = (stage("exp", tmp_path / name, into=tmp_path / f"{name}-copy") for name in "ab")
+    assert one.own_files < two.own_files
+    assert one.digest != two.digest
