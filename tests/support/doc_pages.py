@@ -27,8 +27,9 @@ def follow(page: Path, folder: Path, environment: Mapping[str, str]) -> None:
 
     A block that begins with `# NAME` is written to that file. Other Python blocks are programs; a
     comment behind a `print` is what it has to print. Commands of `console` blocks are executed,
-    and what is shown below one is compared with what it prints; the line `…` stands for any
-    lines, and `…` in a line for anything. A comment `exit code N` behind a command is its exit code. `text` blocks are only read.
+    and what is shown below one is compared with what it prints: the line `…` stands for any
+    lines, and `…` in a line for anything. A comment `exit code N` behind a command is its exit
+    code. `text` blocks are only read.
     """
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         named = re.match(r"# ([\w/.-]+\.\w+)\n", block)
