@@ -29,11 +29,36 @@ if TYPE_CHECKING:
 
 
 class Error(Exception):
-    """Base of every exception that this package raises on purpose."""
+    """Base of every exception that this package raises on purpose.
+
+    Example:
+        ```python
+        from ml_experiments import Error, run_experiment
+
+        try:
+            run_experiment("no_such_module.Train")
+        except Error as e:
+            print(type(e).__name__)  # ExperimentPathError
+        ```
+    """
 
 
 class ConfigError(Error):
     """Raised when a config file, an override or a config field is not valid.
+
+    Example:
+        ```python
+        from ml_experiments import ConfigError, run_experiment
+
+        def train(lr=0.1, steps=3):
+            return lr * steps
+
+        if __name__ == "__main__":
+            try:
+                run_experiment(train, {"lr": 0.2, "step": 4})
+            except ConfigError as e:
+                print(e.problems)
+        ```
 
     Attributes:
         problems: One message per problem; all of them, not just the first.
@@ -65,7 +90,22 @@ class PreflightError(Error):
 
 
 class BackendError(Error):
-    """Raised when the place where runs execute refused or failed."""
+    """Raised when the place where runs execute refused or failed.
+
+    Example:
+        ```python
+        from ml_experiments import BackendError, run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            try:
+                run_experiment(square, backend="modl")
+            except BackendError as e:
+                print(str(e).partition(";")[0])  # 'modl' is not a backend (did you mean 'modal'?)
+        ```
+    """
 
 
 class AuthError(BackendError):
@@ -110,6 +150,26 @@ class SoftTimeout(BaseException):
     It is not an `Exception`, so that a retry loop around a training step cannot swallow it.
     An experiment may catch it, save, and return partial results: the run then ends with the
     error kind `timeout` and keeps them.
+
+    Example:
+        ```python
+        import time
+
+        from ml_experiments import SoftTimeout, run_experiment
+
+        def train():
+            done = 0
+            try:
+                while True:
+                    time.sleep(0.1)
+                    done += 1
+            except SoftTimeout:
+                return {"saved": done > 0}
+
+        if __name__ == "__main__":
+            result = run_experiment(train, timeout_s=2)
+            print(result.error.kind, result.results)  # timeout {'saved': True}
+        ```
     """
 
 

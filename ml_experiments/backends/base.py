@@ -20,6 +20,19 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec
 class RunHandle(ABC):
     """A run that was handed to a backend.
 
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, submit_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend() as backend:
+                handle = submit_experiment(square, {"n": 3}, backend=backend)
+                print(handle.result(timeout_s=60).results)  # 9
+        ```
+
     Attributes:
         future: What the backend will know of the run; None if it has ended already.
     """

@@ -16,6 +16,21 @@ class Observer:
     """Hears what happens in runs while it happens; every method may be left as it is.
 
     Methods are called from the backend's threads, one at a time for each run.
+
+    Example:
+        ```python
+        from ml_experiments import Observer, current_run, run_experiment
+
+        class Watch(Observer):
+            def metrics(self, spec, metrics, step):
+                print(step, metrics)
+
+        def train():
+            current_run().log({"loss": 0.5}, step=1)
+
+        if __name__ == "__main__":
+            run_experiment(train, observer=Watch())  # prints: 1 {'loss': 0.5}
+        ```
     """
 
     def started(self, spec: RunSpec) -> None:

@@ -36,6 +36,19 @@ def prepare_run(
 ) -> PreparedRun:
     """Find every mistake that can be found before anything starts; see `run_experiment`.
 
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, prepare_run
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend() as backend:
+                prepared = prepare_run(square, {"n": 3}, backend=backend, seed=1)
+                print(prepared.spec.config, prepared.spec.seed)  # {'n': 3} 1
+        ```
+
     Raises:
         Error: If the run could not work; the message says what to do.
     """

@@ -37,6 +37,18 @@ def run_experiment(
 ) -> RunResult:
     """Run an experiment and wait for its result.
 
+    Example:
+        ```python
+        from ml_experiments import run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            result = run_experiment(square, {"n": 3}, timeout_s=60)
+            print(result.status, result.results)  # success 9
+        ```
+
     Args:
         experiment: A class with `run()`, a function, or the import path of one.
         config: Its config; validated by the experiment's own `Config`.
@@ -77,7 +89,22 @@ def submit_experiment(
     observer: Observer | None = None,
     **options: Unpack[RunOptions],
 ) -> RunHandle:
-    """Start a run on an open backend and return at once; see `run_experiment`."""
+    """Start a run on an open backend and return at once; see `run_experiment`.
+
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, submit_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend(max_workers=2) as backend:
+                first = submit_experiment(square, {"n": 3}, backend=backend)
+                second = submit_experiment(square, {"n": 4}, backend=backend)
+                print(first.result().results, second.result().results)  # 9 16
+        ```
+    """
     prepared = prepare_run(experiment, config, backend=backend, **options)
     if options.get("prefetch"):
         prefetch_models(prepared, backend=backend, observer=observer)
@@ -91,7 +118,21 @@ def submit_run(
     runs_dir: Path | None = None,
     observer: Observer | None = None,
 ) -> RunHandle:
-    """Open the run folder and hand a prepared run to its backend."""
+    """Open the run folder and hand a prepared run to its backend.
+
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, prepare_run, submit_run
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend() as backend:
+                prepared = prepare_run(square, {"n": 3}, backend=backend)
+                print(submit_run(prepared, backend=backend).result().results)  # 9
+        ```
+    """
     spec = prepared.spec
     manifest = Manifest(
         run_id=spec.run_id,

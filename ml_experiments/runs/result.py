@@ -21,6 +21,20 @@ _MEMORY_USAGE = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 class RunFailedError(Error):
     """Raised by `RunResult.raise_for_error()` when the run did not succeed.
 
+    Example:
+        ```python
+        from ml_experiments import RunFailedError, run_experiment
+
+        def train():
+            raise ValueError("a bad batch")
+
+        if __name__ == "__main__":
+            try:
+                run_experiment(train).raise_for_error()
+            except RunFailedError as e:
+                print(e.result.error.message)  # a bad batch
+        ```
+
     Attributes:
         result: The result of the run that failed.
     """
@@ -37,7 +51,19 @@ class RunFailedError(Error):
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """Where a run stands.
+
+    Example:
+        ```python
+        from ml_experiments import RunStatus, run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            print(run_experiment(square).status is RunStatus.SUCCESS)  # True
+        ```
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -47,7 +73,19 @@ class RunStatus(StrEnum):
 
 
 class ErrorKind(StrEnum):
-    """Whose fault an error is, or what ran out."""
+    """Whose fault an error is, or what ran out.
+
+    Example:
+        ```python
+        from ml_experiments import ErrorKind, run_experiment
+
+        def train():
+            import a_package_that_is_not_installed
+
+        if __name__ == "__main__":
+            print(run_experiment(train).error.kind is ErrorKind.IMPORT)  # True
+        ```
+    """
 
     CONFIG = "config"
     IMPORT = "import"
@@ -63,6 +101,18 @@ class ErrorKind(StrEnum):
 @dataclass(frozen=True)
 class RunError:
     """Why a run did not succeed.
+
+    Example:
+        ```python
+        from ml_experiments import run_experiment
+
+        def train():
+            raise ValueError("a bad batch")
+
+        if __name__ == "__main__":
+            error = run_experiment(train).error
+            print(error.kind, error.type, error.message)  # experiment ValueError a bad batch
+        ```
 
     Attributes:
         kind: The cause, as one of a few kinds.
@@ -83,6 +133,18 @@ class RunError:
 class Artifact:
     """A file that a run left.
 
+    Example:
+        ```python
+        from ml_experiments import current_run, run_experiment
+
+        def train():
+            (current_run().output_dir / "notes.txt").write_text("done")
+
+        if __name__ == "__main__":
+            [artifact] = run_experiment(train).artifacts
+            print(artifact.path, artifact.size_bytes)  # artifacts/notes.txt 4
+        ```
+
     Attributes:
         path: Relative to the run folder, with forward slashes.
         size_bytes: Size of the file.
@@ -97,6 +159,19 @@ class Artifact:
 @dataclass(frozen=True)
 class RunResult:
     """What came of a run.
+
+    Example:
+        ```python
+        from ml_experiments import run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            result = run_experiment(square, {"n": 3})
+            print(result.status, result.results, result.error)  # success 9 None
+            print(result.run_dir / "result.json")
+        ```
 
     Attributes:
         results_json: What `run()` returned, as JSON; `results` has it decoded. After an error,

@@ -16,6 +16,19 @@ MIN_GRACE_S = 1.0
 class RunSpec:
     """What is asked for: everything that the place where a run executes needs to know.
 
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, submit_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend() as backend:
+                spec = submit_experiment(square, {"n": 3}, backend=backend, seed=1).spec
+                print(spec.config, spec.seed, spec.backend)  # {'n': 3} 1 local
+        ```
+
     Attributes:
         run_id: Unique, sorts by time of creation.
         experiment: Import path of the class or function, `pkg.module.Class`,

@@ -25,6 +25,19 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec
 class LocalBackend(Backend):
     """Worker processes on this machine. Several share the cores evenly.
 
+    Example:
+        ```python
+        from ml_experiments import LocalBackend, submit_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with LocalBackend(max_workers=2) as backend:
+                handles = [submit_experiment(square, {"n": n}, backend=backend) for n in (1, 2, 3)]
+                print([handle.result().results for handle in handles])  # [1, 4, 9]
+        ```
+
     Args:
         **options: See `LocalOptions`.
 

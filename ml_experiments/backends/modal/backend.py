@@ -39,6 +39,19 @@ class ModalBackend(Backend):
     The GPU type and the timeout are the run spec's; without them a run gets an a10g and four
     hours. Runs that need the same container share an app, and so stay warm.
 
+    Example:
+        ```python
+        from ml_experiments import ModalBackend, run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with ModalBackend(cpu=2) as backend:
+                result = run_experiment(square, {"n": 3}, backend=backend, gpu="t4", timeout_s=600)
+                print(result.results)  # 9
+        ```
+
     Args:
         **options: See `ModalOptions`. A requirements file is read now.
 
