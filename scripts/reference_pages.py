@@ -118,9 +118,10 @@ def options_page() -> str:
         "",
     ]
     for schema, of in OPTIONS_OF.items():
-        lines += [f"## `{schema.__name__}`", "", f"Options {of}.", ""]
+        flags = " A flag is that of `ml-experiments run`." if schema in EXPERIMENT_OPTIONS else ""
+        lines += [f"## {schema.__name__}", "", f"Options {of}.{flags}", ""]
         is_flag = schema in EXPERIMENT_OPTIONS
-        lines += ["| option | type | " + ("`ml-experiments run` | |" if is_flag else "|")]
+        lines += ["| option | type | " + ("flag | |" if is_flag else "|")]
         lines += ["|---|---|---|" + ("---|" if is_flag else "")]
         for name, (kind, text) in descriptions(schema).items():
             flag = f"`{flag_of(name, kind)}` | " if is_flag else ""
@@ -133,7 +134,8 @@ def type_name(kind: Any) -> str:
     """Return a type as an annotation without module names."""
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
     text = re.sub(r"\b(collections\.abc|pathlib|typing)\.", "", text)
-    return re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
+    text = re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
+    return text.replace(" | ", " or ")  # a bar would end the cell of a table
 
 
 def cell(text: str) -> str:
