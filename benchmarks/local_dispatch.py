@@ -6,9 +6,8 @@ same process, in turn.
 
     python benchmarks/local_dispatch.py
 
-The disk's part varies: ext4 passes over the files that were deleted in the last five minutes,
-such as those of the last benchmark, one by one, whenever it makes a new one. TMPDIR=/dev/shm
-leaves the disk out.
+The disk's part varies: on ext4, creating files is slower for some minutes after many deletions,
+such as those of the last benchmark. To exclude the disk, set TMPDIR=/dev/shm.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ left_behind: list[str] = []
 
 
 def leaves_something_behind(config: dict[str, Any]) -> list[str]:
-    """Return what runs before it have left in the process, and fail if asked to."""
+    """Return what runs before it have left in the process, and fail if the config says so."""
     found = list(left_behind)
     left_behind.append("something")
     if config.get("fails"):
@@ -140,7 +140,7 @@ class Gone(BaseException):
 
 
 def ends_by(config: dict[str, Any]) -> None:
-    """End by something that is no `Exception`, and that nobody else has asked for."""
+    """End by something that is no `Exception`, without a request from outside."""
     match config["what"]:
         case "base":
             raise Gone("bye")

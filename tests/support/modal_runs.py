@@ -20,7 +20,7 @@ WAIT_S = 120
 
 
 class Recorder(Observer):
-    """Keeps what it hears."""
+    """Keeps the events that it receives."""
 
     def __init__(self) -> None:
         self.lines = b""

@@ -50,7 +50,7 @@ def difference(a: Pixels, b: Pixels) -> int:
 
 
 class LooksInside(TextToImageExperiment):
-    """Adds to the results what only the loaded pipeline can tell."""
+    """Adds to the results what only the loaded pipeline has."""
 
     def run(self) -> dict[str, Any]:
         results = super().run()
@@ -69,7 +69,7 @@ class FailsInNetwork(TextToImageExperiment):
     """Raises real exceptions from the denoising network's forward pass."""
 
     class Config(TextToImageExperiment.Config):
-        most_pictures: int | None = None
+        max_pictures: int | None = None
         soft_timeout_in_batch: int | None = None
         failure: str | None = None
         returns_failure: bool = False
@@ -87,7 +87,7 @@ class FailsInNetwork(TextToImageExperiment):
             steps = config.num_inference_steps or 20
             batch, experiment.steps = experiment.steps // steps, experiment.steps + 1
             pictures = inputs[0].shape[0] // 2  # guidance draws each twice
-            if config.most_pictures is not None and pictures > config.most_pictures:
+            if config.max_pictures is not None and pictures > config.max_pictures:
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried {pictures} pictures")
             if batch == config.soft_timeout_in_batch:
                 raise SoftTimeout("4 s have passed")
@@ -110,7 +110,7 @@ class LimitedMemory(TextToImageExperiment):
     """Gets no memory from the system when it decodes more pictures than so many together."""
 
     class Config(TextToImageExperiment.Config):
-        most_pictures: int
+        max_pictures: int
 
     config: Config
 
@@ -123,7 +123,7 @@ class LimitedMemory(TextToImageExperiment):
         decode = decoder.forward
 
         def decode_within_limit(latents: Any, *arguments: Any, **options: Any) -> Any:
-            if latents.shape[0] <= experiment.config.most_pictures:
+            if latents.shape[0] <= experiment.config.max_pictures:
                 return decode(latents, *arguments, **options)
             resource.setrlimit(
                 resource.RLIMIT_AS, (psutil.Process().memory_info().vms, unlimited[1])
@@ -142,7 +142,7 @@ class LimitedFiles(TextToImageExperiment):
     """Lets no file grow beyond so many bytes, as a full disk would, while it loads and draws."""
 
     class Config(TextToImageExperiment.Config):
-        most_bytes: int
+        max_bytes: int
 
     config: Config
     limited_in: ClassVar[str] = "run"
@@ -157,7 +157,7 @@ class LimitedFiles(TextToImageExperiment):
         if method != self.limited_in:
             return call()
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.config.most_bytes, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.config.max_bytes, before[1]))
         try:
             return call()
         finally:

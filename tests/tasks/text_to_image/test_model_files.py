@@ -190,7 +190,7 @@ def test_broken_connection_and_full_disk_say_what_to_do(
     for name, value in settings(hub, tmp_path / "home").items():
         monkeypatch.setenv(name, value)
     with LocalBackend() as backend:
-        full = draw(backend, LimitedDownload, model_name="org/digits", most_bytes=100_000)
+        full = draw(backend, LimitedDownload, model_name="org/digits", max_bytes=100_000)
         assert full.error is not None
         assert (full.error.kind, full.error.type) == ("infrastructure", "CacheError")
         assert "the disk is full" in full.error.message
