@@ -79,7 +79,7 @@ def makes_something_of_an_interrupt(config: dict[str, Any]) -> str:
 
 
 class Undeclared(Experiment):
-    """Has a setup() and doesn't say what it depends on."""
+    """Has a setup() and no setup_fields."""
 
     class Config(ExperimentConfig):
         model: str
@@ -90,7 +90,7 @@ class Undeclared(Experiment):
         self.loaded = f"weights of {self.config.model}"
 
     def run(self) -> list[Any]:
-        """Say what was loaded."""
+        """Return what was loaded."""
         return [self.loaded, id(self)]
 
 
@@ -108,7 +108,7 @@ class KeepsItsConfig(Experiment):
         self.lr = config.lr
 
     def run(self) -> float:
-        """Say what was taken."""
+        """Return what was taken."""
         return self.lr
 
 

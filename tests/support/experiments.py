@@ -202,7 +202,7 @@ class Ends:
 
 
 class Secretive(Experiment):
-    """Says the secrets that it was given, everywhere."""
+    """Prints, logs, reports and returns the secrets that it was given."""
 
     class Config(ExperimentConfig):
         api_key: SecretStr

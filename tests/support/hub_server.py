@@ -94,7 +94,7 @@ class HubRepo:
 
 @dataclass(frozen=True)
 class HubRequest:
-    """One request as the server saw it."""
+    """One request that the server received."""
 
     method: str
     path: str

@@ -113,7 +113,7 @@ def stubborn_sleep(seconds: float) -> None:
 
 
 class Resumes(Experiment):
-    """Counts steps in a checkpoint, and says from which step it started."""
+    """Counts steps in a checkpoint, and returns the step at which it started."""
 
     class Config(ExperimentConfig):
         steps: int = 6
@@ -131,7 +131,7 @@ class Resumes(Experiment):
 
 
 class Warm(Experiment):
-    """Says whether setup() was kept from the run before."""
+    """Returns whether setup() was kept from the previous run."""
 
     setup_fields = ("model",)
 
