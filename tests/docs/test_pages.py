@@ -14,7 +14,7 @@ from tests.support.doc_pages import follow
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
-# docs/modal-runner.md has a test of its own
+# docs/modal-runner.md and docs/cache.md have tests of their own
 PAGES = (
     PROJECT / "README.md",
     DOCS / "index.md",
