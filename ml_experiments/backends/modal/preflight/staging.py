@@ -16,8 +16,8 @@ from ml_experiments.backends.modal.preflight.import_graph import (
 from ml_experiments.backends.modal.preflight.own_package import PACKAGE, files_for_run
 from ml_experiments.settings import runs_dir
 
-LARGEST_DATA_FILE = 1 << 20
-MOST_DATA = 32 << 20
+MAX_DATA_FILE_BYTES = 1 << 20
+MAX_DATA_BYTES = 32 << 20
 _LEFT_OUT_FOLDERS = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -76,16 +76,16 @@ def _units(graph: ImportGraph) -> Iterator[LocalModule]:
 def _copy_package(source: Path, target: Path) -> list[str]:
     files = list(_files_below(source))
     data = [file for file in files if file.suffix != ".py"]
-    small = [file for file in data if file.stat().st_size <= LARGEST_DATA_FILE]
+    small = [file for file in data if file.stat().st_size <= MAX_DATA_FILE_BYTES]
     notes = []
     if len(small) < len(data):
         notes.append(
             f"{len(data) - len(small)} data files of {source.name} are larger than "
-            f"{LARGEST_DATA_FILE >> 20} MiB and are not sent along"
+            f"{MAX_DATA_FILE_BYTES >> 20} MiB and are not sent along"
         )
-    if sum(file.stat().st_size for file in small) > MOST_DATA:
+    if sum(file.stat().st_size for file in small) > MAX_DATA_BYTES:
         notes.append(
-            f"the data files of {source.name} are larger than {MOST_DATA >> 20} MiB together "
+            f"the data files of {source.name} are larger than {MAX_DATA_BYTES >> 20} MiB together "
             "and are not sent along; its Python files are"
         )
         small = []

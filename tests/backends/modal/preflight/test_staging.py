@@ -8,7 +8,7 @@ import pytest
 
 from ml_experiments.backends.modal.preflight.import_graph import walk_imports
 from ml_experiments.backends.modal.preflight.staging import (
-    LARGEST_DATA_FILE,
+    MAX_DATA_FILE_BYTES,
     StagedSource,
     stage_source,
     stage_this_package,
@@ -69,7 +69,7 @@ def test_of_a_namespace_package_only_what_is_imported_goes(tmp_path: Path) -> No
 def test_large_data_files_stay_behind_and_are_mentioned(tmp_path: Path) -> None:
     project, copy = tmp_path / "project", tmp_path / "copy"
     write(project, {"proj/__init__.py": "", "proj/train.py": ""})
-    (project / "proj" / "weights.bin").write_bytes(b"x" * (LARGEST_DATA_FILE + 1))
+    (project / "proj" / "weights.bin").write_bytes(b"x" * (MAX_DATA_FILE_BYTES + 1))
     staged = stage("proj.train", project, into=copy)
     assert files_below(copy) == {"proj/__init__.py", "proj/train.py"}
     assert staged.notes == ("1 data files of proj are larger than 1 MiB and are not sent along",)
