@@ -1,8 +1,10 @@
-"""What a run costs besides the experiment: 200 trivial runs, warm, with full run folders.
+"""What a run costs besides the experiment: 200 trivial runs on this machine, with full run folders.
 
-Against submitit's local executor (a process and a pickle a job), a bare ProcessPoolExecutor
-(no record at all), and what the disk takes to write a run folder's files, without any run; in the
-same process, in turn.
+Three kinds of ours: a function, which has a process for each run; one whose module imports torch;
+a class with `setup_fields`, whose process serves all runs. Against `concurrent.futures` with a
+process for each task, submitit's local executor (a process and a pickle for each job), a pool of
+one process that keeps no record at all, and what the disk takes to write a run folder's files,
+without any run; one after the other.
 
     python benchmarks/local_dispatch.py
 
@@ -17,47 +19,77 @@ import logging
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import submitit
 
-from ml_experiments import LocalBackend, run_experiment
+from ml_experiments import LocalBackend, Observer, run_experiment
 from ml_experiments.serialization.files import open_atomically
+
+EXPERIMENTS = {
+    "function": "def trivial(x: int): return x + 1\n",
+    "imports torch": "import torch\ndef trivial(x: int): return x + 1\n",
+    "setup_fields": (
+        "from ml_experiments import Experiment, ExperimentConfig\n"
+        "class trivial(Experiment):\n"
+        "    class Config(ExperimentConfig):\n"
+        "        x: int\n"
+        "    setup_fields = ()\n"
+        "    def run(self): return self.config.x + 1\n"
+    ),
+}
 
 
 def trivial(config: dict[str, Any]) -> int:
     return int(config["x"]) + 1
 
 
-def with_ours(runs: int, folder: Path) -> list[float]:
+def timed(run: Callable[[int], int], runs: int) -> list[float]:
+    """Return the seconds of each of so many runs, after a first one that isn't counted."""
     costs = []
-    with LocalBackend() as backend:
-        for x in range(-1, runs):
-            started = time.perf_counter()
-            result = run_experiment(trivial, {"x": x}, backend=backend, runs_dir=folder)
-            costs.append(time.perf_counter() - started)
-            assert result.results == x + 1
+    for x in range(-1, runs):
+        started = time.perf_counter()
+        assert run(x) == x + 1
+        costs.append(time.perf_counter() - started)
     return costs[1:]
+
+
+def with_ours(kind: str, runs: int, folder: Path) -> list[float]:
+    file = folder / f"{kind.replace(' ', '_')}.py"
+    file.write_text(EXPERIMENTS[kind])
+    with LocalBackend() as backend:
+
+        def run(x: int) -> int:
+            result = run_experiment(
+                f"{file}:trivial",
+                {"x": x},
+                backend=backend,
+                runs_dir=folder / kind,
+                observer=Observer(),
+            )
+            return int(result.results)
+
+        return timed(run, runs)
 
 
 def with_submitit(runs: int, folder: Path) -> list[float]:
     executor = submitit.LocalExecutor(folder=folder)
-    costs = []
-    for x in range(-1, runs):
-        started = time.perf_counter()
-        assert executor.submit(trivial, {"x": x}).result() == x + 1
-        costs.append(time.perf_counter() - started)
-    return costs[1:]
+    return timed(lambda x: int(executor.submit(trivial, {"x": x}).result()), runs)
+
+
+def with_process_pool(runs: int, max_tasks_per_child: int | None) -> list[float]:
+    with ProcessPoolExecutor(1, max_tasks_per_child=max_tasks_per_child) as pool:
+        return timed(lambda x: pool.submit(trivial, {"x": x}).result(), runs)
 
 
 def files_alone(runs: int, folder: Path, like: Path) -> list[float]:
     """Write the files of one run again and again, as they are written there, fsync included."""
     contents = {file.name: file.read_bytes() for file in like.iterdir()}
-    costs = []
-    for x in range(-1, runs):
-        started = time.perf_counter()
+
+    def write(x: int) -> int:
         run = folder / str(x)
         run.mkdir(parents=True)
         for name in ("log.txt", "spec.json", "manifest.json"):
@@ -65,18 +97,9 @@ def files_alone(runs: int, folder: Path, like: Path) -> list[float]:
         for name in ("manifest.json", "result.json"):
             with open_atomically(run / name, durable=name == "result.json") as file:
                 file.write(contents[name])
-        costs.append(time.perf_counter() - started)
-    return costs[1:]
+        return x + 1
 
-
-def with_process_pool(runs: int) -> list[float]:
-    costs = []
-    with ProcessPoolExecutor(1) as pool:
-        for x in range(-1, runs):
-            started = time.perf_counter()
-            assert pool.submit(trivial, {"x": x}).result() == x + 1
-            costs.append(time.perf_counter() - started)
-    return costs[1:]
+    return timed(write, runs)
 
 
 def main() -> None:
@@ -86,21 +109,22 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("submitit").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
-        ours = with_ours(arguments.runs, Path(scratch) / "ours")
-        one_run = next((Path(scratch) / "ours").glob("2*"))
-        costs = {
-            "ml_experiments": ours,
-            "its files alone": files_alone(arguments.runs, Path(scratch) / "files", one_run),
-            "submitit local": with_submitit(arguments.submitit_runs, Path(scratch) / "submitit"),
-            "process pool": with_process_pool(arguments.runs),
+        folder, runs = Path(scratch), arguments.runs
+        costs = {f"ours, {kind}": with_ours(kind, runs, folder) for kind in EXPERIMENTS}
+        one_run = next((folder / "function").glob("2*"))
+        costs |= {
+            "a process for each task": with_process_pool(runs, 1),
+            "submitit local": with_submitit(arguments.submitit_runs, folder / "submitit"),
+            "one process, no record": with_process_pool(runs, None),
+            "a run's files alone": files_alone(runs, folder / "files", one_run),
         }
-    our_median = statistics.median(ours)
-    print(f"{'executor':<16} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
+    ours = statistics.median(costs["ours, function"])
+    print(f"{'executor':<24} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
     for name, values in costs.items():
         median, p95 = statistics.median(values), statistics.quantiles(values, n=20)[-1]
         print(
-            f"{name:<16} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
-            f"{median / our_median:>11.2f}"
+            f"{name:<24} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
+            f"{median / ours:>11.2f}"
         )
 
 

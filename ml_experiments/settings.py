@@ -101,6 +101,13 @@ def restore_environment(variables: Mapping[str, str]) -> None:
         os.environ.update(variables)
 
 
+def update_environment(previous: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Change in this process what differs between two environments of another."""
+    for name in previous.keys() - current.keys():
+        os.environ.pop(name, None)
+    os.environ.update({k: v for k, v in current.items() if previous.get(k) != v})
+
+
 def _project_table() -> tuple[Path, dict[str, object]] | None:
     for folder in (Path.cwd(), *Path.cwd().parents):
         file = folder / "pyproject.toml"

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ml_experiments.cache.layout import this_machine
 from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.errors import BackendError
+from ml_experiments.execution.describe import Description
 from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun, RunSpec
@@ -73,6 +75,31 @@ class Backend(ABC):
 
     name: ClassVar[str]
 
+    def __init__(self) -> None:
+        self.templates = TemplatePool()
+        self._open_runs: set[RunHandle] = set()
+
+    def describe(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        config: Any,
+        seed: int,
+        *,
+        is_recorded: bool = False,
+    ) -> tuple[Description, Any]:
+        """Import an experiment and validate its config, in a process of its own.
+
+        Returns:
+            What is known of it, and the template, for `PreparedRun.template`.
+
+        Raises:
+            Error: If the experiment can't be imported, or the config is not valid.
+        """
+        return self.templates.describe(
+            experiment, import_paths, config, seed, is_recorded=is_recorded
+        )
+
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Find what would fail there, before anything is started.
 
@@ -109,6 +136,19 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Wait for the runs that were submitted, and release everything."""
+        self.templates.close()
+
+    def cancel_all(self) -> None:
+        """End the runs that were submitted; those that have not started never do."""
+        for handle in tuple(self._open_runs):
+            handle.cancel()
+
+    def _start(self, handle: RunHandle, future: Callable[[], Future[RunResult]]) -> RunHandle:
+        """Start a run, which counts as open until it has ended."""
+        self._open_runs.add(handle)  # first: an interrupt may come at any moment
+        handle.future = future()
+        handle.when_ended(lambda: self._open_runs.discard(handle))
+        return handle
 
     def __enter__(self) -> Self:
         return self
@@ -119,4 +159,8 @@ class Backend(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if error is not None:
+                self.cancel_all()
+        finally:
+            self.close()

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TextIO
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
+from ml_experiments.execution.describe import Description, describe_experiment
+from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.logs import redact_log
@@ -26,7 +28,22 @@ class DebugBackend(Backend):
     name: ClassVar[str] = "debug"
 
     def __init__(self) -> None:
+        super().__init__()
         self._warm = WarmExperiment()
+
+    def describe(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        config: Any,
+        seed: int,
+        *,
+        is_recorded: bool = False,
+    ) -> tuple[Description, Any]:
+        description = describe_experiment(
+            experiment, import_paths, config, seed, is_recorded=is_recorded
+        )
+        return description, None
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Refuse a GPU type: this machine has the GPUs that it has."""
@@ -37,16 +54,16 @@ class DebugBackend(Backend):
         """Execute the run now; the handle has its result."""
         spec = prepared.spec
 
-        def emit(event: dict[str, Any]) -> None:
-            if event["event"] == "progress":
-                observer.progress(spec, event["done"], event["total"], event["text"])
-            else:
-                observer.metrics(spec, event["metrics"], event["step"])
-
         observer.started(spec)
         with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
             result = execute_run(
-                spec, folder, emit=emit, warm=self._warm, hints=Hints(), interrupt="cancels"
+                spec,
+                folder,
+                emit=lambda event: deliver(event, observer, spec),
+                warm=self._warm,
+                hints=Hints(),
+                setup_key=prepared.setup_key,
+                secrets=prepared.secrets,
             )
         redact_log(folder, Redactor(prepared.secrets))
         observer.finished(spec, result)

@@ -68,6 +68,14 @@ def config_for(experiment: Callable[..., Any], config_json: Mapping[str, Any]) -
     return _validate(schema, data, _name(experiment), is_new=False)
 
 
+def prepare_config_of(experiment: Callable[..., Any]) -> None:
+    """Work out now what takes long in `validate_config`; a mistake is found there, too."""
+    with contextlib.suppress(ConfigError, pydantic.errors.PydanticUserError, NameError):
+        schema = schema_of(experiment)
+        if schema is not None:
+            reader_of(schema)  # type: ignore[arg-type]
+
+
 def _same(data: Any) -> str:
     """Return the same string for the same data, where 1 and 1.0 are the same number."""
     return json.dumps(json.loads(json.dumps(data), parse_int=float))

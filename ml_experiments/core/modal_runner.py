@@ -28,13 +28,10 @@ from ml_experiments.backends.modal.image import cache_image, package_image, with
 from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import DEFAULT_TIMEOUT_S
-from ml_experiments.backends.modal.request import make_request
+from ml_experiments.backends.modal.request import RunRequest, make_request
 from ml_experiments.backends.modal.resources import check_timeout
 from ml_experiments.config.options import read_options
-from ml_experiments.config.secret_values import secret_config_values
-from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
-from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.spec import RunSpec, new_run_id
@@ -124,7 +121,7 @@ def run_experiment(
             in time; where `with_options(timeout=…)` changes it, the same belongs here.
     """
     request = _request_for(experiment_config, experiment_class_path, seed, check_timeout(timeout))
-    result = run_remote.run_remote(request)
+    result = run_remote.run_remote(request.to_dict())
     sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
@@ -217,24 +214,30 @@ def run_experiment_local(
     return result.to_dict()
 
 
-def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int) -> dict[str, Any]:
+def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int) -> RunRequest:
     """Return what `run_remote` takes, for a class path and a config, or one as JSON text."""
     if isinstance(config, str):
         try:
             config = json.loads(config)
         except ValueError as e:
             raise ConfigError(f"experiment_config is not JSON: {e}") from e
-    checked, values = validate_config(load_experiment(experiment), config)
     # the same when a preempted input runs again, so that it finds its checkpoints
     run_id = modal.current_input_id() or new_run_id()
+    drawn = random.Random(run_id).randrange(2**31) if seed is None else seed
+    description = run_remote.describe(experiment, config, drawn)
     spec = RunSpec(
         run_id=run_id,
         experiment=experiment,
-        config=values,
-        seed=random.Random(run_id).randrange(2**31) if seed is None else seed,
+        config=description.config,
+        seed=drawn,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend="modal",
         timeout_s=timeout_s,
     )
-    manifest, secrets = Manifest(run_id=run_id), secret_config_values(checked)
-    return make_request(spec, manifest, secrets, submission=run_id).to_dict()
+    return make_request(
+        spec,
+        Manifest(run_id=run_id),
+        description.secrets,
+        description.setup_key,
+        submission=run_id,
+    )

@@ -6,19 +6,22 @@ of it, and is on disk before it travels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
+import os
 import platform
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from ml_experiments.cache.layout import repo_folder, this_machine
 from ml_experiments.cache.usage.recorded_uses import record_uses
@@ -27,8 +30,9 @@ from ml_experiments.config.schema import call_function
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for
 from ml_experiments.errors import SoftTimeout, UnportableResultError
+from ml_experiments.execution.events import Event, Metrics, ModelsUsed, Progress
 from ml_experiments.execution.hints import Hints
-from ml_experiments.execution.interruptions import noted_interrupt, soft_timeout
+from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
 from ml_experiments.execution.seeding import seed_everything
 from ml_experiments.execution.warm_experiment import WarmExperiment
@@ -42,15 +46,16 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.environment import describe_environment
 from ml_experiments.runs.provenance.processes import this_process
-from ml_experiments.runs.result import RunError, RunResult, RunStatus
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.writing import encode
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Event = dict[str, Any]
 Emit = Callable[[Event], None]
+# a soft timeout of a run whose time was up before it started
+_MIN_RUN_S = 0.01
 
 
 def execute_run(
@@ -60,49 +65,73 @@ def execute_run(
     emit: Emit,
     warm: WarmExperiment,
     hints: Hints,
-    interrupt: Literal["cancels", "preempts"],
-    cancellations: tuple[type[BaseException], ...] = (),
+    setup_key: str | None = None,
     secrets: Iterable[str] = (),
-    on_repositories: Callable[[Iterable[str]], None] | None = None,
+    began_at: float | None = None,
+    is_preempted: Callable[[], bool] = lambda: False,
+    on_returned: Callable[[], None] = lambda: None,
+    reports_models: bool = False,
 ) -> RunResult:
     """Execute a run in this process, in its folder, and return what was written there.
 
     Args:
         spec: What to run.
         folder: The run folder; spec.json and manifest.json are there already.
-        emit: Receives events (progress, metrics) while the experiment runs.
+        emit: Receives events while the experiment runs.
         warm: What this process kept from its last run.
         hints: What the user can do about an error, here.
-        interrupt: What a KeyboardInterrupt means here: the user cancels the run, or the
-            platform takes the machine away. A preempted run leaves no result, and the
-            interrupt goes on, so that the platform starts the run again.
-        cancellations: What the platform raises here to cancel the run; it goes on.
+        setup_key: For which later runs the set-up instance is kept; None for none.
         secrets: Values that no record may hold, besides those that the environment and the
             config name as secrets.
-        on_repositories: Hears at once which repositories of the cache the run uses, as
-            `models--org--name`; it must not raise or wait.
+        began_at: When the run's timeout began to count, as `time.monotonic()`; now by default.
+        is_preempted: Whether an interrupt means that the platform takes the machine away, and
+            not that the user cancels the run. A preempted run leaves no result, and the
+            KeyboardInterrupt is raised again.
+        on_returned: Called when `run()` has ended; from then on interrupts do nothing.
+        reports_models: Whether to emit which models of the cache the run uses.
     """
-    started = time.perf_counter()
+    started, pid = time.perf_counter(), os.getpid()
     hidden = (*secret_values(), *secrets)
-    attempt = _Attempt(spec, folder, emit, warm, hints, hidden, on_repositories)
+    attempt = _Attempt(spec, folder, emit, warm, hints, hidden, setup_key, reports_models, began_at)
     _try(reset_peak_memory, None)
     _open_closed_streams()
     with noted_interrupt() as interrupted:
-        try:
-            attempt.execute()
-        except cancellations:
-            attempt.status = RunStatus.CANCELLED
-            attempt.finish(time.perf_counter() - started)
-            raise
-        except BaseException as e:  # noqa: BLE001 - any becomes a result
-            if isinstance(e, KeyboardInterrupt) and not interrupted.is_watched:
-                interrupted.fired = True
-            attempt.fail(e)
+        error = attempt.run_experiment()
+        if os.getpid() != pid:
+            _end_forked_child(error)
+        interrupted.is_over = True
+        on_returned()
+        if isinstance(error, KeyboardInterrupt) and not interrupted.is_watched:
+            interrupted.fired = True
+        if interrupted.fired and is_preempted():
+            raise KeyboardInterrupt
+        attempt.keep(error)
         if interrupted.fired:  # also where the experiment made something else of it
-            if interrupt == "preempts":
-                raise KeyboardInterrupt
             attempt.status, attempt.error = RunStatus.CANCELLED, None
         return attempt.finish(time.perf_counter() - started)
+
+
+def prepare_process() -> None:
+    """Work out now what every run of this process, or of its forks, records."""
+    for prepare in (_environment, _cache_dir):
+        _try(prepare, None)
+
+
+def _end_forked_child(error: BaseException | None) -> NoReturn:
+    """End a process that the experiment has forked, as Python ends one that returns.
+
+    What it returned or raised is no result of the run, which its parent executes.
+    """
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def with_this_process(manifest: Manifest) -> Manifest:
@@ -120,7 +149,9 @@ class _Attempt:
     warm: WarmExperiment
     hints: Hints
     secrets: tuple[str, ...]
-    on_repositories: Callable[[Iterable[str]], None] | None
+    setup_key: str | None
+    reports_models: bool
+    began_at: float | None
     status: RunStatus = RunStatus.SUCCESS
     error: RunError | None = None
     results: Any = None
@@ -130,9 +161,17 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         self.redactor = Redactor(self.secrets)
-        tell = self.on_repositories
-        heard = None if tell is None else lambda repository: tell((repository,))
-        self.watch = CacheWatch(_cache_dir(), heard)
+        self.value: Any = None
+        self.soft_timeout = Interruption()
+        self.watch = CacheWatch(
+            _cache_dir(),
+            (lambda name: self.report_models((name,))) if self.reports_models else None,
+        )
+
+    def report_models(self, folders: Iterable[str]) -> None:
+        """Emit which repositories of the cache the run uses."""
+        if self.reports_models:
+            self.emit(ModelsUsed(tuple(folders)))
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
@@ -141,14 +180,26 @@ class _Attempt:
         if manifest != known:
             self.folder.write_manifest(manifest, self.redactor)
 
-    def execute(self) -> None:
-        """Run the experiment and keep what it returns."""
-        self.note_start()
-        with self.watch, self.context(), soft_timeout(self.spec.soft_timeout_s) as timer:
-            value = self.call()
-        self.keep(value)
-        if timer.fired:
-            raise SoftTimeout(f"the run had {self.spec.timeout_s:g} s")
+    def run_experiment(self) -> BaseException | None:
+        """Run the experiment; return what it raised."""
+        try:
+            self.note_start()
+            with (
+                self.watch,
+                self.context(),
+                soft_timeout(self._soft_timeout_s()) as self.soft_timeout,
+            ):
+                self.value = self.call()
+        except BaseException as e:  # noqa: BLE001 - any becomes a result
+            return e
+        return None
+
+    def _soft_timeout_s(self) -> float | None:
+        """Return in how many seconds the soft timeout is due."""
+        limit_s = self.spec.soft_timeout_s
+        if limit_s is None or self.began_at is None:
+            return limit_s
+        return max(_MIN_RUN_S, limit_s - (time.monotonic() - self.began_at))
 
     def call(self) -> Any:
         """Import, set up and run the experiment."""
@@ -173,21 +224,21 @@ class _Attempt:
         if not issubclass(target, Experiment):
             self.warm.drop()
             return target(config)
-        instance, is_new = self.warm.take(target, self.spec, config)
+        instance, is_new = self.warm.take(target, self.setup_key, config)
         if is_new:
-            instance.setup()
+            self.warm.set_up(instance)
             self.warm.models = tuple(
                 dataclasses.replace(model, hit=True) for model in self.watch.used()
             )
         else:
             self.kept_models = self.warm.models
-            if self.on_repositories is not None and self.kept_models:
-                self.on_repositories(model.folder for model in self.kept_models)
+            if self.kept_models:
+                self.report_models(model.folder for model in self.kept_models)
         return instance
 
     def _announce_models(self, target: Callable[..., Any], config: Any) -> None:
         """Tell which models the config names; what a subprocess opens is not seen otherwise."""
-        if self.on_repositories is None:
+        if not self.reports_models:
             return
         try:
             names = hub_models(target, config, self.spec.config)
@@ -196,13 +247,22 @@ class _Attempt:
             logger.warning("hub_models() failed: %s: %s", type(e).__name__, e)
             return
         if folders:
-            self.on_repositories(folders)
+            self.report_models(folders)
 
-    def keep(self, value: Any) -> None:
-        """Encode what `run()` returned; raises for what can't be represented, keeps the rest."""
-        self.results, problems = self._encode(value, "results")
-        if problems:
-            raise UnportableResultError(problems)
+    def keep(self, error: BaseException | None) -> None:
+        """Encode what `run()` returned, or turn what it raised into the run's error."""
+        try:
+            if error is not None:
+                raise error
+            # what can be represented is kept, even if another part can't
+            self.results, problems = self._encode(self.value, "results")
+            if problems:
+                raise UnportableResultError(problems)
+            if self.soft_timeout.fired:
+                raise SoftTimeout(f"the run had {self.spec.timeout_s:g} s")
+        except BaseException as e:  # noqa: BLE001 - see above
+            self.fail(e)
+        self.value = None
 
     def _encode(self, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
         return encode(value, self.folder.artifacts_dir, name, self.redactor.redact_text)
@@ -215,7 +275,9 @@ class _Attempt:
     def finish(self, total_s: float) -> RunResult:
         """Write result.json and return it as written; nothing else may keep it from that."""
         _try(self._note_models, None)
-        if self.status is not RunStatus.SUCCESS:
+        # a mistake in the config, found before anything was done, leaves nothing broken behind
+        is_harmless = self.error is not None and self.error.kind is ErrorKind.CONFIG
+        if self.status is not RunStatus.SUCCESS and not is_harmless:
             _try(self.warm.drop, None)
         result = RunResult(
             run_id=self.spec.run_id,
@@ -284,11 +346,11 @@ class _Attempt:
         if self.metrics_file is None:
             self.metrics_file = self.folder.open_metrics()
         self.metrics_file.write(json.dumps(entry, allow_nan=False) + "\n")
-        self.emit({"event": "metrics", "step": step, "metrics": entry["metrics"]})
+        self.emit(Metrics(entry["metrics"], step))
 
     def _progress(self, done: float, total: float | None, text: str) -> None:
         text = self.redactor.redact_text(text)
-        self.emit({"event": "progress", "done": done, "total": total, "text": text})
+        self.emit(Progress(float(done), None if total is None else float(total), text))
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

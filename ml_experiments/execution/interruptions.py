@@ -18,10 +18,17 @@ from ml_experiments.errors import SoftTimeout
 
 @dataclass
 class Interruption:
-    """Whether it has struck, and whether that can be told: only the main thread is watched."""
+    """An interrupt or a soft timeout.
+
+    Attributes:
+        fired: The signal arrived.
+        is_watched: False outside the main thread, where Python can't install a handler.
+        is_over: Set when signals that still arrive shall do nothing.
+    """
 
     fired: bool = False
     is_watched: bool = True
+    is_over: bool = False
 
 
 @contextmanager
@@ -32,35 +39,36 @@ def soft_timeout(seconds: float | None) -> Iterator[Interruption]:
         yield timeout
         return
 
-    def strike(_signal: int, _frame: FrameType | None) -> None:
+    def on_alarm(_signum: int, _frame: FrameType | None) -> None:
         timeout.fired = True
         raise SoftTimeout(f"{seconds:g} s have passed; save now, the run is about to be ended")
 
-    before = signal.signal(signal.SIGALRM, strike)
+    previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield timeout
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @contextmanager
 def noted_interrupt() -> Iterator[Interruption]:
     """Note an interrupt (SIGINT) in the block; what it does there stays as it was."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield Interruption(is_watched=False)
         return
 
     interrupt = Interruption()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupt.fired = True
-        before(number, frame)
+    def note(signum: int, frame: FrameType | None) -> None:
+        if not interrupt.is_over:
+            interrupt.fired = True
+            previous(signum, frame)
 
     signal.signal(signal.SIGINT, note)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -1,11 +1,13 @@
-"""What a run on this machine prints: shown while it executes, and redacted on disk."""
+"""What a run prints: shown while it executes, and redacted on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
@@ -21,24 +23,40 @@ _CHUNK = 1 << 16
 logger = logging.getLogger(__name__)
 
 
-class LogRelay:
-    """Shows a run's log file to its observer, a piece at a time."""
+class LogTail:
+    """Shows the output of a run to its observer, a piece at a time.
+
+    Args:
+        spec: The run.
+        folder: Its run folder.
+        output: The file that the run's process writes to: the log file itself, or another one,
+            which is copied to the log file without the secrets.
+        observer: Receives the output.
+        redactor: Takes the secrets out.
+    """
 
     def __init__(
-        self, spec: RunSpec, folder: RunFolder, observer: Observer, redactor: Redactor
+        self,
+        spec: RunSpec,
+        folder: RunFolder,
+        output: Path,
+        observer: Observer,
+        redactor: Redactor,
     ) -> None:
         self._spec = spec
         self._log_file = folder.log_file
         self._observer = observer
         self._redactor = redactor
         self._stream = StreamRedactor(redactor)
-        self._file = self._log_file.open("rb", buffering=0)
+        self._file = output.open("rb", buffering=0)
+        is_copied = output != folder.log_file
+        self._copy = self._log_file.open("ab", buffering=0) if is_copied else None
 
     def show_some(self) -> bool:
         """Show the next piece; return whether there is more already."""
         data = self._file.read(_CHUNK)
         if data:
-            self._observer.log(self._spec, self._stream.feed(data))
+            self._observer.log(self._spec, self._copied(self._stream.feed(data)))
         return len(data) == _CHUNK
 
     def show_rest(self, hurry: Callable[[], bool]) -> None:
@@ -54,7 +72,7 @@ class LogRelay:
         tail = self._skip_to_tail(end) if self._unshown(end) > _CHUNK else b""
         while not tail and self._unshown(end) > 0:
             self.show_some()
-        self._observer.log(self._spec, self._stream.flush())
+        self._observer.log(self._spec, self._copied(self._stream.flush()))
         if tail:
             self._observer.notice(
                 self._spec,
@@ -64,21 +82,32 @@ class LogRelay:
             self._observer.log(self._spec, tail)
 
     def close(self) -> None:
-        """Close the log file."""
+        """Close the files."""
         self._file.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def _unshown(self, end: int) -> int:
         return end - self._file.tell()
 
     def _skip_to_tail(self, end: int) -> bytes:
         """Return the last lines, redacted."""
+        while self._copy is not None and (data := self._file.read(_CHUNK)):
+            self._copied(self._stream.feed(data))
         # a secret may be cut in two where the tail begins: what is left of it is in what's
         # read more, and not shown
         more = max(map(len, self._redactor.byte_forms), default=0)
-        self._file.seek(max(self._file.tell(), end - _CHUNK - more))
+        self._file.seek(max(0, end - _CHUNK - more))
         tail = self._redactor.redact_bytes(self._file.read(_CHUNK + more))[more:]
         _, newline, lines = tail.partition(b"\n")
         return lines if newline and lines else tail
+
+    def _copied(self, data: bytes) -> bytes:
+        """Return the data, which is then in the log file."""
+        if self._copy is not None and data:
+            with contextlib.suppress(OSError):  # a full disk must not end the live log
+                self._copy.write(data)
+        return data
 
 
 def redact_log(folder: RunFolder, redactor: Redactor) -> None:

@@ -1,24 +1,34 @@
-"""Supervises one run in a worker process."""
+"""Supervises one run in a worker process: the same on this machine and in a Modal container."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from pathlib import Path
 
+from ml_experiments.execution.events import (
+    Event,
+    Finished,
+    ModelsUsed,
+    Started,
+    deliver,
+    event_from_json,
+)
 from ml_experiments.execution.hints import Hints
-from ml_experiments.execution.logs import LogRelay, redact_log, warn_of_secrets
+from ml_experiments.execution.logs import LogTail, redact_log
 from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.child import RunMessage
 from ml_experiments.execution.worker.death import (
     describe_death_in_run,
     describe_failed_start,
     describe_hard_timeout,
     read_log_tail,
 )
-from ml_experiments.execution.worker.process import START_LIMIT_S
+from ml_experiments.execution.worker.pool import Template
+from ml_experiments.execution.worker.process import WorkerProcess
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
@@ -26,7 +36,12 @@ from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 
 CANCEL_GRACE_S = 5.0
+START_LIMIT_S = 60.0
+# for what a process does after its run: flush files, call atexit handlers and finalizers
+END_GRACE_S = 10.0
 _TICK_S = 0.05
+# a run is ended here so long before the platform ends this process, too
+_PLATFORM_MARGIN_S = 0.5
 
 
 class Cancellation:
@@ -43,66 +58,110 @@ class Cancellation:
 
 
 class Supervision:
-    """Sees one run through in one slot: relays, watches the clock, notices a dead worker."""
+    """Brings one run to its end in one slot: shows its output, watches the clock and the process.
+
+    Args:
+        spec: What to run.
+        folder: Its run folder.
+        template: The template of the experiment.
+        slot: Where its worker is.
+        setup_key: For which later runs the worker is kept; None for none.
+        observer: Receives live events.
+        hints: What the user can do about an error, where the run executes.
+        secrets: Values that no record may hold.
+        cancellation: The request to end the run.
+        start_limit_s: Seconds until the run has to start; None for no limit.
+        began_at: When the run's timeout began to count, as `time.monotonic()`, where that is
+            before the run starts: the platform counts, and will end this process, too.
+        output: Where its process writes what it prints; the log file itself by default.
+        on_models: Receives the models of the cache that the run uses.
+    """
 
     def __init__(
         self,
         spec: RunSpec,
         folder: RunFolder,
         *,
-        observer: Observer,
+        template: Template,
         slot: WorkerSlot,
+        setup_key: str | None,
+        observer: Observer,
         hints: Hints,
-        secrets: Iterable[str],
+        secrets: tuple[str, ...],
         cancellation: Cancellation,
+        start_limit_s: float | None = START_LIMIT_S,
+        began_at: float | None = None,
+        output: Path | None = None,
+        on_models: Callable[[tuple[str, ...]], None] | None = None,
     ) -> None:
-        self._spec = spec
-        self._folder = folder
-        self._hints = hints
-        self._cancellation = cancellation
+        self._spec, self._folder = spec, folder
+        self._template, self._slot, self._setup_key = template, slot, setup_key
         self._observer = observer
-        self._slot = slot
-        self._secrets = list(secrets)
-        self._redactor = Redactor(self._secrets)
+        self._hints = hints
+        self._secrets = secrets
+        self._redactor = Redactor(secrets)
+        self._cancellation = cancellation
+        self._start_limit_s = start_limit_s
+        self._began_at = began_at
+        self._output = output or folder.log_file
+        self._on_models = on_models
         self._cancel_sent = False
         self._has_started = False
         self._may_start_again = True
-        self._is_redacted = False  # log.txt, by the worker
+        self._worker: WorkerProcess | None = None
 
     def run(self) -> RunResult:
         """Execute the run and return its result, whatever becomes of the worker."""
         if self._cancellation.requested.is_set():
             return self._write(RunStatus.CANCELLED, None)
         with closing(
-            LogRelay(self._spec, self._folder, self._observer, self._redactor)
-        ) as self._relay:
-            result = self._converse()
-            if result.status is not RunStatus.SUCCESS:
-                self._slot.drop()  # it may hold children, locked memory or a broken CUDA context
-            if not self._is_redacted:
-                redact_log(self._folder, self._redactor)
-            self._relay.show_rest(self._cancellation.requested.is_set)
+            LogTail(self._spec, self._folder, self._output, self._observer, self._redactor)
+        ) as self._tail:
+            result = self._event_loop()
+            redact_log(self._folder, self._redactor)
+            self._tail.show_rest(self._cancellation.requested.is_set)
         return result
 
-    def _converse(self) -> RunResult:
-        self._dispatch()
+    def end_early(self, *, preempted: bool, limit_s: float) -> None:
+        """Interrupt the run, whose `run()` was left by an exception, and end its worker.
+
+        Args:
+            preempted: Whether the run leaves no result, because it runs again elsewhere.
+            limit_s: How long it may take to save what it has.
+        """
+        worker, ends_at = self._worker, time.monotonic() + limit_s
+        if worker is None:
+            return
+        worker.send({"interrupt": self._spec.run_id, "preempted": preempted})
+        try:
+            while time.monotonic() < ends_at:
+                if any(m.get("event") == "finished" for m in worker.read(_TICK_S)):
+                    worker.wait(END_GRACE_S)
+                    break
+        except EOFError:
+            pass
+        self._slot.drop()
+        redact_log(self._folder, self._redactor)
+
+    def _event_loop(self) -> RunResult:
+        worker = self._dispatch()
         is_behind = False
         while True:
             try:
-                for event in self._worker.read_events(0 if is_behind else _TICK_S):
-                    if event["run"] != self._spec.run_id:
+                for message in worker.read(0 if is_behind else _TICK_S):
+                    if message.get("run") != self._spec.run_id:
                         continue  # from a thread that an earlier run left behind
-                    result = self._hear(event)
+                    result = self._handle_event(event_from_json(message), worker)
                     if result is not None:
                         return result
             except EOFError:
                 if self._has_started or self._cancel_sent or not self._may_start_again:
-                    return self._worker_died()
+                    return self._worker_died(worker)
                 self._may_start_again = False
                 self._slot.drop()
-                self._dispatch()
-            is_behind = self._relay.show_some()
-            self._pass_on_cancel()
+                worker = self._dispatch()
+            is_behind = self._tail.show_some()
+            self._pass_on_cancel(worker)
             if self._cancellation.at_once.is_set():
                 self._slot.drop()
                 return self._ended(RunStatus.CANCELLED, None)
@@ -110,56 +169,77 @@ class Supervision:
                 self._slot.drop()
                 return self._time_is_up()
 
-    def _dispatch(self) -> None:
-        self._worker = self._slot.worker_for(self._spec, self._folder.log_file)
-        self._worker.send(
-            {
-                "run": self._spec.to_dict(),
-                "folder": str(self._folder.path),
-                "secrets": self._secrets,
-            }
+    def _dispatch(self) -> WorkerProcess:
+        worker = self._worker = self._slot.worker_for(
+            self._template, self._setup_key, self._output, self._folder, self._secrets
         )
+        message = RunMessage(
+            spec=self._spec,
+            folder=str(self._folder.path),
+            output=str(self._output),
+            began_at=self._began_at,
+            secrets=self._secrets,
+            setup_key=self._setup_key,
+            hints=f"{type(self._hints).__module__}:{type(self._hints).__qualname__}",
+            reports_models=self._on_models is not None,
+        )
+        worker.send({"run": message.to_dict()})
         if self._cancel_sent:  # to the worker before this one
-            self._worker.send({"cancel": self._spec.run_id})
+            worker.send({"interrupt": self._spec.run_id, "preempted": False})
         else:
-            # until the worker says that it has started, the limit is that of its start
-            self._deadline = time.monotonic() + START_LIMIT_S
+            limit = float("inf") if self._start_limit_s is None else self._start_limit_s
+            ends_at = self._time_limit() if self._began_at is not None else float("inf")
+            self._deadline = min(time.monotonic() + limit, ends_at)
+        return worker
 
-    def _hear(self, event: dict[str, Any]) -> RunResult | None:
-        """Act on an event; return the result that it brings, if it does."""
-        observer, spec = self._observer, self._spec
+    def _handle_event(self, event: Event, worker: WorkerProcess) -> RunResult | None:
+        """Act on an event; return the result if it is the run's end."""
         match event:
-            case {"event": "finished"}:
-                return self._result_of(event)
-            case {"event": "cancelled"}:
-                return self._ended(RunStatus.CANCELLED, None)
-            case {"event": "outdated"}:
-                self._slot.close()
-                self._dispatch()
-            case {"event": "started"}:
+            case Finished():
+                return self._finish(event, worker)
+            case ModelsUsed(folders):
+                if self._on_models is not None:
+                    self._on_models(folders)
+                return None
+            case Started():
                 self._has_started = True
                 if not self._cancel_sent:  # else it has to end before long
-                    limit = float("inf") if spec.timeout_s is None else spec.timeout_s
-                    self._deadline = time.monotonic() + limit
-                observer.started(spec)
-            case {"event": "progress"}:
-                observer.progress(spec, event["done"], event["total"], event["text"])
-            case {"event": "metrics"}:
-                observer.metrics(spec, event["metrics"], event["step"])
+                    self._deadline = self._time_limit()
+        deliver(event, self._observer, self._spec)
         return None
 
-    def _result_of(self, finished: dict[str, Any]) -> RunResult:
-        self._is_redacted = True
-        if "not_redacted" in finished:
-            warn_of_secrets(self._folder, finished["not_redacted"])
-        if "result" in finished:  # the worker could not write it
-            return RunResult.from_dict(finished["result"], run_dir=self._folder.path)
-        return self._folder.read_result()
+    def _finish(self, finished: Finished, worker: WorkerProcess) -> RunResult:
+        """Let the worker's process end as a Python program does; return the result."""
+        if not finished.stays:
+            ends_at = time.monotonic() + END_GRACE_S
+            while not worker.wait(_TICK_S) and time.monotonic() < ends_at:
+                self._tail.show_some()
+                if self._cancellation.at_once.is_set():
+                    break
+            self._slot.drop()
+        if finished.result is not None:  # the worker could not write it
+            return RunResult.from_dict(finished.result, run_dir=self._folder.path)
+        if not self._folder.result_file.exists():
+            return self._write(RunStatus.CANCELLED, None)
+        result = self._folder.read_result()
+        artifacts = self._folder.list_artifacts()
+        if artifacts != result.artifacts:  # the process has written files at its end
+            result = dataclasses.replace(result, artifacts=artifacts)
+            return self._folder.write_result(result, self._redactor)
+        return result
 
-    def _pass_on_cancel(self) -> None:
+    def _time_limit(self) -> float:
+        """Return when a run that starts now has to be ended."""
+        if self._spec.timeout_s is None:
+            return float("inf")
+        if self._began_at is None:
+            return time.monotonic() + self._spec.timeout_s
+        return self._began_at + self._spec.timeout_s - _PLATFORM_MARGIN_S
+
+    def _pass_on_cancel(self, worker: WorkerProcess) -> None:
         if self._cancellation.requested.is_set() and not self._cancel_sent:
             self._cancel_sent = True
-            self._worker.send({"cancel": self._spec.run_id})
+            worker.send({"interrupt": self._spec.run_id, "preempted": False})
             self._deadline = min(self._deadline, time.monotonic() + CANCEL_GRACE_S)
 
     def _time_is_up(self) -> RunResult:
@@ -167,23 +247,25 @@ class Supervision:
             return self._ended(RunStatus.CANCELLED, None)
         if self._has_started:
             return self._ended(RunStatus.ERROR, describe_hard_timeout(self._spec, self._hints))
-        what = f"did not start within {START_LIMIT_S:g} s"
+        what = f"did not start within {self._start_limit_s:g} s"
         return self._ended(RunStatus.ERROR, describe_failed_start(what, self._log_tail()))
 
-    def _worker_died(self) -> RunResult:
-        code = self._worker.wait_for_exit()
+    def _worker_died(self, worker: WorkerProcess) -> RunResult:
+        code = worker.exit_code
         self._slot.drop()
         if self._cancel_sent:
             return self._ended(RunStatus.CANCELLED, None)
         if self._has_started:
-            error = describe_death_in_run(code, self._spec, self._log_tail(), self._hints)
+            error = describe_death_in_run(
+                -9 if code is None else code, self._spec, self._log_tail(), self._hints
+            )
         else:
             what = f"ended with code {code} before it started the run"
             error = describe_failed_start(what, self._log_tail())
         return self._ended(RunStatus.ERROR, error)
 
     def _log_tail(self) -> str:
-        return read_log_tail(self._folder, self._redactor)
+        return read_log_tail(self._output, self._redactor)
 
     def _ended(self, status: RunStatus, error: RunError | None) -> RunResult:
         """Return the result that the worker left, or write the one that it couldn't."""

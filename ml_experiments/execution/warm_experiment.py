@@ -1,56 +1,57 @@
-"""What a process keeps of an experiment from one run to the next: its `setup()`."""
+"""What a process keeps of an experiment from one run to the next: the instance that is set up."""
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from ml_experiments.cache.usage.watch import UsedRevision
+from ml_experiments.execution.process_state import ProcessState, read_state
 from ml_experiments.experiment.base import Experiment
-from ml_experiments.runs.spec import RunSpec
 
 
 @dataclass
 class WarmExperiment:
-    """The experiment that a process keeps set up from one run to the next."""
+    """The instance that a process keeps for runs with the same set-up key.
 
-    instance: Experiment | None = None
-    key: str = ""
-    models: tuple[UsedRevision, ...] = ()  # what its setup() loaded
+    Attributes:
+        instance: The instance; None before the first run.
+        key: Its set-up key.
+        models: The cached models that its `setup()` has loaded.
+        state: The settings of the process after `setup()`.
+    """
 
-    def take(self, target: type[Experiment], spec: RunSpec, config: Any) -> tuple[Experiment, bool]:
-        """Return an instance with this config, and whether it still needs `setup()`."""
-        key = _setup_key(target, spec)
-        if self.instance is not None and self.key == key:
+    instance: Experiment[Any] | None = None
+    key: str | None = None
+    models: tuple[UsedRevision, ...] = ()
+    state: ProcessState | None = None
+
+    def take(
+        self, target: type[Experiment[Any]], key: str | None, config: Any
+    ) -> tuple[Experiment[Any], bool]:
+        """Return an instance with this config, and whether it still needs `set_up()`."""
+        if self.instance is not None and key is not None and self.key == key:
             self.instance.config = config
             return self.instance, False
         self.drop()
-        self.instance, self.key = target(config), key
-        return self.instance, True
+        instance = target(config)
+        self.instance, self.key = instance, key
+        return instance, True
+
+    def set_up(self, instance: Experiment[Any]) -> None:
+        """Call `setup()`, and note the settings that the next run shall find."""
+        instance.setup()
+        if self.key is not None:
+            self.state = read_state()
 
     def drop(self) -> None:
-        """Let go of the instance and the memory that it holds."""
+        """Release the instance and the memory that it holds."""
         if self.instance is None:
             return
-        self.instance, self.key, self.models = None, "", ()
+        self.instance, self.key, self.models, self.state = None, None, (), None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _setup_key(target: type[Experiment], spec: RunSpec) -> str:
-    """Return what an instance that is set up has in common with all that may use it."""
-    seed = spec.config.get("seed", spec.seed)
-    parts: dict[str, Any] = {}
-    if target.setup_fields is not None:
-        values = {**spec.config, "seed": seed}
-        parts = {name: values.get(name) for name in target.setup_fields}
-    elif target.setup is not Experiment.setup:  # may depend on anything
-        parts = {**spec.config, "seed": seed}
-    if target.__init__ is not Experiment.__init__:  # may have kept any field of the config
-        parts = {**spec.config, **parts}
-    return json.dumps([spec.experiment, spec.import_paths, parts], sort_keys=True)

@@ -67,13 +67,16 @@ class Experiment(Generic[ConfigT]):
             parameter, or a class `Config` inside the experiment; without either, the config is
             a dict.
         setup_fields: The fields of the config that `setup()` depends on; while their values stay
-            the same, later runs use what it loaded. If unset, `setup()` is assumed to depend on
-            every field and on the seed. A class that defines `__init__` is always assumed to
-            depend on every field.
+            the same, later runs use what it loaded, in the same process. If unset, each run has
+            a process of its own, and loads what it needs. A class that defines `__init__` is
+            always assumed to depend on every field.
+        preload: Modules that runs import inside methods, such as `torch`: they are imported once
+            for many runs, and only where runs execute.
     """
 
     Config: ClassVar[type[Any]]
     setup_fields: ClassVar[tuple[str, ...] | None] = None
+    preload: ClassVar[tuple[str, ...]] = ()
     # the type argument that a base class gave; a type variable until one does
     _config_type: ClassVar[Any] = ConfigT  # type: ignore[misc]
 

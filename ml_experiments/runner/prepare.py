@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.backends.base import Backend
+from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
-from ml_experiments.config.secret_values import secret_config_values
-from ml_experiments.config.validation import config_for, validate_config
-from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
-from ml_experiments.experiment.base import Experiment
-from ml_experiments.experiment.hub_models import hub_models
-from ml_experiments.experiment.importing import load_experiment, path_of, refuse_while_importing
+from ml_experiments.experiment.base import is_config_class
+from ml_experiments.experiment.importing import path_of, refuse_while_importing
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.observers import guarded
@@ -56,14 +52,13 @@ def prepare_run(
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     path, import_paths = _locate(experiment)
-    target = load_experiment(path, import_paths)
-    _check_setup_fields(target)
-    config_object, config_json = validate_config(target, config or {})
+    drawn = secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
+    description, template = backend.describe(path, import_paths, _plain(config), drawn)
     spec = RunSpec(
         run_id=new_run_id(),
         experiment=path,
-        config=config_json,
-        seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
+        config=description.config,
+        seed=drawn,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend=backend.name,
         gpu=asked.get("gpu"),
@@ -73,7 +68,25 @@ def prepare_run(
         import_paths=import_paths,
     )
     return backend.prepare(
-        PreparedRun(spec, (*secret_values(), *secret_config_values(config_object)))
+        PreparedRun(
+            spec,
+            (*secret_values(), *description.secrets),
+            setup_key=description.setup_key,
+            requirements=description.requirements,
+            hub_models=description.hub_models,
+            template=template,
+        )
+    )
+
+
+def _plain(config: Any) -> Any:
+    """Return a config as fields: the class of an instance may have another name elsewhere."""
+    if config is None:
+        return {}
+    return (
+        read_fields(config, type(config), "the experiment")
+        if is_config_class(type(config))
+        else config
     )
 
 
@@ -85,9 +98,7 @@ def prefetch_models(
     Raises:
         CacheError: If one can't be downloaded; nothing was started.
     """
-    spec = prepared.spec
-    target = load_experiment(spec.experiment, spec.import_paths)
-    models = hub_models(target, config_for(target, spec.config), spec.config)
+    spec, models = prepared.spec, prepared.hub_models
     for model in models:
         backend.prefetch(model, guarded(observer), spec)
     return models
@@ -107,17 +118,3 @@ def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]
     if root is not None:
         folders.insert(0, str(root))
     return path, tuple(dict.fromkeys(folders))
-
-
-def _check_setup_fields(target: Callable[..., Any]) -> None:
-    if not inspect.isclass(target) or not issubclass(target, Experiment):
-        return
-    config = getattr(target, "Config", None)
-    declared = set(target.setup_fields or ())
-    known = set(config.model_fields) | {"seed"} if config else declared
-    unknown = sorted(declared - known)
-    if unknown:
-        raise ConfigError(
-            f"{target.__qualname__}.setup_fields names {unknown}, which its Config does not have; "
-            f"known: {', '.join(sorted(known))}"
-        )

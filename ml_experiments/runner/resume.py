@@ -51,7 +51,19 @@ def _check_resumable(folder: RunFolder, backend: Backend) -> PreparedRun:
         )
     if spec.backend != backend.name:
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
-    return backend.prepare(PreparedRun(spec, secret_values()))
+    description, template = backend.describe(
+        spec.experiment, spec.import_paths, spec.config, spec.seed, is_recorded=True
+    )
+    return backend.prepare(
+        PreparedRun(
+            spec,
+            (*secret_values(), *description.secrets),
+            setup_key=description.setup_key,
+            requirements=description.requirements,
+            hub_models=description.hub_models,
+            template=template,
+        )
+    )
 
 
 def _submit_again(

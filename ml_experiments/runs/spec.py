@@ -77,11 +77,20 @@ class PreparedRun:
     Attributes:
         spec: What to run.
         secrets: Values that no record may hold.
+        setup_key: Equal for runs that one set-up instance can serve; None where each run needs a
+            process of its own.
+        requirements: What the experiment's own `requirements` asks for.
+        hub_models: The models on the Hub that its config names.
+        template: The template process that checked it, and executes it on this machine.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
     """
 
     spec: RunSpec
     secrets: tuple[str, ...]
+    setup_key: str | None = None
+    requirements: tuple[str, ...] = ()
+    hub_models: tuple[str, ...] = ()
+    template: Any = None
     plan: Any = None
 
 

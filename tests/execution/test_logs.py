@@ -48,7 +48,7 @@ def test_a_killed_client_leaves_no_secret_in_the_log(
     monkeypatch.setenv("PLANTED_TOKEN", SECRET)
     client = start_client(tmp_path, how)
     wait_until(lambda: [f for f in runs_dir.glob("*/log.txt") if SECRET in f.read_text()], "output")
-    workers = psutil.Process(client.pid).children()
+    workers = psutil.Process(client.pid).children(recursive=True)
     client.send_signal(signal.SIGKILL)
     client.wait()
     wait_until(lambda: not any(worker.is_running() for worker in workers), "the worker's end")

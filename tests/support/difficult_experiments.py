@@ -90,8 +90,8 @@ class Undeclared(Experiment):
         self.loaded = f"weights of {self.config.model}"
 
     def run(self) -> list[Any]:
-        """Return what was loaded."""
-        return [self.loaded, id(self)]
+        """Return what was loaded, and by which process."""
+        return [self.loaded, os.getpid()]
 
 
 class KeepsItsConfig(Experiment):
@@ -127,12 +127,12 @@ left_behind: list[str] = []
 
 
 def leaves_something_behind(config: dict[str, Any]) -> list[str]:
-    """Return what runs before it have left in the process, and fail if the config says so."""
+    """Return the container, and what runs before it have left in the process; fail if the config says so."""
     found = list(left_behind)
     left_behind.append("something")
-    if config.get("fails"):
-        raise ValueError("failed")
-    return found
+    if "fails" in config:
+        raise ValueError(config["fails"])
+    return [os.environ.get("MODAL_TASK_ID", ""), *found]
 
 
 class Gone(BaseException):

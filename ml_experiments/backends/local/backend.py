@@ -1,4 +1,4 @@
-"""Runs experiments on this machine, in worker processes that stay warm."""
+"""Runs experiments on this machine, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ml_experiments.errors import BackendError
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.supervisor import Supervision
+from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.nvidia import list_gpus
@@ -52,9 +53,9 @@ class LocalBackend(Backend):
         gpus = list_gpus()
         count = max_workers or max(1, len(gpus))
         threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None
-        self._slots = [
-            WorkerSlot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)
-        ]
+        super().__init__()
+        self.templates = TemplatePool(threads)
+        self._slots = [WorkerSlot(gpus[i % len(gpus)] if gpus else None) for i in range(count)]
         self._free = list(self._slots)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="local-run")
@@ -67,42 +68,47 @@ class LocalBackend(Backend):
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Queue a run for the next free worker."""
         handle = LocalRunHandle(prepared.spec, folder)
-        handle.future = self._threads.submit(self._execute, handle, observer, prepared.secrets)
-        return handle
+        return self._start(
+            handle, lambda: self._threads.submit(self._execute, handle, prepared, observer)
+        )
 
     def close(self) -> None:
         """Wait for the queued runs, then end the workers."""
         self._threads.shutdown(wait=True)
         for slot in self._slots:
             slot.close()
+        super().close()
 
     def _execute(
-        self, handle: LocalRunHandle, observer: Observer, secrets: tuple[str, ...]
+        self, handle: LocalRunHandle, prepared: PreparedRun, observer: Observer
     ) -> RunResult:
-        slot = self._take_slot(handle.spec)
+        slot = self._take_slot(prepared.setup_key)
         try:
             result = Supervision(
                 handle.spec,
                 handle.folder,
-                observer=observer,
+                template=prepared.template,
                 slot=slot,
+                setup_key=prepared.setup_key,
+                observer=observer,
                 hints=Hints(),
-                secrets=secrets,
+                secrets=prepared.secrets,
                 cancellation=handle.cancellation,
             ).run()
         except BaseException:
             slot.drop()  # its worker may still execute the run
             raise
         finally:
+            self.templates.release(prepared.template)
             with self._lock:
                 self._free.append(slot)
         observer.finished(handle.spec, result)
         return result
 
-    def _take_slot(self, spec: RunSpec) -> WorkerSlot:
+    def _take_slot(self, setup_key: str | None) -> WorkerSlot:
         """Return the free slot that suits a run best."""
         with self._lock:
-            best = max(self._free, key=lambda slot: slot.suitability(spec))
+            best = max(self._free, key=lambda slot: slot.score(setup_key))
             self._free.remove(best)
         return best
 

@@ -63,6 +63,7 @@ class ModalBackend(Backend):
     name: ClassVar[str] = "modal"
 
     def __init__(self, **options: Unpack[ModalOptions]) -> None:
+        super().__init__()
         checked = read_options(ModalOptions, options, "ModalBackend")
         file = checked.pop("requirements", None)
         more = read_requirements(Path(file)) if file else ()
@@ -86,10 +87,14 @@ class ModalBackend(Backend):
         require_access()
         spec = dataclasses.replace(run.spec, backend_options=self._options)
         plan = plan_container(
-            spec, self._pip, self._options.get("cpu"), self._options.get("memory_gib")
+            spec,
+            (*self._pip, *run.requirements),
+            self._options.get("cpu"),
+            self._options.get("memory_gib"),
         )
         self._find_secrets()
-        return dataclasses.replace(run, spec=complete_spec(spec, plan), plan=plan)
+        self.templates.release(run.template)  # the run executes elsewhere
+        return dataclasses.replace(run, spec=complete_spec(spec, plan), plan=plan, template=None)
 
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
         """Download a model into the cache volume, in a container without a GPU."""
@@ -113,15 +118,16 @@ class ModalBackend(Backend):
         manifest = dataclasses.replace(folder.read_manifest(), modal=plan.place)
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
-        request = make_request(remote, manifest, prepared.secrets).to_dict()
+        request = make_request(remote, manifest, prepared.secrets, prepared.setup_key).to_dict()
 
         def open_app() -> OpenApp:
             with place:
                 secrets = self._find_secrets().secrets
                 return self._apps.app_for(spec, plan, source, secrets, handle)
 
-        handle.future = self._threads.submit(handle.see_through, open_app, request)
-        return handle
+        return self._start(
+            handle, lambda: self._threads.submit(handle.see_through, open_app, request)
+        )
 
     def attach(self, folder: RunFolder, observer: Observer) -> RunHandle:
         """Return the handle of a run that another process, perhaps a dead one, submitted.
@@ -135,13 +141,14 @@ class ModalBackend(Backend):
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
-        handle.future = self._threads.submit(handle.collect, place.function_call_id)
-        return handle
+        call_id = place.function_call_id
+        return self._start(handle, lambda: self._threads.submit(handle.collect, call_id))
 
     def close(self) -> None:
         """Wait for the runs that were submitted, and stop their apps."""
         self._threads.shutdown(wait=True)
         self._apps.close()
+        super().close()
 
     def _find_secrets(self) -> FoundSecrets:
         if self._found is None:

@@ -3,10 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_experiments.backends.modal.container.log_forwarder import EVENT_MARK
+from typing_extensions import override
+
+from ml_experiments.execution.events import (
+    Event,
+    Finished,
+    Metrics,
+    Progress,
+    Started,
+    event_from_json,
+    event_to_json,
+)
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.spec import RunSpec
+
+EVENT_MARK = b"ml-experiments: "
+
+
+class EventPrinter(Observer):
+    """Prints what a run prints, and its events as lines between, for Modal's live logs."""
+
+    def __init__(self) -> None:
+        self._is_at_line_start = True
+
+    @override
+    def started(self, spec: RunSpec) -> None:
+        self._print(Started())
+
+    @override
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        if data:
+            self._write(data)
+
+    @override
+    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
+        self._print(Progress(done, total, text))
+
+    @override
+    def metrics(self, spec: RunSpec, metrics: Mapping[str, Any], step: int | None) -> None:
+        self._print(Metrics(dict(metrics), step))
+
+    @override
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        self._print(Finished())
+
+    def _print(self, event: Event) -> None:
+        line = EVENT_MARK + json.dumps(event_to_json(event)).encode() + b"\n"
+        self._write(line if self._is_at_line_start else b"\n" + line)
+
+    def _write(self, data: bytes) -> None:
+        self._is_at_line_start = data.endswith(b"\n")
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
 
 
 class EventReader:
@@ -15,7 +69,7 @@ class EventReader:
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[dict[str, Any] | bytes]:
+    def feed(self, data: bytes) -> Iterator[Event | bytes]:
         """Yield events and pieces of output, in order."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
@@ -31,11 +85,10 @@ class EventReader:
         return rest
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Event | None:
     if not line.startswith(EVENT_MARK):
         return None
     try:
-        event = json.loads(line.removeprefix(EVENT_MARK))
+        return event_from_json(json.loads(line.removeprefix(EVENT_MARK)))
     except ValueError:
         return None  # the experiment printed a line that only looks like an event
-    return event if isinstance(event, dict) and "event" in event else None

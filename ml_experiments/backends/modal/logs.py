@@ -9,6 +9,7 @@ from typing import Any
 import modal
 
 from ml_experiments.backends.modal.events import EventReader
+from ml_experiments.execution.events import Event, Finished, Started, deliver
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor
@@ -95,17 +96,13 @@ class LiveLogs:
             else:
                 self._pass_on(item)
 
-    def _pass_on(self, event: dict[str, Any]) -> None:
+    def _pass_on(self, event: Event) -> None:
         match event:
-            case {"event": "started"}:
+            case Started():
                 self._on_start()
-                self._observer.started(self._spec)
-            case {"event": "progress"}:
-                self._observer.progress(self._spec, event["done"], event["total"], event["text"])
-            case {"event": "metrics"}:
-                self._observer.metrics(self._spec, event["metrics"], event["step"])
-            case {"event": "finished"}:
+            case Finished():
                 self._ended = True
+        deliver(event, self._observer, self._spec)
 
     def _print(self, data: bytes) -> None:
         if data:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -19,7 +18,6 @@ from ml_experiments.backends.modal.preflight.requirements import parse_requireme
 from ml_experiments.backends.modal.prices import worst_case_usd
 from ml_experiments.backends.modal.resources import MAX_TIMEOUT_S, HostResources, host_resources
 from ml_experiments.errors import BackendError, PreflightError
-from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.runs.manifest import ModalPlace
 from ml_experiments.runs.spec import RunSpec
@@ -67,6 +65,12 @@ def plan_container(
 ) -> ContainerPlan:
     """Return the container for a run, once everything that is known here has been checked.
 
+    Args:
+        spec: What to run.
+        pip: Requirements to add to the image.
+        cpu: CPU cores to reserve.
+        memory_gib: Memory to reserve.
+
     Raises:
         GpuTypeError: If the GPU type is not valid.
         BackendError: If the timeout, CPU or memory is not.
@@ -84,7 +88,7 @@ def plan_container(
         gpu=gpu,
         timeout_s=math.ceil(timeout_s),
         resources=host_resources(gpu, cpu, memory_gib),
-        pip=(*pip, *_requirements_of(spec)),
+        pip=tuple(pip),
         imports=_import_graph(spec),
     )
     _check_imports(plan.imports, check_additions(plan.pip))
@@ -109,23 +113,6 @@ def check_additions(pip: Sequence[str]) -> tuple[Requirement, ...]:
         lines = "\n".join(f"  {conflict}" for conflict in conflicts)
         raise PreflightError(f"the packages to add could not be installed on Modal:\n{lines}")
     return requirements
-
-
-def _requirements_of(spec: RunSpec) -> tuple[str, ...]:
-    """Return what the experiment's own `requirements` attribute asks for.
-
-    Raises:
-        PreflightError: If it is not a list of requirements.
-    """
-    target: Callable[..., Any] = load_experiment(spec.experiment, spec.import_paths)
-    found = getattr(target, "requirements", ())
-    if isinstance(found, str) or not isinstance(found, Sequence):
-        raise PreflightError(
-            f"{spec.experiment}: requirements is {found!r}; write a list such as ['timm>=1.0']"
-        )
-    for requirement in found:
-        parse_requirement(requirement)
-    return tuple(found)
 
 
 def _import_graph(spec: RunSpec) -> ImportGraph:

@@ -20,20 +20,30 @@ class RunRequest:
         spec: What to run.
         manifest: What the client records of the run.
         secrets: Values that no record may hold, as far as the spec contains them.
+        setup_key: See `PreparedRun`.
     """
 
     spec: RunSpec
     manifest: Manifest
     secrets: tuple[str, ...]
+    setup_key: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON."""
-        manifest = self.manifest.to_dict()
-        return {"spec": self.spec.to_dict(), "manifest": manifest, "secrets": list(self.secrets)}
+        return {
+            "spec": self.spec.to_dict(),
+            "manifest": self.manifest.to_dict(),
+            "secrets": list(self.secrets),
+            "setup_key": self.setup_key,
+        }
 
 
 def make_request(
-    spec: RunSpec, manifest: Manifest, secrets: Iterable[str], submission: str | None = None
+    spec: RunSpec,
+    manifest: Manifest,
+    secrets: Iterable[str],
+    setup_key: str | None,
+    submission: str | None = None,
 ) -> RunRequest:
     """Return the request for a run; of the secrets, only those that the spec contains travel.
 
@@ -41,6 +51,7 @@ def make_request(
         spec: What to run.
         manifest: What the client records of the run.
         secrets: Values that no record may hold.
+        setup_key: See `PreparedRun`.
         submission: Identifies this submission; an earlier one's result does not count for it. A
             rerun by Modal has the same. By default it is random.
     """
@@ -49,6 +60,7 @@ def make_request(
         spec,
         dataclasses.replace(manifest, submission=submission or random_tokens.token_hex(8)),
         tuple(v for v in secrets if v and any(v in string for string in strings)),
+        setup_key,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 from ml_experiments.execution.hints import Hints
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 
@@ -55,9 +55,9 @@ def describe_hard_timeout(spec: RunSpec, hints: Hints) -> RunError:
     )
 
 
-def read_log_tail(folder: RunFolder, redactor: Redactor) -> str:
+def read_log_tail(output: Path, redactor: Redactor) -> str:
     """Return the interpreter's own crash report, or the end of what was printed."""
-    with folder.log_file.open("rb") as log:
+    with output.open("rb") as log:
         log.seek(0, 2)
         log.seek(max(0, log.tell() - _LONGEST_CRASH_REPORT))
         text = log.read().decode("utf-8", "backslashreplace")

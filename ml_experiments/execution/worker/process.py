@@ -1,106 +1,273 @@
-"""A worker process seen from outside: started, spoken to, ended with all that it started."""
+"""Templates and workers seen from outside: started, spoken to, ended with all that they started."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import os
-import selectors
-import signal
+import select
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ml_experiments.execution.worker.guard import WorkerSetup
+from ml_experiments.execution.worker.interpreter import command_for
 from ml_experiments.settings import worker_environment
 
-START_LIMIT_S = 60.0
 END_LIMIT_S = 5.0
 _READ_SIZE = 1 << 16
+_TEMPLATE = "ml_experiments.execution.worker.template"
 
 
-class WorkerProcess:
-    """One worker process and the connection to it."""
+class TemplateProcess:
+    """A process that imports one experiment's module and forks workers.
 
-    def __init__(self, gpu: str | None, threads: int | None, log_file: Path) -> None:
-        self.gpu = gpu
+    Args:
+        experiment: The class path.
+        import_paths: Folders that its modules are imported from.
+        threads: OMP_NUM_THREADS, unless the user has set it.
+        search_path: What to add at the end of `sys.path`.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        threads: int | None,
+        search_path: tuple[str, ...],
+    ) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
         self._connection, theirs = socket.socketpair()
-        self._selector = selectors.DefaultSelector()  # select() knows no descriptor above 1,023
-        self._selector.register(self._connection, selectors.EVENT_READ)
-        self._received = b""
-        with theirs, log_file.open("ab") as output:
-            command = [sys.executable, "-P", "-m", "ml_experiments.execution.worker.main"]
+        # a file: what the import prints is part of each run's log
+        with theirs, tempfile.TemporaryFile() as output:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
+                command_for(_TEMPLATE, search_path, f"{theirs.fileno()}", *search_path),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(gpu, threads),
+                env=worker_environment(None, threads),
                 start_new_session=True,
             )
+        self._guards: weakref.WeakSet[GuardProcess] = weakref.WeakSet()
+        _send(self._connection, {"load": experiment, "import_paths": list(import_paths)})
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process lives."""
+        return self.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
-        """What the process ended with, negative for a signal; None while it lives."""
+        """What it ended with, negative for a signal; None while it lives."""
         return self._process.poll()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message; a worker that has died is noticed when its events are read."""
-        with contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
+    def start_guard(self, *, executes: bool) -> GuardProcess:
+        """Start what starts workers; returns at once.
 
-    def read_events(self, wait_s: float) -> Iterator[dict[str, Any]]:
-        """Yield the events that arrived, after waiting for the first at most so long.
+        Args:
+            executes: Whether they execute runs.
+        """
+        connection, theirs = socket.socketpair()
+        # a process that has died is noticed by its guards, which never start
+        with theirs, self._lock:
+            _send(self._connection, {"guard": True, "executes": executes}, theirs.fileno())
+        guard = GuardProcess(connection, self._threads)
+        self._guards.add(guard)
+        return guard
+
+    def close(self) -> None:
+        """End the process, once its guards and idle workers have ended."""
+        for guard in list(self._guards):
+            guard.close()
+        self._connection.close()
+        try:
+            self._process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class GuardProcess:
+    """A process that starts workers, one after the other.
+
+    Args:
+        connection: The connection to it.
+        threads: OMP_NUM_THREADS, unless the user has set it.
+    """
+
+    def __init__(self, connection: socket.socket, threads: int | None) -> None:
+        self._connection: socket.socket | None = connection
+        self._threads = threads
+        self._worker: WorkerProcess | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still starts workers, as far as is known."""
+        return self._connection is not None
+
+    def start_worker(
+        self, output: Path, folder: Path | None, secrets: tuple[str, ...], gpu: str | None
+    ) -> WorkerProcess:
+        """Start a worker, once the one before has ended; returns at once.
+
+        Args:
+            output: Where its output goes.
+            folder: The run folder of its first run, if it executes runs.
+            secrets: What is taken out of the output when this process is gone.
+            gpu: CUDA_VISIBLE_DEVICES, when there is one.
+        """
+        try:
+            working_dir = str(Path.cwd())
+        except FileNotFoundError:
+            working_dir = None
+        setup = WorkerSetup(
+            output=str(output),
+            folder=str(folder) if folder else None,
+            secrets=secrets,
+            environment=worker_environment(gpu, self._threads),
+            working_dir=working_dir,
+        )
+        channel, worker_end = socket.socketpair()
+        with worker_end:
+            self._send({"start": dataclasses.asdict(setup)}, worker_end.fileno())
+        self._worker = WorkerProcess(channel, self)
+        return self._worker
+
+    def wait(self, limit_s: float) -> dict[str, Any] | None:
+        """Return its message, if one comes in time; there's one for each worker that has ended."""
+        if self._connection is None or not _poll(limit_s, self._connection):
+            return None
+        data = _receive(self._connection)
+        if not data:  # it was killed
+            self.abandon()
+            return None
+        message: dict[str, Any] = json.loads(data)  # so short that it comes in one piece
+        return message
+
+    def kill_worker(self) -> None:
+        """End its worker and all that the worker started; `wait` returns when they have ended."""
+        self._send({"kill": True})
+
+    def connections(self) -> tuple[socket.socket, ...]:
+        """Return what becomes readable when its worker ends."""
+        return () if self._connection is None else (self._connection,)
+
+    def close(self) -> None:
+        """Let it end, with an idle worker."""
+        if self._worker is not None:
+            self._worker.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection: it ends everything by itself."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _send(self, message: dict[str, Any], *descriptors: int) -> None:
+        if self._connection is not None:
+            _send(self._connection, message, *descriptors)
+
+
+class WorkerProcess:
+    """One worker process, and the connection to it.
+
+    Attributes:
+        exit_code: What it ended with, negative for a signal; None if unknown, as when its guard
+            was killed, too.
+        has_ended: Whether it has, and all that it had started.
+    """
+
+    def __init__(self, channel: socket.socket, guard: GuardProcess) -> None:
+        self._channel: socket.socket | None = channel
+        self._guard = guard
+        self._received = b""
+        self.exit_code: int | None = None
+        self.has_ended = False
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; a worker that has ended is noticed when its messages are read."""
+        if self._channel is not None:
+            _send(self._channel, message)
+
+    def read(self, limit_s: float) -> list[dict[str, Any]]:
+        """Return the messages that arrived, after waiting for the first at most so long.
 
         Raises:
-            EOFError: If the worker has died and all its events were read.
+            EOFError: If the worker has ended and all its messages were read.
         """
-        if not self._selector.select(wait_s):
-            return
-        try:
-            data = self._connection.recv(_READ_SIZE)
-        except ConnectionError:
-            data = b""
-        if not data:
+        channel = () if self._channel is None else (self._channel,)
+        ready = _poll(0 if self.has_ended else limit_s, *channel, *self._guard.connections())
+        lines = []
+        if self._channel is not None and self._channel.fileno() in ready:
+            data = _receive(self._channel)
+            *lines, self._received = (self._received + data).split(b"\n")
+            if not data:
+                self._close_channel()
+        elif self.has_ended:
+            # nothing more arrives, though a process that left the guard may hold the other end
+            self._close_channel()
             raise EOFError
-        *lines, self._received = (self._received + data).split(b"\n")
-        yield from (json.loads(line) for line in lines)
+        if not self.has_ended:
+            self.wait(0)
+        return [json.loads(line) for line in lines]
 
-    def wait_for_exit(self) -> int:
-        """Return the exit code of a process whose connection has closed."""
-        try:
-            return self._process.wait(END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self._process.wait()
+    def wait(self, limit_s: float) -> bool:
+        """Wait for the worker and all that it started to end; return whether they have."""
+        if not self.has_ended:
+            message = self._guard.wait(limit_s)
+            self.exit_code = message["ended"] if message else None
+            self.has_ended = message is not None or not self._guard.is_alive
+        return self.has_ended
 
     def kill(self) -> None:
-        """End the process and all that it started, at once."""
-        descendants = self._descendants()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for process in descendants:  # those that left the process group
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
-        self._selector.close()
-        self._connection.close()
+        """End the worker and all that it started, at once."""
+        if not self.has_ended:
+            self._guard.kill_worker()
+            if not self.wait(END_LIMIT_S):
+                self._guard.abandon()
+        self.has_ended = True
+        self._close_channel()
 
     def close(self) -> None:
         """Let an idle worker end by itself, with what it started; make sure that it has."""
-        with contextlib.suppress(OSError):  # it has ended already
-            self._connection.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_LIMIT_S)
+        if not self.has_ended and self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+            self.wait(END_LIMIT_S)
         self.kill()
 
-    def _descendants(self) -> list[psutil.Process]:
-        try:
-            return psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+def _poll(limit_s: float, *connections: socket.socket) -> set[int]:
+    """Return which connections can be read without waiting, by their descriptors."""
+    poll = select.poll()  # not select(), which knows no descriptor above 1,023
+    for connection in connections:
+        poll.register(connection, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(limit_s * 1000)}
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """Return what has arrived; nothing when the other side has closed."""
+    try:
+        return connection.recv(_READ_SIZE)
+    except OSError:  # reset
+        return b""
+
+
+def _send(connection: socket.socket, message: dict[str, Any], *descriptors: int) -> None:
+    """Send a message; that the other side has ended is noticed where something is read."""
+    data = json.dumps(message).encode() + b"\n"
+    with contextlib.suppress(OSError):
+        sent = socket.send_fds(connection, [data], descriptors) if descriptors else 0
+        connection.sendall(data[sent:])

@@ -1,49 +1,69 @@
-"""A place for one worker process of the local backend, with its GPU."""
+"""A place for one worker process, with its GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ml_experiments.execution.worker.process import WorkerProcess
-from ml_experiments.runs.spec import RunSpec
+from ml_experiments.execution.worker.pool import Template
+from ml_experiments.execution.worker.process import GuardProcess, WorkerProcess
+from ml_experiments.runs.folder import RunFolder
 
 
 class WorkerSlot:
-    """Keeps a worker warm, and starts another when that one won't do."""
+    """Starts a worker for each run; keeps one whose set-up serves the next run too."""
 
-    def __init__(self, gpu: str | None, threads: int | None) -> None:
+    def __init__(self, gpu: str | None = None) -> None:
         self._gpu = gpu
-        self._threads = threads
         self._worker: WorkerProcess | None = None
-        self._experiment: str | None = None  # what its worker executed last
-        self._import_paths: tuple[str, ...] = ()  # of its worker
+        self._guard: GuardProcess | None = None  # of its template
+        self._setup_key: str | None = None  # of its worker
+        self._template: Template | None = None
 
-    def suitability(self, spec: RunSpec) -> tuple[bool, ...]:
+    def score(self, setup_key: str | None) -> tuple[bool, ...]:
         """Return how well the slot suits a run: the greater, the less has to be done anew."""
-        same_paths = self._worker is not None and self._import_paths == spec.import_paths
-        return same_paths and self._experiment == spec.experiment, same_paths, self._worker is None
+        return setup_key is not None and self._setup_key == setup_key, self._worker is None
 
-    def worker_for(self, spec: RunSpec, log_file: Path) -> WorkerProcess:
-        """Return a live worker that imports from where this run does, started if need be."""
-        if self._worker is not None:
-            if self._worker.exit_code is not None:  # it died while it was idle
-                self.drop()
-            elif self._import_paths != spec.import_paths:
-                # what it has imported under a name may be another file for this run
-                self.close()
+    def worker_for(
+        self,
+        template: Template,
+        setup_key: str | None,
+        output: Path,
+        folder: RunFolder,
+        secrets: tuple[str, ...],
+    ) -> WorkerProcess:
+        """Return a worker for a run: the warm one if its set-up serves, else a new one."""
+        is_warm = setup_key is not None and self._setup_key == setup_key
+        if self._worker is not None and not (is_warm and self._template is template):
+            self._close_worker()
+        if self._worker is not None and self._worker.wait(0):  # it died while it was idle
+            self.drop()
         if self._worker is None:
-            self._worker = WorkerProcess(self._gpu, self._threads, log_file)
-        self._experiment, self._import_paths = spec.experiment, spec.import_paths
+            guard = self._guard_of(template)
+            self._worker = guard.start_worker(output, folder.path, secrets, self._gpu)
+        self._setup_key = setup_key
         return self._worker
 
     def drop(self) -> None:
-        """End the worker at once; the next run starts another."""
+        """End the worker at once."""
         if self._worker is not None:
             self._worker.kill()
-            self._worker = None
+            self._worker, self._setup_key = None, None
 
     def close(self) -> None:
-        """End an idle worker."""
+        """End an idle worker, and what starts workers."""
+        self._close_worker()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard, self._template = None, None
+
+    def _close_worker(self) -> None:
         if self._worker is not None:
             self._worker.close()
-            self._worker = None
+            self._worker, self._setup_key = None, None
+
+    def _guard_of(self, template: Template) -> GuardProcess:
+        """Return what starts the workers of a template, started if need be."""
+        if self._guard is None or self._template is not template or not self._guard.is_alive:
+            self.close()
+            self._guard, self._template = template.start_guard(), template
+        return self._guard

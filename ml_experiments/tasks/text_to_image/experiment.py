@@ -133,6 +133,8 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         "lora",
     )
 
+    preload: ClassVar[tuple[str, ...]] = ("ml_experiments.tasks.text_to_image.preloaded",)
+
     _loaded: LoadedPipeline
     _load_seconds: float
 

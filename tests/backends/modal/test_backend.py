@@ -206,9 +206,9 @@ def test_a_plain_class_runs_with_its_own_requirements_in_the_image(
         ("oom", ErrorKind.CUDA_OOM, "RuntimeError", "CUDA out of memory"),
         ("sys.exit", ErrorKind.EXPERIMENT, "SystemExit", "4"),
         ("object", ErrorKind.EXPERIMENT, "UnportableResultError", "results.bad"),
-        ("exit", ErrorKind.INFRASTRUCTURE, "", ""),
+        ("exit", ErrorKind.EXPERIMENT, "ProcessExit", "exit code 3"),
         # most often the system's out-of-memory killer
-        ("kill", ErrorKind.HOST_OOM, "", ""),
+        ("kill", ErrorKind.HOST_OOM, "SIGKILL", "was killed"),
     ],
 )
 def test_an_error_comes_back_as_data_with_what_the_run_had_so_far(
@@ -342,18 +342,22 @@ def test_a_missing_data_file_says_how_data_files_are_sent(
     assert "with the package that they are in" in result.error.hint
 
 
-def test_a_run_that_failed_leaves_its_container_to_no_other(
+def test_runs_share_a_container_but_no_process(
     modal_emulator: Emulator, backend: ModalBackend
 ) -> None:
-    def run(**config: bool) -> RunResult:
+    def run(**config: str) -> RunResult:
         return run_experiment(
             difficult.leaves_something_behind, config, backend=backend, observer=Recorder()
         )
 
-    assert run().results == []
-    assert run().results == ["something"]  # warm
-    assert run(fails=True).status is RunStatus.ERROR
-    assert run().results == []
+    first = run().results
+    assert len(first) == 1
+    assert run().results == first
+    assert run(fails="an experiment's own").status is RunStatus.ERROR
+    assert run().results == first
+    # what may have broken the machine leaves it to no other run
+    assert run(fails="CUDA error: uncorrectable ECC error encountered").status is RunStatus.ERROR
+    assert run().results != first
 
 
 def test_a_cancelled_run_says_so_and_keeps_what_it_had(

@@ -1,25 +1,23 @@
-"""Events between the lines of a container's output."""
+"""Both ends of a run's output on Modal: what a container prints, and what the client reads."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_experiments.backends.modal.container.log_forwarder import EVENT_MARK
-from ml_experiments.backends.modal.events import EventReader
+from ml_experiments.backends.modal.events import EVENT_MARK, EventPrinter, EventReader
+from ml_experiments.execution.events import Progress, event_to_json
+from ml_experiments.runs.spec import RunSpec
 
-
-def event(**data: Any) -> bytes:
-    return EVENT_MARK + json.dumps({"event": "progress", **data}).encode() + b"\n"
+SPEC = RunSpec("run-1", "m:C", {}, 0, "", backend="modal", gpu="a10g", timeout_s=100)
+PROGRESS = EVENT_MARK + json.dumps(event_to_json(Progress(1.0, None, ""))).encode() + b"\n"
 
 
 @given(
-    pieces=st.lists(
-        st.sampled_from([b"text\n", b"no end", event(done=1), b"ml-exp", b"\n", b"\xff"])
-    ),
+    pieces=st.lists(st.sampled_from([b"text\n", b"no end", PROGRESS, b"ml-exp", b"\n", b"\xff"])),
     cuts=st.lists(st.integers(1, 7)),
 )
 def test_output_and_events_are_told_apart_however_they_arrive(
@@ -33,8 +31,8 @@ def test_output_and_events_are_told_apart_however_they_arrive(
         position += cut
     heard.append(reader.flush())
     output = b"".join(item for item in heard if isinstance(item, bytes))
-    assert output == data.replace(event(done=1), b"")
-    assert sum(isinstance(item, dict) for item in heard) == data.count(EVENT_MARK)
+    assert output == data.replace(PROGRESS, b"")
+    assert sum(isinstance(item, Progress) for item in heard) == data.count(EVENT_MARK)
 
 
 def test_a_line_that_only_looks_like_an_event_is_output() -> None:
@@ -44,3 +42,15 @@ def test_a_line_that_only_looks_like_an_event_is_output() -> None:
 
 def test_output_without_a_line_end_is_passed_on_at_once() -> None:
     assert list(EventReader().feed(b"loading ...")) == [b"loading ..."]
+
+
+def test_an_event_is_a_line_of_its_own_in_what_a_container_prints(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    printer = EventPrinter()
+    for data in (b"a line\n", b"no end"):
+        printer.progress(SPEC, 1.0, None, "")
+        printer.log(SPEC, data)
+    printer.progress(SPEC, 1.0, None, "")
+    out, _ = capfdbinary.readouterr()
+    assert out == PROGRESS + b"a line\n" + PROGRESS + b"no end\n" + PROGRESS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,18 @@ import modal
 import modal.experimental
 
 import ml_experiments
-from ml_experiments.backends.modal.container.output import ContainerOutput
+from ml_experiments.backends.modal.events import EventPrinter
 from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.mounts import CACHE_VOLUME, RUNS_VOLUME, mounted_cache_dir
 from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import RunFolderError
-from ml_experiments.execution.execute import execute_run, with_this_process
-from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.describe import Description
+from ml_experiments.execution.execute import with_this_process
+from ml_experiments.execution.supervisor import Cancellation, Supervision
+from ml_experiments.execution.worker.pool import TemplatePool
+from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
@@ -36,7 +41,12 @@ SOURCE_FOLDER = "experiment_source"
 
 logger = logging.getLogger(__name__)
 
-_warm = WarmExperiment()
+# how long a run that is preempted or cancelled may take to save what it has
+_SAVE_LIMIT_S = 25.0
+
+_templates = TemplatePool()
+_slot = WorkerSlot()
+_events = EventPrinter()
 
 
 def run_remote(request: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +55,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: A `RunRequest`, as JSON.
     """
+    began_at = time.monotonic()
     asked = parse_record(RunRequest, request)
     spec = _here(asked.spec)
     volume = _runs_volume()
@@ -57,21 +68,8 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
         return _portable(_not_begun(spec, e.__cause__ or e))
     if folder.result_file.exists():  # it had ended when its container was taken away
         return _portable(folder.read_result())
-    output = _container_output()
-    output.send({"event": "started"})
     try:
-        with output.capture(folder.log_file, hidden), _lease_for(spec.run_id) as lease:
-            result = execute_run(
-                spec,
-                folder,
-                emit=output.send,
-                warm=_warm,
-                hints=ModalHints(),
-                interrupt="preempts",
-                cancellations=(modal.exception.InputCancellation,),
-                secrets=hidden,
-                on_repositories=lease.add,
-            )
+        result = _execute(spec, folder, asked.setup_key, hidden, began_at)
     except BaseException:
         # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
         # interrupt has to go on in any case, for Modal acts on it
@@ -81,10 +79,54 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
         _let_no_other_run_in()
         raise
     failure = _commit(volume)
-    output.send({"event": "finished"})
-    if result.status is not RunStatus.SUCCESS:
+    _events.finished(spec, result)
+    if result.error is not None and _may_be_the_machines(result.error):
         _let_no_other_run_in()
     return _portable(result if failure is None else _not_stored(result, failure))
+
+
+def describe(experiment: str, config: Any, seed: int) -> Description:
+    """Validate the config of an experiment of an installed package, in a process of its own."""
+    description, template = _templates.describe(experiment, (_shipped_source(),), config, seed)
+    _templates.release(template)
+    return description
+
+
+def _execute(
+    spec: RunSpec,
+    folder: RunFolder,
+    setup_key: str | None,
+    secrets: tuple[str, ...],
+    began_at: float,
+) -> RunResult:
+    """Execute a run in a process of its own, as the local backend does."""
+    template = _templates.get(spec.experiment, spec.import_paths)
+    # what is printed may hold secrets, and the volume is stored every few seconds
+    with tempfile.NamedTemporaryFile(prefix="output-") as output, _lease_for(spec.run_id) as lease:
+        supervision = Supervision(
+            spec,
+            folder,
+            template=template,
+            slot=_slot,
+            setup_key=setup_key,
+            observer=_events,
+            hints=ModalHints(),
+            secrets=secrets,
+            cancellation=Cancellation(),
+            start_limit_s=None,
+            began_at=began_at,
+            output=Path(output.name),
+            on_models=lease.add,
+        )
+        try:
+            return supervision.run()
+        except BaseException as e:
+            # Modal interrupts this process to take the machine away
+            is_preempted = isinstance(e, KeyboardInterrupt)
+            supervision.end_early(preempted=is_preempted, limit_s=_SAVE_LIMIT_S)
+            raise
+        finally:
+            _templates.release(template)
 
 
 def _lease_for(run_id: str) -> LeaseKeeper:
@@ -100,11 +142,14 @@ def _lease_for(run_id: str) -> LeaseKeeper:
 
 def _here(spec: RunSpec) -> RunSpec:
     """Return the spec with the place where this container has the user's modules."""
-    shipped = Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER
-    experiment = spec.experiment
+    experiment, shipped = spec.experiment, _shipped_source()
     if ".py:" in experiment:
-        experiment = str(shipped / experiment)
-    return dataclasses.replace(spec, experiment=experiment, import_paths=(str(shipped),))
+        experiment = f"{shipped}/{experiment}"
+    return dataclasses.replace(spec, experiment=experiment, import_paths=(shipped,))
+
+
+def _shipped_source() -> str:
+    return str(Path(ml_experiments.__file__).parents[1] / SOURCE_FOLDER)
 
 
 @functools.cache
@@ -115,11 +160,6 @@ def _runs_volume() -> modal.Volume:
 @functools.cache
 def _cache_volume() -> modal.Volume:
     return modal.Volume.from_name(CACHE_VOLUME)
-
-
-@functools.cache
-def _container_output() -> ContainerOutput:
-    return ContainerOutput()
 
 
 def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFolder:
@@ -142,8 +182,15 @@ def _see_earlier_attempts(volume: modal.Volume) -> None:
         logger.warning("checkpoints of an earlier attempt may not be seen: %s", e)
 
 
+def _may_be_the_machines(error: RunError) -> bool:
+    """Return whether an error may have its cause in the machine, or have broken the GPU."""
+    if error.kind in (ErrorKind.INFRASTRUCTURE, ErrorKind.HOST_OOM):
+        return True
+    return "CUDA error" in error.message and error.kind is not ErrorKind.CUDA_OOM
+
+
 def _let_no_other_run_in() -> None:
-    """Let this container end: a run that failed may leave anything behind, as a broken GPU."""
+    """Let this container end after the run."""
     modal.experimental.stop_fetching_inputs()
 
 

@@ -203,7 +203,15 @@ class _Finder:
         spec = self.find(parent)
         if spec is None or spec.submodule_search_locations is None:
             return None
-        return importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
+        # by its last part: of a namespace package's full name, the parent would have to be imported
+        found = importlib.machinery.PathFinder.find_spec(
+            name.rpartition(".")[2], list(spec.submodule_search_locations)
+        )
+        if found is not None:
+            found.name = name
+            if found.submodule_search_locations is not None:
+                found.submodule_search_locations = list(found.submodule_search_locations)
+        return found
 
 
 def _find_top_level(name: str) -> importlib.machinery.ModuleSpec | None:

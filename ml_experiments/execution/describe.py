@@ -1,0 +1,113 @@
+"""What must be known of an experiment before it runs, worked out where it is imported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_experiments.config.secret_values import secret_config_values
+from ml_experiments.config.validation import config_for, validate_config
+from ml_experiments.errors import ConfigError, PreflightError
+from ml_experiments.experiment.base import Experiment
+from ml_experiments.experiment.hub_models import hub_models
+from ml_experiments.experiment.importing import load_experiment
+
+
+@dataclass(frozen=True)
+class Description:
+    """An experiment with one config.
+
+    Attributes:
+        config: The validated config, as JSON.
+        secrets: The secrets in the config.
+        setup_key: Equal for runs that one set-up instance can serve; None where each run needs
+            a process of its own.
+        requirements: What the class's own `requirements` asks for.
+        hub_models: The models on the Hub that the config names.
+    """
+
+    config: dict[str, Any]
+    secrets: tuple[str, ...]
+    setup_key: str | None
+    requirements: tuple[str, ...]
+    hub_models: tuple[str, ...]
+
+
+def describe_experiment(
+    experiment: str,
+    import_paths: tuple[str, ...],
+    config: Any,
+    seed: int,
+    *,
+    is_recorded: bool = False,
+) -> Description:
+    """Import an experiment and validate its config.
+
+    Args:
+        experiment: The class path.
+        import_paths: Folders that its modules are imported from.
+        config: The config as the user gave it, or as JSON of an earlier description.
+        seed: The seed of the run.
+        is_recorded: Whether the config is that JSON.
+
+    Raises:
+        Error: If the experiment can't be imported, or the config is not valid.
+    """
+    target = load_experiment(experiment, import_paths)
+    _check_setup_fields(target)
+    if is_recorded:
+        values, recorded = config_for(target, config), dict(config)
+    else:
+        values, recorded = validate_config(target, config)
+    return Description(
+        config=recorded,
+        secrets=secret_config_values(values),
+        setup_key=_setup_key(target, experiment, import_paths, recorded, seed),
+        requirements=_requirements_of(target, experiment),
+        hub_models=hub_models(target, values, recorded),
+    )
+
+
+def _check_setup_fields(target: Callable[..., Any]) -> None:
+    if not inspect.isclass(target) or not issubclass(target, Experiment):
+        return
+    config = getattr(target, "Config", None)
+    declared = set(target.setup_fields or ())
+    known = set(getattr(config, "model_fields", ())) | {"seed"} if config else declared
+    unknown = sorted(declared - known)
+    if unknown:
+        raise ConfigError(
+            f"{target.__qualname__}.setup_fields names {unknown}, which its Config does not have; "
+            f"known: {', '.join(sorted(known))}"
+        )
+
+
+def _setup_key(
+    target: Callable[..., Any],
+    experiment: str,
+    import_paths: tuple[str, ...],
+    config: dict[str, Any],
+    seed: int,
+) -> str | None:
+    if not inspect.isclass(target) or not issubclass(target, Experiment):
+        return None
+    if target.setup_fields is None:
+        return None
+    values = {**config, "seed": config.get("seed", seed)}
+    if target.__init__ is Experiment.__init__:
+        values = {name: values.get(name) for name in target.setup_fields}
+    # else it may have kept any field of the config
+    return json.dumps([experiment, import_paths, values], sort_keys=True)
+
+
+def _requirements_of(target: Callable[..., Any], experiment: str) -> tuple[str, ...]:
+    found = getattr(target, "requirements", ())
+    is_list = isinstance(found, Sequence) and not isinstance(found, str)
+    if not is_list or not all(isinstance(item, str) for item in found):
+        raise PreflightError(
+            f"{experiment}: requirements is {found!r}; write a list such as ['timm>=1.0']"
+        )
+    return tuple(found)

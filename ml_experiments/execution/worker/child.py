@@ -1,0 +1,232 @@
+"""The worker: executes the runs of one experiment in this process.
+
+It talks to its supervisor over a socket, one JSON object a line:
+
+    to the worker     {"describe": ...}   {"run": ...}: see `RunMessage`
+                      {"interrupt": run id, "preempted": bool}
+    from the worker   {"description": ...} or {"problem": ...} or {"outdated": true}
+                      an event (see `events.py`) with the run's id
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import pickle
+import queue
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO, NoReturn
+
+from ml_experiments.errors import Error
+from ml_experiments.execution.describe import describe_experiment
+from ml_experiments.execution.events import Event, Finished, Started, event_to_json
+from ml_experiments.execution.execute import execute_run
+from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.worker.ending import end_process
+from ml_experiments.execution.worker.guard import WRITING_MARK
+from ml_experiments.execution.worker.sources import LoadedSources
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.records import parse_record
+from ml_experiments.runs.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class RunMessage:
+    """A run for a worker.
+
+    Attributes:
+        spec: What to run.
+        folder: The run folder.
+        output: Where the output of the process goes.
+        began_at: See `Supervision`.
+        secrets: Values that no record may hold.
+        setup_key: Whether, and for which later runs, the set-up instance is kept.
+        hints: The class of the hints, as `module:Class`.
+        reports_models: Whether to report the models that the run uses.
+    """
+
+    spec: RunSpec
+    folder: str
+    output: str
+    began_at: float | None
+    secrets: tuple[str, ...]
+    setup_key: str | None
+    hints: str
+    reports_models: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as JSON."""
+        return dataclasses.asdict(self)
+
+
+class Worker:
+    """Reads messages, describes an experiment or executes runs, and sends events."""
+
+    def __init__(self, connection: socket.socket, sources: LoadedSources) -> None:
+        self._reader: BinaryIO = connection.makefile("rb")
+        self._writer: BinaryIO = connection.makefile("wb")
+        self._sources = sources
+        self._send_lock = threading.Lock()
+        self._pid = os.getpid()
+        self._inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._running: str | None = None
+        self._folder: Path | None = None
+        self._has_returned = False
+        self._interrupted: dict[str, bool] = {}  # run id -> whether it was preempted
+        self._client_is_gone = False
+        self._warm = WarmExperiment()
+
+    def serve(self) -> NoReturn:
+        """Serve until a run's process has to end, or the other side closes the connection."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        threading.Thread(target=self._listen, daemon=True).start()
+        while (message := self._inbox.get()) is not None:
+            if "describe" in message:
+                self._send(self._describe(message["describe"]))
+            elif not self._execute(parse_record(RunMessage, message["run"])):
+                break
+        # the process ends as any Python program does; nothing interrupts that
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._warm.drop()
+        end_process(self._sources)
+
+    def _describe(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if self._sources.have_changed():
+            return {"outdated": True}
+        try:
+            # from the client, which starts this process; nothing that goes back is a pickle
+            config = pickle.loads(base64.b64decode(asked["config"]))
+            description = describe_experiment(
+                asked["experiment"],
+                tuple(asked["import_paths"]),
+                config,
+                asked["seed"],
+                is_recorded=asked["is_recorded"],
+            )
+        except Error as e:
+            facts = {name: value for name, value in vars(e).items() if name != "result"}
+            return {"problem": {"type": type(e).__name__, "message": str(e), "facts": facts}}
+        return {"description": dataclasses.asdict(description)}
+
+    def _execute(self, message: RunMessage) -> bool:
+        """Execute a run; return whether this process may serve another."""
+        spec, folder = message.spec, RunFolder(Path(message.folder))
+        _point_output_at(message.output)
+        finished = Finished(has_result=False)
+        try:
+            self._folder, self._has_returned = folder.path, False
+            # first, so that an interrupt is either seen on the next line or raised
+            self._running = spec.run_id
+            if self._client_is_gone or spec.run_id in self._interrupted:
+                raise KeyboardInterrupt
+            self._emit(Started())
+            result = execute_run(
+                spec,
+                folder,
+                emit=self._emit,
+                warm=self._warm,
+                setup_key=message.setup_key,
+                hints=_load_hints(message.hints),
+                secrets=message.secrets,
+                began_at=message.began_at,
+                on_returned=self._on_returned,
+                is_preempted=lambda: self._interrupted.get(spec.run_id, False),
+                reports_models=message.reports_models,
+            )
+            is_written = folder.result_file.exists()
+            finished = Finished(result=None if is_written else result.to_dict())
+        except KeyboardInterrupt:  # before the experiment began, or a preemption
+            finished = Finished(has_result=folder.result_file.exists())
+        self._running, run_id = None, spec.run_id
+        state = self._warm.state
+        if state is not None and finished.has_result and not self._client_is_gone:
+            state.restore()
+            finished = dataclasses.replace(finished, stays=state.is_alone())
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError, OSError, AttributeError):
+                stream.flush()
+        if finished.stays:
+            _point_output_at(os.devnull)
+        self._send({**event_to_json(finished), "run": run_id})
+        self._interrupted.pop(run_id, None)
+        with contextlib.suppress(OSError):
+            (folder.path / WRITING_MARK).unlink(missing_ok=True)
+        return finished.stays
+
+    def _emit(self, event: Event) -> None:
+        self._send({**event_to_json(event), "run": self._running})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Send one message, unless the other side is gone or a forked child sends it."""
+        if os.getpid() != self._pid:
+            return
+        line = json.dumps(message).encode() + b"\n"
+        with self._send_lock, contextlib.suppress(OSError):
+            self._writer.write(line)
+            self._writer.flush()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):  # reset: the client died with something unread
+            for line in self._reader:
+                message = json.loads(line)
+                if "interrupt" not in message:
+                    self._inbox.put(message)
+                    continue
+                run_id = message["interrupt"]
+                self._interrupted[run_id] = message["preempted"]  # perhaps before it begins
+                if run_id == self._running and not self._has_returned:
+                    _interrupt_main_thread()
+        # the client is gone: the run ends as a cancelled one; the guard waits for that
+        self._client_is_gone = True
+        self._inbox.put(None)
+        if self._running is not None and not self._has_returned:
+            _interrupt_main_thread()
+        self._mark_writing()
+
+    def _on_returned(self) -> None:
+        """Note that `run()` has returned: what it returned is written whatever happens now."""
+        self._has_returned = True
+        self._mark_writing()
+
+    def _mark_writing(self) -> None:
+        """Have the guard wait for the result, though the client is gone."""
+        is_writing = self._running is not None and self._has_returned
+        if self._client_is_gone and is_writing and self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / WRITING_MARK).touch()
+
+    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        """Interrupt the run; an interrupt that comes just after its end does nothing."""
+        is_executing = self._running is not None and not self._has_returned
+        if is_executing and os.getpid() == self._pid:
+            raise KeyboardInterrupt
+
+
+def _load_hints(path: str) -> Hints:
+    module, _, name = path.partition(":")
+    hints: Hints = getattr(importlib.import_module(module), name)()
+    return hints
+
+
+def _point_output_at(file: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+
+
+def _interrupt_main_thread() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)

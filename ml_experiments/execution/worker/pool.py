@@ -1,0 +1,204 @@
+"""The templates of one backend: one for each experiment that it runs."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from ml_experiments import errors
+from ml_experiments.errors import ConfigError, Error, ExperimentPathError
+from ml_experiments.execution.describe import Description
+from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
+from ml_experiments.runs.records import parse_record
+
+_MAX_IDLE_TEMPLATES = 8
+_NOWHERE = Path(os.devnull)
+
+
+class Template:
+    """A template process, and the worker in which its experiment is described."""
+
+    def __init__(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        threads: int | None,
+        search_path: tuple[str, ...],
+    ) -> None:
+        self._arguments = experiment, import_paths, threads, search_path
+        self.process = TemplateProcess(*self._arguments)
+        self.users = 0  # prepared runs that have not ended
+        self._describer: WorkerProcess | None = None
+        self._lock = threading.Lock()  # of the describer, which answers one at a time
+        self._process_lock = threading.Lock()
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer of the describer; None if it has ended instead."""
+        with self._lock:
+            if self._describer is None:
+                self._describer = self.process.start_guard(executes=False).start_worker(
+                    _NOWHERE, None, (), None
+                )
+            self._describer.send(question)
+            try:
+                while True:
+                    for answer in self._describer.read(1.0):
+                        return answer
+            except EOFError:
+                return None
+
+    def start_guard(self) -> GuardProcess:
+        """Start a guard, and the process again that starts it, if that was killed."""
+        with self._process_lock:
+            if not self.process.is_alive:
+                self.process.close()
+                self.process = TemplateProcess(*self._arguments)
+            return self.process.start_guard(executes=True)
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the describer, or the process that starts it, has ended with."""
+        own = self._describer.exit_code if self._describer else None
+        return self.process.exit_code if own is None else own
+
+    def close(self) -> None:
+        """End the processes."""
+        self.process.close()
+
+
+class TemplatePool:
+    """Starts templates, keeps them, and replaces those whose source has changed.
+
+    Args:
+        threads: OMP_NUM_THREADS of workers, unless the user has set it.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._templates: OrderedDict[tuple[str, ...], Template] = OrderedDict()
+        self._retired: list[Template] = []
+        self._lock = threading.Lock()
+
+    def describe(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        config: Any,
+        seed: int,
+        *,
+        is_recorded: bool = False,
+    ) -> tuple[Description, Template]:
+        """Validate a config where the experiment is imported; see `describe_experiment`.
+
+        The template counts as used until `release`.
+
+        Raises:
+            Error: If the experiment can't be imported, or the config is not valid.
+        """
+        question = {
+            "describe": {
+                "experiment": experiment,
+                "import_paths": list(import_paths),
+                "config": _pickled(config),
+                "seed": seed,
+                "is_recorded": is_recorded,
+            }
+        }
+        for _ in range(3):  # a source file may change again and again
+            template = self.get(experiment, import_paths)
+            answer = template.ask(question)
+            if answer is not None and "description" in answer:
+                return parse_record(Description, answer["description"]), template
+            self._retire(template)
+            if answer is None:
+                raise ExperimentPathError(
+                    f"importing {experiment} or checking its config ended the process "
+                    f"({_ended_with(template.exit_code)})"
+                )
+            if "problem" in answer:
+                raise _error_of(answer["problem"])
+        raise ExperimentPathError(f"the source of {experiment} changes all the time")
+
+    def get(self, experiment: str, import_paths: tuple[str, ...]) -> Template:
+        """Return a template, started if need be; it counts as used until `release`."""
+        module = experiment.rpartition(":")[0] or experiment.rpartition(".")[0]
+        # at the end of the path, so that nothing there hides a standard module
+        search_path = tuple(filter(None, sys.path))
+        key = (module, *import_paths, *search_path)
+        with self._lock:
+            template = self._templates.get(key)
+            if template is not None and not template.process.is_alive:
+                self._put_aside(key)
+                template = None
+            if template is None:
+                self._make_room()
+                template = Template(experiment, import_paths, self._threads, search_path)
+                self._templates[key] = template
+            self._templates.move_to_end(key)
+            template.users += 1
+            return template
+
+    def release(self, template: Template) -> None:
+        """Let a template be closed once no run uses it."""
+        with self._lock:
+            template.users -= 1
+            self._close_unused()
+
+    def close(self) -> None:
+        """End all templates."""
+        with self._lock:
+            for template in (*self._templates.values(), *self._retired):
+                template.close()
+            self._templates.clear()
+            self._retired.clear()
+
+    def _retire(self, template: Template) -> None:
+        with self._lock:
+            template.users -= 1
+            for key, known in list(self._templates.items()):
+                if known is template:
+                    self._put_aside(key)
+            self._close_unused()
+
+    def _make_room(self) -> None:
+        idle = [key for key, template in self._templates.items() if template.users == 0]
+        for key in idle[: len(self._templates) - _MAX_IDLE_TEMPLATES + 1]:
+            self._put_aside(key)
+        self._close_unused()
+
+    def _put_aside(self, key: tuple[str, ...]) -> None:
+        self._retired.append(self._templates.pop(key))
+
+    def _close_unused(self) -> None:
+        for template in [template for template in self._retired if template.users <= 0]:
+            self._retired.remove(template)
+            template.close()
+
+
+def _pickled(config: Any) -> str:
+    try:
+        return base64.b64encode(pickle.dumps(config)).decode("ascii")
+    except Exception as e:
+        raise ConfigError(f"the config can't travel to the experiment's process: {e}") from e
+
+
+def _error_of(problem: dict[str, Any]) -> Error:
+    """Return the error that a worker has reported."""
+    kind = getattr(errors, problem["type"], Error)
+    error: Error = kind.__new__(kind)
+    Exception.__init__(error, problem["message"])
+    for name, value in problem["facts"].items():
+        setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error
+
+
+def _ended_with(code: int | None) -> str:
+    if code is None:
+        return "it was killed"
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -1,0 +1,200 @@
+"""The template process: imports an experiment's module once, and forks a guard for each worker.
+
+Started by `process.py`, with one end of a socket pair. It receives, one JSON object a line:
+
+    {"load": class path, "import_paths": [...]}   first
+    {"guard": true, "executes": bool}             with the guard's end of its connection; whether
+                                                  its workers execute runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ml_experiments.config.validation import prepare_config_of
+from ml_experiments.errors import Error
+from ml_experiments.execution.execute import prepare_process
+from ml_experiments.execution.worker.child import Worker
+from ml_experiments.execution.worker.ending import keep_finalizers
+from ml_experiments.execution.worker.forking import why_not_to_fork
+from ml_experiments.execution.worker.guard import Guard, WorkerSetup
+from ml_experiments.execution.worker.interpreter import command_for
+from ml_experiments.execution.worker.sources import LoadedSources
+from ml_experiments.experiment.importing import load_experiment
+from ml_experiments.settings import update_environment, whole_environment
+
+_READ_SIZE = 1 << 16
+_WORKER = "ml_experiments.execution.worker.main"
+_MAX_IMPORT_OUTPUT = 1 << 20
+
+
+class Template:
+    """Forks workers from a process in which no run has executed."""
+
+    def __init__(self, connection: socket.socket, search_path: list[str]) -> None:
+        self._connection = connection
+        self._search_path = search_path
+        self._received = b""
+        self._descriptors: list[int] = []
+        self._sources = LoadedSources()
+        self._guards: set[int] = set()
+        self._can_fork = True
+        self._to_preload: tuple[str, ...] = ()
+        self._finalizers: list[weakref.finalize[..., Any]] = []
+        self._first_environment = whole_environment()
+
+    def serve(self) -> Worker:
+        """Serve until the client is gone; returns in a forked worker only."""
+        while (message := self._receive()) is not None:
+            if "load" in message:
+                self._load(message["load"], tuple(message["import_paths"]))
+            else:
+                if message["executes"]:
+                    self._preload()
+                worker = self._start_guard(self._descriptors.pop(0))
+                if worker is not None:
+                    return worker
+        self._connection.close()
+        for guard in self._guards:  # not all systems have an init that reaps orphans
+            os.waitpid(guard, 0)
+        for finalizer in reversed(self._finalizers):
+            finalizer()
+        # no exit handlers: no run has executed here
+        os._exit(0)
+
+    def _load(self, experiment: str, import_paths: tuple[str, ...]) -> None:
+        self._sources.record_imports()
+        # an error is reported by the worker, which tries again
+        with contextlib.suppress(Error):
+            with self._sources.noted_exit_handlers():
+                target = load_experiment(experiment, import_paths)
+            prepare_config_of(target)  # once, for all workers
+            self._to_preload = tuple(getattr(target, "preload", ()))
+        self._settle()
+
+    def _preload(self) -> None:
+        """Import what the experiment's runs import, once for all of them."""
+        if not self._to_preload:
+            return
+        for name in self._to_preload:
+            # a run that imports it reports it, and more exactly
+            with contextlib.suppress(Exception, SystemExit):
+                importlib.import_module(name)
+        self._to_preload = ()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Get ready to fork, after something was imported."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError, OSError):
+                stream.flush()
+        prepare_process()
+        gc.collect()
+        gc.freeze()  # what is shared with the workers stays out of their collections
+        self._finalizers += keep_finalizers()
+        # each fork would call the handlers, though what they remove is there once
+        self._can_fork = why_not_to_fork() is None and not self._sources.has_exit_handler
+
+    def _start_guard(self, guard_end: int) -> Worker | None:
+        """Fork a guard; return the worker in the processes that are forked from that."""
+        self._guards = {pid for pid in self._guards if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        pid = os.fork()
+        if pid:
+            self._guards.add(pid)
+            os.close(guard_end)
+            return None
+        os.setsid()
+        self._connection.close()
+        start = self._fork_worker if self._can_fork else self._start_worker
+        channel = Guard(socket.socket(fileno=guard_end), start).serve()
+        return Worker(channel, self._sources)
+
+    def _fork_worker(self, setup: WorkerSetup, _channel: socket.socket) -> int:
+        imported = _read_import_output()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            output = _open_output(setup)
+            if imported:
+                os.write(output, imported)
+            for standard in (1, 2):
+                os.dup2(output, standard)
+            os.close(output)
+            # what the import has set stays, unless the client has changed it since
+            update_environment(self._first_environment, setup.environment)
+            if setup.working_dir is not None:
+                with contextlib.suppress(OSError):  # deleted since
+                    os.chdir(setup.working_dir)
+        return pid
+
+    def _start_worker(self, setup: WorkerSetup, channel: socket.socket) -> int:
+        """Start a worker as a new interpreter."""
+        output = _open_output(setup)
+        folder = setup.working_dir
+        worker = subprocess.Popen(
+            command_for(_WORKER, self._search_path, f"{channel.fileno()}"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[channel.fileno()],
+            env=setup.environment,
+            cwd=folder if folder and Path(folder).is_dir() else None,
+            start_new_session=True,
+        )
+        os.close(output)
+        worker.returncode = 0  # the guard reaps it
+        return worker.pid
+
+    def _receive(self) -> dict[str, Any] | None:
+        while b"\n" not in self._received:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._connection, _READ_SIZE, 16)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._descriptors += descriptors
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+def _open_output(setup: WorkerSetup) -> int:
+    return os.open(setup.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+
+def _read_import_output() -> bytes:
+    """Return what the import printed: standard output is a file until a worker has its log."""
+    try:
+        return os.pread(1, _MAX_IMPORT_OUTPUT, 0)
+    except OSError:
+        return b""
+
+
+def set_up_process() -> None:
+    """Set up the standard streams and the signals of a process in which experiments execute."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is something to interrupt
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable()
+
+
+def main() -> None:
+    """Serve the socket whose file descriptor is the first argument."""
+    set_up_process()
+    connection, search_path = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
+    sys.argv = [""]  # an experiment has no command line
+    Template(connection, search_path).serve().serve()

@@ -1,0 +1,195 @@
+"""Each run starts from what the import has left, and from nothing that another run did."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_experiments import LocalBackend, run_experiment
+from ml_experiments.errors import ExperimentPathError
+
+
+def write(file: Path, source: str) -> str:
+    """Write an experiment file; return the class path of its `run`."""
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text(source)
+    return f"{file}:run"
+
+
+def run_all(path: str, *configs: dict[str, Any]) -> list[Any]:
+    """Run on one backend, one after the other; return the results."""
+    with LocalBackend() as backend:
+        return [
+            run_experiment(path, config, backend=backend).raise_for_error().results
+            for config in configs
+        ]
+
+
+def test_a_module_is_imported_once_for_many_runs_that_each_have_a_process(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "counted.py",
+        "import os, pathlib\n"
+        "with open(pathlib.Path(__file__).with_name('imports'), 'a') as file: file.write('x')\n"
+        "runs = []\n"
+        "def run():\n"
+        "    runs.append(1)\n"
+        "    return [len(runs), os.getpid()]\n",
+    )
+    results = run_all(path, {}, {}, {})
+    assert [count for count, _ in results] == [1, 1, 1]
+    assert len({pid for _, pid in results}) == 3
+    assert (tmp_path / "imports").read_text() == "x"
+
+
+ONCE = {
+    "set_start_method": "import multiprocessing; multiprocessing.set_start_method('spawn')",
+    "interop threads": "import torch as t; t.set_num_interop_threads(1); t.ones(9) @ t.ones(9)",
+    "process group": (
+        "import torch.distributed as d, tempfile\n"
+        "    place = 'file://' + tempfile.mktemp()\n"
+        "    d.init_process_group('gloo', init_method=place, rank=0, world_size=1)"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(w, marks=pytest.mark.slow) if "torch" in ONCE[w] else w for w in ONCE]
+)
+def test_what_can_be_done_once_in_a_process_is_done_in_every_run(what: str, tmp_path: Path) -> None:
+    if "torch" in ONCE[what]:
+        pytest.importorskip("torch")
+    path = write(tmp_path / "once.py", f"def run():\n    {ONCE[what]}\n    return 'done'\n")
+    assert run_all(path, {}, {}) == ["done", "done"]
+
+
+def test_what_the_import_prints_is_in_the_log_of_each_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "prints.py", "print('importing')\ndef run(): print('running')\n")
+    with LocalBackend() as backend:
+        results = [run_experiment(path, backend=backend) for _ in range(2)]
+    for result in results:
+        assert result.run_dir is not None
+        assert (result.run_dir / "log.txt").read_text() == "importing\nrunning\n"
+
+
+def test_a_variable_that_changes_between_runs_is_seen_and_what_the_import_set_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        tmp_path / "reads.py",
+        "import os\n"
+        "os.environ['BY_IMPORT'] = 'import'\n"
+        "os.environ['GIVEN'] = 'import'\n"
+        "def run(): return [os.environ.get(k) for k in ('BY_IMPORT', 'GIVEN', 'LATER', 'GONE')]\n",
+    )
+    monkeypatch.setenv("GIVEN", "client")
+    monkeypatch.setenv("GONE", "client")
+    with LocalBackend() as backend:
+        first = run_experiment(path, backend=backend).results
+        monkeypatch.setenv("LATER", "client")
+        monkeypatch.delenv("GONE")
+        second = run_experiment(path, backend=backend).results
+    assert first == ["import", "import", None, "client"]
+    assert second == ["import", "import", "client", None]
+
+
+PRELOADS = """
+import sys
+from ml_experiments import Experiment
+class Preloads(Experiment):
+    preload = ("heavy", "missing_module", "broken")
+    def run(self):
+        return "heavy" in sys.modules
+"""
+
+
+def test_what_runs_import_in_methods_can_be_imported_once_for_all(tmp_path: Path) -> None:
+    (tmp_path / "heavy.py").write_text(
+        "import pathlib\n"
+        "with open(pathlib.Path(__file__).with_name('imports'), 'a') as file: file.write('x')\n"
+    )
+    (tmp_path / "broken.py").write_text("raise RuntimeError\n")
+    write(tmp_path / "preloads.py", PRELOADS)
+    path = f"{tmp_path}/preloads.py:Preloads"
+    assert run_all(path, {}, {}) == [True, True]
+    assert (tmp_path / "imports").read_text() == "x"
+
+
+def test_a_module_that_ends_its_process_is_an_error_of_the_import(tmp_path: Path) -> None:
+    path = write(tmp_path / "ends.py", "import os\nos._exit(7)\ndef run(): pass\n")
+    with pytest.raises(ExperimentPathError, match="exit code 7"):
+        run_experiment(path)
+
+
+def test_the_client_imports_nothing_of_the_users(tmp_path: Path) -> None:
+    path = write(tmp_path / "foreign_code.py", "def run(x: int = 3): return x\n")
+    result = run_experiment(path)
+    assert result.results == 3
+    assert "foreign_code" not in sys.modules
+
+
+def test_two_projects_with_equal_module_names_are_kept_apart(tmp_path: Path) -> None:
+    for name, default in (("one", 1), ("two", 2)):
+        (tmp_path / name / "shared_name").mkdir(parents=True)
+        (tmp_path / name / "shared_name" / "__init__.py").touch()
+        (tmp_path / name / "shared_name" / "settings.py").write_text(f"DEFAULT = {default}\n")
+        write(
+            tmp_path / name / "train.py",
+            "from shared_name.settings import DEFAULT\ndef run(x: int = DEFAULT): return x\n",
+        )
+    with LocalBackend() as backend:
+        results = [
+            run_experiment(f"{tmp_path}/{name}/train.py:run", backend=backend)
+            for name in ("one", "two", "one")
+        ]
+    assert [result.results for result in results] == [1, 2, 1]
+
+
+def test_runs_start_again_after_the_template_was_killed(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "kills.py",
+        "import os, signal, psutil\n"
+        "def run(kill: bool = False):\n"
+        "    if kill:\n"
+        "        me = psutil.Process()\n"
+        "        me.parent().parent().kill()  # of the guard\n"
+        "    return 'ran'\n",
+    )
+    assert run_all(path, {"kill": True}, {}) == ["ran", "ran"]
+
+
+EDITS = {
+    "default": ("def run(lr: float = 0.1): return lr\n", "def run(lr: float = 0.2): return lr\n"),
+    "field": ("def run(): return 0.1\n", "def run(lr: float = 0.2): return lr\n"),
+    "helper": ("from helper import VALUE\ndef run(): return VALUE\n", None),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_source_is_what_runs_and_is_checked(edit: str, tmp_path: Path) -> None:
+    first, second = EDITS[edit]
+    path = write(tmp_path / "edited.py", first)
+    (tmp_path / "helper.py").write_text("VALUE = 0.1\n")
+    with LocalBackend() as backend:
+        assert run_experiment(path, backend=backend).results == 0.1
+        if second is None:
+            (tmp_path / "helper.py").write_text("VALUE = 0.2\n")
+        else:
+            write(tmp_path / "edited.py", second)
+        assert run_experiment(path, backend=backend).results == 0.2
+
+
+def test_a_source_replaced_by_an_older_one_of_equal_size_is_what_runs(tmp_path: Path) -> None:
+    path = write(tmp_path / "replaced.py", "def run(): return 1\n")
+    older = tmp_path / "older.py"
+    older.write_text("def run(): return 2\n")
+    long_ago = time.time() - 1e6
+    os.utime(older, (long_ago, long_ago))
+    with LocalBackend() as backend:
+        assert run_experiment(path, backend=backend).results == 1
+        older.rename(tmp_path / "replaced.py")
+        assert run_experiment(path, backend=backend).results == 2
