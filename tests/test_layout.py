@@ -69,15 +69,14 @@ TESTED_ELSEWHERE = {
     "backends/local/test_backend": "backends/base backends/local/options backends/local/run_handle "
     "execution/failures execution/interruptions execution/resource_usage execution/seeding "
     "execution/worker/*",
-    "backends/modal/container/test_output": "backends/modal/container/log_forwarder",
     "backends/modal/preflight/test_packages": "backends/modal/preflight/installed",
-    "backends/modal/test_backend": "backends/modal/container/run_remote backends/modal/logs "
+    "backends/modal/test_backend": "backends/modal/container/* backends/modal/logs "
     "backends/modal/options backends/modal/request",
     "backends/modal/test_hints": "backends/modal/mounts execution/hints",
     "backends/modal/test_run_handle": "backends/modal/fetching",
     "cache/delete/test_in_use": "cache/open_files",
     "cache/scan/test_scanning": "cache/items",
-    "cli/test_cache_modal_flow": "backends/modal/cache backends/modal/container/cache_operations",
+    "cli/test_cache_modal_flow": "backends/modal/cache",
     "cli/test_cache_pull_flow": "cache/pull/progress",
     "cli/test_run": "cli/parameters runner/live_display backends/in_process",
     "config/test_validation": "config/building config/fields config/scalars",
@@ -97,7 +96,8 @@ TESTED_ELSEWHERE = {
     "modal_emulator/storage/test_state": "modal_emulator/storage/*",
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
-    "runner/test_run": "config/options runner/observers runner/options runner/prepare",
+    "runner/test_run": "config/options execution/describe execution/events runner/observers "
+    "runner/options runner/prepare",
     "runner/test_resume": "runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",

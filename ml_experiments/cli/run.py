@@ -78,23 +78,40 @@ def run(
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
 
+        def download(observer: Observer) -> None:
+            prefetch_models(prepared, backend=opened, observer=observer)
+
         def start(observer: Observer) -> RunHandle:
-            if prefetch:
-                prefetch_models(prepared, backend=opened, observer=observer)
             return submit_run(prepared, backend=opened, observer=observer)
 
-        result = follow(start, as_json)
+        result = follow(start, as_json, before=download if prefetch else None)
     return report(result, as_json)
 
 
-def follow(start: Callable[[Observer], RunHandle], as_json: bool) -> RunResult:
-    """Start a run, show it live, and return its result; Ctrl-C cancels it."""
+def follow(
+    start: Callable[[Observer], RunHandle],
+    as_json: bool,
+    before: Callable[[Observer], None] | None = None,
+) -> RunResult:
+    """Start a run, show it live, and return its result; Ctrl-C cancels it.
+
+    Args:
+        start: Starts it, and returns at once.
+        as_json: Whether stdout is kept for the result.
+        before: Called first; Ctrl-C ends it, and nothing is started.
+    """
+    from ml_experiments.execution.interruptions import held_interrupt
     from ml_experiments.runner.live_display import live_display
     from ml_experiments.runner.run import wait_for
 
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     with aside, live_display(quiet_stdout=as_json) as observer:
-        handle = start(observer)
+        if before is not None:
+            before(observer)
+        with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
+            handle = start(observer)
+        if interrupt.fired:
+            handle.cancel()
         try:
             return wait_for(handle)
         except KeyboardInterrupt:

@@ -53,6 +53,24 @@ def soft_timeout(seconds: float | None) -> Iterator[Interruption]:
 
 
 @contextmanager
+def held_interrupt() -> Iterator[Interruption]:
+    """Note an interrupt (SIGINT) in the block, which goes on; only the main thread gets any."""
+    interrupt = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def note(_signum: int, _frame: FrameType | None) -> None:
+        interrupt.fired = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def noted_interrupt() -> Iterator[Interruption]:
     """Note an interrupt (SIGINT) in the block; what it does there stays as it was."""
     previous = signal.getsignal(signal.SIGINT)

@@ -127,7 +127,7 @@ left_behind: list[str] = []
 
 
 def leaves_something_behind(config: dict[str, Any]) -> list[str]:
-    """Return the container, and what runs before it have left in the process; fail if the config says so."""
+    """Return the container and what earlier runs have left; fail if the config says so."""
     found = list(left_behind)
     left_behind.append("something")
     if "fails" in config:

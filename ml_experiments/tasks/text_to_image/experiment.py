@@ -133,7 +133,10 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         "lora",
     )
 
-    preload: ClassVar[tuple[str, ...]] = ("ml_experiments.tasks.text_to_image.preloaded",)
+    preload: ClassVar[tuple[str, ...]] = (
+        "ml_experiments.tasks.text_to_image.drawing",
+        "ml_experiments.tasks.text_to_image.gallery",
+    )
 
     _loaded: LoadedPipeline
     _load_seconds: float

@@ -15,7 +15,11 @@ from ml_experiments.tasks.text_to_image.denoiser import (
     quantize_denoiser,
 )
 from ml_experiments.tasks.text_to_image.model_files import ModelFiles, fetch_lora, fetch_pipeline
-from ml_experiments.tasks.text_to_image.quiet import quiet_progress_bars
+from ml_experiments.tasks.text_to_image.quiet import quiet_imports, quiet_progress_bars
+
+with quiet_imports():
+    # seconds, for what nearly all pipelines share; a template spends them once for all runs
+    import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion  # noqa: F401
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "int4"]
