@@ -128,6 +128,10 @@ class RunFolderError(Error):
     """Raised when a run folder is not readable."""
 
 
+class SupersededError(RunFolderError):
+    """Another attempt at the run has begun; this one writes nothing more."""
+
+
 class UnportableResultError(Error):
     """Raised when a value cannot be represented as JSON and files.
 

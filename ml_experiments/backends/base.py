@@ -133,6 +133,14 @@ class Backend(ABC):
         """
         raise BackendError(f"runs on the {self.name} backend end with the client that started them")
 
+    def recover(self, folder: RunFolder, observer: Observer) -> None:  # noqa: B027
+        """Bring a result here that is where the run executed, though its client never got it.
+
+        Args:
+            folder: The run folder.
+            observer: Receives notices.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Wait for the runs that were submitted, and release everything."""

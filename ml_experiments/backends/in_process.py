@@ -13,7 +13,7 @@ from ml_experiments.execution.describe import Description, describe_experiment
 from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
-from ml_experiments.execution.logs import redact_log
+from ml_experiments.execution.logs import log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.redaction.redactor import Redactor
@@ -66,6 +66,7 @@ class DebugBackend(Backend):
                 secrets=prepared.secrets,
             )
         redact_log(folder, Redactor(prepared.secrets))
+        log_traceback(folder, result)
         observer.finished(spec, result)
         return FinishedRunHandle(spec, folder, result)
 

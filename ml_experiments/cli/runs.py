@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -93,11 +94,12 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
 @runs.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def resume(run: str, as_json: bool) -> int:
+@click.option("--force", is_flag=True, help="Also if it seems to go on.")
+def resume(run: str, as_json: bool, force: bool) -> int:
     """Run a run again that did not succeed, from its checkpoints."""
     from ml_experiments.runner.resume import resume_run
 
-    return _follow(run, resume_run, as_json)
+    return _follow(run, functools.partial(resume_run, force=force), as_json)
 
 
 @runs.command()

@@ -236,8 +236,7 @@ def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int)
     )
     return make_request(
         spec,
-        Manifest(run_id=run_id),
+        Manifest(run_id=run_id, submission=run_id),
         description.secrets,
         description.setup_key,
-        submission=run_id,
     )

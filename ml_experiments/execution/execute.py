@@ -29,7 +29,7 @@ from ml_experiments.cache.usage.watch import CacheWatch, UsedRevision
 from ml_experiments.config.schema import call_function
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for
-from ml_experiments.errors import SoftTimeout, UnportableResultError
+from ml_experiments.errors import SoftTimeout, SupersededError, UnportableResultError
 from ml_experiments.execution.events import Event, Metrics, ModelsUsed, Progress
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
@@ -296,6 +296,8 @@ class _Attempt:
         )
         try:
             return self.folder.write_result(result, self.redactor)
+        except SupersededError:
+            return result
         except OSError as e:  # a full disk: the outcome travels without a copy on disk
             if self.error is None:
                 self.fail(e)

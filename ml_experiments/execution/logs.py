@@ -13,6 +13,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor, redact_file
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
 # how long the last output may be shown after the end, when there is much of it
@@ -116,6 +117,15 @@ def redact_log(folder: RunFolder, redactor: Redactor) -> None:
         redact_file(folder.log_file, redactor)
     except OSError as e:
         warn_of_secrets(folder, str(e))
+
+
+def log_traceback(folder: RunFolder, result: RunResult) -> None:
+    """Add the traceback of a run that has failed to its log, which outlives the next attempt."""
+    error = result.error
+    if error is None or not error.traceback:
+        return
+    with contextlib.suppress(OSError), folder.log_file.open("a", encoding="utf-8") as log:
+        log.write(error.traceback.rstrip("\n") + "\n")
 
 
 def warn_of_secrets(folder: RunFolder, reason: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from ml_experiments.errors import SupersededError
 from ml_experiments.execution.events import (
     Event,
     Finished,
@@ -18,7 +19,7 @@ from ml_experiments.execution.events import (
     event_from_json,
 )
 from ml_experiments.execution.hints import Hints
-from ml_experiments.execution.logs import LogTail, redact_log
+from ml_experiments.execution.logs import LogTail, log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.child import RunMessage
 from ml_experiments.execution.worker.death import (
@@ -120,6 +121,7 @@ class Supervision:
             result = self._event_loop()
             redact_log(self._folder, self._redactor)
             self._tail.show_rest(self._cancellation.requested.is_set)
+        log_traceback(self._folder, result)
         return result
 
     def end_early(self, *, preempted: bool, limit_s: float) -> None:
@@ -176,6 +178,7 @@ class Supervision:
         message = RunMessage(
             spec=self._spec,
             folder=str(self._folder.path),
+            attempt=self._folder.attempt,
             output=str(self._output),
             began_at=self._began_at,
             secrets=self._secrets,
@@ -283,6 +286,8 @@ class Supervision:
         )
         try:
             return self._folder.write_result(result, self._redactor)
+        except SupersededError:
+            return result
         except OSError as e:
             unsaved = RunError(
                 ErrorKind.INFRASTRUCTURE,

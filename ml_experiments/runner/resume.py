@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import shutil
+from pathlib import Path
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
+from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.run import keep_alive
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.lock import RunLock
 from ml_experiments.runs.provenance.processes import this_process
-from ml_experiments.runs.result import RunStatus
-from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.runs.result import RunResult, RunStatus
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
 def resume_run(
-    folder: RunFolder, *, backend: Backend, observer: Observer | None = None
+    folder: RunFolder,
+    *,
+    backend: Backend,
+    observer: Observer | None = None,
+    force: bool = False,
 ) -> RunHandle:
     """Run a run again that did not succeed, in its own folder, from its checkpoints.
+
+    Everything that can be checked is checked first; until then, nothing of the run is changed.
+
+    Args:
+        folder: The run folder. Where the project has been moved, or the folder brought from
+            another machine, the experiment is looked for beside it, and in the current folder.
+        backend: The backend that it ran on.
+        observer: Receives live events.
+        force: Resume it even if it seems to go on.
 
     Raises:
         Error: If it succeeded, is still going on, or its record had secrets taken out.
@@ -28,8 +46,12 @@ def resume_run(
     folder = RunFolder(folder.path.expanduser().resolve())
     lock = RunLock.take(folder)
     try:
-        prepared = _check_resumable(folder, backend)
-        handle = _submit_again(prepared, folder, backend, guarded(observer))
+        backend.recover(folder, guarded(observer))
+        outcome, spec = folder.outcome(), folder.read_spec()
+        _check_status(outcome, spec, force=force)
+        prepared = _prepare(relocated(spec, folder), backend)
+        handle = _submit_again(prepared, folder, outcome, backend, guarded(observer))
+        keep_alive(handle)
     except BaseException:
         lock.release()
         raise
@@ -37,13 +59,18 @@ def resume_run(
     return handle
 
 
-def _check_resumable(folder: RunFolder, backend: Backend) -> PreparedRun:
-    outcome, spec = folder.outcome(), folder.read_spec()
-    if outcome.status in (RunStatus.SUCCESS, RunStatus.RUNNING, RunStatus.PENDING):
-        text = f"run {outcome.run_id} has status {outcome.status}; there's nothing to resume"
-        if outcome.status is not RunStatus.SUCCESS and spec.backend == "modal":
+def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
+    if outcome.status is RunStatus.SUCCESS:
+        raise Error(f"run {outcome.run_id} has succeeded; there's nothing to resume")
+    if outcome.status in (RunStatus.RUNNING, RunStatus.PENDING) and not force:
+        way = f"ml-experiments runs resume --force {outcome.run_id}"
+        text = f"run {outcome.run_id} is {outcome.status}; if you know that it isn't: {way}"
+        if spec.backend == "modal":
             text += f". Follow it with: ml-experiments runs attach {outcome.run_id}"
         raise Error(text)
+
+
+def _prepare(spec: RunSpec, backend: Backend) -> PreparedRun:
     if Redactor.MARK in str(spec.config):
         raise Error(
             f"the config of run {spec.run_id} held a secret, which was not recorded; "
@@ -67,19 +94,31 @@ def _check_resumable(folder: RunFolder, backend: Backend) -> PreparedRun:
 
 
 def _submit_again(
-    prepared: PreparedRun, folder: RunFolder, backend: Backend, observer: Observer
+    prepared: PreparedRun,
+    folder: RunFolder,
+    outcome: RunResult,
+    backend: Backend,
+    observer: Observer,
 ) -> RunHandle:
     """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
     redactor = Redactor(prepared.secrets)
     manifest = folder.read_manifest()
     # where the previous attempt executed says nothing about this one
-    pending = dataclasses.replace(manifest, client=this_process(), process=None, modal=None)
+    pending = dataclasses.replace(
+        manifest,
+        attempt=manifest.attempt + 1,
+        began_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        earlier_attempts=outcome.attempts or manifest.attempts(outcome),
+        client=this_process(),
+        process=None,
+        modal=None,
+    )
     result_before = folder.path / ".result-before.json"
     if folder.result_file.exists():
-        folder.result_file.rename(result_before)
+        shutil.copyfile(folder.result_file, result_before)
     try:
-        folder.write_manifest(pending, redactor)
-        handle = backend.submit(prepared, folder, observer)
+        folder.write_spec(prepared.spec, redactor)
+        handle = backend.submit(prepared, folder.begin_attempt(pending, redactor), observer)
     except BaseException:
         if result_before.exists() and not folder.result_file.exists():
             result_before.rename(folder.result_file)
@@ -87,6 +126,43 @@ def _submit_again(
         raise
     result_before.unlink(missing_ok=True)
     return handle
+
+
+def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:
+    """Return a spec whose experiment is found, though its project's folder has moved.
+
+    What it was imported from is looked for at the same relative place below the folders that hold
+    the run folder, and below the current one.
+    """
+    if all(Path(path).is_dir() for path in spec.import_paths):
+        return spec
+    old_root = Path(spec.import_paths[-1])  # the folder that the run was started in
+    for root in (Path.cwd(), *folder.path.parents):
+        paths = tuple(_moved(path, old_root, root) for path in spec.import_paths)
+        location, _, name = spec.experiment.rpartition(":")
+        if location.endswith(".py"):
+            file = _moved(location, old_root, root)
+            experiment, is_there = f"{file}:{name}", Path(file).is_file()
+        else:
+            module = Path(*parse_experiment_path(spec.experiment).module.split("."))
+            experiment, is_there = (
+                spec.experiment,
+                any(
+                    Path(path, file).exists()
+                    for path in paths
+                    for file in (module.with_suffix(".py"), module / "__init__.py")
+                ),
+            )
+        if is_there:
+            return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
+    return spec
+
+
+def _moved(path: str, old_root: Path, root: Path) -> str:
+    try:
+        return str(root / Path(path).relative_to(old_root))
+    except ValueError:
+        return path
 
 
 def attach_run(

@@ -15,6 +15,7 @@ from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.heartbeat import Heartbeat
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.git_cache import CodeMemory
 from ml_experiments.runs.provenance.processes import this_process
@@ -23,6 +24,7 @@ from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.settings import runs_dir as default_runs_dir
 
 _CODE = CodeMemory()
+_HEARTBEAT = Heartbeat()
 
 
 def run_experiment(
@@ -137,6 +139,7 @@ def submit_run(
     manifest = Manifest(
         run_id=spec.run_id,
         seed=spec.seed,
+        began_at=spec.created_at,
         code=_CODE.describe(Path.cwd()),
         client=this_process(),
     )
@@ -144,7 +147,16 @@ def submit_run(
     # absolute: the experiment may change the working folder
     place = (runs_dir or default_runs_dir()).expanduser().resolve()
     folder = RunFolder.create(place, spec, manifest, redactor)
-    return backend.submit(prepared, folder, guarded(observer))
+    handle = backend.submit(prepared, folder, guarded(observer))
+    keep_alive(handle)
+    return handle
+
+
+def keep_alive(handle: RunHandle) -> None:
+    """Show signs of life in a run's folder until it has ended."""
+    folder = handle.folder.path
+    _HEARTBEAT.add(folder)
+    handle.when_ended(lambda: _HEARTBEAT.remove(folder))
 
 
 def wait_for(handle: RunHandle) -> RunResult:

@@ -12,6 +12,7 @@ runs/<run_id>/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -24,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import RunFolderError, SupersededError
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.heartbeat import LOST_AFTER_S, silent_s
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.records import parse_record, read_json_object
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
@@ -39,9 +41,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes the files of one run."""
+    """Reads and writes the files of one run.
+
+    Attributes:
+        path: The folder.
+        attempt: The attempt at the run that writes here; it writes no more once another has
+            begun. None for one that isn't part of an attempt.
+    """
 
     path: Path
+    attempt: int | None = None
 
     @classmethod
     def create(
@@ -52,7 +61,7 @@ class RunFolder:
         Raises:
             RunFolderError: If it exists already or can't be written.
         """
-        folder = cls(runs_dir / spec.run_id)
+        folder = cls(runs_dir / spec.run_id, manifest.attempt)
         temporary = runs_dir / f".{spec.run_id}.{secrets.token_hex(4)}"
         try:
             temporary.mkdir(parents=True)
@@ -180,15 +189,45 @@ class RunFolder:
         write_json_atomically(self.path / "spec.json", redactor.redact_json(spec.to_dict()))
 
     def write_manifest(self, manifest: Manifest, redactor: Redactor) -> None:
-        """Replace the manifest."""
+        """Replace the manifest.
+
+        Raises:
+            SupersededError: If it is another attempt's by now.
+        """
+        if self.attempt is not None and manifest.attempt == self.attempt:
+            self._check_attempt(self.read_manifest())
         data = redactor.redact_json(manifest.to_dict())
         write_json_atomically(self.path / "manifest.json", data, durable=False)
 
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
-        """Write the outcome, secrets left out, and return it as it was written."""
+        """Write the outcome, secrets left out, and return it as it was written.
+
+        Raises:
+            SupersededError: If another attempt has begun.
+        """
+        manifest = self.read_manifest()
+        self._check_attempt(manifest)
+        result = dataclasses.replace(result, attempts=manifest.attempts(result))
         data = redactor.redact_json({**result.to_dict(), "run_dir": None})
         write_json_atomically(self.result_file, data)
         return RunResult.from_dict(data, run_dir=self.path)
+
+    def begin_attempt(self, manifest: Manifest, redactor: Redactor) -> RunFolder:
+        """Begin another attempt, with its manifest; return the folder for it."""
+        folder = dataclasses.replace(self, attempt=manifest.attempt)
+        dataclasses.replace(self, attempt=None).write_manifest(manifest, redactor)
+        self.result_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as log:
+            began_at = (manifest.began_at or "").replace("T", " ")[:19]
+            log.write(f"\n--- attempt {manifest.attempt}, {began_at} UTC ---\n")
+        return folder
+
+    def _check_attempt(self, manifest: Manifest) -> None:
+        if self.attempt is not None and manifest.attempt != self.attempt:
+            raise SupersededError(
+                f"attempt {self.attempt} at run {self.path.name} is over; attempt "
+                f"{manifest.attempt} has begun"
+            )
 
     def list_artifacts(self) -> tuple[Artifact, ...]:
         """Return the files below artifacts/, and the links to such; no others are followed."""
@@ -221,12 +260,20 @@ class RunFolder:
             run_dir=self.path,
         )
         process = manifest.process or manifest.client
-        if manifest.is_on_modal or process is None or process.is_alive():
+        if manifest.is_on_modal or process is None:
+            return unfinished
+        is_alive = process.is_alive()
+        message = f"process {process.pid} ended without leaving a result"
+        if is_alive is None:  # it can't be seen from here
+            silence_s = silent_s(self.path)
+            is_alive = silence_s < LOST_AFTER_S
+            message = f"nothing was heard of {process.hostname} for {silence_s:.0f} s"
+        if is_alive:
             return unfinished
         lost = RunError(
             kind=ErrorKind.INFRASTRUCTURE,
             type="ProcessLost",
-            message=f"process {process.pid} ended without leaving a result",
+            message=message,
             hint=f"`ml-experiments runs resume {spec.run_id}` runs it again from its checkpoints",
         )
         return dataclasses.replace(unfinished, status=RunStatus.ERROR, error=lost)

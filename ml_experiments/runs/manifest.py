@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ml_experiments.runs.provenance.processes import ProcessId
+from ml_experiments.runs.result import Attempt, RunResult
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Manifest:
 
     Attributes:
         code: The git commit and the uncommitted changes; see `provenance.git`.
+        attempt: Which attempt at the run this is.
+        began_at: When this attempt was submitted, in ISO 8601.
+        earlier_attempts: The attempts before it.
         client: The process that submitted the run.
         process: The process that executes it.
         environment: Machine, Python, packages and GPUs; see `provenance.environment`.
@@ -49,6 +53,9 @@ class Manifest:
     run_id: str = ""
     seed: int | None = None
     code: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    began_at: str | None = None
+    earlier_attempts: tuple[Attempt, ...] = ()
     client: ProcessId | None = None
     process: ProcessId | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +73,27 @@ class Manifest:
         return self.process is not None or (
             self.modal is not None and self.modal.started_at is not None
         )
+
+    def attempts(self, result: RunResult) -> tuple[Attempt, ...]:
+        """Return all attempts, with this one as its result tells."""
+        own = Attempt(
+            number=self.attempt,
+            status=result.status,
+            place=self._place(),
+            began_at=self.began_at or "",
+            seconds=result.timings.get("total_s"),
+            error=result.error,
+            cost_usd=result.cost.get("estimate_usd"),
+        )
+        return (*self.earlier_attempts, own)
+
+    def _place(self) -> str:
+        if self.modal is not None:
+            gpu, call = self.modal.gpu, self.modal.function_call_id
+            name = "" if gpu is None else gpu if isinstance(gpu, str) else " or ".join(gpu)
+            return " ".join(["Modal", *filter(None, [name, call])])
+        process = self.process or self.client
+        return process.hostname if process is not None else ""
 
     @property
     def is_on_modal(self) -> bool:

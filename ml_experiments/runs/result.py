@@ -157,6 +157,27 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One try at a run; resuming a run is another.
+
+    Attributes:
+        number: 1 for the first.
+        place: The machine, and on Modal the GPU and the call.
+        began_at: When it was submitted, in ISO 8601.
+        seconds: How long it executed; None where that isn't known.
+        cost_usd: What it cost by estimate, where money was spent.
+    """
+
+    number: int
+    status: RunStatus
+    place: str
+    began_at: str
+    seconds: float | None = None
+    error: RunError | None = None
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What came of a run.
 
@@ -179,6 +200,7 @@ class RunResult:
         timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`.
         cost: US dollars, where money was spent: `estimate_usd`, `worst_case_usd`.
         environment: Python, packages that matter, machine and devices of the run.
+        attempts: Every attempt at the run, the one that led to this result last.
         run_dir: The run folder on this machine.
     """
 
@@ -191,6 +213,7 @@ class RunResult:
     timings: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
     run_dir: Path | None = None
 
     @functools.cached_property
@@ -225,6 +248,7 @@ class RunResult:
             "timings": dict(self.timings),
             "environment": dict(self.environment),
             "cost": dict(self.cost),
+            "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
             "run_dir": str(self.run_dir) if self.run_dir else None,
         }
 

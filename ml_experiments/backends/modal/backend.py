@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets as random_tokens
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.fetching import has_begun_there
+from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
     complete_spec,
@@ -115,7 +118,12 @@ class ModalBackend(Backend):
             f"run {spec.run_id}: {spec.gpu} for at most {spec.timeout_s:g} s, which costs at most "
             f"${plan.worst_case_usd:.2f}"
         )
-        manifest = dataclasses.replace(folder.read_manifest(), modal=plan.place)
+        # on disk before the run can start: its result is found by it, whatever becomes of this
+        # process, and an earlier submission's result does not count for it
+        submission = random_tokens.token_hex(8)
+        manifest = dataclasses.replace(
+            folder.read_manifest(), modal=plan.place, submission=submission
+        )
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
         request = make_request(remote, manifest, prepared.secrets, prepared.setup_key).to_dict()
@@ -136,13 +144,34 @@ class ModalBackend(Backend):
             RunFolderError: If its manifest names no call on Modal.
             AuthError: If there is no token, or Modal rejected it.
         """
-        place = folder.read_manifest().modal
-        if place is None or place.function_call_id is None:
+        manifest = folder.read_manifest()
+        place = manifest.modal
+        if place is None or manifest.submission is None:
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
         call_id = place.function_call_id
+        if call_id is None and not has_begun_there(runs_volume(), handle.run_id, manifest):
+            raise RunFolderError(
+                f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
+                "GPU; attach to it again later, or resume it"
+            )
         return self._start(handle, lambda: self._threads.submit(handle.collect, call_id))
+
+    def recover(self, folder: RunFolder, observer: Observer) -> None:
+        manifest = folder.read_manifest()
+        place = manifest.modal
+        if folder.result_file.exists() or place is None or place.function_call_id is not None:
+            return
+        require_access()
+        handle = ModalRunHandle(folder.read_spec(), folder, observer)
+        if not has_begun_there(runs_volume(), handle.run_id, manifest):
+            return
+        if not handle.recover():
+            raise RunFolderError(
+                f"run {handle.run_id} has begun on Modal, though its client was lost before it "
+                f"knew; follow it with: ml-experiments runs attach {handle.run_id}"
+            )
 
     def close(self) -> None:
         """Wait for the runs that were submitted, and stop their apps."""

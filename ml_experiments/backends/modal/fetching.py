@@ -10,6 +10,7 @@ from typing import Any
 
 import modal
 
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.serialization.files import open_atomically
 
 _AT_A_TIME = 32
@@ -30,6 +31,20 @@ class Fetched:
 
     records: dict[str, dict[str, Any]]
     left_behind: tuple[str, ...]
+
+
+def has_begun_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> bool:
+    """Return whether the volume has something of this very submission of a run."""
+    try:
+        record = _read_json(volume, PurePosixPath(run_id, "manifest.json"))
+    except (FileNotFoundError, modal.exception.NotFoundError, ValueError):
+        return False
+    return record.get("submission") == manifest.submission
+
+
+def has_result_there(volume: modal.Volume, run_id: str) -> bool:
+    """Return whether a run has ended that has begun there."""
+    return PurePosixPath(run_id, "result.json") in _list_files(volume, run_id)
 
 
 def fetch_run_folder(volume: modal.Volume, run_id: str, folder: Path) -> Fetched:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets as random_tokens
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +41,6 @@ def make_request(
     manifest: Manifest,
     secrets: Iterable[str],
     setup_key: str | None,
-    submission: str | None = None,
 ) -> RunRequest:
     """Return the request for a run; of the secrets, only those that the spec contains travel.
 
@@ -52,13 +49,11 @@ def make_request(
         manifest: What the client records of the run.
         secrets: Values that no record may hold.
         setup_key: See `PreparedRun`.
-        submission: Identifies this submission; an earlier one's result does not count for it. A
-            rerun by Modal has the same. By default it is random.
     """
     strings = list(_strings_in([spec.config, spec.name, spec.tags]))
     return RunRequest(
         spec,
-        dataclasses.replace(manifest, submission=submission or random_tokens.token_hex(8)),
+        manifest,
         tuple(v for v in secrets if v and any(v in string for string in strings)),
         setup_key,
     )

@@ -15,7 +15,7 @@ import modal
 from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.cost import cost_of
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
-from ml_experiments.backends.modal.fetching import fetch_run_folder
+from ml_experiments.backends.modal.fetching import fetch_run_folder, has_result_there
 from ml_experiments.backends.modal.logs import LiveLogs
 from ml_experiments.backends.modal.mounts import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal.outcome import describe_lost_call
@@ -134,8 +134,16 @@ class ModalRunHandle(RunHandle):
             self.notice(f"which call it is was not recorded, so keep this client: {e}")
         return self._follow()
 
-    def collect(self, call_id: str) -> RunResult:
-        """See a run to its end that another process started; for the backend's thread."""
+    def collect(self, call_id: str | None) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread.
+
+        Args:
+            call_id: The call; None where that process was lost before it knew.
+        """
+        if call_id is None:
+            while not self.recover():
+                time.sleep(_ASKED_EVERY_S)
+            return self.folder.read_result()
         with platform_errors("find the run"):
             self._call = modal.FunctionCall.from_id(call_id)
         return self._follow()
@@ -149,6 +157,20 @@ class ModalRunHandle(RunHandle):
             status, error, result = self._wait()
         finally:
             logs.finish()
+        return self._bring_here(status, error, result)
+
+    def recover(self) -> bool:
+        """Bring the run's result and files here; return whether there is a result."""
+        with platform_errors("look for the result of the run"):
+            is_there = has_result_there(runs_volume(), self.run_id)
+        if is_there:
+            self._bring_here(RunStatus.ERROR, None, None)
+        return is_there
+
+    def _bring_here(
+        self, status: RunStatus, error: RunError | None, result: RunResult | None
+    ) -> RunResult:
+        """Fetch the run folder, and write the result as it is known here."""
         try:
             with platform_errors("bring the files of the run here"):
                 fetched = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)

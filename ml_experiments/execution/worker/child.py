@@ -48,6 +48,7 @@ class RunMessage:
     Attributes:
         spec: What to run.
         folder: The run folder.
+        attempt: The attempt at the run.
         output: Where the output of the process goes.
         began_at: See `Supervision`.
         secrets: Values that no record may hold.
@@ -58,6 +59,7 @@ class RunMessage:
 
     spec: RunSpec
     folder: str
+    attempt: int | None
     output: str
     began_at: float | None
     secrets: tuple[str, ...]
@@ -121,7 +123,7 @@ class Worker:
 
     def _execute(self, message: RunMessage) -> bool:
         """Execute a run; return whether this process may serve another."""
-        spec, folder = message.spec, RunFolder(Path(message.folder))
+        spec, folder = message.spec, RunFolder(Path(message.folder), message.attempt)
         _point_output_at(message.output)
         finished = Finished(has_result=False)
         try:

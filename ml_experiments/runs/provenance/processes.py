@@ -16,6 +16,8 @@ class ProcessId:
 
     Attributes:
         boot_id: Linux's name for the time since it booted; None elsewhere.
+        pid_namespace: Linux's name for the set of processes that its pid is one of: those of a
+            container, for example.
         start_ticks: When the process started, in clock ticks since boot, where boot_id is known.
             Unlike `create_time`, it doesn't change when the clock is set.
         create_time: When the process started, as Unix time, where there is no boot_id.
@@ -24,6 +26,7 @@ class ProcessId:
     hostname: str
     pid: int
     boot_id: str | None = None
+    pid_namespace: str | None = None
     start_ticks: int | None = None
     create_time: float | None = None
 
@@ -31,19 +34,18 @@ class ProcessId:
         if not 0 < self.pid < 2**31:
             raise ValueError(f"pid is {self.pid}, not a process")
 
-    def is_alive(self) -> bool:
-        """Return whether the process lives; a process on another machine counts as alive."""
+    def is_alive(self) -> bool | None:
+        """Return whether the process lives; None for one that can't be seen from here."""
         if self.hostname != socket.gethostname():
-            return True
+            return None
         boot_id = _read_boot_id()
         if boot_id is not None and self.boot_id is not None:
+            if boot_id != self.boot_id or _read_pid_namespace() != (
+                self.pid_namespace or _read_pid_namespace()
+            ):
+                return None  # another machine or container of this name, or gone with a reboot
             stat = _read_stat(self.pid)
-            return (
-                boot_id == self.boot_id
-                and stat is not None
-                and stat[0] not in ("Z", "X")
-                and stat[1] == self.start_ticks
-            )
+            return stat is not None and stat[0] not in ("Z", "X") and stat[1] == self.start_ticks
         try:
             found = psutil.Process(self.pid)
             created_at = found.create_time()
@@ -60,13 +62,20 @@ def this_process() -> ProcessId:
     boot_id, stat = _read_boot_id(), _read_stat(pid)
     if boot_id is None or stat is None:
         return ProcessId(hostname, pid, create_time=psutil.Process().create_time())
-    return ProcessId(hostname, pid, boot_id, stat[1])
+    return ProcessId(hostname, pid, boot_id, _read_pid_namespace(), stat[1])
 
 
 def _read_boot_id() -> str | None:
     """Return what Linux names the time since it booted; None elsewhere."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _read_pid_namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a hot path
     except OSError:
         return None
 

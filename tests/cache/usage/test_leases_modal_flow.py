@@ -224,4 +224,4 @@ def request(experiment: str, config: dict[str, Any]) -> dict[str, Any]:
         created_at="",
         backend="modal",
     )
-    return make_request(spec, Manifest(run_id=spec.run_id), ()).to_dict()
+    return make_request(spec, Manifest(run_id=spec.run_id), (), None).to_dict()

@@ -163,13 +163,12 @@ def _cache_volume() -> modal.Volume:
 
 
 def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFolder:
-    folder = RunFolder(runs_dir() / spec.run_id)
+    folder = RunFolder(runs_dir() / spec.run_id, manifest.attempt)
     if not folder.path.is_dir():
         return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
     if folder.read_manifest().submission != manifest.submission:
         # the user resumes the run: its checkpoints count, its old result doesn't
-        folder.result_file.unlink(missing_ok=True)
-        folder.write_manifest(manifest, redactor)
+        return folder.begin_attempt(manifest, redactor)
     return folder
 
 
