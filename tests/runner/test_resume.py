@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from ml_experiments import Error, LocalBackend, run_experiment
+from ml_experiments.errors import SupersededError
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.result import RunResult, RunStatus
 from tests.support.waiting import wait_until
 
 WAITS = """
@@ -100,3 +105,121 @@ def test_a_client_that_was_killed_holds_no_run_back(failed: RunFolder) -> None:
     (failed.path / "go").touch()
     with LocalBackend() as backend:
         assert resume_run(failed, backend=backend).result(60).results == 2
+
+
+def test_every_attempt_is_kept_with_its_error_and_the_log_tells_them_apart(
+    failed: RunFolder,
+) -> None:
+    (failed.path / "go").touch()
+    source = Path(str(failed.read_spec().experiment).rpartition(":")[0])
+    working = source.read_text()
+    source.write_text(
+        working.replace("    while", '    raise KeyError("the second one too")\n    while')
+    )
+    with LocalBackend() as backend:
+        second = resume_run(failed, backend=backend).result(60)
+        source.write_text(working)
+        third = resume_run(failed, backend=backend).result(60)
+    assert second.error is not None
+    assert [a.number for a in second.attempts] == [1, 2]
+    assert third.status is RunStatus.SUCCESS
+    told = [(a.number, a.status, a.error and a.error.message) for a in third.attempts]
+    assert told == [
+        (1, "error", "the first one fails"),
+        (2, "error", "'the second one too'"),
+        (3, "success", None),
+    ]
+    assert all(a.place and a.began_at and a.seconds is not None for a in third.attempts)
+    assert third.attempts[0].error is not None
+    assert "in waits" in third.attempts[0].error.traceback
+    assert failed.read_result().attempts == third.attempts
+    log = failed.log_file.read_text()
+    positions = [
+        log.index(text)
+        for text in ("the first one fails", "--- attempt 2,", "the second one", "--- attempt 3,")
+    ]
+    assert positions == sorted(positions)
+
+
+def test_an_attempt_that_another_has_followed_writes_nothing_more(failed: RunFolder) -> None:
+    first = RunFolder(failed.path, attempt=1)
+    nothing = Redactor(())
+    manifest = failed.read_manifest()
+    second = failed.begin_attempt(dataclasses.replace(manifest, attempt=2), nothing)
+    late = RunResult(run_id=failed.path.name, status=RunStatus.CANCELLED, experiment_class="x")
+    with pytest.raises(SupersededError, match="attempt 1 at run"):
+        first.write_result(late, nothing)
+    with pytest.raises(SupersededError):
+        first.write_manifest(manifest, nothing)
+    assert not failed.result_file.exists()
+    second.write_result(late, nothing)
+    assert failed.read_result().status is RunStatus.CANCELLED
+
+
+def as_seen_elsewhere(folder: RunFolder, silence_s: float) -> None:
+    """Make a run unfinished, and its process one of a machine that can't be seen from here."""
+    folder.result_file.unlink()
+    manifest = folder.read_manifest()
+    assert manifest.process is not None
+    elsewhere = dataclasses.replace(manifest.process, hostname="another-machine")
+    folder.write_manifest(dataclasses.replace(manifest, process=elsewhere), Redactor(()))
+    for file in folder.path.iterdir():
+        os.utime(file, (time.time() - silence_s,) * 2)
+
+
+def test_a_run_on_a_machine_that_is_gone_is_lost_once_it_is_silent(failed: RunFolder) -> None:
+    as_seen_elsewhere(failed, silence_s=30)
+    assert failed.outcome().status is RunStatus.RUNNING
+    with LocalBackend() as backend:
+        with pytest.raises(Error, match="--force"):
+            resume_run(failed, backend=backend)
+        (failed.path / ".heartbeat").touch()  # its client goes on, though nothing is printed
+        as_silent = failed.path / "log.txt"
+        os.utime(as_silent, (0, 0))
+        assert failed.outcome().status is RunStatus.RUNNING
+        for file in failed.path.iterdir():
+            os.utime(file, (time.time() - 3600,) * 2)
+        outcome = failed.outcome()
+        assert outcome.status is RunStatus.ERROR
+        assert outcome.error is not None
+        assert "another-machine" in outcome.error.message
+        (failed.path / "go").touch()
+        assert resume_run(failed, backend=backend).result(60).results == 1
+
+
+def test_a_run_that_only_seems_to_go_on_is_resumed_by_force(failed: RunFolder) -> None:
+    as_seen_elsewhere(failed, silence_s=0)
+    (failed.path / "go").touch()
+    command = [*RESUME, "--force", failed.path.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert failed.read_result().results == 1
+
+
+@pytest.mark.parametrize("named", ["by file", "by module"])
+def test_a_project_that_was_moved_resumes(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    (project / "lib").mkdir(parents=True)
+    (project / "lib" / "__init__.py").touch()
+    (project / "lib" / "helper.py").write_text("VALUE = 3\n")
+    (project / "train.py").write_text(
+        "from lib.helper import VALUE\n"
+        "from ml_experiments import current_run\n"
+        "def run():\n"
+        "    first = current_run().checkpoint_dir / 'first'\n"
+        "    if first.exists(): return VALUE\n"
+        "    first.touch()\n"
+        "    raise ValueError\n"
+    )
+    monkeypatch.chdir(project)
+    path = "train.py:run" if named == "by file" else "train.run"
+    result = run_experiment(path, runs_dir=Path("runs"))
+    assert result.error is not None
+    assert result.error.type == "ValueError"
+    monkeypatch.chdir(tmp_path)
+    project.rename(tmp_path / "moved")
+    folder = RunFolder(tmp_path / "moved" / "runs" / result.run_id)
+    with LocalBackend() as backend:
+        assert resume_run(folder, backend=backend).result(60).raise_for_error().results == 3

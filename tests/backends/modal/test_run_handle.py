@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
+from ml_experiments.backends.modal.fetching import has_result_there
+from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
@@ -91,6 +93,37 @@ def test_a_run_survives_its_client_and_is_collected_later(
     assert result.results == {"finished": True}
     assert folder.log_file.read_text() == "begun\ndone\n"
     assert folder.outcome().status is RunStatus.SUCCESS
+
+
+def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_found_and_not_run_again(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "client.py").write_text(
+        textwrap.dedent("""
+            import os, signal, sys
+            from ml_experiments import ModalBackend, submit_experiment
+            from ml_experiments.backends.modal.run_handle import ModalRunHandle
+
+            # the call has been made, and its id is about to be recorded
+            ModalRunHandle._update_place = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            with ModalBackend() as backend:
+                submit_experiment("counted.py:run", {}, backend=backend).result()
+        """)
+    )
+    (tmp_path / "counted.py").write_text("def run(): return 'ran'\n")
+    command = [sys.executable, "client.py"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=WAIT_S, check=False)
+    assert done.returncode == -9
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    folder = RunFolder(path)
+    assert folder.read_manifest().modal is not None
+    with ModalBackend() as backend:
+        volume = runs_volume()
+        wait_until(lambda: has_result_there(volume, path.name), "the end of the run")
+        with pytest.raises(Error, match="nothing to resume"):
+            resume_run(folder, backend=backend)
+    assert folder.read_result().results == "ran"
+    assert len(folder.read_result().attempts) == 1
 
 
 def test_a_run_that_never_reached_modal_cannot_be_collected(
