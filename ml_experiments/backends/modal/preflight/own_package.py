@@ -18,6 +18,7 @@ PACKAGE = Path(ml_experiments.__file__).parent
 RUN_ROOTS = ("backends.modal.container.run_remote", "execution", "experiment")
 # where modules are imported by names in a table, which no walk of imports sees
 _BY_NAME = {"runner": "backends"}
+_CODE = {".py", ".pyc", ".so"}
 
 
 def files_for_run(graph: ImportGraph) -> frozenset[Path]:
@@ -59,8 +60,9 @@ def _modules_below(name: str) -> Iterator[str]:
 def _data_of(folder: Path) -> Iterator[Path]:
     """Yield the files of a package that are no modules; those of its packages are theirs."""
     for path in folder.iterdir():
-        if path.is_dir():
-            if path.name != "__pycache__" and not (path / "__init__.py").exists():
-                yield from _data_of(path)
-        elif path.suffix != ".py":
+        if path.name.startswith(".") or path.name == "__pycache__" or path.suffix in _CODE:
+            continue
+        if path.is_file():
             yield path
+        elif not (path / "__init__.py").exists():
+            yield from _data_of(path)
