@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_experiments
-from ml_experiments.backends.modal.preflight.imports import Import, imports_of
+from ml_experiments.backends.modal.preflight.imports import Import, imports_of, parse
 from ml_experiments.errors import PreflightError
 
 OWN_PACKAGE = "ml_experiments"
@@ -101,7 +101,7 @@ def _public_names() -> dict[str, str]:
     stub = Path(ml_experiments.__file__).with_suffix(".pyi")
     return {
         alias.name: f"{OWN_PACKAGE}.{node.module}"
-        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        for node in parse(stub.read_text(encoding="utf-8"), stub).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any
 # what runs in a container: see gpu_image/
 CONTAINER_PYTHON = (3, 11)
 CONTAINER_PLATFORM = "linux"
+
+# CPython 3.11 keeps its depth in one place for all threads (python/cpython#106905): two that parse
+# at the same time can end in a SystemError
+_PARSING = threading.Lock()
 
 _MISSING_MODULE_ERRORS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
@@ -64,8 +69,18 @@ def imports_of(source: str, file: Path, package: str) -> list[Import]:
         SyntaxError: If the text is not Python.
     """
     collector = _Collector(file, package)
-    collector.visit_all(ast.parse(source, filename=str(file)).body, optional=False)
+    collector.visit_all(parse(source, file).body, optional=False)
     return collector.found
+
+
+def parse(source: str, file: Path) -> ast.Module:
+    """Return the syntax tree of a file; may be called from several threads.
+
+    Raises:
+        SyntaxError: If the source is not Python.
+    """
+    with _PARSING:
+        return ast.parse(source, filename=str(file))
 
 
 class _Collector:

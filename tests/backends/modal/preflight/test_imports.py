@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,25 @@ def test_an_import_knows_its_line_and_names() -> None:
 def test_a_file_that_is_not_python_is_a_syntax_error() -> None:
     with pytest.raises(SyntaxError):
         imports_of("def", Path("x.py"), "")
+
+
+def test_files_are_read_in_several_threads_at_once() -> None:
+    source = Path(__file__).read_text(encoding="utf-8") * 3
+    at_depth = [0, 10, 20, 30]
+
+    def read(depth: int) -> int:
+        return read(depth - 1) if depth else len(imports_of(source, Path("x.py"), ""))
+
+    def let_other_threads_run(phase: str, info: object) -> None:
+        time.sleep(0.0001)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(let_other_threads_run)
+    gc.set_threshold(200, 1000, 1000)
+    try:
+        with ThreadPoolExecutor(len(at_depth)) as threads:
+            counts = list(threads.map(read, at_depth * 5))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_other_threads_run)
+    assert len(set(counts)) == 1
