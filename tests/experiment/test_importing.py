@@ -1,0 +1,136 @@
+"""Experiments are imported from import paths, and import paths made from classes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.errors import ExperimentPathError
+from ml_experiments.experiment.importing import load_experiment, path_of
+from tests.support.experiments import Fit, train
+
+
+def test_a_class_in_a_module_is_found_again_by_its_path() -> None:
+    path, root = path_of(Fit)
+    assert path == "tests.support.experiments:Fit"
+    assert root == str(Path(__file__).parents[2])
+    assert load_experiment(path) is Fit
+    assert load_experiment(path_of(train)[0]) is train
+
+
+def test_a_class_defined_in_a_function_is_refused() -> None:
+    class Local:
+        def run(self) -> None:
+            """Do nothing."""
+
+    with pytest.raises(ExperimentPathError, match="top level of its module"):
+        path_of(Local)
+
+
+@pytest.mark.parametrize("target", [3, "text", [], object()])
+def test_what_is_no_class_or_function_is_refused(target: object) -> None:
+    with pytest.raises(ExperimentPathError, match="not a class or a function"):
+        path_of(target)  # type: ignore[arg-type]
+
+
+def run_python(code: str, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments, "-c", code] if code else [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+SCRIPT = """
+from ml_experiments import run_experiment
+
+class Mine:
+    def __init__(self, config): ...
+    def run(self): return "ran"
+
+if __name__ == "__main__":
+    print(run_experiment(Mine).to_dict()["results"])
+"""
+
+
+def test_a_class_of_the_script_itself_runs(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    assert run_python("", tmp_path, "script.py") == "ran\n"
+    assert run_python("", tmp_path, "-m", "script") == "ran\n"
+
+
+def test_a_class_typed_into_a_session_says_why_it_cannot_run(tmp_path: Path) -> None:
+    told = run_python(SCRIPT, tmp_path)
+    assert "save it in a file" in told
+
+
+def test_a_failing_import_names_the_cause_and_a_missing_one_the_package(tmp_path: Path) -> None:
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    with pytest.raises(ExperimentPathError, match="ZeroDivisionError: division by zero"):
+        load_experiment("broken_module.Thing", [str(tmp_path)])
+    (tmp_path / "exits.py").write_text("import sys; sys.exit('bye')\n")
+    with pytest.raises(ExperimentPathError, match="SystemExit: bye"):
+        load_experiment("exits.Thing", [str(tmp_path)])
+    (tmp_path / "needs_cv2.py").write_text("import cv2_not_here.sub\n")
+    with pytest.raises(ExperimentPathError, match=r"pip install cv2_not_here .*--pip cv2_"):
+        load_experiment("needs_cv2.Thing", [str(tmp_path)])
+    (tmp_path / "needs_more.py").write_text("import click.not_there\n")
+    with pytest.raises(ExperimentPathError, match="install the package that has it") as caught:
+        load_experiment("needs_more.Thing", [str(tmp_path)])
+    assert "pip install click" not in str(caught.value)
+
+
+def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
+    with pytest.raises(ExperimentPathError) as caught:
+        load_experiment("tests.support.experiments.Plane")
+    assert "did you mean 'Plain'" in str(caught.value)
+    assert "Fit" in str(caught.value)
+    assert "NoRun" not in str(caught.value)
+
+
+def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "waits.py").write_text(
+        "async def train(config): ...\n"
+        "class Train:\n    def __init__(self, config): ...\n    async def run(self): ...\n"
+    )
+    with pytest.raises(ExperimentPathError, match=r"write .*waits\.py:Class"):
+        load_experiment(str(tmp_path / "waits.py"))
+    for name in ("train", "Train"):
+        with pytest.raises(ExperimentPathError, match=r"is async.*asyncio\.run"):
+            load_experiment(f"waits.{name}", [str(tmp_path)])
+
+
+def test_a_nested_class_is_written_after_a_colon(tmp_path: Path) -> None:
+    (tmp_path / "nests.py").write_text(
+        "class Outer:\n    class Inner:\n        def run(self): ...\n"
+    )
+    with pytest.raises(ExperimentPathError, match=r"is a class, .* write nests:Outer\.Inner"):
+        load_experiment("nests.Outer.Inner", [str(tmp_path)])
+    assert load_experiment("nests:Outer.Inner", [str(tmp_path)]).__name__ == "Inner"
+
+
+def test_a_value_that_is_no_experiment_says_what_it_is() -> None:
+    with pytest.raises(ExperimentPathError, match="is a module, not a class"):
+        load_experiment("tests.support.experiments.ctypes")
+
+
+def test_the_folders_of_the_experiment_at_hand_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper_on_both_sides.py").write_text(f"SIDE = {name!r}\n")
+        (tmp_path / name / f"alone_{name}.py").write_text("def train(config): ...\n")
+    (tmp_path / "left" / "helped.py").write_text(
+        "import helper_on_both_sides\ndef train(config):\n    return helper_on_both_sides.SIDE\n"
+    )
+    for path in ("left/alone_left.py", "right/alone_right.py"):
+        load_experiment(f"{tmp_path}/{path}:train")
+    assert load_experiment(f"{tmp_path}/left/helped.py:train")({}) == "left"
