@@ -1,4 +1,4 @@
-"""What the type of a config says of its fields: names, types, choices and bounds."""
+"""The fields of a config, by its type: their names, types, choices and bounds."""
 
 from __future__ import annotations
 

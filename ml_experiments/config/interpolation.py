@@ -35,7 +35,7 @@ def resolve_interpolations(data: dict[str, Any]) -> dict[str, Any]:
         for key in list(node) if is_dict else range(len(node)):
             place = f"{path}.{key}" if path else str(key)
             try:
-                # OmegaConf's mark for "to be filled in" is only a text here
+                # a quoted "???" is a string here, not a missing value as in OmegaConf
                 item = "???" if OmegaConf.is_missing(node, key) else node[key]
             except OmegaConfBaseException as e:
                 problems.append(f"{place}: {_explain(e)}")
@@ -61,14 +61,14 @@ def _has_interpolation(data: Any) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
     if type(error).__name__ == "GrammarParseError":
-        text = "a ${...} in it is not complete"
-    variable = _MISSING_VARIABLE.search(text)
+        message = "a ${...} in it is not complete"
+    variable = _MISSING_VARIABLE.search(message)
     if variable:
         name = variable[1]
         return (
             f"the environment variable {name} is not set; set it, or give a default: "
             f"${{oc.env:{name},default}}"
         )
-    return f"{text}; for a literal ${{ write \\${{"
+    return f"{message}; for a literal ${{ write \\${{"

@@ -41,7 +41,7 @@ def parse_override(override: str) -> tuple[list[str], Any]:
 def parse_value(written: str, key: str) -> Any:
     """Return what the value of an override means.
 
-    Lists, dicts and quoted strings are YAML; `null`, `true` and numbers are what they say, as
+    Lists, dicts and quoted strings are YAML; `null`, `true` and numbers are read as such, as
     `Unquoted`; anything else is the string as it was typed, so that it may hold `: ` and ` #`.
 
     Raises:
@@ -107,7 +107,7 @@ def _unquote(stripped: str, written: str) -> Any:
     try:
         parsed = parse_yaml(stripped)
     except (yaml.YAMLError, ValueError):
-        return written  # the quotes are part of the string, as in: "yes" is what it said
+        return written  # the quotes are part of the string, as in: "yes" was the answer
     return parsed if isinstance(parsed, str) else written
 
 

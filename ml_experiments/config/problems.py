@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a config, in words that say what is allowed."""
+"""Messages about an invalid config, with what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe_problems(
         field = ".".join(map(str, path)) or "config"
         if message not in by_field.setdefault(field, []):
             by_field[field].append(message)
-    # the members of a union each say what they would have accepted
+    # there is one message for each member of a union
     return tuple(f"{field}: {'; or '.join(messages)}" for field, messages in by_field.items())
 
 

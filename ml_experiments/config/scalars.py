@@ -41,7 +41,7 @@ def parse_scalar(written: str) -> Any:
     if _FLOAT.fullmatch(written):
         plain = written.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
         number = float(plain)
-        # 12e3456 overflows: it's a commit hash, say, and no number
+        # 12e3456 overflows: it is no number, but perhaps a commit hash
         return written if math.isinf(number) and "inf" not in plain else number
     return written
 

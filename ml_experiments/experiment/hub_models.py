@@ -1,4 +1,4 @@
-"""Which models on the Hugging Face Hub a run will need, so that they can be downloaded before."""
+"""The models on the Hugging Face Hub that a run needs, to be downloaded before it starts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def hub_models(
     experiment: Callable[..., Any], config: Any, values: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Return the names, `org/name` or `org/name@revision`, that an experiment's config stands for.
+    """Return the models that a config names, as `org/name` or `org/name@revision`.
 
-    An experiment says so by a class or static method `hub_models(config)`. Without one, every
-    field `model_name` or `..._model_name` counts that holds `org/name` and no existing folder;
-    a field `revision` goes with `model_name`.
+    An experiment can define them by a class or static method `hub_models(config)`. Otherwise
+    they are the values of `model_name` and `..._model_name` that have the form `org/name` and
+    are no existing folder; a field `revision` belongs to `model_name`.
 
     Args:
         experiment: The class or function.
         config: Its config.
-        values: The same as JSON.
+        values: The config as JSON.
     """
     hook = getattr(experiment, "hub_models", None)
     named: Iterable[str] = hook(config) if hook is not None else _by_convention(values)

@@ -1,4 +1,4 @@
-"""From a reference to the class, and from a class to its reference."""
+"""Imports the class that an import path names, and finds the import path of a class."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ml_experiments.errors import ExperimentPathError, suggest
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.reference import ExperimentPath, parse_experiment_path
 
-_importing = threading.local()  # `.path`: the class path whose module this thread imports
+_importing = threading.local()  # `.path`: what this thread is importing
 
 
 def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[..., Any]:
-    """Import the class or function that a class path names.
+    """Import the class or function that an import path names.
 
     Args:
-        path: The class path.
+        path: The import path.
         import_paths: Folders put first on `sys.path`.
 
     Raises:
@@ -32,7 +32,7 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
     """
     parsed = parse_experiment_path(path)
     folders = list(dict.fromkeys([*import_paths, *([str(parsed.root)] if parsed.root else [])]))
-    if sys.path[: len(folders)] != folders:  # those of another experiment may stand before them
+    if sys.path[: len(folders)] != folders:  # folders of other experiments come after these
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     module = _import(parsed)
     target: Any = module
@@ -44,9 +44,9 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
 
 
 def refuse_while_importing() -> None:
-    """Refuse to start a run from the top level of an experiment's own module.
+    """Raise an error if a run is started by the module of an experiment while it is imported.
 
-    Every process that executes the experiment imports the module, and would start the run anew.
+    Each process that executes the experiment imports the module, and would start the run again.
 
     Raises:
         ExperimentPathError: If this thread is importing an experiment's module.
@@ -60,7 +60,11 @@ def refuse_while_importing() -> None:
 
 
 def check_experiment(target: Any, path: str) -> Callable[..., Any]:
-    """Return `target` if it's a class with `run()`, or a function; else say why it isn't."""
+    """Return an object that can be an experiment: a class with `run()`, or a function.
+
+    Raises:
+        ExperimentPathError: If it is something else.
+    """
     if inspect.isclass(target):
         run = getattr(target, "run", None)
         if not callable(run):
@@ -84,7 +88,7 @@ def _refuse_async(function: Callable[..., Any], name: str) -> None:
 
 
 def path_of(experiment: Callable[..., Any]) -> tuple[str, str | None]:
-    """Return the class path of a class or function, and the folder to import it from.
+    """Return the import path of a class or function, and the folder to import it from.
 
     Raises:
         ExperimentPathError: If another process could not import it.
@@ -120,7 +124,7 @@ def _root_of(module: str, file: str | None) -> str | None:
 
 
 def _import(parsed: ExperimentPath) -> ModuleType:
-    before = getattr(_importing, "path", None)
+    previous = getattr(_importing, "path", None)
     _importing.path = parsed.file or parsed.module
     try:
         if parsed.file is None:
@@ -135,7 +139,7 @@ def _import(parsed: ExperimentPath) -> ModuleType:
             f"importing {parsed.module} failed: {type(e).__name__}: {e}"
         ) from e
     finally:
-        _importing.path = before
+        _importing.path = previous
 
 
 def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:
@@ -168,7 +172,7 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
     if missing and (parsed.module == missing or parsed.module.startswith(f"{missing}.")):
         parent, _, last = missing.rpartition(".")
         outer = getattr(sys.modules.get(parent), last, None)
-        if inspect.isclass(outer):  # a class that is nested in it, after a dot
+        if inspect.isclass(outer):  # a nested class, written after a dot
             nested = f"{parsed.module.removeprefix(parent)[1:]}.{parsed.name}"
             return f"{missing!r} is a class, not a module; write {parent}:{nested}"
         return (
@@ -176,7 +180,7 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
             f"in {parent or 'the current folder and the installed packages'}"
         )
     needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
-    if "." in missing:  # what holds it is there, or another package of its namespace
+    if "." in missing:  # its parent is installed, or another package of the same namespace
         return f"{needs}; install the package that has it"
     name = pip_name(missing)
     return (

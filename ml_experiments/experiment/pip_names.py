@@ -1,8 +1,8 @@
-"""What pip calls the package of an imported module."""
+"""The name of the package on PyPI that has an imported module."""
 
 from __future__ import annotations
 
-# import name -> what pip calls it, where the two differ
+# module -> package, where the names differ
 PIP_NAMES = {
     "attr": "attrs",
     "bs4": "beautifulsoup4",

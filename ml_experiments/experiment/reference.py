@@ -1,7 +1,7 @@
-"""From a class path to the class, and from a class to its path.
+"""The import path of an experiment, and its parts.
 
-Three forms: `pkg.module.Class`, `pkg.module:Class` and `path/to/file.py:Class`. The last part
-may also be a function.
+It has one of three forms: `pkg.module.Class`, `pkg.module:Class` or `path/to/file.py:Class`. The
+last part may also be a function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FORMS = "pkg.module.Class, pkg.module:Class or path/to/file.py:Class"
 
 @dataclass(frozen=True)
 class ExperimentPath:
-    """A class path, taken apart.
+    """The parts of an import path.
 
     Attributes:
         module: Dotted name of the module.
@@ -31,28 +31,28 @@ class ExperimentPath:
     root: Path | None = None
 
 
-def parse_experiment_path(text: str) -> ExperimentPath:
-    """Take a class path apart.
+def parse_experiment_path(path: str) -> ExperimentPath:
+    """Return the parts of an import path.
 
     Raises:
         ExperimentPathError: If it has none of the three forms, or its file doesn't exist.
     """
-    location, colon, name = text.rpartition(":")
+    location, colon, name = path.rpartition(":")
     if colon and location.endswith(".py"):
-        return _in_file(text, Path(location), name)
-    if text.endswith(".py"):
-        raise ExperimentPathError(f"{text!r} names a file only; write {text}:Class")
+        return _in_file(path, Path(location), name)
+    if path.endswith(".py"):
+        raise ExperimentPathError(f"{path!r} names a file only; write {path}:Class")
     if not colon:
-        location, _, name = text.rpartition(".")
+        location, _, name = path.rpartition(".")
     parts = [*location.split("."), *name.split(".")]
     if not location or not all(part.isidentifier() for part in parts):
-        raise ExperimentPathError(f"{text!r} is not a class path; write {FORMS}")
+        raise ExperimentPathError(f"{path!r} is not an import path; write {FORMS}")
     return ExperimentPath(module=location, name=name)
 
 
-def _in_file(text: str, file: Path, name: str) -> ExperimentPath:
+def _in_file(path: str, file: Path, name: str) -> ExperimentPath:
     if not name or not all(part.isidentifier() for part in name.split(".")):
-        raise ExperimentPathError(f"{text!r} names no class; write {FORMS}")
+        raise ExperimentPathError(f"{path!r} names no class; write {FORMS}")
     file = file.expanduser().resolve()
     if not file.is_file():
         raise ExperimentPathError(f"{file} does not exist")

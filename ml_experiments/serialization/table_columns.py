@@ -19,7 +19,7 @@ _NULLABLE = {"boolean", "Float32", "Float64"} | {
 
 
 def column_to_cells(title: str, column: Any) -> tuple[list[str], dict[str, Any]]:
-    """Return the cells of a Series as strings, and what `column_from_cells` needs to know.
+    """Return the cells of a Series as strings, and the description for `column_from_cells`.
 
     Raises:
         Unportable: If the column's dtype, or a cell, is of a kind that a string can't hold.
@@ -79,7 +79,7 @@ def column_from_cells(cells: list[str], description: Mapping[str, Any]) -> Any:
 
 
 def inline(what: str, value: Any) -> Any:
-    """Return labels or cells as JSON, or say which of them can't be.
+    """Return labels or cells as JSON.
 
     Raises:
         Unportable: If one of them is not plain data.

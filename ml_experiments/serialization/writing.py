@@ -190,7 +190,7 @@ def _stem(place: Sequence[str | int]) -> str:
     stem = ".".join(parts) or "value"
     if _RESERVED.match(stem):
         stem = f"_{stem}"
-    stem = stem[-_MAX_STEM_LENGTH:]  # the end says most
+    stem = stem[-_MAX_STEM_LENGTH:]  # the end differs most
     while len(stem.encode()) > _MAX_STEM_LENGTH:
         stem = stem[1:]
     return stem

@@ -45,7 +45,7 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         (["tests.support.experiments.Fitt"], "did you mean 'Fit'"),
         (["tests.support.experimentz.Fit"], "did you mean 'experiments'"),
         (["tests.support.experiments.NoRun"], "has no run() method"),
-        (["nodots"], "is not a class path"),
+        (["nodots"], "is not an import path"),
         (["no/such/file.py:Thing"], "does not exist"),
         ([FIT, "--config", "no-such-file.yaml"], "no-such-file.yaml"),
         ([FIT, "--timeout", "soon"], "is not a duration"),
