@@ -58,6 +58,7 @@ def run(
     from ml_experiments.redaction.redactor import Redactor
     from ml_experiments.runner.prepare import prefetch_models, prepare_run
     from ml_experiments.runner.run import submit_run
+    from ml_experiments.runs.folder import SPEC_USER_DATA
 
     config = load_config(config_file, overrides)
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
@@ -74,7 +75,9 @@ def run(
     with open_backend(backend_name, **for_modal) as opened:
         prepared = prepare_run(class_path, config, backend=opened, **options)
         if dry_run:
-            record = Redactor(prepared.secrets).redact_json(prepared.spec.to_dict())
+            record = Redactor(prepared.secrets).redact_record(
+                prepared.spec.to_dict(), SPEC_USER_DATA
+            )
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
 

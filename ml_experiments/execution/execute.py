@@ -42,7 +42,7 @@ from ml_experiments.experiment.hub_models import hub_models
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.folder import RunFolder, redact_result
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.environment import describe_environment
 from ml_experiments.runs.provenance.processes import this_process
@@ -302,7 +302,7 @@ class _Attempt:
             if self.error is None:
                 self.fail(e)
             result = dataclasses.replace(result, status=self.status, error=self.error)
-            data = self.redactor.redact_json(result.to_dict())
+            data = redact_result(result, self.redactor)
             return RunResult.from_dict(data, run_dir=self.folder.path)
 
     def _note_models(self) -> None:
@@ -344,7 +344,7 @@ class _Attempt:
         if problems:
             raise UnportableResultError(problems)
         entry = {"step": step, "time": time.time(), "metrics": encoded}
-        entry = self.redactor.redact_json(entry)
+        entry = self.redactor.redact_record(entry, ("metrics",))
         if self.metrics_file is None:
             self.metrics_file = self.folder.open_metrics()
         self.metrics_file.write(json.dumps(entry, allow_nan=False) + "\n")

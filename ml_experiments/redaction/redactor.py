@@ -27,9 +27,11 @@ class Redactor:
     MARK = "<redacted>"
 
     def __init__(self, values: Iterable[str]) -> None:
-        self._whole = {value for value in values if value}
-        forms = {form for value in self._whole for form in _forms(value)}
-        ordered = sorted(forms, key=lambda form: (-len(form), form))  # the longest match wins
+        # numbered, the same in every process that has the same secrets
+        self._whole = {value: n for n, value in enumerate(sorted({v for v in values if v}), 1)}
+        self._numbers = {form: n for value, n in self._whole.items() for form in _forms(value)}
+        # the longest match wins
+        ordered = sorted(self._numbers, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         self.byte_forms = tuple(form.encode("utf-8", "surrogateescape") for form in ordered)
         self.byte_pattern = re.compile(b"|".join(map(re.escape, self.byte_forms)))
@@ -39,6 +41,22 @@ class Redactor:
         if value in self._whole:
             return self.MARK
         return self._pattern.sub(self.MARK, value) if self._pattern is not None else value
+
+    def redact_path(self, path: str) -> str:
+        """Return the path of an artifact without the secrets in its names.
+
+        The first folder is the run's own. Different secrets give different names.
+        """
+        top, *names = path.split("/")
+        return "/".join([top, *map(self.redact_file_name, names)])
+
+    def redact_file_name(self, name: str) -> str:
+        """Return the name of an artifact without the secrets that it holds."""
+        if name in self._whole:
+            return f"redacted-{self._whole[name]}"
+        if self._pattern is None:
+            return name
+        return self._pattern.sub(lambda match: f"redacted-{self._numbers[match[0]]}", name)
 
     def redact_bytes(self, data: bytes) -> bytes:
         """Return bytes without the secrets that they hold as UTF-8."""
@@ -53,7 +71,7 @@ class Redactor:
         Args:
             record: JSON with the record's own keys.
             user_data: The fields to search, such as `results`; `error.message` is a field of an
-                object. `config.*` means the values in the object, whose keys name fields: those
+                object, or of each object in a list. `config.*` means the values in the object, whose keys name fields: those
                 that are words are kept.
         """
         redacted = dict(record)
@@ -63,6 +81,8 @@ class Redactor:
             if inner not in ("", "*"):
                 if isinstance(value, Mapping):
                     redacted[name] = self.redact_record(value, (inner,))
+                elif isinstance(value, list | tuple):
+                    redacted[name] = [self.redact_record(item, (inner,)) for item in value]
             elif name in redacted:
                 redacted[name] = self._redact(value, keeps_names=inner == "*")
         return redacted
@@ -70,8 +90,8 @@ class Redactor:
     def redact_json(self, data: Any) -> Any:
         """Return JSON without the secrets in its strings and keys.
 
-        The type of an encoded value is kept, and so is the path of a file of the run, even if the
-        file is named after a secret: they are needed to read the value.
+        The type of an encoded value is kept, for it is needed to read the value. The path of an
+        artifact is that of `redact_path`.
         """
         return self._redact(data, keeps_names=False)
 
@@ -97,12 +117,16 @@ class Redactor:
 
     def _redact_typed(self, data: Mapping[str, Any]) -> Any:
         """Redact one value for which JSON has no type, such as bytes, an array or a table."""
-        redacted = {key: self._redact_typed_field(key, item) for key, item in data.items()}
-        if data[TYPE_KEY] in FILE_TYPES and "path" in data:
-            redacted["path"] = data["path"]
+        if data[TYPE_KEY] in FILE_TYPES and isinstance(data.get("path"), str):
+            rest = {key: item for key, item in data.items() if key != "path"}
+            return {**self._redact_fields(rest), "path": self.redact_path(data["path"])}
+        redacted = self._redact_fields(data)
         if redacted != data and not any(isinstance(item, dict | list) for item in data.values()):
             return self.MARK  # what is left of it can't be decoded
         return redacted
+
+    def _redact_fields(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self._redact_typed_field(key, item) for key, item in data.items()}
 
     def _redact_typed_field(self, key: str, item: Any) -> Any:
         if key in _TYPE_FIELDS:
@@ -110,7 +134,7 @@ class Redactor:
         if key in ("columns", "levels"):  # of a table
             return [self._redact_typed_field("", column) for column in item]
         if isinstance(item, Mapping) and TYPE_KEY not in item and key != "attrs":
-            return {name: self._redact_typed_field(name, inner) for name, inner in item.items()}
+            return self._redact_fields(item)
         return self.redact_json(item)
 
 

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -37,6 +37,16 @@ from ml_experiments.serialization.files import parse_strict_json, write_json_ato
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# What users gave or their code produced. A secret may be an ordinary word, such as `experiment`,
+# so the rest of a record is not searched for secrets: it could not be read afterwards.
+SPEC_USER_DATA = ("config.*", "name", "tags.*", "backend_options.*")
+_ERROR = ("error.message", "error.traceback", "error.hint")
+_RESULT_USER_DATA = ("results", *_ERROR, *(f"attempts.{name}" for name in _ERROR))
+_MANIFEST_USER_DATA = (
+    *("code.diff", "code.problem", "code.untracked", "code.submodules.*"),
+    *(f"earlier_attempts.{name}" for name in _ERROR),
+)
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,13 @@ class RunFolder:
             temporary.mkdir(parents=True)
             draft = cls(temporary)
             draft.log_file.touch()
-            for file, data in (
-                ("spec.json", spec.to_dict()),
-                ("manifest.json", manifest.to_dict()),
+            for file, data, user_data in (
+                ("spec.json", spec.to_dict(), SPEC_USER_DATA),
+                ("manifest.json", manifest.to_dict(), _MANIFEST_USER_DATA),
             ):
-                text = json.dumps(redactor.redact_json(data), indent=2, allow_nan=False)
-                (temporary / file).write_text(text + "\n", encoding="utf-8")
+                record = redactor.redact_record(data, user_data)
+                content = json.dumps(record, indent=2, allow_nan=False)
+                (temporary / file).write_text(content + "\n", encoding="utf-8")
             temporary.rename(folder.path)
         except OSError as e:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +197,8 @@ class RunFolder:
 
     def write_spec(self, spec: RunSpec, redactor: Redactor) -> None:
         """Replace what was asked for, when more of it turned out to be secret."""
-        write_json_atomically(self.path / "spec.json", redactor.redact_json(spec.to_dict()))
+        data = redactor.redact_record(spec.to_dict(), SPEC_USER_DATA)
+        write_json_atomically(self.path / "spec.json", data)
 
     def write_manifest(self, manifest: Manifest, redactor: Redactor) -> None:
         """Replace the manifest.
@@ -196,11 +208,13 @@ class RunFolder:
         """
         if self.attempt is not None and manifest.attempt == self.attempt:
             self._check_attempt(self.read_manifest())
-        data = redactor.redact_json(manifest.to_dict())
+        data = redactor.redact_record(manifest.to_dict(), _MANIFEST_USER_DATA)
         write_json_atomically(self.path / "manifest.json", data, durable=False)
 
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
         """Write the outcome, secrets left out, and return it as it was written.
+
+        Artifacts that are named after a secret are renamed, so that their records lead to them.
 
         Raises:
             SupersededError: If another attempt has begun.
@@ -208,9 +222,19 @@ class RunFolder:
         manifest = self.read_manifest()
         self._check_attempt(manifest)
         result = dataclasses.replace(result, attempts=manifest.attempts(result))
-        data = redactor.redact_json({**result.to_dict(), "run_dir": None})
+        data = {**redact_result(result, redactor), "run_dir": None}
+        if data["artifacts"] != [asdict(artifact) for artifact in result.artifacts]:
+            self._rename_artifacts(redactor)
         write_json_atomically(self.result_file, data)
         return RunResult.from_dict(data, run_dir=self.path)
+
+    def _rename_artifacts(self, redactor: Redactor) -> None:
+        for folder, folders, files in os.walk(self.artifacts_dir, topdown=False):
+            for name in (*folders, *files):
+                renamed = Path(folder, redactor.redact_file_name(name))
+                if renamed.name != name and not renamed.exists():
+                    with contextlib.suppress(OSError):
+                        Path(folder, name).rename(renamed)
 
     def begin_attempt(self, manifest: Manifest, redactor: Redactor) -> RunFolder:
         """Begin another attempt, with its manifest; return the folder for it."""
@@ -277,6 +301,13 @@ class RunFolder:
             hint=f"`ml-experiments runs resume {spec.run_id}` runs it again from its checkpoints",
         )
         return dataclasses.replace(unfinished, status=RunStatus.ERROR, error=lost)
+
+
+def redact_result(result: RunResult, redactor: Redactor) -> dict[str, Any]:
+    """Return the record of an outcome, secrets left out."""
+    data = redactor.redact_record(result.to_dict(), _RESULT_USER_DATA)
+    data["artifacts"] = [{**a, "path": redactor.redact_path(a["path"])} for a in data["artifacts"]]
+    return data
 
 
 def _parse_metrics(line: str) -> dict[str, Any] | None:

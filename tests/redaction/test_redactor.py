@@ -16,7 +16,6 @@ import pytest
 
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor
-from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.writing import encode
 
 SECRET = 's3cr3t/tok+en=="q" \\ ü'
@@ -186,11 +185,15 @@ def test_secrets_in_encoded_values_are_redacted(tmp_path: Path) -> None:
     )
 
 
-def test_the_record_of_a_file_that_is_named_after_a_secret_leads_to_it(tmp_path: Path) -> None:
+def test_the_path_of_an_artifact_is_redacted_but_not_what_the_value_is(tmp_path: Path) -> None:
     file = tmp_path / "artifacts" / "first-secret.txt"
     file.parent.mkdir()
     file.write_text("content")
     encoded, _ = encode({"file": file, "folder": file.parent}, file.parent, "results")
-    clean = Redactor(["first-secret", "artifacts"]).redact_json(encoded)
-    assert load_file(clean["file"], tmp_path) == file
-    assert load_file(clean["folder"], tmp_path) == file.parent
+    redactor = Redactor(["artifacts", "first-secret", "a", "file"])
+    clean = redactor.redact_json(encoded)["<redacted>"]
+    assert clean == {**encoded["file"], "path": "artifacts/redacted-4.txt"}
+    assert redactor.redact_path("artifacts/a/file/an artifacts") == (
+        "artifacts/redacted-1/redacted-3/an redacted-2"
+    )
+    assert redactor.redact_path("artifacts") == "artifacts"

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
+import math
+import re
 import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_experiments import LocalBackend, run_experiment
+from ml_experiments import LocalBackend, current_run, run_experiment
 from ml_experiments.cli.main import main
 from ml_experiments.errors import RunFolderError
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.registry import RunRegistry
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.typed_json import Descriptor
+from ml_experiments.serialization.writing import encode
 from tests.support.experiments import Ends, Fit
 
 FILES = ("spec.json", "manifest.json", "result.json", "metrics.jsonl", "log.txt")
+MARK = Redactor.MARK
 COMMANDS = (
     ("list",),
     ("list", "--json"),
@@ -243,6 +255,141 @@ def test_a_log_that_is_gone_is_named(folder: RunFolder) -> None:
     code, _, err = call(folder.path.parent, "show", "last", "--log")
     assert code == 2
     assert f"{folder.log_file} is not readable" in err
+
+
+# words of the records themselves, of their file names and of what a run prints
+WORDS = (
+    *("experiment", "artifacts", "success", "error", "local", "password", "results", "metrics"),
+    *("result.json", "spec.json", "manifest.json", "log.txt", "config", "message", "traceback"),
+    *("20261125", "20261125-101112-1234abc", "pkg.module:Train", "diff", "untracked", "$type"),
+    *("ndarray", "dtype", "path", "float64", "items", "value", "redacted", "<redacted>", "null"),
+    *("artifacts/results/x.npy", "weights", "commit", "branch", "process", "hostname", "pending"),
+    *(
+        "application/octet-stream",
+        "import",
+        "total_s",
+        "running",
+        "first.txt",
+        "/",
+        ".",
+        "results.",
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    secrets=st.lists(
+        st.sampled_from(WORDS) | st.text(min_size=1, max_size=30), min_size=1, max_size=3
+    ),
+    has_failed=st.booleans(),
+)
+def test_records_mean_the_same_whatever_word_is_a_secret(
+    secrets: list[str], has_failed: bool
+) -> None:
+    user_data = {"weights": np.ones(2), 1: secrets[0], "success": [*secrets, math.inf], "x": b"b"}
+    with tempfile.TemporaryDirectory() as runs_dir:
+        redactor = Redactor(secrets)
+        spec = RunSpec(
+            run_id="20261125-101112-1234abc",
+            experiment="pkg.module:Train",
+            config={"password": secrets[0], "results": {"success": [secrets[-1], 1.5]}},
+            seed=3,
+            created_at="2026-11-25T10:11:12.000+00:00",
+            timeout_s=60,
+            tags={"experiment": secrets[0]},
+            import_paths=("/home/artifacts",),
+        )
+        code = {"commit": "1234abc", "branch": "experiment", "dirty": True, "diff": secrets[0]}
+        manifest = Manifest(spec.run_id, 3, code, client=this_process(), process=this_process())
+        folder = RunFolder.create(Path(runs_dir), spec, manifest, redactor)
+        folder.artifacts_dir.mkdir()
+        for name in ("first.txt", "weights", f"a {re.sub('[^a-z]', '', secrets[0])}"):
+            (folder.artifacts_dir / name).write_text(name)
+        files = [folder.artifacts_dir / "first.txt", folder.artifacts_dir / "weights"]
+        results, problems = encode(
+            [user_data, files], folder.artifacts_dir, "results", redactor.redact_text
+        )
+        assert problems == ()
+        error = RunError(ErrorKind.EXPERIMENT, "ValueError", f"no {secrets[0]}")
+        result = RunResult(
+            run_id=spec.run_id,
+            status=RunStatus.ERROR if has_failed else RunStatus.SUCCESS,
+            experiment_class=spec.experiment,
+            results_json=results,
+            error=error if has_failed else None,
+            artifacts=folder.list_artifacts(),
+            timings={"total_s": 1},
+            environment={"peak_memory_bytes": 3},
+        )
+        written = folder.write_result(result, redactor)
+
+        read = folder.read_spec()
+        same = {"config": spec.config, "tags": spec.tags}
+        assert dataclasses.replace(read, **same) == spec  # type: ignore[arg-type]
+        assert list(read.config) == ["password", "results"]
+        assert list(read.config["results"]) == ["success"]
+        assert read.config["password"] == read.tags["experiment"] == MARK
+        read_manifest = folder.read_manifest()
+        assert read_manifest.code | {"diff": ""} == code | {"diff": ""}
+        assert read_manifest.process == manifest.process
+        again = folder.read_result()
+        assert again == written
+        assert (again.run_id, again.status) == (result.run_id, result.status)
+        assert (again.environment, again.timings) == (result.environment, result.timings)
+        (row,) = RunRegistry(Path(runs_dir)).rows()
+        assert (row.run_id, row.status, row.problem) == (result.run_id, result.status, None)
+        if again.error is not None:
+            assert (again.error.kind, again.error.type) == (error.kind, error.type)
+            assert (
+                secrets[0] not in again.error.message
+                or len(secrets[0]) < 6
+                or (secrets[0] in f"no {MARK}")
+            )
+        loaded, names = again.results
+        (weights,) = [again.load(v) for v in loaded.values() if isinstance(v, Descriptor)]
+        assert weights.tolist() == [1, 1]
+        assert [again.load(name).read_text() for name in names] == ["first.txt", "weights"]
+        for artifact in again.artifacts:
+            assert (folder.path / artifact.path).stat().st_size == artifact.size_bytes
+            assert not any(
+                len(s) > 5 and s in artifact.path.partition("/")[2]
+                for s in secrets
+                if s not in "redacted-123"
+            )
+
+
+def names_files_after_secrets(api_key: str, password: str) -> Any:
+    run = current_run()
+    files = [run.output_dir / f"{secret}.txt" for secret in (api_key, password)]
+    folder = run.output_dir / api_key / "inner"
+    folder.mkdir(parents=True)
+    files.append(folder / f"of {password}.txt")
+    for content, file in enumerate(files):
+        file.write_text(str(content))
+    run.log({"file": files[0], api_key: np.ones(2)})
+    return {"files": files, "folder": folder, password: np.zeros(2)}
+
+
+def test_the_records_of_files_that_are_named_after_secrets_lead_to_them(tmp_path: Path) -> None:
+    config = {"api_key": "first-secret", "password": "hunter2"}
+    result = run_experiment(names_files_after_secrets, config, runs_dir=tmp_path, backend="debug")
+    assert result.raise_for_error().run_dir is not None
+    for path in tmp_path.rglob("*"):
+        for secret in config.values():
+            assert secret not in path.name
+            assert path.is_dir() or secret.encode() not in path.read_bytes()
+    results = result.results
+    assert [result.load(file).read_text() for file in results["files"]] == ["0", "1", "2"]
+    (inside,) = result.load(results["folder"]).iterdir()
+    assert re.fullmatch(r"of redacted-\d+\.txt", inside.name)
+    assert result.load(results[MARK]).tolist() == [0, 0]
+    (metrics,) = RunFolder(result.run_dir).read_metrics()
+    assert result.load(metrics["metrics"]["file"]).read_text() == "0"
+    assert result.load(metrics["metrics"][MARK]).tolist() == [1, 1]
+    sizes = {artifact.path: artifact.size_bytes for artifact in result.artifacts}
+    assert len(sizes) == 5
+    assert all((result.run_dir / path).stat().st_size == size for path, size in sizes.items())
 
 
 values = st.recursive(
