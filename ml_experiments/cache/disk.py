@@ -2,37 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 # None for whatever isn't a regular file: a symbolic link, a socket
 Files = Mapping[str, os.stat_result | None]
 
+_MAX_JSON_BYTES = 1_000_000
+
 
 def list_files(folder: str) -> dict[str, os.stat_result | None]:
-    """Return all that is below a folder, by path; symbolic links are listed, never followed."""
+    """Return all that is below a folder, by path; symbolic links are listed, never followed.
+
+    A folder that can't be read is listed like a file that isn't regular.
+    """
     found: dict[str, os.stat_result | None] = {}
     folders = [folder]
     while folders:
+        parent = folders.pop()
         try:
-            entries = os.scandir(folders.pop())
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        found.update(stat_files([entry.path]))
+                    else:
+                        found[entry.path] = None
         except (FileNotFoundError, NotADirectoryError):
             continue  # it vanished since its parent was read
-        for entry in entries:
-            if entry.is_symlink():
-                found[entry.path] = None
-            elif entry.is_file(follow_symlinks=False):
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                found[entry.path] = status
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            else:
-                found[entry.path] = None
+        except OSError:
+            found[parent] = None
     return found
+
+
+def list_folders(folder: str) -> list[str]:
+    """Return a folder and all folders below it that can be read; none if it is no folder."""
+    found = []
+    folders = [folder] if os.path.isdir(folder) and not os.path.islink(folder) else []
+    while folders:
+        found.append(folders.pop())
+        folders += [f"{found[-1]}{os.sep}{name}" for name in subfolders(found[-1])]
+    return found
+
+
+def subfolders(folder: str) -> list[str]:
+    """Return the names of the folders in a folder, sorted; none if it can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
+    """Return what a regular file of at most this size holds; None for anything else.
+
+    Nothing is waited for, as opening a FIFO would, and no symbolic link is followed.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(descriptor, "rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError:
+        return None
+    return content if len(content) <= max_bytes else None
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the JSON object that a small file holds; None for anything else."""
+    try:
+        data = json.loads(read_file(path, _MAX_JSON_BYTES) or b"")
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def stat_files(paths: Iterable[str]) -> dict[str, os.stat_result | None]:
@@ -41,8 +92,8 @@ def stat_files(paths: Iterable[str]) -> dict[str, os.stat_result | None]:
     for path in paths:
         try:
             status = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except OSError:
+            continue  # gone, or in a folder that can't be read
         found[path] = status if stat.S_ISREG(status.st_mode) else None
     return found
 
@@ -68,7 +119,7 @@ def bytes_held(files: Files) -> int:
 
 
 def undeletable(files: Files) -> Iterator[str]:
-    """Yield those of the files that can't be removed: their folder or they are read-only."""
+    """Yield those of the files that can't be removed: they, or their folder, are read-only."""
     writable: dict[str, bool] = {}
     for path, status in files.items():
         folder = os.path.dirname(path)
@@ -104,6 +155,26 @@ def remove_empty_folders(folders: Iterable[str]) -> None:
             os.rmdir(folder)
         except OSError:
             continue  # something else is in it, so it stays
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let other processes of this machine that lock the same folder wait until the block ends.
+
+    The lock is on the folder itself, so that no file is left; without one where a folder can't
+    be locked, as on some network file systems.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_immutable(path: str, status: os.stat_result) -> bool:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ml_experiments.cache.layout import CacheLayout, Kind, is_repo_folder
+from ml_experiments.cache.disk import Files
+from ml_experiments.cache.layout import CacheLayout, Kind
 
 Store = Literal["hub", "transformers", "datasets", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A file of a revision; `blob` is what it links to, or the file itself if it is no link."""
+
+    path: str
+    blob: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A link or a ref that leads to nothing; removing it lets the next download mend it."""
+
+    path: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -27,10 +45,18 @@ class CachedRevision:
     file_count: int
     last_used: float
     last_modified: float
+    files: tuple[CachedFile, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {**dataclasses.asdict(self), "refs": list(self.refs)}
+        """Return it as JSON, without its files."""
+        return {
+            "commit": self.commit,
+            "refs": list(self.refs),
+            "bytes": self.bytes,
+            "file_count": self.file_count,
+            "last_used": self.last_used,
+            "last_modified": self.last_modified,
+        }
 
 
 @dataclass(frozen=True)
@@ -43,9 +69,11 @@ class CachedItem:
         bytes: What its files hold, each once however many revisions share it.
         last_used: Unix time in seconds: the latest of a recorded use, access and change.
             The access time alone would not do: many mounts don't keep it.
+        file_count: The files of its revisions, each content once; all files where it has none.
         revisions: Newest first; empty where the store knows none.
-        files: The files that make it up; empty where `repo` describes them.
-        repo: huggingface_hub's own `CachedRepoInfo`, of a repository that has revisions.
+        damage: What in it leads to nothing.
+        files: All that its folder holds, or the file that it is.
+        blobs: Those of the files that hold the contents of a repository.
     """
 
     name: str
@@ -56,13 +84,14 @@ class CachedItem:
     file_count: int
     last_used: float
     revisions: tuple[CachedRevision, ...] = ()
-    files: tuple[str, ...] = field(default=(), repr=False)
-    repo: Any = field(default=None, repr=False, compare=False)
+    damage: tuple[Damage, ...] = ()
+    files: Files = field(default_factory=dict, repr=False, compare=False)
+    blobs: Mapping[str, os.stat_result] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_repo(self) -> bool:
-        """Whether `path` is a repository's folder, be it without any revision."""
-        return self.store in ("hub", "transformers") and is_repo_folder(self.path.name)
+        """Whether `path` is a repository's folder, with or without any revision."""
+        return self.store in ("hub", "transformers")
 
     def latest_revision(self) -> CachedRevision | None:
         """Return the revision that main names, else the newest."""
@@ -79,6 +108,9 @@ class CachedItem:
             "files": self.file_count,
             "last_used": self.last_used,
             "revisions": [revision.to_dict() for revision in self.revisions],
+            "damage": [
+                {"path": os.path.relpath(d.path, self.path), "what": d.what} for d in self.damage
+            ],
         }
 
 
@@ -122,7 +154,6 @@ class Scan:
     Attributes:
         bytes: What all items and leftovers hold on disk, each file once.
         disk_total: Bytes of the disk or volume that holds the cache; None if it isn't there.
-        hub_infos: huggingface_hub's own scan of each hub folder.
         known_stores: Hub folders with a shared blob store in a layout that is understood.
         uses: When runs last used a revision, by repository folder and commit.
     """
@@ -134,14 +165,8 @@ class Scan:
     bytes: int
     disk_total: int | None
     disk_free: int | None
-    hub_infos: Mapping[Path, Any] = field(repr=False, compare=False)
     known_stores: frozenset[Path] = field(repr=False)
     uses: Mapping[tuple[str, str], float] = field(repr=False)
-
-    def model_names(self) -> list[str]:
-        """Return the names of models as on the Hub, sorted, each once; of which a file is there."""
-        models = (item for item in self.items if item.kind == "model" and item.file_count)
-        return sorted({item.name for item in models})
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""

@@ -29,7 +29,12 @@ KINDS: tuple[Kind, ...] = ("model", "dataset", "space", "kernel", "torch")
 LOCKS_FOLDER = ".locks"
 SHARED_BLOBS_FOLDER = "blobs"
 OWN_FOLDER = ".ml-experiments"
-_REPO_PREFIXES = ("models--", "datasets--", "spaces--", "kernels--")
+_KINDS_BY_PREFIX: dict[str, Kind] = {
+    "models": "model",
+    "datasets": "dataset",
+    "spaces": "space",
+    "kernels": "kernel",
+}
 
 
 @dataclass(frozen=True)
@@ -49,40 +54,48 @@ class CacheLayout:
         """The folders in which repositories stand as `models--org--name`."""
         return tuple(folder for folder in (self.hub, self.transformers) if folder is not None)
 
+    @property
+    def lockable(self) -> Path:
+        """The folder whose lock is held while something is deleted, whichever root was given."""
+        return next((f for f in (self.hub, self.checkpoints) if f and os.path.isdir(f)), self.root)
+
 
 def find_layout(cache_dir: str | os.PathLike[str]) -> CacheLayout:
-    """Tell which subfolder of a folder is which.
+    """Return which subfolder of a cache folder is for what.
 
-    This machine's own folders are known; of any other, what it holds tells.
+    This machine's own folders are known; for any other, what it holds decides.
 
     Raises:
-        CacheError: If the path is empty or leads to something that is no folder.
+        CacheError: If the path is empty or leads to something that is no readable folder.
     """
     if not os.fspath(cache_dir).strip():
-        raise CacheError("the cache folder is an empty text; give a path such as ~/.cache")
+        raise CacheError("the cache folder is an empty string; give a path such as ~/.cache")
     try:
         root = Path(cache_dir).expanduser().resolve()
-        if root.exists() and not root.is_dir():
-            raise CacheError(f"the cache folder {root} is not a folder")
+        names = set(os.listdir(root)) if os.path.lexists(root) else set()
+    except NotADirectoryError as e:
+        raise CacheError(f"the cache folder {root} is not a folder") from e
     except (OSError, RuntimeError, ValueError) as e:
         raise CacheError(f"the cache folder {os.fspath(cache_dir)!r} is not usable: {e}") from e
     own = _of_this_machine(root)
     if own is not None:
         return own
-    if (root / "huggingface").is_dir():
+    if "huggingface" in names and os.path.isdir(root / "huggingface"):
         return _of_hf_home(root, root / "huggingface", root / "torch")
-    if (root / "hub" / "checkpoints").is_dir():
+    if "hub" in names and os.path.isdir(root / "hub" / "checkpoints"):
         return CacheLayout(root, None, None, None, root / "hub" / "checkpoints", None, None)
-    if any((root / name).exists() for name in ("hub", "transformers", "stored_tokens", "token")):
+    if names & {"hub", "transformers", "stored_tokens", "token"}:
         return _of_hf_home(root, root, None)
-    if root.is_dir() and any(is_repo_folder(e.name) for e in os.scandir(root)):
+    if any(parse_repo_folder(name) for name in names):
         return _of_hub_folder(root)
     return _of_hf_home(root, root / "huggingface", root / "torch")
 
 
-def is_repo_folder(name: str) -> bool:
-    """Return whether a folder of this name holds a repository."""
-    return name.startswith(_REPO_PREFIXES)
+def parse_repo_folder(folder: str) -> tuple[Kind, str] | None:
+    """Return kind and name of a repository from its folder, such as `models--org--name`."""
+    prefix, dashes, name = folder.partition("--")
+    kind = _KINDS_BY_PREFIX.get(prefix)
+    return (kind, name.replace("--", "/")) if kind is not None and dashes and name else None
 
 
 def repo_folder(name: str, kind: str = "model") -> str:
@@ -141,7 +154,7 @@ def _of_this_machine(root: Path) -> CacheLayout | None:
 
 @functools.cache
 def _resolve(*folders: Path) -> tuple[Path, ...]:
-    return tuple(folder.resolve() for folder in folders)  # every run asks
+    return tuple(folder.resolve() for folder in folders)  # once, for every run needs it
 
 
 def _of_hub_folder(root: Path) -> CacheLayout:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.disk import locked
 from ml_experiments.cache.items import CachedItem, Scan, Unrecognised
-from ml_experiments.cache.layout import Kind
+from ml_experiments.cache.layout import Kind, find_layout, parse_repo_folder
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
+from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.verification import verify
 from ml_experiments.errors import CacheError, suggest
 
@@ -102,16 +104,17 @@ def clear(
     Raises:
         CacheError: If the pattern, a filter or the folder is not usable.
     """
-    plan = plan_deletion(
-        cache_dir,
-        pattern,
-        kinds=kinds,
-        older_than=None if older_than_s is None else timedelta(seconds=older_than_s),
-        larger_than=larger_than,
-        keep_latest=keep_latest,
-        only=only,
-    )
-    return plan.execute().to_dict() if force else plan.to_dict()
+    with locked(find_layout(cache_dir).lockable):  # what another deletion leaves is no plan
+        plan = plan_deletion(
+            cache_dir,
+            pattern,
+            kinds=kinds,
+            older_than=None if older_than_s is None else _as_age(older_than_s),
+            larger_than=larger_than,
+            keep_latest=keep_latest,
+            only=only,
+        )
+        return plan.execute().to_dict() if force else plan.to_dict()
 
 
 def pull_repo(
@@ -150,7 +153,8 @@ def verify_cache(
     Raises:
         CacheError: If the pattern or folder is not usable, or nothing matches.
     """
-    return verify(cache_dir, name, repair=repair).to_dict()
+    with locked(find_layout(cache_dir).lockable) if repair else nullcontext():
+        return verify(cache_dir, name, repair=repair).to_dict()
 
 
 OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -160,6 +164,13 @@ OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "pull": pull_repo,
     "verify": verify_cache,
 }
+
+
+def _as_age(seconds: float) -> timedelta:
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        return timedelta.max
 
 
 def _means(pattern: NamePattern, item: CachedItem) -> bool:
@@ -191,27 +202,19 @@ def _find_named(found: Scan, text: str) -> list[CachedItem]:
 
 
 def _contents(item: CachedItem) -> list[dict[str, Any]]:
-    if item.repo is None:
+    if not item.revisions:
         return [
-            {"revision": None, "path": os.path.relpath(file, item.path.parent), "bytes": size}
-            for file in item.files
-            if (size := _size(file)) is not None
+            {"revision": None, "path": os.path.relpath(file, item.path.parent), "bytes": s.st_size}
+            for file, s in sorted(item.files.items())
+            if s is not None
         ]
     return [
         {
-            "revision": revision.commit_hash,
-            "path": file.file_path.relative_to(revision.snapshot_path).as_posix(),
-            "bytes": file.size_on_disk,
-            "blob": file.blob_path.name,
+            "revision": revision.commit,
+            "path": os.path.relpath(file.path, item.path / "snapshots" / revision.commit),
+            "bytes": file.bytes,
+            "blob": os.path.basename(file.blob),
         }
-        for revision in item.repo.revisions
-        if any(revision.commit_hash == shown.commit for shown in item.revisions)
-        for file in sorted(revision.files, key=lambda file: file.file_path)
+        for revision in item.revisions
+        for file in revision.files
     ]
-
-
-def _size(file: str) -> int | None:
-    try:
-        return Path(file).stat().st_size
-    except FileNotFoundError:
-        return None  # deleted since the scan

@@ -13,22 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ml_experiments.cache.disk import link_target
-from ml_experiments.cache.layout import SHARED_BLOBS_FOLDER
+from ml_experiments.cache.disk import bytes_held, link_target, list_files, read_file, stat_files
+from ml_experiments.cache.layout import SHARED_BLOBS_FOLDER, is_real_folder
 
 _MARKER = ".huggingface-shared-blobs"
-_KNOWN_LAYOUT = "1\n"
+_KNOWN_LAYOUT = b"1\n"
+_MAX_LIST_BYTES = 100_000_000
 _STORED = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})")
 
 
 def is_known_store(hub: Path) -> bool:
     """Return whether a hub folder's blob store is in the layout that is understood here."""
     store = hub / SHARED_BLOBS_FOLDER
-    try:
-        marker = (store / _MARKER).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return marker == _KNOWN_LAYOUT and not store.is_symlink()
+    return is_real_folder(store, hub) and read_file(store / _MARKER, 10) == _KNOWN_LAYOUT
+
+
+def list_stored(hub: Path) -> list[os.stat_result]:
+    """Return the status of each file in a hub folder's blob store."""
+    store = f"{hub / SHARED_BLOBS_FOLDER}{os.sep}"
+    return [
+        status
+        for path, status in list_files(store[:-1]).items()
+        if status is not None and _STORED.fullmatch(path[len(store) :])
+    ]
 
 
 def stored_file(link: str, hub: Path) -> str | None:
@@ -66,17 +73,17 @@ class StoreForecast:
         references -= gone
         before = self._list_size[stored]
         self._list_size[stored] = sum(
-            len(os.path.relpath(link, self.hub).encode()) + 1 for link in references
+            len(os.fsencode(os.path.relpath(link, self.hub))) + 1 for link in references
         )
-        held = 0 if references else os.lstat(stored).st_size
+        held = 0 if references else bytes_held(stat_files([stored]))
         return before - self._list_size[stored] + held
 
     def _read(self, stored: str) -> None:
-        try:
-            text = Path(f"{stored}.refs").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+        content = read_file(f"{stored}.refs", _MAX_LIST_BYTES)
+        if content is None:
             self._references[stored] = None
             return
-        links = {os.path.join(self.hub, line) for line in text.splitlines() if ".." not in line}
+        lines = os.fsdecode(content).splitlines()
+        links = {os.path.join(self.hub, line) for line in lines if ".." not in line}
         self._references[stored] = {link for link in links if stored_file(link, self.hub) == stored}
-        self._list_size[stored] = len(text.encode())
+        self._list_size[stored] = len(content)

@@ -9,38 +9,44 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.cache.delete.in_use import InUse, find_in_use
-from ml_experiments.cache.disk import link_target, list_files, remove_file
-from ml_experiments.cache.items import CachedItem, Scan
-from ml_experiments.cache.layout import is_real_folder
+from ml_experiments.cache.delete.in_use import InUse, find_in_use, is_recent
+from ml_experiments.cache.disk import link_target, remove_file
+from ml_experiments.cache.items import CachedItem, Damage, Scan
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scan.scanning import parse_repo_folder, scan
+from ml_experiments.cache.scan.repositories import is_incomplete
+from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.shared_blobs import stored_file
 from ml_experiments.errors import CacheError, suggest
 
 _CHUNK_BYTES = 1 << 20
 _TORCH_HASH = re.compile(r".+-([0-9a-f]{8,64})\.\w+")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHOWN_DIGITS = 8
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that doesn't hold what it should.
+    """A file that doesn't hold what it should, or a link or ref that leads to nothing.
 
     Attributes:
         path: Relative to the cache folder.
-        expected: The hash that its name gives; None for a link whose content is missing.
+        what: What is wrong, as `leads to content that is missing`.
+        expected: The hash that its name gives; None for a link or a ref.
+        actual: The hash of what it holds; None if there is nothing.
         repaired: Whether it was removed, so that the next download fetches it.
-        why_not_repaired: Why it is still there although a repair was asked for.
+        why_not_repaired: Why it is still there although a repair was requested.
     """
 
     name: str
     kind: str
     path: str
+    what: str
     expected: str | None
     actual: str | None
     repaired: bool = False
@@ -68,21 +74,16 @@ class VerifyOutcome:
 
 @dataclass(frozen=True)
 class _Check:
-    """One file to hash; `links` lead to its content and go with it in a repair."""
+    """One file to hash; `links` lead to its content and are removed with it in a repair."""
 
-    name: str
-    kind: str
+    item: CachedItem
     path: str
     expected: str
     links: tuple[str, ...] = field(default=())
 
 
 def verify(
-    cache_dir: str | Path,
-    name: str | None = None,
-    *,
-    repair: bool = False,
-    on_file: Callable[[str], None] | None = None,
+    cache_dir: str | Path, name: str | None = None, *, repair: bool = False
 ) -> VerifyOutcome:
     """Compare the contents of a cache with the hashes in its names.
 
@@ -90,143 +91,116 @@ def verify(
         cache_dir: The cache folder.
         name: A pattern of names and a revision, as `org/*` or `org/name@v2`; all by default.
         repair: Remove what is wrong, so that the next download fetches it again.
-        on_file: Called with the path of each file before it is read.
 
     Raises:
         CacheError: If the pattern or the folder is not usable, or nothing matches.
     """
     found = scan(cache_dir)
-    checks, problems, unchecked = _gather(found, name)
+    checks, damage, unchecked = _gather(found, name)
     root = found.layout.root
+    wrong: list[tuple[_Check, str | None]] = []
     checked = checked_bytes = 0
     for check in checks:
-        if on_file is not None:
-            on_file(check.path)
         try:
             size, actual = _hash(check)
         except FileNotFoundError:
-            continue  # deleted meanwhile: nothing is wrong with it now
-        except PermissionError:
+            if os.path.lexists(check.path):  # a link into the shared store
+                wrong.append((check, None))
+            continue  # else deleted meanwhile: nothing is wrong with it now
+        except OSError:
             unchecked.append(check.path)
             continue
         checked += 1
         checked_bytes += size
         if actual != check.expected:
-            problems.append((check, actual))
-    in_use = find_in_use(found.layout) if repair and problems else None
+            wrong.append((check, actual))
+    in_use = find_in_use(found.layout) if repair and (wrong or damage) else None
+    problems = [_mend(item, flaw, in_use, root) for item, flaw in damage]
+    problems += [_replace(check, actual, in_use, root) for check, actual in wrong]
     return VerifyOutcome(
         checked=checked,
         checked_bytes=checked_bytes,
         unchecked=tuple(sorted(os.path.relpath(path, root) for path in unchecked)),
-        problems=tuple(_problem(check, actual, in_use, root) for check, actual in problems),
+        problems=tuple(problems),
     )
 
 
 def _gather(
     found: Scan, name: str | None
-) -> tuple[list[_Check], list[tuple[_Check, str | None]], list[str]]:
+) -> tuple[list[_Check], list[tuple[CachedItem, Damage]], list[str]]:
     pattern = None if name is None else NamePattern.parse(name)
     checks: list[_Check] = []
-    dangling: list[tuple[_Check, str | None]] = []
+    damage: list[tuple[CachedItem, Damage]] = []
     unchecked: list[str] = []
     matched = False
-    for kind, repo_name, repo in _repos(found):
-        if pattern is not None and not pattern.matches(repo_name):
-            continue
-        commits = None if pattern is None else _meant_commits(repo, pattern)
-        if commits is None or commits:
-            matched = True
-            _gather_repo(repo, repo_name, kind, commits, checks, dangling, unchecked)
     for item in found.items:
-        if item.repo is not None or (pattern is not None and pattern.revision is not None):
-            continue
-        if pattern is None or pattern.matches(item.name):
-            matched = True
-            _gather_item(item, checks, unchecked)
+        commits = {revision.commit for revision in item.revisions}
+        if pattern is not None:
+            if not pattern.matches(item.name):
+                continue
+            if pattern.revision is not None:
+                commits = {
+                    r.commit for r in item.revisions if pattern.matches_revision(r.commit, r.refs)
+                }
+                if not commits:
+                    continue
+        matched = True
+        if item.revisions:
+            whole = pattern is None or pattern.revision is None
+            _gather_repo(item, None if whole else commits, checks, damage, unchecked)
+        elif item.store == "torch" and (match := _TORCH_HASH.fullmatch(item.name)):
+            checks.append(_Check(item, str(item.path), match[1]))
+        elif not item.is_repo:
+            unchecked.extend(item.files)
     if pattern is not None and not matched:
         hint = suggest(pattern.text, [item.name for item in found.items])
         raise CacheError(f"nothing in the cache matches {pattern.text!r}{hint}")
-    return checks, dangling, unchecked
-
-
-def _repos(found: Scan) -> Iterator[tuple[str, str, Path]]:
-    """Yield repositories, those included that a scan can't read because they are damaged."""
-    for item in found.items:
-        if item.repo is not None:
-            yield item.kind, item.name, item.path
-    for entry in found.unrecognised:
-        parsed = parse_repo_folder(entry.path.name)
-        if parsed is not None and entry.path.is_dir() and not entry.path.is_symlink():
-            yield *parsed, entry.path
-
-
-def _meant_commits(repo: Path, pattern: NamePattern) -> set[str] | None:
-    """Return the revisions of a repository that a pattern means; None for all of it."""
-    if pattern.revision is None:
-        return None
-    refs: dict[str, list[str]] = {}
-    for file in list_files(str(repo / "refs")):
-        try:
-            commit = Path(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            continue  # it names nothing
-        refs.setdefault(commit, []).append(os.path.relpath(file, repo / "refs"))
-    snapshots = repo / "snapshots"
-    commits = os.listdir(snapshots) if is_real_folder(snapshots, repo) else []
-    return {c for c in commits if pattern.matches_revision(c, tuple(refs.get(c, ())))}
+    return checks, damage, unchecked
 
 
 def _gather_repo(
-    repo: Path,
-    name: str,
-    kind: str,
-    commits: set[str] | None,
+    item: CachedItem,
+    commits: Collection[str] | None,
     checks: list[_Check],
-    dangling: list[tuple[_Check, str | None]],
+    damage: list[tuple[CachedItem, Damage]],
     unchecked: list[str],
 ) -> None:
-    blobs = f"{repo / 'blobs'}{os.sep}"
-    snapshots = f"{repo / 'snapshots'}{os.sep}"
+    """Add the files of a repository, or of some of its revisions."""
+    blobs = f"{item.path / 'blobs'}{os.sep}"
+    snapshots = f"{item.path / 'snapshots'}{os.sep}"
+    folders = (snapshots,) if commits is None else tuple(f"{snapshots}{c}{os.sep}" for c in commits)
+    damaged = {flaw.path for flaw in item.damage}
+    damage += [
+        (item, flaw) for flaw in item.damage if commits is None or flaw.path.startswith(folders)
+    ]
     links: dict[str, list[str]] = {}
     wanted: set[str] = set()
-    files = list_files(str(repo))
-    for path, status in files.items():
-        if path.startswith(snapshots):
-            commit = path[len(snapshots) :].partition(os.sep)[0]
-            is_meant = commits is None or commit in commits
-            if status is not None:
-                if is_meant:
-                    unchecked.append(path)  # copied here, not linked: its name is the user's
-                continue
-            target = link_target(path) or path
+    for path, status in item.files.items():
+        if not path.startswith(snapshots):
+            continue
+        target = None if status is not None else link_target(path)
+        if target is not None:
             links.setdefault(target, []).append(path)
-            if not is_meant:
-                continue
+        if not path.startswith(folders) or path in damaged:
+            continue
+        if target is None:
+            unchecked.append(path)  # copied here, not linked: its name is the user's
+        else:
             wanted.add(target)
-            if target.startswith(blobs) and not os.path.lexists(target):
-                dangling.append((_Check(name, kind, path, target, (path,)), None))
-    for path, status in files.items():
-        if not path.startswith(blobs) or path.endswith(".incomplete"):
+    for path, status in item.files.items():
+        if not path.startswith(blobs) or is_incomplete(path):
             continue
         if commits is not None and path not in wanted:
             continue
         etag = path[len(blobs) :]
-        check = _Check(name, kind, path, etag, tuple(links.get(path, ())))
-        if status is None and not os.path.exists(path):
-            dangling.append((check, None))
-        elif not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) or (
-            status is None and stored_file(path, repo.parent) is None
-        ):
-            unchecked.append(path)
+        is_link = status is None and link_target(path) is not None
+        leads_to_store = is_link and (
+            stored_file(path, item.path.parent) is not None or not os.path.exists(path)
+        )
+        if _ETAG.fullmatch(etag) and (status is not None or leads_to_store):
+            checks.append(_Check(item, path, etag, tuple(links.get(path, ()))))
         else:
-            checks.append(check)
-
-
-def _gather_item(item: CachedItem, checks: list[_Check], unchecked: list[str]) -> None:
-    if item.store == "torch" and (match := _TORCH_HASH.fullmatch(item.name)):
-        checks.append(_Check(item.name, item.kind, item.files[0], match[1]))
-    elif not item.is_repo:
-        unchecked.extend(item.files)
+            unchecked.append(path)
 
 
 def _hash(check: _Check) -> tuple[int, str]:
@@ -243,30 +217,49 @@ def _hash(check: _Check) -> tuple[int, str]:
 
 
 def _open_quietly(path: str, flags: int) -> int:
-    # checking a file is no use of it, so its access time should stay as it is
+    # a check is no use of the file, so its access time should stay as it is
     try:
         return os.open(path, flags | getattr(os, "O_NOATIME", 0))
     except PermissionError:
-        return os.open(path, flags)  # only the owner may ask for that
+        return os.open(path, flags)  # only the owner of a file may leave its access time alone
 
 
-def _problem(check: _Check, actual: str | None, in_use: InUse | None, root: Path) -> Problem:
-    """Return what is wrong with a file; `in_use` is None unless it is to be repaired."""
-    expected = None if check.path in check.links else check.expected
-    path = Path(check.path).relative_to(root).as_posix()
-    why = None if in_use is None else _repair(check, in_use)
+def _mend(item: CachedItem, flaw: Damage, in_use: InUse | None, root: Path) -> Problem:
+    """Return a link or ref that leads to nothing, removed unless `in_use` is None."""
+    why: str | None = None
+    if in_use is not None:
+        is_going_on = any(
+            status is not None and is_recent(status.st_mtime, time.time())
+            for path, status in item.files.items()
+            if is_incomplete(path) or path == flaw.path
+        )
+        # a download writes the ref first
+        why = "its download may be going on" if is_going_on else _remove([flaw.path], in_use)
+    path = os.path.relpath(flaw.path, root)
     repaired = in_use is not None and why is None
-    return Problem(check.name, check.kind, path, expected, actual, repaired, why)
+    return Problem(item.name, item.kind, path, flaw.what, None, None, repaired, why)
 
 
-def _repair(check: _Check, in_use: InUse) -> str | None:
-    hub = Path(check.path).parent.parent.parent
-    stored = stored_file(check.path, hub) if os.path.islink(check.path) else None
-    paths = [*check.links, *([] if check.path in check.links else [check.path])]
-    paths += [] if stored is None else [stored]
+def _replace(check: _Check, actual: str | None, in_use: InUse | None, root: Path) -> Problem:
+    """Return a file with the wrong content, removed unless `in_use` is None."""
+    why: str | None = None
+    if in_use is not None:
+        stored = stored_file(check.path, check.item.path.parent)
+        # links first: a snapshot must never lead to content that is gone
+        why = _remove([*check.links, check.path, *([] if stored is None else [stored])], in_use)
+    path = os.path.relpath(check.path, root)
+    what = "leads to content that is missing"
+    if actual is not None:
+        what = f"has the hash {actual[:_SHOWN_DIGITS]}…"
+    repaired = in_use is not None and why is None
+    item = check.item
+    return Problem(item.name, item.kind, path, what, check.expected, actual, repaired, why)
+
+
+def _remove(paths: list[str], in_use: InUse) -> str | None:
+    """Remove files unless one is in use; return why that failed, or None."""
     for path in paths:
         if (owner := in_use.owner_of(Path(path))) is not None:
             return f"is in use by {owner}"
-    # links first: a snapshot must never lead to content that is gone
     problems = [why for path in paths if (why := remove_file(path)) is not None]
     return next(iter(problems), None)

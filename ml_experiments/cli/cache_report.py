@@ -28,6 +28,14 @@ def print_list(found: dict[str, Any]) -> None:
         _print_table(("name", "kind", "size>", "revisions>", "last use"), rows)
     else:
         click.echo("nothing matches" if found["bytes"] else "the cache is empty")
+    for item in found["items"]:
+        if item["damage"]:
+            first, *more = item["damage"]
+            rest = f", and {len(more)} more" if more else ""
+            click.echo(
+                f"damaged: {_plain(item['name'])}: {_plain(first['path'])} {first['what']}{rest}; "
+                "`ml-experiments cache verify --repair` removes that"
+            )
     partial = [lo["bytes"] for lo in found["leftovers"] if lo["reason"] == "incomplete"]
     if partial:
         click.echo(f"interrupted downloads: {len(partial)}, {decimal(sum(partial))}")
@@ -48,6 +56,8 @@ def print_item(shown: dict[str, Any]) -> None:
             f"{item['name']}  {item['kind']}, {decimal(item['bytes'])}, "
             f"used {_ago(item['last_used'])}, in {item['store']}"
         )
+        for flaw in item["damage"]:
+            click.echo(f"damaged: {_plain(flaw['path'])} {flaw['what']}")
         for revision in item["revisions"]:
             refs = ", ".join(revision["refs"]) or "no branch or tag"
             click.echo(f"{revision['commit']}  {refs}, {decimal(revision['bytes'])}")
@@ -189,9 +199,7 @@ def _is_of(file: dict[str, Any], revision: dict[str, Any]) -> bool:
 
 
 def _trouble(problem: dict[str, Any]) -> str:
-    trouble = "leads to content that is missing"
-    if problem["actual"] is not None:
-        trouble = f"has the hash {problem['actual'][:_SHORT_COMMIT]}…"
+    trouble = str(problem["what"])
     if problem["repaired"]:
         return f"{trouble}: removed, pull again to fetch it"
     if problem["why_not_repaired"]:

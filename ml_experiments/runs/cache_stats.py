@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import CacheError
+from ml_experiments.cache.usage.watch import UsedRevision
+from ml_experiments.errors import CacheError, RunFolderError
+from ml_experiments.runs.records import parse_record, read_json_object
+
+# more than any disk holds; a larger number is an error, and could not be printed
+_MAX_BYTES = 2**60
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,55 @@ def read_stats(runs_dir: str | Path) -> CacheStats:
     """
     folder = Path(runs_dir).expanduser()
     if not os.fspath(runs_dir).strip() or not folder.is_dir():
-        text = os.fspath(runs_dir)
-        raise CacheError(f"there is no folder of runs at {text!r}; give one with --runs-dir")
+        given = os.fspath(runs_dir)
+        raise CacheError(f"there is no folder of runs at {given!r}; give one with --runs-dir")
     runs = 0
     unreadable: list[str] = []
-    uses: dict[tuple[str, str, str], list[tuple[bool, int]]] = {}
-    for manifest in sorted(folder.glob("*/manifest.json")):
+    uses: dict[tuple[str, str, str], list[UsedRevision]] = {}
+    for manifest in _manifests(folder):
         try:
-            cached = json.loads(manifest.read_bytes()).get("cached_models")
-            for use in cached or ():
-                key = (str(use["kind"]), str(use["repo_id"]), str(use["revision"]))
-                uses.setdefault(key, []).append((bool(use["hit"]), int(use["bytes"])))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            used = _read_uses(manifest)
+        except (RunFolderError, ValueError):
             unreadable.append(manifest.parent.name)
             continue
-        runs += cached is not None
-    revisions = [_count(key, found) for key, found in uses.items()]
+        runs += used is not None
+        for use in used or ():
+            uses.setdefault((use.kind, use.repo_id, use.revision), []).append(use)
+    revisions = [_count(*key, found) for key, found in uses.items()]
     revisions.sort(key=lambda r: (-r.bytes_saved, r.kind, r.repo_id, r.revision))
     return CacheStats(runs, tuple(unreadable), tuple(revisions))
 
 
-def _count(key: tuple[str, str, str], uses: list[tuple[bool, int]]) -> RevisionStats:
-    kind, repo_id, revision = key
-    saved = [size for hit, size in uses if hit]
-    downloaded = [size for hit, size in uses if not hit]
+def _manifests(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path, "manifest.json") for entry in entries]
+    except OSError as e:
+        raise CacheError(f"the folder of runs {folder} can't be read: {e.strerror}") from e
+    return [manifest for manifest in sorted(found) if os.path.lexists(manifest)]
+
+
+def _read_uses(manifest: Path) -> list[UsedRevision] | None:
+    """Return what a run recorded, or None if it recorded nothing.
+
+    Raises:
+        RunFolderError: If the manifest is no JSON object.
+        ValueError: If what it holds under `cached_models` is something else.
+    """
+    cached = read_json_object(manifest).get("cached_models")
+    if cached is None:
+        return None
+    if not isinstance(cached, list) or not all(isinstance(use, dict) for use in cached):
+        raise ValueError("cached_models is no list of objects")
+    uses = [parse_record(UsedRevision, use) for use in cached]
+    if not all(0 <= use.bytes <= _MAX_BYTES for use in uses):
+        raise ValueError("bytes is no size")
+    return uses
+
+
+def _count(kind: str, repo_id: str, revision: str, uses: list[UsedRevision]) -> RevisionStats:
+    saved = [use.bytes for use in uses if use.hit]
+    downloaded = [use.bytes for use in uses if not use.hit]
     return RevisionStats(
         repo_id, kind, revision, len(saved), len(downloaded), sum(saved), sum(downloaded)
     )

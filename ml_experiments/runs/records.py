@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ def read_json_object(file: Path) -> dict[str, Any]:
         RunFolderError: If the file is missing, not readable, or holds something else.
     """
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for its writer
+            raise RunFolderError(f"{file} is not a file")
         data = parse_strict_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise RunFolderError(f"{file} is missing") from e

@@ -141,7 +141,7 @@ def test_show_of_a_name_that_is_not_there_suggests_one(home: Path) -> None:
         (("verify", ""), "the pattern is empty"),
         (("list", "/etc"), "it is a path"),
         (("show", "../x"), "nothing in the cache is named"),
-        (("list", "--cache-dir", ""), "the cache folder is an empty text"),
+        (("list", "--cache-dir", ""), "the cache folder is an empty string"),
         (("list", "--kind", "models"), "is not one of"),
     ],
 )

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub.utils import _shared_blobs
 
 from ml_experiments.cache.delete.plan import plan_deletion
+from ml_experiments.cache.scan.scanning import scan
 
 _LFS_SUFFIX = ".safetensors"
 
@@ -83,6 +84,12 @@ def share_blobs(hub_dir: Path, *names: str) -> Path:
         )
         assert shared
     return hub_dir / "blobs" / "ab" / xet_hash
+
+
+def model_names(cache_dir: Path) -> list[str]:
+    """Return the names of the models in a cache that have a file, sorted, each once."""
+    items = scan(cache_dir).items
+    return sorted({item.name for item in items if item.kind == "model" and item.file_count})
 
 
 def set_age(folder: Path, days: float) -> None:

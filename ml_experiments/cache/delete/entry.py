@@ -1,4 +1,4 @@
-"""One thing to delete from a cache: what goes with it, what stops that, and doing it."""
+"""One thing to delete from a cache: what goes with it, what prevents that, and doing it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ml_experiments.cache.delete.in_use import InUse
 from ml_experiments.cache.disk import (
     Files,
     bytes_held,
+    link_target,
     list_files,
+    list_folders,
     remove_empty_folders,
     remove_file,
     stat_files,
@@ -22,6 +25,10 @@ from ml_experiments.cache.items import CachedItem, CachedRevision, Scan
 from ml_experiments.cache.layout import LOCKS_FOLDER, is_real_folder
 from ml_experiments.cache.shared_blobs import StoreForecast, stored_file
 from ml_experiments.cache.usage.recorded_uses import use_file
+
+GONE = "is gone already"
+# a ref must never lead to a snapshot that is gone, nor a snapshot to a blob that is
+_DELETION_ORDER = {"refs": 0, "snapshots": 1, "blobs": 3}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class DeletionEntry:
         side_files: Its locks, recorded uses and lists of files, which go with it as far as
             they are there.
         stored: Files of huggingface_hub's shared store, by the blob that links to them.
-        foreign_link: A link in it that doesn't lead to its own blobs or that store, if any.
+        obstacle: What in it forbids to delete it, if anything does.
     """
 
     item: CachedItem
@@ -46,7 +53,7 @@ class DeletionEntry:
     seen: frozenset[str] = field(repr=False)
     side_files: tuple[str, ...] = field(repr=False)
     stored: Mapping[str, str] = field(repr=False)
-    foreign_link: str | None
+    obstacle: str | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,10 +64,9 @@ class DeletionEntry:
 
     @property
     def key(self) -> str:
-        """What tells it from any other, and from itself once it holds other files."""
+        """An identifier of the entry and its exact files; changes when the files do."""
         what = [self.item.store, self.item.kind, *self.names, *sorted(self.files | self.seen)]
-        text = "\0".join(what).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(text).hexdigest()[:16]
+        return hashlib.sha256(os.fsencode("\0".join(what))).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -80,8 +86,8 @@ class DeletionEntry:
 
     def why_not(self, in_use: InUse) -> str | None:
         """Return what forbids deleting it, or None."""
-        if self.foreign_link is not None:
-            return f"has a link that leads elsewhere or into an unknown layout: {self.foreign_link}"
+        if self.obstacle is not None:
+            return self.obstacle
         if self.item.path.name in in_use.repos:
             return f"is in use by {in_use.repos[self.item.path.name]}"
         if not in_use.files:
@@ -95,11 +101,11 @@ class DeletionEntry:
         return None
 
     def delete(self, scan: Scan, in_use: InUse) -> tuple[int, str | None]:
-        """Delete it and return the bytes freed, and why it is not all gone, or None."""
+        """Delete it; return the bytes freed, and why it is not all gone or `GONE`, or None."""
         files = stat_files(self.files)
         if not files and not self._folders():
-            return 0, "is gone already"
-        folder = self.item.path if self.item.store != "torch" else self.item.path.parent
+            return 0, GONE
+        folder = self.item.path.parent if self._is_file else self.item.path
         if not is_real_folder(folder, scan.layout.root) or self._now_there() - self.seen:
             return 0, "has changed since the plan was made; make a new one"
         if (why := self.why_not(in_use)) is not None:
@@ -109,27 +115,39 @@ class DeletionEntry:
         files |= stat_files(self.side_files)
         store_files = [path for stored in set(self.stored.values()) for path in _with_list(stored)]
         store_before = stat_files(store_files)
-        problems = self._remove(scan)
-        problems += [why for path in files if (why := remove_file(path)) is not None]
+        in_order = sorted(files, key=self._order)
+        problems = [why for p in in_order if p not in self.stored and (why := remove_file(p))]
+        problems += self._remove_stored()
         self._remove_empty_folders()
         problems += [f"{folder} is still there" for folder in self._folders()]
         gone = {path: status for path, status in files.items() if not os.path.lexists(path)}
         in_store = _total(store_before) - _total(stat_files(store_files))
         return bytes_held(gone) + in_store, next(iter(problems), None)
 
-    def _remove(self, scan: Scan) -> list[str]:
-        """Let huggingface_hub delete what it knows about."""
-        if self.item.repo is None:
+    def _order(self, path: str) -> int:
+        part = path[len(str(self.item.path)) + 1 :].partition(os.sep)[0]
+        return _DELETION_ORDER.get(part, 2) if self.item.is_repo else 0
+
+    def _remove_stored(self) -> list[str]:
+        """Remove links into the shared store, and what no other link leads to; return problems."""
+        if not self.stored:
             return []
+        from huggingface_hub import DeleteCacheStrategy  # slow to import, and most plans need none
+
+        blobs = frozenset(map(Path, self.stored))
+        no = frozenset[Path]()
+        strategy = DeleteCacheStrategy(
+            0, blobs=blobs, refs=no, repos=no, snapshots=no, cache_dir=self.item.path.parent
+        )
         try:
-            plan_of_hub(self.item, self.commits, scan).execute()
+            strategy.execute()
         except OSError as e:
             return [f"{e.filename or self.item.path}: {e.strerror}"]
         return []
 
     def _read_only(self, files: Files) -> str | None:
         folder = str(self.item.path.parent)
-        if self._is_folder and not self.commits and not os.access(folder, os.W_OK | os.X_OK):
+        if not self._is_file and not self.commits and not os.access(folder, os.W_OK | os.X_OK):
             return folder
         return next(undeletable(files), None)
 
@@ -138,24 +156,20 @@ class DeletionEntry:
         if self.commits:
             paths = [self.item.path / "snapshots" / commit for commit in self.commits]
         else:
-            paths = [self.item.path] if self._is_folder else []
+            paths = [] if self._is_file else [self.item.path]
         return [str(path) for path in paths if os.path.lexists(path)]
 
     def _remove_empty_folders(self) -> None:
-        if self._is_folder and self.item.repo is None:
-            folders = [folder for folder, _, _ in os.walk(self.item.path)]
-            remove_empty_folders(folders)
+        remove_empty_folders(f for folder in self._folders() for f in list_folders(folder))
         remove_empty_folders({os.path.dirname(path) for path in self.side_files})
 
     @property
-    def _is_folder(self) -> bool:
-        """Whether it is a folder of its own; checkpoints lie beside others."""
-        return self.item.is_repo or self.item.store == "datasets"
+    def _is_file(self) -> bool:
+        """Whether it is a single file, which lies beside others, and not a folder of its own."""
+        return self.item.store == "torch"
 
     def _now_there(self) -> frozenset[str]:
-        if not self._is_folder:
-            return self.files
-        return frozenset(list_files(str(self.item.path)))
+        return self.files if self._is_file else frozenset(list_files(str(self.item.path)))
 
 
 def make_entry(
@@ -169,78 +183,67 @@ def make_entry(
         scan: Where it was found.
         locks: The lock files of the item, which go with all of it.
     """
-    if item.repo is None:
-        files = stat_files(item.files)
-        paths = frozenset(files)
-        return DeletionEntry(item, (), bytes_held(files), paths, paths, (), {}, None)
-    everything = list_files(str(item.path))
-    seen = frozenset(everything)
+    seen = frozenset(item.files)
     commits = () if revisions is None else tuple(r.commit for r in revisions)
-    going = everything if revisions is None else _files_of(item, commits, scan, everything)
+    going = item.files if revisions is None else _files_of(item, commits)
     folder = item.path.name
     side = [
         use_file(scan.layout, folder, revision.commit)
         for revision in revisions or item.revisions
         if (folder, revision.commit) in scan.uses
     ]
-    # huggingface_hub itself leaves behind the list of files that it keeps of each revision
+    # the list of files that huggingface_hub keeps of each revision
     side += [str(item.path / "trees" / f"{commit}.json") for commit in commits]
     side_files = stat_files([*side, *locks] if revisions is None else side)
-    stored, foreign_link = _follow_links(item, everything, item.path.parent in scan.known_stores)
+    stored, obstacle = _follow_links(item, item.path.parent in scan.known_stores)
     return DeletionEntry(
         item=item,
         commits=commits,
         bytes=bytes_held(going) + bytes_held(side_files),
-        files=seen if revisions is None else frozenset(going),
+        files=frozenset(going),
         seen=seen,
         side_files=tuple(side_files),
         stored={link: file for link, file in stored.items() if link in going},
-        foreign_link=foreign_link,
+        obstacle=obstacle,
     )
 
 
-def plan_of_hub(item: CachedItem, commits: tuple[str, ...], scan: Scan) -> Any:
-    """Return huggingface_hub's own deletion strategy for revisions of one repository."""
-    info = scan.hub_infos[item.path.parent]
-    # huggingface_hub looks a commit hash up in all repositories and takes the first that has
-    # it, which may be a mirror of the one that is meant: so it is shown this one only
-    alone = replace(info, repos=frozenset({item.repo}))
-    return alone.delete_revisions(*(commits or (r.commit for r in item.revisions)))
-
-
-def _files_of(item: CachedItem, commits: tuple[str, ...], scan: Scan, everything: Files) -> Files:
-    plan = plan_of_hub(item, commits, scan)
-    single = {str(path) for path in (*plan.blobs, *plan.refs)}
-    folders = tuple(f"{path}{os.sep}" for path in plan.snapshots)
+def _files_of(item: CachedItem, commits: tuple[str, ...]) -> Files:
+    """Return the files of revisions, without the blobs that other revisions have too."""
+    going = [revision for revision in item.revisions if revision.commit in commits]
+    staying = [revision for revision in item.revisions if revision.commit not in commits]
+    single = {file.blob for revision in going for file in revision.files}
+    single -= {file.blob for revision in staying for file in revision.files}
+    single |= {str(item.path / "refs" / ref) for revision in going for ref in revision.refs}
+    folders = tuple(f"{item.path / 'snapshots' / commit}{os.sep}" for commit in commits)
     return {
         path: status
-        for path, status in everything.items()
+        for path, status in item.files.items()
         if path in single or path.startswith(folders)
     }
 
 
-def _follow_links(
-    item: CachedItem, files: Files, knows_store: bool
-) -> tuple[dict[str, str], str | None]:
-    """Return which blobs lead into the shared store, and a link that leads anywhere else."""
+def _follow_links(item: CachedItem, knows_store: bool) -> tuple[dict[str, str], str | None]:
+    """Return which blobs lead into the shared store, and what forbids to delete the item."""
     repo = f"{item.path}{os.sep}"
-    blobs = f"{repo}blobs{os.sep}"
-    folders = [f"{repo}{name}" for name in ("blobs", "snapshots", "refs")]
+    own_blobs = f"{repo}blobs{os.sep}"
     stored: dict[str, str] = {}
-    for revision in item.repo.revisions:
-        folders.append(str(revision.snapshot_path))
-        for file in revision.files:
-            blob = str(file.blob_path)
-            if not blob.startswith(blobs) and blob != str(file.file_path):
-                return stored, str(file.file_path)
-    # a folder is among the files only if it is none
-    if (linked := next((path for path in folders if path in files), None)) is not None:
-        return stored, linked
-    for path in [path for path, s in files.items() if s is None and path.startswith(blobs)]:
-        target = stored_file(path, item.path.parent) if knows_store else None
+    for path in [path for path, status in item.files.items() if status is None]:
+        part, _, rest = path[len(repo) :].partition(os.sep)
+        target = link_target(path)
         if target is None:
-            return stored, path
-        stored[path] = target
+            if os.path.isdir(path):
+                return stored, f"has a folder that can't be read: {path}"
+            continue  # no link: a FIFO, a socket, a device
+        file = stored_file(path, item.path.parent) if part == "blobs" and knows_store else None
+        if file is not None:
+            stored[path] = file
+        elif item.is_repo and (
+            part == "blobs"
+            or not rest
+            or (part == "snapshots" and not target.startswith(own_blobs))
+        ):
+            return stored, f"has a link that leads elsewhere or into an unknown layout: {path}"
     return stored, None
 
 

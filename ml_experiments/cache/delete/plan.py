@@ -13,14 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.cache.delete.entry import DeletionEntry, make_entry
+from ml_experiments.cache.delete.entry import GONE, DeletionEntry, make_entry
 from ml_experiments.cache.delete.in_use import InUse, find_in_use, is_recent
 from ml_experiments.cache.delete.selection import Filters
 from ml_experiments.cache.disk import remove_empty_folders, remove_file, stat_files
 from ml_experiments.cache.items import CachedItem, CachedRevision, Leftover, Scan
-from ml_experiments.cache.layout import LOCKS_FOLDER, Kind
+from ml_experiments.cache.layout import LOCKS_FOLDER, Kind, parse_repo_folder
 from ml_experiments.cache.patterns import NamePattern
-from ml_experiments.cache.scan.scanning import parse_repo_folder, paused_collector, scan
+from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.shared_blobs import StoreForecast
 from ml_experiments.errors import suggest
 
@@ -51,7 +51,7 @@ class DeletionOutcome:
         kept: What the pattern meant and the plan left out.
         failed: What the plan named and is still there, at least in part.
         bytes: What was freed, by the failed ones too.
-        notes: What the user should know besides.
+        notes: Further messages for the user.
     """
 
     cache_dir: Path
@@ -107,17 +107,20 @@ class DeletionPlan:
         return DeletionOutcome(root, True, *going, (), self.bytes, self.notes).to_dict()
 
     def execute(self) -> DeletionOutcome:
-        """Delete what the plan names; what can't be is reported, and the rest goes on."""
+        """Delete what the plan names; what can't be deleted is reported, and the rest goes on."""
         root = self.scan.layout.root
         in_use = find_in_use(self.scan.layout)
         gone: list[DeletionEntry] = []
         failed: list[Kept] = []
+        notes = list(self.notes)
         freed = 0
         for entry in self.entries:
             bytes_freed, why = entry.delete(self.scan, in_use)
             freed += bytes_freed
             if why is None:
                 gone.append(replace(entry, bytes=bytes_freed))
+            elif why == GONE:
+                notes += [f"{name} {GONE}" for name in entry.names]
             else:
                 left = max(entry.bytes - bytes_freed, 0)
                 failed.extend(Kept(name, entry.item.kind, left, why) for name in entry.names)
@@ -127,11 +130,11 @@ class DeletionPlan:
             freed += bytes_freed
             if why is None:
                 gone_leftovers.append(replace(leftover, bytes=bytes_freed))
-            else:
+            elif why != GONE:
                 failed.append(Kept(leftover.name, leftover.reason, leftover.bytes, why))
         remove_empty_folders({str(lo.path.parent) for lo in gone_leftovers if lo.reason == "lock"})
         outcome = (tuple(gone), tuple(gone_leftovers), self.kept, tuple(failed))
-        return DeletionOutcome(root, False, *outcome, freed, self.notes)
+        return DeletionOutcome(root, False, *outcome, freed, tuple(notes))
 
 
 def plan_deletion(
@@ -161,10 +164,9 @@ def plan_deletion(
     """
     parsed = None if pattern is None else NamePattern.parse(pattern)
     filters = Filters(parsed, tuple(kinds), older_than, larger_than, keep_latest)
-    with paused_collector():
-        draft = _Draft(scan(cache_dir), filters, only)
-        draft.plan_items()
-        draft.plan_leftovers()
+    draft = _Draft(scan(cache_dir), filters, only)
+    draft.plan_items()
+    draft.plan_leftovers()
     leftover_bytes = sum(leftover.bytes for leftover in draft.leftovers)
     return DeletionPlan(
         scan=draft.scan,
@@ -193,7 +195,7 @@ class _Draft:
             if leftover.reason == "lock":
                 folder = str(leftover.path.parent)
                 self._locks.setdefault(folder, []).append(str(leftover.path))
-        self._stores = {hub: StoreForecast(hub) for hub in found.hub_infos}
+        self._stores = {hub: StoreForecast(hub) for hub in found.layout.hub_folders}
         self._downloading = {
             leftover.path.parent.parent
             for leftover in found.leftovers
@@ -225,19 +227,21 @@ class _Draft:
             if covered or not self._filters.selects_leftover(leftover, self._now):
                 continue
             if is_recent(leftover.modified, self._now) or self._in_use.owner_of(leftover.path):
-                if leftover.reason == "incomplete":  # a lock that is in use is nothing to tell of
+                if leftover.reason == "incomplete":  # a lock that is in use needs no mention
                     why = "is a download that may be going on"
                     self.kept.append(Kept(leftover.name, leftover.reason, leftover.bytes, why))
             elif self._only is None or leftover.to_dict(root)["path"] in self._only:
                 self.leftovers.append(leftover)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know besides."""
+        """Return further messages for the user."""
         if self.scan.disk_total is None:
             return (f"there is no folder {self.scan.layout.root}",)
         pattern = self._filters.pattern
         if pattern is None or self.entries or self.kept or self.leftovers:
             return ()
+        if self._only:
+            return (f"all of it {GONE}",)
         hint = suggest(pattern.text, [item.name for item in self.scan.items])
         return (f"nothing in the cache matches {pattern.text!r}{hint}",)
 
@@ -271,7 +275,7 @@ def _delete_leftover(leftover: Leftover, in_use: InUse) -> tuple[int, str | None
         return 0, f"is in use by {owner}"
     status = stat_files([path]).get(path)
     if status is None:
-        return 0, "is gone already"
+        return 0, GONE
     if status.st_mtime != leftover.modified:
         return 0, "was written to since the plan was made"
     why = remove_file(path)

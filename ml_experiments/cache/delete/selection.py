@@ -112,14 +112,13 @@ class Filters:
     def _too_young(self, last_used: float, now: float) -> str | None:
         if self.older_than is None:
             return None
-        age = timedelta(seconds=max(now - last_used, 0.0))
-        if age > self.older_than:
+        age_s = max(now - last_used, 0.0)  # no timedelta: a file's time may be any number
+        if age_s > self.older_than.total_seconds():
             return None
-        return f"was used {_in_words(age)} ago"
+        return f"was used {_in_words(int(age_s))} ago"
 
 
-def _in_words(age: timedelta) -> str:
-    seconds = int(age.total_seconds())
+def _in_words(seconds: int) -> str:
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         count = seconds // length
         if count:

@@ -12,39 +12,28 @@ import re
 from pathlib import Path
 
 from ml_experiments.cache.disk import bytes_held, list_files
-from ml_experiments.cache.items import CachedItem, Leftover, Unrecognised
+from ml_experiments.cache.items import CachedItem
 
 _MARKER = re.compile(r"[^/]+/\d+\.\d+\.\d+(/[^/]+)?/dataset_info\.json")
 _DOWNLOADS = "downloads"
 
 
-def scan_datasets(
-    folder: Path,
-) -> tuple[list[CachedItem], list[Leftover], list[Unrecognised]]:
-    """Return prepared datasets; what isn't one, `downloads/` included, is left alone."""
-    items: list[CachedItem] = []
-    unrecognised: list[Unrecognised] = []
-    for entry in os.scandir(folder):
-        path = Path(entry.path)
-        if not entry.is_dir(follow_symlinks=False):
-            unrecognised.append(Unrecognised(path, "is not a prepared dataset"))
-            continue
-        files = list_files(entry.path)
-        marked = any(_MARKER.fullmatch(file[len(entry.path) + 1 :]) for file in files)
-        if not marked or entry.name == _DOWNLOADS:
-            unrecognised.append(Unrecognised(path, "is not a prepared dataset"))
-            continue
-        times = [max(s.st_atime, s.st_mtime) for s in files.values() if s is not None]
-        items.append(
-            CachedItem(
-                name=entry.name.replace("___", "/"),
-                kind="dataset",
-                store="datasets",
-                path=path,
-                bytes=bytes_held(files),
-                file_count=len(files),
-                last_used=max(times, default=0.0),
-                files=tuple(sorted(files)),
-            )
-        )
-    return items, [], unrecognised
+def read_dataset(entry: os.DirEntry[str]) -> CachedItem | None:
+    """Return a prepared dataset, or None if the folder holds something else."""
+    if entry.name == _DOWNLOADS:
+        return None
+    files = list_files(entry.path)
+    if not any(_MARKER.fullmatch(file[len(entry.path) + 1 :]) for file in files):
+        return None
+    regular = {path: status for path, status in files.items() if status is not None}
+    return CachedItem(
+        name=entry.name.replace("___", "/"),
+        kind="dataset",
+        store="datasets",
+        path=Path(entry.path),
+        bytes=bytes_held(files),
+        file_count=len(files),
+        last_used=max((max(s.st_atime, s.st_mtime) for s in regular.values()), default=0.0),
+        files=files,
+        blobs=regular,
+    )

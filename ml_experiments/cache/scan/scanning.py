@@ -1,46 +1,29 @@
-"""Scanning a cache: repositories by huggingface_hub's own scan, and what that doesn't cover."""
+"""Scanning a cache folder: what each part of it holds, and what is no part of a cache."""
 
 from __future__ import annotations
 
-import gc
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from huggingface_hub import scan_cache_dir
-
-from ml_experiments.cache.items import (
-    CachedItem,
-    CachedRevision,
-    Leftover,
-    Scan,
-    Store,
-    Unrecognised,
-)
+from ml_experiments.cache.disk import list_files
+from ml_experiments.cache.items import CachedItem, Leftover, Scan, Store, Unrecognised
 from ml_experiments.cache.layout import (
     LOCKS_FOLDER,
     OWN_FOLDER,
     SHARED_BLOBS_FOLDER,
     CacheLayout,
-    Kind,
     find_layout,
     is_real_folder,
+    parse_repo_folder,
 )
-from ml_experiments.cache.scan.prepared_datasets import scan_datasets
-from ml_experiments.cache.scan.torch_checkpoints import scan_checkpoints
-from ml_experiments.cache.scan.unfinished_repos import read_unfinished_repo
-from ml_experiments.cache.shared_blobs import is_known_store
+from ml_experiments.cache.scan.prepared_datasets import read_dataset
+from ml_experiments.cache.scan.repositories import is_incomplete, read_repo
+from ml_experiments.cache.shared_blobs import is_known_store, list_stored
 from ml_experiments.cache.usage.recorded_uses import read_uses
 
-_KIND_BY_FOLDER: dict[str, Kind] = {
-    "models": "model",
-    "datasets": "dataset",
-    "spaces": "space",
-    "kernels": "kernel",
-}
 # what huggingface_hub, others and we keep beside repositories
 _FURNITURE = {
     LOCKS_FOLDER,
@@ -48,201 +31,163 @@ _FURNITURE = {
     "CACHEDIR.TAG",
     "version.txt",
     "version_diffusers_cache.txt",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
 }
-
-
-class _Found:
-    """Gathers what the parts of a scan find."""
-
-    def __init__(self) -> None:
-        self.items: list[CachedItem] = []
-        self.leftovers: list[Leftover] = []
-        self.unrecognised: list[Unrecognised] = []
-        self.bytes = 0
-        self.hub_infos: dict[Path, Any] = {}
+_CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar", ".zip")
+# torch downloads to `<file>.<32 hex digits>.partial` and renames it
+_PARTIAL_CHECKPOINT = re.compile(r"(.+)\.[0-9a-f]{32}\.partial")
 
 
 def scan(cache_dir: str | Path) -> Scan:
     """Return what a cache folder holds; one that isn't there holds nothing.
 
+    Nothing in it makes a scan fail or wait, and what vanishes meanwhile is left out.
+
     Raises:
-        CacheError: If the path is empty or leads to something that is no folder.
+        CacheError: If the path is empty or leads to something that is no readable folder.
     """
     layout = find_layout(cache_dir)
-    found = _Found()
-    uses = read_uses(layout)
+    found = _Scanner(layout)
     for folder in layout.hub_folders:
-        if _is_scannable(folder, layout, found):
-            _scan_hub_folder(folder, layout, uses, found)
-    if layout.datasets is not None and _is_scannable(layout.datasets, layout, found):
-        _add_store(found, *scan_datasets(layout.datasets))
-    if layout.checkpoints is not None and _is_scannable(layout.checkpoints, layout, found):
-        _add_store(found, *scan_checkpoints(layout.checkpoints))
-    found.bytes += sum(leftover.bytes for leftover in found.leftovers)
-    disk = shutil.disk_usage(layout.root) if layout.root.is_dir() else None
+        found.read_hub_folder(folder)
+    found.read_datasets()
+    found.read_checkpoints()
+    disk = shutil.disk_usage(layout.root) if os.path.isdir(layout.root) else None
     return Scan(
         layout=layout,
         items=tuple(sorted(found.items, key=lambda i: (i.name, i.kind, i.store))),
         leftovers=tuple(sorted(found.leftovers, key=lambda leftover: leftover.path)),
         unrecognised=tuple(sorted(found.unrecognised, key=lambda entry: entry.path)),
-        bytes=found.bytes,
+        bytes=found.bytes_held() + sum(leftover.bytes for leftover in found.leftovers),
         disk_total=None if disk is None else disk.total,
         disk_free=None if disk is None else disk.free,
-        hub_infos=found.hub_infos,
-        known_stores=frozenset(hub for hub in found.hub_infos if is_known_store(hub)),
-        uses=uses,
+        known_stores=frozenset(found.known_stores),
+        uses=found.uses,
     )
 
 
-def parse_repo_folder(folder: str) -> tuple[Kind, str] | None:
-    """Return kind and name of a folder such as `models--org--name`."""
-    prefix, dashes, name = folder.partition("--")
-    kind = _KIND_BY_FOLDER.get(prefix)
-    return (kind, name.replace("--", "/")) if kind is not None and dashes and name else None
+class _Scanner:
+    """Gathers what the parts of a cache hold."""
 
+    def __init__(self, layout: CacheLayout) -> None:
+        self._layout = layout
+        self.uses = read_uses(layout)
+        self.items: list[CachedItem] = []
+        self.leftovers: list[Leftover] = []
+        self.unrecognised: list[Unrecognised] = []
+        self.known_stores: list[Path] = []
+        self._stored: list[os.stat_result] = []
 
-def _is_scannable(folder: Path, layout: CacheLayout, found: _Found) -> bool:
-    if is_real_folder(folder, layout.root):
-        return True
-    if folder.is_symlink() or folder.exists():
-        why = "is reached by a symbolic link, which is not followed; name its target instead"
-        found.unrecognised.append(Unrecognised(folder, why))
-    return False
+    def bytes_held(self) -> int:
+        """Return what all items and shared stores hold, each file once."""
+        statuses = [*self._stored, *(s for item in self.items for s in item.blobs.values())]
+        return sum({(s.st_dev, s.st_ino): s.st_size for s in statuses}.values())
 
-
-def _add_store(
-    found: _Found,
-    items: list[CachedItem],
-    leftovers: list[Leftover],
-    unrecognised: list[Unrecognised],
-) -> None:
-    found.items.extend(items)
-    found.leftovers.extend(leftovers)
-    found.unrecognised.extend(unrecognised)
-    found.bytes += sum(item.bytes for item in items)
-
-
-def _scan_hub_folder(
-    folder: Path, layout: CacheLayout, uses: dict[tuple[str, str], float], found: _Found
-) -> None:
-    with paused_collector():
-        info = scan_cache_dir(folder)
-    found.hub_infos[folder] = info
-    found.bytes += info.size_on_disk
-    store: Store = "hub" if folder == layout.hub else "transformers"
-    recognised: set[str] = set(_FURNITURE)
-    links = {entry.name for entry in os.scandir(folder) if entry.is_symlink()}
-    for repo in info.repos:
-        if not repo.revisions:
-            continue
-        name = repo.repo_path.name
-        recognised.add(name)
-        if name in links:
-            why = "is a symbolic link, which is not followed"
-            found.unrecognised.append(Unrecognised(repo.repo_path, why))
-            found.bytes -= repo.size_on_disk
-            continue
-        revisions = tuple(
-            sorted(
-                (_revision(repo, r, uses.get((name, r.commit_hash), 0.0)) for r in repo.revisions),
-                key=lambda r: (-r.last_modified, r.commit),
-            )
-        )
-        last_used = max([repo.last_modified, *(r.last_used for r in revisions)])
-        found.items.append(
-            CachedItem(
-                name=repo.repo_id,
-                kind=repo.repo_type,
-                store=store,
-                path=repo.repo_path,
-                bytes=repo.size_on_disk,
-                file_count=repo.nb_files,
-                last_used=last_used,
-                revisions=revisions,
-                repo=repo,
-            )
-        )
-    for partial in info.incomplete_files:
-        _add_leftover(found, partial.file_path, partial.file_path.parent.parent.name, "incomplete")
-    _add_locks(folder / LOCKS_FOLDER, found)
-    _add_rest(folder, store, recognised, info.warnings, found)
-
-
-def _revision(repo: Any, revision: Any, recorded: float) -> CachedRevision:
-    if not revision.files:
-        accessed = 0.0
-    elif len(repo.revisions) == 1:
-        accessed = repo.last_accessed  # the same, and there already
-    else:
-        accessed = max(file.blob_last_accessed for file in revision.files)
-    return CachedRevision(
-        commit=revision.commit_hash,
-        refs=tuple(sorted(revision.refs)),
-        bytes=revision.size_on_disk,
-        file_count=len(revision.files),
-        last_used=max(accessed, recorded, revision.last_modified),
-        last_modified=revision.last_modified,
-    )
-
-
-def _add_locks(folder: Path, found: _Found) -> None:
-    if not is_real_folder(folder, folder.parent):
-        return
-    for lock in sorted(folder.glob("*/*.lock")):
-        if is_real_folder(lock.parent, folder) and not lock.is_symlink():
-            _add_leftover(found, lock, lock.parent.name, "lock")
-
-
-def _add_leftover(found: _Found, path: Path, folder: str, reason: Any) -> None:
-    parsed = parse_repo_folder(folder)
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return  # the download ended while we looked
-    if parsed is not None and not path.parent.is_symlink():
-        kind, name = parsed
-        found.leftovers.append(Leftover(reason, name, kind, path, status.st_size, status.st_mtime))
-
-
-def _add_rest(
-    folder: Path, store: Store, recognised: set[str], warnings: list[Any], found: _Found
-) -> None:
-    """Add what huggingface_hub's scan did not find or could not read."""
-    for path in folder.iterdir():
-        if path.name in recognised:
-            continue
-        if path.name == SHARED_BLOBS_FOLDER:
-            if not is_known_store(folder):
+    def read_hub_folder(self, folder: Path) -> None:
+        """Read the repositories in a folder, and what lies beside them."""
+        store: Store = "hub" if folder == self._layout.hub else "transformers"
+        entries = self._entries(folder)
+        if any(entry.name == SHARED_BLOBS_FOLDER for entry in entries):
+            if is_known_store(folder):
+                self.known_stores.append(folder)
+                self._stored += list_stored(folder)
+            else:
                 why = "is a store of blobs in a layout that this version doesn't know"
-                found.unrecognised.append(Unrecognised(path, why))
-            continue
-        why = "is not part of a Hugging Face cache"
-        parsed = parse_repo_folder(path.name)
-        if parsed is not None and is_real_folder(path, folder):
-            unfinished = read_unfinished_repo(path, *parsed, store)
-            if unfinished is not None:
-                _add_store(found, [unfinished], [], [])
+                self._leave(folder / SHARED_BLOBS_FOLDER, why)
+        for entry in entries:
+            parsed = parse_repo_folder(entry.name)
+            if entry.name in _FURNITURE or entry.name == SHARED_BLOBS_FOLDER:
                 continue
-        if parsed is not None:
-            said = next((str(w) for w in warnings if str(path) in str(w)), "not readable")
-            why = f"is damaged: {said}"
-        found.unrecognised.append(Unrecognised(path, why))
+            if parsed is None:
+                self._leave(Path(entry.path), "is not part of a Hugging Face cache")
+            elif entry.is_symlink():
+                self._leave(Path(entry.path), "is a symbolic link, which is not followed")
+            elif (item := read_repo(Path(entry.path), *parsed, store, self.uses)) is None:
+                why = "is damaged: it has no snapshots, and files that no download leaves"
+                self._leave(Path(entry.path), why)
+            else:
+                self.items.append(item)
+                for path, status in item.files.items():
+                    if is_incomplete(path) and os.path.dirname(path) == f"{item.path}{os.sep}blobs":
+                        self._add_leftover("incomplete", entry.name, path, status)
+        locks = folder / LOCKS_FOLDER
+        if is_real_folder(locks, folder):
+            for path, status in list_files(str(locks)).items():
+                parent = Path(path).parent
+                if parent.parent == locks and path.endswith(".lock"):
+                    self._add_leftover("lock", parent.name, path, status)
 
+    def read_datasets(self) -> None:
+        """Read the tables that the datasets library prepared; `downloads/` is left alone."""
+        for entry in self._entries(self._layout.datasets):
+            item = read_dataset(entry) if entry.is_dir(follow_symlinks=False) else None
+            if item is None:
+                self._leave(Path(entry.path), "is not a prepared dataset")
+            else:
+                self.items.append(item)
 
-@contextmanager
-def paused_collector() -> Iterator[None]:
-    """Keep Python from looking for reference cycles.
+    def read_checkpoints(self) -> None:
+        """Read the single files that torch.hub keeps in TORCH_HOME/hub/checkpoints."""
+        for entry in self._entries(self._layout.checkpoints):
+            path = Path(entry.path)
+            if not entry.is_file(follow_symlinks=False):
+                self._leave(path, "is not a checkpoint file")
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # deleted since the folder was read
+            if match := _PARTIAL_CHECKPOINT.fullmatch(entry.name):
+                size, modified = status.st_size, status.st_mtime
+                self.leftovers.append(
+                    Leftover("incomplete", match[1], "torch", path, size, modified)
+                )
+            elif entry.name.endswith(_CHECKPOINT_SUFFIXES):
+                self.items.append(
+                    CachedItem(
+                        name=entry.name,
+                        kind="torch",
+                        store="torch",
+                        path=path,
+                        bytes=status.st_size,
+                        file_count=1,
+                        last_used=max(status.st_atime, status.st_mtime),
+                        files={entry.path: status},
+                        blobs={entry.path: status},
+                    )
+                )
+            else:
+                self._leave(path, "has no suffix of a checkpoint")
 
-    Scans and plans make hundreds of thousands of small objects and no cycles: it costs a tenth.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            if not gc.get_freeze_count():
-                # makes them old, or the collector would look at them all the moment it is back
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
+    def _entries(self, folder: Path | None) -> list[os.DirEntry[str]]:
+        if folder is None or not os.path.lexists(folder):
+            return []
+        if not is_real_folder(folder, self._layout.root):
+            why = "is reached by a symbolic link, which is not followed; name its target instead"
+            is_link = os.path.isdir(folder)
+            self._leave(folder, why if is_link else "is not a folder")
+            return []
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as e:
+            self._leave(folder, f"can't be read: {e.strerror}")
+            return []
+
+    def _add_leftover(
+        self,
+        reason: Literal["incomplete", "lock"],
+        folder: str,
+        path: str,
+        status: os.stat_result | None,
+    ) -> None:
+        parsed = parse_repo_folder(folder)
+        if parsed is not None and status is not None:
+            kind, name = parsed
+            size, modified = status.st_size, status.st_mtime
+            self.leftovers.append(Leftover(reason, name, kind, Path(path), size, modified))
+
+    def _leave(self, path: Path, why: str) -> None:
+        self.unrecognised.append(Unrecognised(path, why))

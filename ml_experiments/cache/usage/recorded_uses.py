@@ -1,4 +1,4 @@
-"""When runs last used a revision: one small file each, because access times don't tell.
+"""When runs last used a revision: one small file each, as access times are not reliable.
 
 Volumes and many mounts keep no access times, or coarse ones. Deleting what was "not used for
 30 days" by them would delete what runs load every day. One file per revision, so that runs
@@ -7,21 +7,23 @@ that end together don't overwrite each other's records.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from ml_experiments.cache.disk import list_files, read_json_object
 from ml_experiments.cache.layout import CacheLayout, find_layout, is_without_links
 from ml_experiments.cache.usage.watch import UsedRevision
 from ml_experiments.serialization.files import write_json_atomically
+
+_MAX_TIME = 1e11  # in the year 5138: a time beyond it is an error
 
 
 def record_uses(
     cache_dir: str | Path, used: Iterable[UsedRevision], at: float | None = None
 ) -> None:
-    """Note that a run used these revisions.
+    """Record that a run used these revisions.
 
     Args:
         cache_dir: The cache folder.
@@ -46,11 +48,12 @@ def read_uses(layout: CacheLayout) -> dict[tuple[str, str], float]:
     if layout.uses is None or not is_without_links(layout.uses, layout.root):
         return {}
     uses: dict[tuple[str, str], float] = {}
-    for file in layout.uses.glob("*/*.json"):
-        try:
-            uses[file.parent.name, file.stem] = float(json.loads(file.read_bytes())["last_used"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # cut short by a crash: the revision counts as used when it was changed
+    for file in list_files(str(layout.uses)):
+        record = read_json_object(file)
+        last_used = None if record is None else record.get("last_used")
+        # one that was cut short by a crash, or is none of ours, counts as never used
+        if isinstance(last_used, float | int) and 0 <= last_used < _MAX_TIME:
+            uses[os.path.basename(os.path.dirname(file)), Path(file).stem] = float(last_used)
     return uses
 
 

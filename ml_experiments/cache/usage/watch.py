@@ -24,6 +24,7 @@ from typing import Any, Self
 from ml_experiments.cache.disk import link_target
 from ml_experiments.cache.layout import find_layout, repo_folder
 from ml_experiments.cache.open_files import open_files
+from ml_experiments.cache.scan.repositories import read_ref
 
 _RESOLVING_MODULES = ("file_download.py", "_snapshot_download.py")
 _FRAMES_LOOKED_AT = 8
@@ -103,11 +104,9 @@ class CacheWatch:
         """Return what was used so far, sorted by name and revision."""
         snapshots = set(self._snapshots)
         for ref in self._refs:
-            try:
-                commit = Path(ref).read_text(encoding="utf-8").strip()
-            except OSError:
-                continue  # removed since; what was opened of it is in `snapshots`
-            snapshots.add((ref.partition(f"{os.sep}refs{os.sep}")[0], commit))
+            commit, _ = read_ref(ref)
+            if commit is not None:  # else removed since; what was opened of it is in `snapshots`
+                snapshots.add((ref.partition(f"{os.sep}refs{os.sep}")[0], commit))
         mapped = {p for p in open_files(self._root, pids=[os.getpid()]) if _part(p) == "blobs"}
         for blob in mapped | self._blobs:
             snapshots |= _snapshots_with(blob)

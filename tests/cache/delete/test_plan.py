@@ -11,6 +11,7 @@ from tests.support.hub_cache import (
     commit_of,
     delete,
     fingerprint,
+    model_names,
     set_age,
     write_repo,
 )
@@ -45,7 +46,7 @@ def test_planning_changes_nothing_and_names_what_execution_deletes(
     foreseen, done = plan.to_dict(), plan.execute().to_dict()
     assert (foreseen.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert foreseen == done
-    assert scan(cache_dir).model_names() == ["org/b"]
+    assert model_names(cache_dir) == ["org/b"]
 
 
 def test_one_revision_goes_and_the_blobs_it_shares_stay(cache_dir: Path, hub_dir: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_mirror_with_the_same_commit_is_not_taken_for_the_original(
     for name in ("original/model", "mirror/model", "another/model"):
         write_repo(hub_dir, name, {A: {"x": b"same content, same commit"}})
     assert delete(cache_dir, "mirror/*")["names"] == ["mirror/model"]
-    assert scan(cache_dir).model_names() == ["another/model", "original/model"]
+    assert model_names(cache_dir) == ["another/model", "original/model"]
 
 
 def test_an_empty_or_missing_cache_has_nothing_to_delete(cache_dir: Path) -> None:

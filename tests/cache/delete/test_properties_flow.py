@@ -18,7 +18,14 @@ from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.usage.recorded_uses import record_uses
 from ml_experiments.cache.usage.watch import UsedRevision
 from ml_experiments.errors import CacheError
-from tests.support.hub_cache import bytes_on_disk, commit_of, fingerprint, set_age, write_repo
+from tests.support.hub_cache import (
+    bytes_on_disk,
+    commit_of,
+    fingerprint,
+    model_names,
+    set_age,
+    write_repo,
+)
 
 NAMES = st.sampled_from(["gpt2", "Org/A", "org/sdxl-turbo", "stab/sdxl", "é/ü", "x/" + "y" * 90])
 # few contents, so that revisions share blobs
@@ -141,6 +148,6 @@ def test_no_pattern_changes_anything_outside_the_cache(pattern: str) -> None:
         try:
             plan_deletion(root, pattern).execute()
         except CacheError:
-            assert scan(root).model_names() == ["org/name"]
+            assert model_names(root) == ["org/name"]
         assert fingerprint(around) == before
         assert (root / "huggingface" / "token").read_text() == "secret"

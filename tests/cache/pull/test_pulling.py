@@ -18,7 +18,7 @@ from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.errors import CacheError
-from tests.support.hub_cache import fingerprint, write_repo
+from tests.support.hub_cache import fingerprint, model_names, write_repo
 from tests.support.hub_server import HubServer
 from tests.support.waiting import wait_until
 
@@ -276,7 +276,7 @@ def test_a_token_with_access_opens_gated_and_private_repositories(
     for name, flags in (("org/g", {"gated": True}), ("org/p", {"private": True})):
         hub.add_repo(name, {"a.json": b"{}"}, allowed_tokens=frozenset({TOKEN}), **flags)
         pull(name, cache_dir=cache_dir, endpoint=hub.endpoint, token=TOKEN)
-    assert scan(cache_dir).model_names() == ["org/g", "org/p"]
+    assert model_names(cache_dir) == ["org/g", "org/p"]
 
 
 def test_too_little_space_is_an_error_before_anything_is_downloaded(

@@ -12,6 +12,7 @@ from ml_experiments.cache.usage.watch import UsedRevision
 from tests.support.hub_cache import (
     commit_of,
     fingerprint,
+    model_names,
     set_age,
     write_repo,
 )
@@ -31,7 +32,7 @@ def test_names_are_those_of_the_hub_sorted_once_and_models_only(cache_dir: Path)
     write_repo(hub, "nyu-mll/glue", {commit_of("d"): {"a": b"y"}}, kind="dataset")
     older = cache_dir / "huggingface" / "transformers"
     write_repo(older, "gpt2", {commit_of("b"): {"a.json": b"{}"}})
-    assert scan(cache_dir).model_names() == ["gpt2", "stabilityai/stable-diffusion-2-1"]
+    assert model_names(cache_dir) == ["gpt2", "stabilityai/stable-diffusion-2-1"]
 
 
 def test_what_the_library_downloaded_is_read_back(cache_dir: Path, hub: HubServer) -> None:
@@ -88,7 +89,7 @@ def test_what_is_no_part_of_a_cache_is_named_and_why(cache_dir: Path) -> None:
     assert [item.name for item in found.items] == ["org/name"]
     assert found.bytes == 1
     why = {entry.path.name: entry.why for entry in found.unrecognised}
-    assert "is damaged: Snapshots dir doesn't exist" in why["models--org--damaged"]
+    assert "is damaged: it has no snapshots" in why["models--org--damaged"]
     assert "symbolic link" in why["models--org--linked"]
     assert "not part of" in why["my-notes.txt"]
 
@@ -117,4 +118,16 @@ def test_very_long_and_unicode_names_are_listed(cache_dir: Path) -> None:
     names = [f"org/{'n' * 230}", "組織/模型-ü", "a" * 200]
     for name in names:
         write_repo(hub_of(cache_dir), name, {commit_of(name): {"a": b"x"}})
-    assert scan(cache_dir).model_names() == sorted(names)
+    assert model_names(cache_dir) == sorted(names)
+
+
+def test_torch_checkpoints_and_partial_downloads_are_found(cache_dir: Path) -> None:
+    folder = cache_dir / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet50-0676ba61.pth").write_bytes(b"weights")
+    (folder / f"vgg16-397923af.pth.{'0' * 32}.partial").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    found = scan(cache_dir)
+    assert [(i.name, i.bytes) for i in found.items] == [("resnet50-0676ba61.pth", 7)]
+    assert [(lo.name, lo.bytes) for lo in found.leftovers] == [("vgg16-397923af.pth", 4)]
+    assert [e.path.name for e in found.unrecognised] == ["notes.txt"]

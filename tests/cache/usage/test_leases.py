@@ -17,7 +17,7 @@ from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.usage.leases import Lease, LeaseKeeper, sweep_leases
 from ml_experiments.cache.usage.watch import CacheWatch
 from ml_experiments.cache.verification import verify
-from tests.support.hub_cache import commit_of, fingerprint, set_age, write_repo
+from tests.support.hub_cache import commit_of, fingerprint, model_names, set_age, write_repo
 from tests.support.waiting import wait_until
 
 A, B = commit_of("a"), commit_of("b")
@@ -107,7 +107,7 @@ def test_a_run_that_began_after_the_plan_keeps_its_model(
     outcome = plan.execute()
     assert (outcome.names, outcome.bytes) == ((), 0)
     assert outcome.failed[0].why == "is in use by run run-1"
-    assert scan(cache_dir).model_names() == ["org/a"]
+    assert model_names(cache_dir) == ["org/a"]
     end(keeper)
 
 
