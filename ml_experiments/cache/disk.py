@@ -124,7 +124,7 @@ def undeletable(files: Files) -> Iterator[str]:
     for path, status in files.items():
         folder = os.path.dirname(path)
         if folder not in writable:
-            writable[folder] = os.access(folder, os.W_OK | os.X_OK)
+            writable[folder] = _is_allowed(folder, os.W_OK | os.X_OK)
         if not writable[folder] or (status is not None and _is_immutable(path, status)):
             yield path
 
@@ -180,4 +180,9 @@ def locked(folder: Path) -> Iterator[None]:
 def _is_immutable(path: str, status: os.stat_result) -> bool:
     # access(2) refuses a file that its mode lets us write only when it is immutable
     mine = os.geteuid() in (0, status.st_uid)
-    return mine and bool(status.st_mode & stat.S_IWUSR) and not os.access(path, os.W_OK)
+    return mine and bool(status.st_mode & stat.S_IWUSR) and not _is_allowed(path, os.W_OK)
+
+
+def _is_allowed(path: str, mode: int) -> bool:
+    # what another process has deleted meanwhile forbids nothing
+    return os.access(path, mode) or not os.path.lexists(path)

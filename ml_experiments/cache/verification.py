@@ -188,6 +188,8 @@ def _gather_repo(
         else:
             wanted.add(target)
     for path, status in item.files.items():
+        if path == blobs.removesuffix(os.sep):
+            unchecked.append(path)  # a folder that can't be read
         if not path.startswith(blobs) or is_incomplete(path):
             continue
         if commits is not None and path not in wanted:

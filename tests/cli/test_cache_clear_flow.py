@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -134,3 +135,21 @@ def test_what_could_not_be_deleted_is_named_and_exit_code_1(home: Path) -> None:
     assert done.returncode == 1
     assert "failed: org/one can't be deleted, and nothing of it was" in done.stdout
     assert "1 deleted, freed 42 bytes" in done.stdout
+
+
+def test_two_at_once_both_succeed_and_leave_no_folder(home: Path) -> None:
+    for number in range(60):
+        name = f"many/m{number}"
+        write_repo(home / "hub", name, {A: {f"f{n}": b"%d" % n for n in range(20)}})
+        (home / "hub" / ".locks" / f"models--many--m{number}").mkdir(parents=True)
+    command = [*COMMAND, "clear", "many/*", "--yes", "--local", "--json"]
+    environment = {**os.environ, "HF_HOME": str(home)}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outcomes = [json.loads(process.communicate(timeout=120)[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert [outcome["failed"] + outcome["kept"] for outcome in outcomes] == [[], []]
+    assert sum(outcome["deleted"] for outcome in outcomes) == 60
+    assert not [path for path in (home / "hub").iterdir() if "many" in path.name]

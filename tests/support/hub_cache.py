@@ -120,6 +120,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
                 found[str(path)] = f"-> {path.readlink()}"
             elif path.is_dir():
                 found[str(path)] = "folder"
+            elif not path.is_file():
+                found[str(path)] = "neither a file nor a folder"
             else:
                 found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -106,7 +106,8 @@ class DeletionEntry:
         if not files and not self._folders():
             return 0, GONE
         folder = self.item.path.parent if self._is_file else self.item.path
-        if not is_real_folder(folder, scan.layout.root) or self._now_there() - self.seen:
+        is_moved = not is_real_folder(folder, scan.layout.root) and os.path.lexists(folder)
+        if is_moved or self._now_there() - self.seen:
             return 0, "has changed since the plan was made; make a new one"
         if (why := self.why_not(in_use)) is not None:
             return 0, why

@@ -37,6 +37,7 @@ from ml_experiments.cache.layout import (
 )
 from ml_experiments.cache.patterns import check_revision
 from ml_experiments.cache.pull.progress import ProgressMeter, PullProgress
+from ml_experiments.cache.scan.repositories import read_ref
 from ml_experiments.errors import CacheError
 from ml_experiments.serialization.files import write_atomically
 
@@ -101,6 +102,7 @@ def pull(
     repo = hub / repo_folder(name, kind)
     try:
         commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
+        _refuse_obstacles(repo, commit, files)
         missing = [file for file in files if not _is_there(repo, commit, file)]
         if missing:
             # names, sizes and the README of a gated repository are public, its weights are not:
@@ -185,12 +187,29 @@ def _list_files(
     return commit, chosen
 
 
-def _is_there(repo: Path, commit: str, file: RepoFile) -> bool:
+def _places(repo: Path, commit: str, file: RepoFile) -> list[Path]:
+    """Return where a file may be: its blob, its link, and the store of shared blobs."""
     etag = file.blob_id if file.lfs is None else file.lfs.sha256
     places = [repo / "blobs" / etag, repo / "snapshots" / commit / file.path]
     if file.xet_hash is not None:
         places.append(repo.parent / SHARED_BLOBS_FOLDER / file.xet_hash[:2] / file.xet_hash)
-    return any(place.exists() for place in places)
+    return places
+
+
+def _is_there(repo: Path, commit: str, file: RepoFile) -> bool:
+    return any(place.is_file() for place in _places(repo, commit, file))
+
+
+def _refuse_obstacles(repo: Path, commit: str, files: list[RepoFile]) -> None:
+    """Make sure that nothing but files is where files belong; huggingface_hub doesn't look.
+
+    Raises:
+        CacheError: If a folder or a FIFO is there.
+    """
+    for file in files:
+        for place in _places(repo, commit, file):
+            if place.exists() and not place.is_file():
+                raise CacheError(f"{place} is in the way: it is no file; remove it, and pull again")
 
 
 def _check_space(name: str, needed: int, hub: Path) -> None:
@@ -208,7 +227,7 @@ def _check_space(name: str, needed: int, hub: Path) -> None:
 def _point_to(repo: Path, revision: str, commit: str) -> None:
     """Let a branch or tag lead to a commit, as huggingface_hub does."""
     ref = repo / "refs" / revision
-    if revision == commit or (ref.exists() and ref.read_text(encoding="utf-8") == commit):
+    if revision == commit or read_ref(ref) == (commit, True):
         return
     ref.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(ref, commit.encode())

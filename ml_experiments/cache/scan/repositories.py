@@ -142,10 +142,12 @@ def _read_snapshot(
         if blob not in blobs:
             try:
                 status = status or os.stat(blob)
-            except OSError:
+            except FileNotFoundError:
                 if blob.startswith(own_blobs) and not os.path.lexists(blob):
                     damage.append(Damage(path, "leads to content that is missing"))
                 continue
+            except OSError:
+                continue  # in a folder that can't be read, or a loop of links
             if not stat.S_ISREG(status.st_mode):
                 continue
             blobs[blob] = status

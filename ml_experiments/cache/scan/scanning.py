@@ -100,7 +100,7 @@ class _Scanner:
             parsed = parse_repo_folder(entry.name)
             if entry.name in _FURNITURE or entry.name == SHARED_BLOBS_FOLDER:
                 continue
-            if parsed is None:
+            if parsed is None or not (entry.is_symlink() or entry.is_dir(follow_symlinks=False)):
                 self._leave(Path(entry.path), "is not part of a Hugging Face cache")
             elif entry.is_symlink():
                 self._leave(Path(entry.path), "is a symbolic link, which is not followed")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_files_that_vanish_under_way_are_not_counted_as_freed(
     assert outcome.bytes == before - bytes_on_disk(cache_dir) == 1 + 40 + 4 + 40
     assert outcome.failed == (), "what was to go is gone, whoever deleted it"
     assert outcome.notes == ("org/b is gone already",)
+
+
+def test_deletions_on_two_machines_at_once_finish_what_the_other_began(
+    cache_dir: Path, hub_dir: Path
+) -> None:
+    repos = [
+        write_repo(hub_dir, f"org/m{n}", {A: {f"f{m}/x": b"%d" % m for m in range(30)}})
+        for n in range(10)
+    ]
+    plans = [plan_deletion(cache_dir) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(lambda plan: plan.execute(), plans))
+    assert [outcome.failed for outcome in outcomes] == [(), (), ()]
+    assert not [repo for repo in repos if repo.exists()]
 
 
 def test_the_list_of_files_that_the_library_keeps_goes_with_its_revision(
