@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.cells import cell_len
 from rich.filesize import decimal
+
+from ml_experiments.cli.table import Column, print_table
+from ml_experiments.runner.printable import printable
 
 if TYPE_CHECKING:
     from ml_experiments.cache.pull.progress import PullProgress
 
 _SHORT_COMMIT = 8
+_NAME = Column("name", is_cut=True)
+_KIND = Column("kind")
+_SIZE = Column("size", is_right=True)
+_LAST_USE = Column("last use")
 
 
 def print_list(found: dict[str, Any]) -> None:
@@ -25,23 +31,21 @@ def print_list(found: dict[str, Any]) -> None:
             revisions = str(len(item["revisions"])) if item["revisions"] else ""
             size, used = decimal(item["bytes"]), _ago(item["last_used"])
             rows.append((item["name"], _kind_of(item), size, revisions, used))
-        _print_table(("name", "kind", "size>", "revisions>", "last use"), rows)
+        print_table((_NAME, _KIND, _SIZE, Column("revisions", is_right=True), _LAST_USE), rows)
     else:
         click.echo("nothing matches" if found["bytes"] else "the cache is empty")
     for item in found["items"]:
         if item["damage"]:
             first, *more = item["damage"]
             rest = f", and {len(more)} more" if more else ""
-            click.echo(
-                f"damaged: {_plain(item['name'])}: {_plain(first['path'])} {first['what']}{rest}; "
-                "`ml-experiments cache verify --repair` removes that"
-            )
+            what = printable(f"{item['name']}: {first['path']} {first['what']}{rest}")
+            click.echo(f"damaged: {what}; `ml-experiments cache verify --repair` removes it")
     partial = [lo["bytes"] for lo in found["leftovers"] if lo["reason"] == "incomplete"]
     if partial:
         click.echo(f"interrupted downloads: {len(partial)}, {decimal(sum(partial))}")
     for entry in found["unrecognised"]:
-        click.echo(f"not touched: {_plain(entry['path'])} {_plain(entry['why'])}")
-    total = f"{decimal(found['bytes'])} in {found['cache_dir']}"
+        click.echo(f"not touched: {printable(entry['path'])} {printable(entry['why'])}")
+    total = f"{decimal(found['bytes'])} in {printable(found['cache_dir'])}"
     if found["disk_total"] is None:
         total += ", which is not there"
     else:
@@ -53,14 +57,15 @@ def print_item(shown: dict[str, Any]) -> None:
     """Print revisions and files of what has one name."""
     for item in shown["items"]:
         click.echo(
-            f"{item['name']}  {item['kind']}, {decimal(item['bytes'])}, "
+            f"{printable(item['name'])}  {item['kind']}, {decimal(item['bytes'])}, "
             f"used {_ago(item['last_used'])}, in {item['store']}"
         )
         for flaw in item["damage"]:
-            click.echo(f"damaged: {_plain(flaw['path'])} {flaw['what']}")
+            click.echo(f"damaged: {printable(flaw['path'])} {flaw['what']}")
         for revision in item["revisions"]:
-            refs = ", ".join(revision["refs"]) or "no branch or tag"
-            click.echo(f"{revision['commit']}  {refs}, {decimal(revision['bytes'])}")
+            refs = printable(", ".join(revision["refs"])) or "no branch or tag"
+            commit = printable(revision["commit"])
+            click.echo(f"{commit}  {refs}, {decimal(revision['bytes'])}")
             _print_files([f for f in item["contents"] if _is_of(f, revision)])
         if not item["revisions"]:
             _print_files(item["contents"])
@@ -75,24 +80,24 @@ def print_deletion(outcome: dict[str, Any]) -> None:
             name = f"{entry['name']}@{revisions}" if revisions else entry["name"]
             used = _ago(entry["last_used"])
             rows.append((name, _kind_of(entry), decimal(entry["bytes"]), used))
-        _print_table(("name", "kind", "frees>", "last use"), rows)
+        print_table((_NAME, _KIND, Column("frees", is_right=True), _LAST_USE), rows)
     partial: dict[str, int] = {}
     for leftover in outcome["leftovers"]:
         if leftover["reason"] == "incomplete":
             partial[leftover["name"]] = partial.get(leftover["name"], 0) + leftover["bytes"]
     for name, size in partial.items():
-        click.echo(f"interrupted download of {_plain(name)}: {decimal(size)}")
+        click.echo(f"interrupted download of {printable(name)}: {decimal(size)}")
     locks = sum(leftover["reason"] == "lock" for leftover in outcome["leftovers"])
     if locks:
         click.echo(f"stale locks: {locks}")
     for kept in outcome["kept"]:
         name, at, commit = kept["name"].partition("@")
-        name = _plain(f"{name}{at}{commit[:_SHORT_COMMIT]}")
-        click.echo(f"kept: {name} ({decimal(kept['bytes'])}) {_plain(kept['why'])}")
+        name = printable(f"{name}{at}{commit[:_SHORT_COMMIT]}")
+        click.echo(f"kept: {name} ({decimal(kept['bytes'])}) {printable(kept['why'])}")
     for failed in outcome["failed"]:
-        click.secho(f"failed: {_plain(failed['name'])} {_plain(failed['why'])}", fg="red")
+        click.secho(f"failed: {printable(failed['name'])} {printable(failed['why'])}", fg="red")
     for note in outcome["notes"]:
-        click.echo(note)
+        click.echo(printable(note))
     what = "to delete, would free" if outcome["dry_run"] else "deleted, freed"
     click.echo(f"{outcome['deleted']} {what} {decimal(outcome['freed_bytes'])}")
 
@@ -105,14 +110,14 @@ def print_pull(outcome: dict[str, Any]) -> None:
         size += f"; downloaded {decimal(outcome['downloaded_bytes'])}"
     else:
         size += "; all of it was there"
-    click.echo(f"{what}: {size}")
-    click.echo(outcome["path"])
+    click.echo(f"{printable(what)}: {size}")
+    click.echo(printable(outcome["path"]))
 
 
 def print_verification(outcome: dict[str, Any]) -> None:
     """Print what doesn't hold what its name says."""
     for problem in outcome["problems"]:
-        click.secho(f"{_plain(problem['path'])} {_trouble(problem)}", fg="red")
+        click.secho(f"{printable(problem['path'])} {printable(_trouble(problem))}", fg="red")
     checked = f"{outcome['checked']} files, {decimal(outcome['checked_bytes'])} checked"
     wrong = "all as they should be" if outcome["checked"] else "there is nothing to check"
     if outcome["problems"]:
@@ -130,7 +135,8 @@ def print_stats(stats: dict[str, Any]) -> None:
         for row in stats["revisions"]:
             counts = (str(row["hits"]), str(row["downloads"]), decimal(row["bytes_saved"]))
             rows.append((row["repo_id"], row["revision"][:_SHORT_COMMIT], *counts))
-        _print_table(("name", "revision", "hits>", "downloads>", "saved>"), rows)
+        counts_columns = (Column(name, is_right=True) for name in ("hits", "downloads", "saved"))
+        print_table((_NAME, Column("revision"), *counts_columns), rows)
     runs, hits, downloads = (
         f"{stats[name + 's']} {name}{'' if stats[name + 's'] == 1 else 's'}"
         for name in ("run", "hit", "download")
@@ -140,7 +146,8 @@ def print_stats(stats: dict[str, Any]) -> None:
         f"{downloads} took {decimal(stats['bytes_downloaded'])}"
     )
     if stats["unreadable"]:
-        click.echo(f"manifests that can't be read: {', '.join(stats['unreadable'])}")
+        unreadable = printable(", ".join(stats["unreadable"]))
+        click.echo(f"manifests that can't be read: {unreadable}")
 
 
 @contextmanager
@@ -161,28 +168,6 @@ def download_bar() -> Iterator[Callable[[PullProgress], None]]:
         yield update
 
 
-def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows below their headings; a column named `x>` is set to the right.
-
-    rich's tables would take longer for 2,000 rows than the scan of 2,000 repositories.
-    """
-    headings = tuple(column.rstrip(">") for column in columns)
-    shown = [headings, *(tuple(map(_plain, row)) for row in rows)]
-    widths = [max(map(cell_len, cells)) for cells in zip(*shown, strict=True)]
-    for row in shown:
-        cells = []
-        for cell, width, column in zip(row, widths, columns, strict=True):
-            padding = " " * (width - cell_len(cell))
-            cells.append(padding + cell if column.endswith(">") else cell + padding)
-        line = "  ".join(cells).rstrip()
-        click.echo(click.style(line, bold=True) if row is headings else line)
-
-
-def _plain(text: str) -> str:
-    """Return a text that can do nothing to a terminal: names of folders may hold anything."""
-    return text if text.isprintable() else ascii(text)
-
-
 def _kind_of(item: dict[str, Any]) -> str:
     """Return the kind, and the part of the cache where one would not look for it."""
     kind, store = str(item["kind"]), str(item["store"])
@@ -191,7 +176,7 @@ def _kind_of(item: dict[str, Any]) -> str:
 
 def _print_files(files: list[dict[str, Any]]) -> None:
     rows = [(decimal(f["bytes"]), f["path"], f.get("blob", "")[:_SHORT_COMMIT]) for f in files]
-    _print_table(("size>", "file", "blob"), rows)
+    print_table((_SIZE, Column("file", is_cut=True), Column("blob")), rows)
 
 
 def _is_of(file: dict[str, Any], revision: dict[str, Any]) -> bool:

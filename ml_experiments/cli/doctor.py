@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 from huggingface_hub.constants import ENDPOINT
 
+from ml_experiments.cli.table import Cell, Column, print_table
 from ml_experiments.settings import modal_credentials_source, runs_dir
 
 
@@ -29,20 +30,16 @@ def doctor(as_json: bool) -> int:
 
     Exit code 1 when something is broken; what is merely absent is fine.
     """
-    from ml_experiments.cli.doctor import examine
-
     checks = examine()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
     else:
-        width = max(len(check.name) for check in checks)
+        rows: list[tuple[str | Cell, str, str]] = []
         for check in checks:
-            word, colour = _VERDICTS[check.ok]
-            click.echo(
-                f"{click.style(f'{word:<7}', fg=colour)} {check.name:<{width}}  {check.found}"
-            )
+            rows.append((Cell(*_VERDICTS[check.ok]), check.name, check.found))
             if check.advice:
-                click.echo(f"{'':<{width + 10}}-> {check.advice}")
+                rows.append(("", "", f"-> {check.advice}"))
+        print_table((Column(""),) * 3, rows)
     return int(any(check.ok is False for check in checks))
 
 

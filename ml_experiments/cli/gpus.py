@@ -47,24 +47,22 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from ml_experiments.cli.table import Column, print_table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("GPU type", no_wrap=True)
-    for column in ("memory", "$/hour", "up to"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("purpose")
-    for row in rows:
-        names = " ".join([row["gpu_type"], *(f"({alias})" for alias in row["aliases"])])
-        table.add_row(
-            names,
-            f"{row['memory_gb']} GB",
-            f"{row['usd_per_hour']:.2f}",
-            str(row["max_count"]),
-            row["purpose"],
-        )
-    Console().print(table)
+    numbers = (Column(name, is_right=True) for name in ("memory", "$/hour", "up to"))
+    print_table(
+        (Column("GPU type"), *numbers, Column("purpose", is_cut=True)),
+        [
+            (
+                " ".join([row["gpu_type"], *(f"({alias})" for alias in row["aliases"])]),
+                f"{row['memory_gb']} GB",
+                f"{row['usd_per_hour']:.2f}",
+                str(row["max_count"]),
+                row["purpose"],
+            )
+            for row in rows
+        ],
+    )
     click.echo(
         f"GPU prices of {rows[0]['prices_checked']}; CPU and memory come on top, by use. "
         "Current ones: https://modal.com/pricing"

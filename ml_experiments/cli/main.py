@@ -93,7 +93,7 @@ def _outlive_reader(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(file) if is_buffered else file,  # python -u: unbuffered
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors="backslashreplace",  # a name that isn't Unicode, or that the locale lacks
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
@@ -102,6 +102,7 @@ def _outlive_reader(stream: TextIO) -> TextIO:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     from ml_experiments.errors import Error, RunNotCollectedError
+    from ml_experiments.runner.printable import printable_lines
 
     sys.stdout, sys.stderr = _outlive_reader(sys.stdout), _outlive_reader(sys.stderr)
     try:
@@ -110,10 +111,12 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(e.format_message())
         code = 2
     except click.ClickException as e:
-        e.show()
+        shown = io.StringIO()
+        e.show(shown)
+        click.echo(printable_lines(shown.getvalue()), err=True, nl=False)
         code = e.exit_code
     except Error as e:
-        click.echo(f"error: {e}", err=True)
+        click.echo(f"error: {printable_lines(str(e))}", err=True)
         code = 1 if isinstance(e, RunNotCollectedError) else 2
     except (KeyboardInterrupt, click.Abort):
         code = 130

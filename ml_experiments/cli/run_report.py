@@ -1,4 +1,4 @@
-"""What a person sees when a run has ended, and under `runs show`."""
+"""The report of a run: printed when it has ended, and by `runs show`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any
 
 import click
 
+from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
+from ml_experiments.runner.printable import printable_lines
 from ml_experiments.runs.result import RunResult
 
-MOST_ROWS = 20
-LONGEST_VALUE = 100
-_COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
+_MAX_ROWS = 20
+_MAX_VALUE_LENGTH = 100
+COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
 _FILE_TYPES = {"file", "image", "ndarray", "tensor", "dataframe", "series", "bytes"}
 
 
 def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> None:
     """Print status, id, time, results, artifacts, more rows, and what went wrong."""
-    status = click.style(str(result.status), fg=_COLOURS.get(result.status), bold=True)
-    rows = [("status", status), ("run", result.run_id)]
+    status = Cell(str(result.status), COLOURS.get(result.status, "cyan"))
+    rows: list[tuple[str, str | Cell]] = [("status", status), ("run", result.run_id)]
     if "total_s" in result.timings:
         rows.append(("seconds", _seconds(result.timings)))
     if "peak_memory_bytes" in result.environment:
@@ -34,9 +36,7 @@ def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> Non
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))
     rows.extend(more)
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        click.echo(f"{name:<{width}}  {text}")
+    print_table((Column(""), Column("")), rows)
     if result.error is not None:
         _print_error(result)
 
@@ -46,12 +46,12 @@ def _print_error(result: RunResult) -> None:
     assert error is not None
     click.echo("")
     if error.traceback:
-        click.echo(error.traceback.rstrip())
+        click.echo(printable_lines(error.traceback.rstrip()))
     else:
-        click.echo(f"{error.type}: {error.message}")
+        click.echo(printable_lines(f"{error.type}: {error.message}"))
     click.echo(f"{click.style('error kind', bold=True)}  {error.kind}")
     if error.hint:
-        click.echo(f"{click.style('hint', bold=True)}        {error.hint}")
+        click.echo(f"{click.style('hint', bold=True)}        {printable_lines(error.hint)}")
 
 
 def _seconds(timings: dict[str, float]) -> str:
@@ -84,8 +84,8 @@ def _result_rows(result: RunResult) -> Iterator[tuple[str, str]]:
         return
     given = {name: value for name, value in result.results.items() if value is not None}
     for count, (name, value) in enumerate(given.items()):
-        if count == MOST_ROWS:
-            yield "...", f"{len(given) - MOST_ROWS} more in result.json"
+        if count == _MAX_ROWS:
+            yield "...", f"{len(given) - _MAX_ROWS} more in result.json"
             return
         yield str(name).replace("_", " "), _value(value, result.run_dir)
 
@@ -104,7 +104,8 @@ def _value(value: Any, run_dir: Path | None) -> str:
     else:
         text = str(value)
     text = text or "none"
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    is_cut = len(text) > _MAX_VALUE_LENGTH and is_terminal()
+    return f"{text[:_MAX_VALUE_LENGTH]}..." if is_cut else text
 
 
 def _artifacts(result: RunResult) -> str:

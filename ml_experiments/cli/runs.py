@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import re
-import shutil
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,14 +17,12 @@ if TYPE_CHECKING:
     from ml_experiments.runs.folder import RunFolder
     from ml_experiments.runs.registry import RunRow
 
+_LOG_CHUNK = 1 << 20
+
 
 @click.group()
 def runs() -> None:
     """List, show and resume runs."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # a file name or a result that isn't Unicode is shown with escapes
-            stream.reconfigure(errors="backslashreplace")
 
 
 @runs.command("list")
@@ -64,6 +59,7 @@ def list_(limit: int, as_json: bool) -> None:
 def show(run: str, as_json: bool, with_log: bool) -> None:
     """Show one run. RUN is an id, the beginning of one, or `last`."""
     from ml_experiments.cli.run_report import print_report
+    from ml_experiments.runner.printable import printable
 
     folder = _find(run)
     outcome = folder.outcome()
@@ -77,7 +73,8 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
         click.echo(json.dumps(everything, allow_nan=False))
         return
     spec = folder.read_spec()
-    click.echo(f"{spec.experiment}  {json.dumps(spec.config)}  seed {spec.seed}")
+    config = json.dumps(spec.config, ensure_ascii=False)
+    click.echo(printable(f"{spec.experiment}  {config}  seed {spec.seed}"))
     place = folder.read_manifest().modal
     more = []
     if place and place.app_url and outcome.status in ("pending", "running"):
@@ -88,7 +85,7 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
     print_report(outcome, more)
     if with_log:
         click.echo("")
-        _copy(folder.log_file)
+        _print_log(folder.log_file)
 
 
 @runs.command()
@@ -132,44 +129,44 @@ def _find(run: str) -> RunFolder:
     return RunRegistry(runs_dir()).find(run)
 
 
-def _copy(file: Path) -> None:
+def _print_log(file: Path) -> None:
     from ml_experiments.errors import RunFolderError
+    from ml_experiments.runner.printable import printable_lines
 
     try:
-        log = file.open("rb")
+        # newline="": a progress bar's \r is no end of a line that it would be translated to
+        with file.open(encoding="utf-8", errors="backslashreplace", newline="") as log:
+            while chunk := log.read(_LOG_CHUNK):
+                click.echo(printable_lines(chunk), nl=False)
     except OSError as e:
         raise RunFolderError(f"{file} is not readable: {e.strerror}") from e
-    with log:
-        sys.stdout.flush()
-        shutil.copyfileobj(log, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
 
 
 def _print_table(rows: list[RunRow]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from ml_experiments.cli.run_report import COLOURS
+    from ml_experiments.cli.table import Cell, Column, print_table
+    from ml_experiments.runner.printable import printable
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("run", "status", "seconds", "experiment", "name", "where"):
-        justify: Literal["left", "right"] = "right" if column == "seconds" else "left"
-        widest = len(rows[0].run_id) if column == "run" else None
-        table.add_column(column, no_wrap=True, min_width=widest, justify=justify)
-    colours = {"success": "green", "error": "red", "cancelled": "yellow"}
+    columns = (
+        Column("run"),
+        Column("status"),
+        Column("seconds", is_right=True),
+        Column("experiment", is_cut=True),
+        Column("name", is_cut=True),
+        Column("where"),
+    )
+    cells: list[tuple[str | Cell, ...]] = []
     for row in rows:
         if row.problem:
-            table.add_row(escape(row.run_id), "[red]unreadable[/red]")
+            cells.append((row.run_id, Cell("unreadable", "red"), "", "", "", ""))
             continue
-        colour = colours.get(row.status or "", "cyan")
-        table.add_row(
-            escape(row.run_id),
-            f"[{colour}]{row.status}[/{colour}]",
-            f"{row.seconds:.2f}" if row.seconds is not None else "",
-            escape(re.split(r"[.:]", row.experiment or "")[-1]),
-            escape(row.name or ""),
-            escape(row.gpu or row.backend or ""),
-        )
-    Console().print(table)
+        status = str(row.status)
+        seconds = f"{row.seconds:.2f}" if row.seconds is not None else ""
+        experiment = re.split(r"[.:]", row.experiment or "")[-1]
+        where = row.gpu or row.backend or ""
+        status_cell = Cell(status, COLOURS.get(status, "cyan"))
+        cells.append((row.run_id, status_cell, seconds, experiment, row.name or "", where))
+    print_table(columns, cells)
     for row in rows:
         if row.problem:  # below, for a path would take the columns' room
-            click.echo(f"unreadable: {row.problem}")
+            click.echo(f"unreadable: {printable(row.problem)}")

@@ -71,8 +71,8 @@ class Redactor:
         Args:
             record: JSON with the record's own keys.
             user_data: The fields to search, such as `results`; `error.message` is a field of an
-                object, or of each object in a list. `config.*` means the values in the object, whose keys name fields: those
-                that are words are kept.
+                object, or of each object in a list. `config.*` means the values in the object,
+                whose keys name fields: those that are words are kept.
         """
         redacted = dict(record)
         for field in user_data:

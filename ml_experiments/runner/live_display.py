@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from ml_experiments.runner.observers import PrintLogs
+from ml_experiments.runner.printable import printable
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
@@ -38,10 +39,10 @@ def live_display(*, quiet_stdout: bool) -> Iterator[PrintLogs]:
         return
     progress = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -77,6 +78,7 @@ class PlainDisplay(PrintLogs):
             self._shown[spec.run_id] = share
             with self._lock:
                 line = f"{spec.name or spec.run_id}: {done:g}/{total:g} {text}".rstrip()
+                line = printable(line)
                 self._progress_stream.write(f"{line}\n")
 
 
@@ -106,14 +108,14 @@ class ProgressDisplay(PrintLogs):
         """Show the run."""
         super().started(spec)
         self._lines[spec.run_id] = self._progress.add_task(
-            spec.name or spec.run_id, total=None, text=""
+            printable(spec.name or spec.run_id), total=None, text=""
         )
 
     def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
         """Move the run's bar."""
         line = self._lines.get(spec.run_id)
         if line is not None:
-            self._progress.update(line, completed=done, total=total, text=text)
+            self._progress.update(line, completed=done, total=total, text=printable(text))
 
     def finished(self, spec: RunSpec, result: RunResult) -> None:
         """Take the run's line away."""

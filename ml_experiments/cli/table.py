@@ -1,0 +1,83 @@
+"""The one printer of tables: cut to the width of a terminal, whole in a pipe or a file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from rich.cells import cell_len, set_cell_size
+
+from ml_experiments.runner.printable import printable
+
+_GAP = "  "
+_MIN_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `is_cut` lets it give way where a terminal is too narrow, as names may."""
+
+    heading: str
+    is_right: bool = False
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell in a colour."""
+
+    text: str
+    colour: str
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
+    """Print rows below their headings; without a row of headings where none has a text."""
+    headings = [column.heading for column in columns]
+    shown = [[printable(c.text if isinstance(c, Cell) else c) for c in row] for row in rows]
+    widths = _fit(columns, [max(map(cell_len, c)) for c in zip(headings, *shown, strict=True)])
+    if any(headings):
+        click.secho(_line(headings, columns, widths), bold=True)
+    for row, texts in zip(rows, shown, strict=True):
+        colours = [cell.colour if isinstance(cell, Cell) else None for cell in row]
+        click.echo(_line(texts, columns, widths, colours))
+
+
+def is_terminal() -> bool:
+    """Return whether what is printed goes to a terminal, whose width counts."""
+    return sys.stdout.isatty()
+
+
+def _fit(columns: Sequence[Column], widths: list[int]) -> list[int]:
+    """Return widths that a terminal has room for, as far as cutting the widest makes them so."""
+    if not is_terminal():
+        return widths
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - shutil.get_terminal_size().columns
+    widths = list(widths)
+    while excess > 0:
+        cuttable = [i for i, c in enumerate(columns) if c.is_cut and widths[i] > _MIN_WIDTH]
+        if not cuttable:
+            break
+        widest = max(cuttable, key=lambda i: widths[i])
+        widths[widest] -= 1
+        excess -= 1
+    return widths
+
+
+def _line(
+    texts: Sequence[str],
+    columns: Sequence[Column],
+    widths: Sequence[int],
+    colours: Sequence[str | None] | None = None,
+) -> str:
+    cells = []
+    for index, (text, column, width) in enumerate(zip(texts, columns, widths, strict=True)):
+        if cell_len(text) > width:
+            text = set_cell_size(text, width - 1) + "…"
+        padding = " " * (width - cell_len(text))
+        is_last = index == len(columns) - 1
+        styled = click.style(text, fg=colours[index]) if colours and colours[index] else text
+        cells.append(padding + styled if column.is_right else styled + ("" if is_last else padding))
+    return _GAP.join(cells).rstrip()
