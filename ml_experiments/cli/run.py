@@ -13,6 +13,7 @@ import click
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.cli.parameters import flag_of, given_options, options_of
 from ml_experiments.config.options import descriptions
+from ml_experiments.errors import suggest
 from ml_experiments.runner.options import RunOptions
 
 if TYPE_CHECKING:
@@ -25,7 +26,27 @@ if TYPE_CHECKING:
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
-@click.command()
+class _RunCommand(click.Command):
+    """Takes a config field that was written as an option for what it is."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)  # click takes them out one by one
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            start = e.option_name
+            index, word = next((i, w) for i, w in enumerate(given) if w.startswith(start))
+            field, _, value = word.lstrip("-").partition("=")
+            following = given[index + 1] if index + 1 < len(given) else ""
+            value = value or ("VALUE" if following.startswith("-") else following or "VALUE")
+            options = [flag for parameter in self.params for flag in parameter.opts]
+            raise click.UsageError(
+                f"no such option {word.partition('=')[0]!r}{suggest(start, options)}; a field of "
+                f"the config is set without dashes: {field.replace('-', '_')}={value}"
+            ) from e
+
+
+@click.command(cls=_RunCommand)
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")

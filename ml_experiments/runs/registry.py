@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import RunFolderError, RunNotFoundError
+from ml_experiments.errors import RunFolderError, RunNotFoundError, suggest
 from ml_experiments.runs.folder import RunFolder
 
+_MAX_SUGGESTED = 100
 _RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}[0-9a-f]{4}")  # what `new_run_id` returns
 
 
@@ -75,8 +76,9 @@ class RunRegistry:
         if reference in matches or len(matches) == 1:
             return RunFolder(self._runs_dir / (reference if reference in matches else matches[0]))
         if not matches:
+            hint = suggest(reference, ("last", *names[:_MAX_SUGGESTED]))
             raise RunNotFoundError(
-                f"no run in {self._runs_dir} has an id that starts with {reference!r}; "
+                f"no run in {self._runs_dir} has an id that starts with {reference!r}{hint}; "
                 "`ml-experiments runs list` shows them"
             )
         raise RunNotFoundError(

@@ -169,6 +169,17 @@ def test_options_that_contradict_each_other_are_bad_usage(
     assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
 
 
+def test_without_a_token_the_commands_name_their_own_way_to_do_without(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MODAL_TOKEN_ID", raising=False)
+    monkeypatch.setenv("MODAL_CONFIG_PATH", str(tmp_path / "none.toml"))
+    done = call(home, "list")
+    assert done.returncode == 2
+    assert "or use this machine's own cache: --local" in done.stderr
+    assert "--backend" not in done.stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from ml_experiments.cli.cache import cache; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -56,6 +56,11 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         ([FIT, "--secret", "mine"], "--backend modal"),
         ([FIT, "--cpu", "0"], "--cpu goes with --backend modal"),
         ([FIT, "steps"], "steps"),
+        ([FIT, "--lr", "3"], "no such option '--lr'; a field of the config is set without dashes"),
+        ([FIT, "--lr", "3"], ": lr=3\n"),
+        ([FIT, "--model-name=tiny"], ": model_name=tiny\n"),
+        ([FIT, "-lr", "--seed", "1"], ": lr=VALUE\n"),
+        ([FIT, "--gpuu", "a10g"], "(did you mean '--gpu'?)"),
     ],
 )
 def test_bad_usage_exits_2_and_starts_nothing(
@@ -66,6 +71,17 @@ def test_bad_usage_exits_2_and_starts_nothing(
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(runs_dir.iterdir()) == []
+
+
+def test_a_wrong_gpu_type_is_named_before_an_account_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MODAL_TOKEN_ID", raising=False)
+    monkeypatch.setenv("MODAL_CONFIG_PATH", str(tmp_path / "none.toml"))
+    assert "did you mean 'a10g'?" in call("run", FIT, "--gpu", "a10gg").stderr
+    (tmp_path / "job.py").write_text("def job(config): return 1\n")
+    done = call("run", "job.job", "--gpu", "a10g", cwd=tmp_path)
+    assert "there is no Modal token on this machine" in done.stderr
 
 
 def test_every_config_problem_is_told_at_once() -> None:

@@ -87,7 +87,6 @@ class ModalBackend(Backend):
 
         The spec gets the GPU type and the timeout that the run will have.
         """
-        require_access()
         spec = dataclasses.replace(run.spec, backend_options=self._options)
         plan = plan_container(
             spec,
@@ -95,6 +94,7 @@ class ModalBackend(Backend):
             self._options.get("cpu"),
             self._options.get("memory_gib"),
         )
+        require_access()  # last, for a typo can be mended without an account
         self._find_secrets()
         self.templates.release(run.template)  # the run executes elsewhere
         return dataclasses.replace(run, spec=complete_spec(spec, plan), plan=plan, template=None)

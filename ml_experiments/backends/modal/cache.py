@@ -22,6 +22,7 @@ from ml_experiments.cache.pull.progress import PullProgress
 
 # a download of hundreds of GB takes hours, and CPU time costs little
 TIME_LIMIT_S = 24 * 3600
+_USE_LOCAL_CACHE = "or use this machine's own cache: --local"
 
 
 def call_cache_operation(
@@ -34,14 +35,14 @@ def call_cache_operation(
     Args:
         operation: Its name.
         arguments: Its arguments, as JSON.
-        on_progress: Hears how far a download is.
+        on_progress: Called as bytes of a download arrive.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.
         BackendError: If Modal refuses or fails.
         CacheError: As the operation raises it.
     """
-    require_access()
+    require_access(_USE_LOCAL_CACHE)
     app = modal.App("ml-experiments-cache")
     function = app.function(
         image=with_this_package(cache_image(), "backends.modal.container.cache_operations"),
@@ -51,7 +52,7 @@ def call_cache_operation(
         include_source=False,
     )(stream_cache_operation)
     with (
-        platform_errors(f"do `cache {operation}` on the volume"),
+        platform_errors(f"do `cache {operation}` on the volume", _USE_LOCAL_CACHE),
         without_modals_output(),
         app.run(),
     ):

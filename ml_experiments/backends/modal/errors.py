@@ -15,15 +15,16 @@ from ml_experiments.errors import AuthError, BackendError, Error
 
 ANSWER_LIMIT_S = 15.0
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-LOCAL_ALTERNATIVE = 'or run on this machine: --backend local, or in Python backend="local"'
+_RUN_LOCALLY = 'or run on this machine: --backend local, or in Python backend="local"'
 
 
 @contextlib.contextmanager
-def platform_errors(action: str) -> Iterator[None]:
+def platform_errors(action: str, alternative: str = _RUN_LOCALLY) -> Iterator[None]:
     """Turn what Modal raises in a block into a `BackendError`.
 
     Args:
         action: What was being done, to finish "Modal could not …".
+        alternative: What works without Modal, for who has no token or no network.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.
@@ -34,14 +35,17 @@ def platform_errors(action: str) -> Iterator[None]:
     except Error:
         raise
     except (modal.exception.Error, grpclib.GRPCError, OSError, RuntimeError) as e:
-        described = describe_platform_error(e, action)
+        described = describe_platform_error(e, action, alternative)
         if isinstance(described, AuthError):
             raise described from None  # says all; how Modal's client came to it helps nobody
         raise described from e
 
 
-def require_access() -> None:
+def require_access(alternative: str = _RUN_LOCALLY) -> None:
     """Make sure that Modal accepts this machine's token, and has the environment that is set.
+
+    Args:
+        alternative: See `platform_errors`.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.
@@ -62,7 +66,7 @@ def require_access() -> None:
     environment = modal.config.config.get("environment")
     # the client itself would try for a minute; it can't be told not to
     threading.Thread(target=ask, daemon=True, name="modal-hello").start()
-    with platform_errors("check the token"):
+    with platform_errors("check the token", alternative):
         try:
             answer.result(ANSWER_LIMIT_S)
         except TimeoutError as e:
@@ -77,19 +81,21 @@ def require_access() -> None:
             ) from e
 
 
-def describe_platform_error(error: BaseException, action: str) -> BackendError:
+def describe_platform_error(
+    error: BaseException, action: str, alternative: str = _RUN_LOCALLY
+) -> BackendError:
     """Return the error that tells a user what happened and what to do about it."""
     text = describe_briefly(error)
     match error:
         case modal.exception.AuthError() if "missing" in text.lower():
             return AuthError(
                 "there is no Modal token on this machine; get one with: modal token new "
-                f"({LOCAL_ALTERNATIVE})"
+                f"({alternative})"
             )
         case modal.exception.AuthError():
             return AuthError(
                 f"Modal rejected the token ({text}); get a new one with: modal token new "
-                f"({LOCAL_ALTERNATIVE})"
+                f"({alternative})"
             )
         case modal.exception.ImageBuildError():
             return BackendError(
@@ -117,7 +123,7 @@ def describe_platform_error(error: BaseException, action: str) -> BackendError:
         case modal.exception.ConnectionError() | OSError():
             return BackendError(
                 f"Modal can't be reached, so it could not {action}: {text}; check the network "
-                f"and https://status.modal.com, {LOCAL_ALTERNATIVE}"
+                f"and https://status.modal.com, {alternative}"
             )
         case _:
             return BackendError(
