@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_experiments.backends.base import Backend
 from ml_experiments.errors import BackendError, suggest
+
+if TYPE_CHECKING:
+    from ml_experiments.backends.base import Backend
 
 # name -> module, class; imported on first use
 BACKENDS = {

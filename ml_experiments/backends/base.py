@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from ml_experiments.cache.layout import this_machine
-from ml_experiments.cache.pull.pulling import pull
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.describe import Description
 from ml_experiments.execution.observer import Observer
@@ -117,6 +116,8 @@ class Backend(ABC):
         Raises:
             CacheError: If it can't be downloaded.
         """
+        from ml_experiments.cache.pull.pulling import pull  # brings an HTTP client along
+
         observer.notice(spec, f"downloading {model}")
         name, _, revision = model.partition("@")
         pull(name, cache_dir=this_machine(), revision=revision or None)

@@ -1,27 +1,19 @@
-"""What a person sees while runs execute: their output, and a progress line on a terminal."""
+"""Shows runs while they execute: their output, and a progress line on a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from typing import TYPE_CHECKING, TextIO
 
 from ml_experiments.runner.observers import PrintLogs
 from ml_experiments.runner.printable import printable
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _STEP_SHARE = 0.1
 
@@ -37,6 +29,17 @@ def live_display(*, quiet_stdout: bool) -> Iterator[PrintLogs]:
     if not sys.stderr.isatty():
         yield PlainDisplay(stream)
         return
+    # slow to import, and a command in a pipe doesn't need them
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
