@@ -20,6 +20,7 @@ import click
 from huggingface_hub.constants import ENDPOINT
 
 from ml_experiments.cli.table import Cell, Column, print_table
+from ml_experiments.runs.provenance.nvidia import query_gpus
 from ml_experiments.settings import modal_credentials_source, runs_dir
 
 
@@ -92,14 +93,13 @@ def _python() -> Check:
 
 
 def _gpu() -> Check:
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        found = query_gpus("name", "memory.total")
     except FileNotFoundError:
         return Check("gpu", None, "none", "runs use the CPU here; --gpu a10g runs on Modal")
-    except subprocess.SubprocessError as e:
+    except (OSError, subprocess.SubprocessError) as e:
         return Check("gpu", False, f"nvidia-smi fails: {e}", "reinstall or reload the driver")
-    return Check("gpu", True, "; ".join(done.stdout.strip().splitlines()))
+    return Check("gpu", True, "; ".join(f"{name}, {memory} MiB" for name, memory in found))
 
 
 def _torch() -> Check:

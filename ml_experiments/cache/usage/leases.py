@@ -1,15 +1,14 @@
 """Which runs in other containers use which repositories: one small file on the volume per run.
 
 A container sees what others have committed to the volume, but not their processes. So a run
-leaves a lease there for as long as it goes on, and a deletion keeps what a lease names. A
-container that was killed leaves its lease behind: whoever can find out whether that run still
-goes on removes it by `sweep_leases()` before a deletion is planned.
+leaves a lease there for as long as it goes on, and a deletion keeps what a lease names. The
+lease of a container that was killed stays: `sweep_leases()` removes it before a deletion is
+planned, once Modal reports the run as ended.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import queue
 import threading
@@ -18,13 +17,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from ml_experiments.cache.disk import remove_file
+from ml_experiments.cache.disk import list_files, read_json_object, remove_file
 from ml_experiments.cache.layout import CacheLayout, find_layout, is_without_links
 from ml_experiments.serialization.files import write_json_atomically
 
-_LONGEST_WAIT_S = 10.0
+_MAX_WAIT_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Lease:
     """What one run uses.
 
     Attributes:
-        holder: By which whoever wrote it can be asked for; means nothing here.
+        holder: Opaque id of the owner; on Modal, the id of the function call.
         since: Unix time in seconds when the run began.
         folders: The repositories, as `models--org--name`.
     """
@@ -50,11 +49,15 @@ def read_leases(layout: CacheLayout) -> dict[Path, Lease]:
     if layout.leases is None or not is_without_links(layout.leases, layout.root):
         return {}
     leases: dict[Path, Lease] = {}
-    for file in layout.leases.glob("*.json"):
-        try:
-            leases[file] = _from_dict(json.loads(file.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # removed meanwhile, or none of ours
+    for file in list_files(str(layout.leases)):
+        match read_json_object(file):
+            case {
+                "run_id": str(run_id),
+                "holder": str(holder),
+                "since": int() | float() as since,
+                "folders": [*folders],
+            }:
+                leases[Path(file)] = Lease(run_id, holder, since, tuple(map(str, folders)))
     return leases
 
 
@@ -91,20 +94,20 @@ class LeaseKeeper:
         self._publish = publish
         self._file: Path | None = None
         self._folders: set[str] = set()
-        self._news: queue.SimpleQueue[tuple[str, ...] | None] = queue.SimpleQueue()
+        self._added: queue.SimpleQueue[tuple[str, ...] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
 
     def add(self, folders: Iterable[str]) -> None:
         """Add repositories to the lease; returns at once, and may be called in an audit hook."""
-        self._news.put(tuple(folders))
+        self._added.put(tuple(folders))
         with self._starting:
             if self._thread is None:  # only now: many runs use no model, and some take milliseconds
                 thread = threading.Thread(target=self._keep, daemon=True, name="cache-lease")
                 try:
                     thread.start()
                 except RuntimeError as e:  # too many threads, or the process ends
-                    logger.warning("other containers are not told which models are used: %s", e)
+                    logger.warning("the models in use are not protected from deletion: %s", e)
                 else:
                     self._thread = thread
 
@@ -119,18 +122,18 @@ class LeaseKeeper:
     ) -> None:
         if self._thread is None:
             return
-        self._news.put(None)
+        self._added.put(None)
         if isinstance(error, KeyboardInterrupt):
             # the run goes on elsewhere, perhaps already does: its lease is no longer ours
             return
-        self._thread.join(_LONGEST_WAIT_S)
+        self._thread.join(_MAX_WAIT_S)
         if self._file is not None:
-            # not published: a run that has ended holds nothing, whoever asks for it is told so
+            # not published: Modal reports the run as ended, which frees what it held
             remove_file(str(self._file))
 
     def _keep(self) -> None:
         self._file = _lease_file(find_layout(self._cache_dir), self._run_id, self._holder)
-        while (folders := self._news.get()) is not None:
+        while (folders := self._added.get()) is not None:
             if self._file is None or self._folders.issuperset(folders):
                 continue
             self._folders.update(folders)
@@ -144,7 +147,7 @@ class LeaseKeeper:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 write_json_atomically(self._file, lease, durable=False)
             except OSError as e:  # a full disk: the run matters more
-                logger.warning("other containers are not told which models the run uses: %s", e)
+                logger.warning("the models in use are not protected from deletion: %s", e)
             else:
                 self._publish()
 
@@ -156,8 +159,3 @@ def _lease_file(layout: CacheLayout, run_id: str, holder: str) -> Path | None:
     # container commits late must not take away the lease of the second
     digest = hashlib.sha256(holder.encode()).hexdigest()[:8]
     return layout.leases / f"{run_id}.{digest}.json"
-
-
-def _from_dict(data: dict[str, Any]) -> Lease:
-    folders = tuple(str(folder) for folder in data["folders"])
-    return Lease(str(data["run_id"]), str(data["holder"]), float(data["since"]), folders)

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from typing import Any
 
 import psutil
 
-_NVIDIA_SMI_LIMIT_S = 10.0
-_GPU_FIELDS = ("index", "name", "uuid", "memory.total", "driver_version")
+from ml_experiments.runs.provenance.nvidia import query_gpus
+
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -108,24 +107,14 @@ def _gpus_of_torch(torch: Any) -> list[dict[str, Any]]:
 
 
 def _gpus_of_driver() -> list[dict[str, Any]]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
     try:
-        done = subprocess.run(
-            [program, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=_NVIDIA_SMI_LIMIT_S,
-            check=True,
-        )
+        rows = query_gpus("index", "name", "uuid", "memory.total", "driver_version")
     except (OSError, subprocess.SubprocessError):
-        return []  # the program is there, as in a GPU image, but no driver
-    return [_parse_gpu(line) for line in done.stdout.splitlines() if line.count(",") >= 4]
+        return []  # no driver, even if the program is there, as in a GPU image
+    return [_describe_gpu(*row) for row in rows]
 
 
-def _parse_gpu(line: str) -> dict[str, Any]:
-    index, name, uuid, memory_mib, driver = (part.strip() for part in line.split(",", 4))
+def _describe_gpu(index: str, name: str, uuid: str, memory_mib: str, driver: str) -> dict[str, Any]:
     gpu: dict[str, Any] = {"index": int(index), "name": name, "uuid": uuid, "driver": driver}
     if memory_mib.isdigit():
         gpu["memory_bytes"] = int(memory_mib) * 1024 * 1024

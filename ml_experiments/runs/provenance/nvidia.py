@@ -1,4 +1,4 @@
-"""Which GPUs of this machine runs may use."""
+"""The NVIDIA GPUs of this machine, as `nvidia-smi` lists them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import subprocess
 
 from ml_experiments.settings import visible_cuda_devices
 
+_LIMIT_S = 20.0
+
+
+def query_gpus(*fields: str) -> list[list[str]]:
+    """Return these fields of each GPU, without units.
+
+    Raises:
+        FileNotFoundError: If there is no NVIDIA driver.
+        OSError: If `nvidia-smi` can't be started.
+        subprocess.SubprocessError: If it fails.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
+    rows = (line.split(",", len(fields) - 1) for line in done.stdout.splitlines() if line.strip())
+    return [[value.strip() for value in row] for row in rows if len(row) == len(fields)]
+
 
 def list_gpus() -> tuple[str, ...]:
     """Return the GPUs as `CUDA_VISIBLE_DEVICES` names them; none without an NVIDIA driver."""
     chosen = visible_cuda_devices()
     if chosen is not None:
         return chosen
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return tuple(index for (index,) in query_gpus("index"))
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(line.strip() for line in found.stdout.splitlines() if line.strip())

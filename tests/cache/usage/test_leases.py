@@ -272,7 +272,7 @@ def test_a_lease_that_cannot_be_written_is_a_warning(
     published = Published(leases)
     with LeaseKeeper(cache_dir, "run-1", "holder", published) as keeper:
         keeper.add(["models--org--a"])
-        wait_until(lambda: "are not told" in caplog.text, "the warning", timeout_s=10)
+        wait_until(lambda: "are not protected" in caplog.text, "the warning", timeout_s=10)
     assert published.seen.empty()
 
 

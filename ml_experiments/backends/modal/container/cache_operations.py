@@ -20,6 +20,7 @@ from ml_experiments.cache.usage.leases import Lease, sweep_leases
 
 # Modal ends a function after a day at most: an older lease has expired, even if Modal can't say so
 _MAX_RUN_S = 25 * 3600.0
+_PROGRESS_EVERY_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def clear_cache(pattern: str | None, force: bool) -> dict[str, Any]:
 
 
 def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Do one of `OPERATIONS` to the cache volume, as it is now, and keep what has changed."""
+    """Do one of `OPERATIONS` on the cache volume as it is now, and commit what has changed."""
     volume = modal.Volume.from_name(CACHE_VOLUME)
     volume.reload()
     cache_dir = mounted_cache_dir()
@@ -51,10 +52,10 @@ def cache_operation(operation: str, arguments: dict[str, Any]) -> dict[str, Any]
 
 def _goes_on(lease: Lease) -> bool:
     """Return whether a run still goes on, as far as Modal knows."""
-    if time.time() - lease.since > _MAX_RUN_S:
+    if lease.since < time.time() - _MAX_RUN_S:
         return False
-    call = modal.FunctionCall.from_id(lease.holder)
     try:
+        call = modal.FunctionCall.from_id(lease.holder)
         # of a map, which input was the run is not known: it counts until all have ended
         return any(_is_unfinished(call, index) for index in range(call.num_inputs()))
     except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -74,9 +75,6 @@ def _is_unfinished(call: modal.FunctionCall[Any], index: int) -> bool:
     except Exception:  # noqa: BLE001 - what the run raised, or a container that was lost
         return False
     return False
-
-
-_PROGRESS_EVERY_S = 0.2
 
 
 def stream_cache_operation(
