@@ -16,19 +16,12 @@ from huggingface_hub import (
     hf_hub_url,
     snapshot_download,
 )
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
+from huggingface_hub.errors import XetDownloadError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 from rich.filesize import decimal
 
+from ml_experiments.cache.hub_errors import HubProblem, hub_problem
 from ml_experiments.cache.layout import (
     SHARED_BLOBS_FOLDER,
     find_layout,
@@ -43,6 +36,7 @@ from ml_experiments.serialization.files import write_atomically
 
 _TIMEOUT_S = 10.0
 _NAMES_SHOWN = 5
+_TOKEN_PLACES = "the secret huggingface-secret or HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -234,37 +228,40 @@ def _point_to(repo: Path, revision: str, commit: str) -> None:
 
 
 def _explain(error: Exception, name: str, kind: str, revision: str | None) -> str:
-    """Say what went wrong and what to do; the text of an HTTP error has no token in it."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    """Return what went wrong and what to do; an HTTP error's message has no token in it."""
     page = f"https://huggingface.co/{'' if kind == 'model' else kind + 's/'}{name}"
-    if isinstance(error, HFValidationError):
-        return f"{name!r} is not a name on the Hub, such as org/name: {error}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{name} has no revision {revision!r}; see its branches and tags at {page}/tree/main"
-    if isinstance(error, GatedRepoError):
-        return (
-            f"{name} is gated: accept its terms at {page}, with the account whose token is in "
-            "the secret huggingface-secret or HF_TOKEN; then pull again"
-        )
-    if status == 401 and "Invalid credentials" in str(error):
-        return (
-            "the Hub rejected the token; make a new one at https://huggingface.co/settings/tokens "
-            "and put it into the secret huggingface-secret or HF_TOKEN"
-        )
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return (
-            f"there is no {kind} {name!r} on the Hub, or it is private; check the spelling and "
-            "the kind, or give a token with access in the secret huggingface-secret or HF_TOKEN"
-        )
-    if status == 403:
-        return f"the token may not read {name}; give it the right to at {page}"
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{name} can't be downloaded while HF_HUB_OFFLINE is set; unset it"
-    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return (
-            f"the Hub can't be reached: {error}; check the network, and HF_ENDPOINT if it is set, "
-            f"and pull again: the files of {name} that are complete are kept"
-        )
+    match hub_problem(error):
+        case HubProblem.NOT_A_NAME:
+            return f"{name!r} is not a name on the Hub, such as org/name: {error}"
+        case HubProblem.NO_REVISION:
+            return (
+                f"{name} has no revision {revision!r}; see its branches and tags at "
+                f"{page}/tree/main"
+            )
+        case HubProblem.GATED:
+            return (
+                f"{name} is gated: accept its terms at {page}, with the account whose token is in "
+                f"{_TOKEN_PLACES}; then pull again"
+            )
+        case HubProblem.TOKEN_REJECTED:
+            return (
+                "the Hub rejected the token; make a new one at "
+                f"https://huggingface.co/settings/tokens and put it into {_TOKEN_PLACES}"
+            )
+        case HubProblem.NO_REPOSITORY:
+            return (
+                f"there is no {kind} {name!r} on the Hub, or it is private; check the spelling "
+                f"and the kind, or give a token with access in {_TOKEN_PLACES}"
+            )
+        case HubProblem.NOT_ALLOWED:
+            return f"the token may not read {name}; give it the right to at {page}"
+        case HubProblem.OFFLINE:
+            return f"{name} can't be downloaded while HF_HUB_OFFLINE is set; unset it"
+        case HubProblem.UNREACHABLE:
+            return (
+                f"the Hub can't be reached: {error}; check the network, and HF_ENDPOINT if it is "
+                f"set, and pull again: the files of {name} that are complete are kept"
+            )
     return _stopped(name, f"{type(error).__name__}: {error}")
 
 
