@@ -83,7 +83,6 @@ TESTED_ELSEWHERE = {
     "core/test_create_gpu_function": "backends/modal/gpu_functions",
     "core/test_modal_runner": "backends/modal/image",
     "execution/test_warm_experiment": "execution/process_state",
-    "experiment/test_reference": "experiment/importing experiment/pip_names",
     "modal_emulator/apps/test_function_options": "modal_emulator/apps/function_checks",
     "modal_emulator/apps/test_functions": "modal_emulator/services/* modal_emulator/scheduling/*",
     "modal_emulator/containers/test_container": "modal_emulator/containers/launch "
@@ -98,7 +97,7 @@ TESTED_ELSEWHERE = {
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/describe execution/events runner/observers "
     "runner/options runner/prepare",
-    "runner/test_resume": "runs/lock",
+    "runner/test_resume": "runs/heartbeat runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",
     "tasks/text_to_image/test_model_files": "tasks/text_to_image/download_errors",
