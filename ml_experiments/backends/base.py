@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from ml_experiments.cache.layout import this_machine
 from ml_experiments.errors import BackendError
-from ml_experiments.execution.describe import Description
 from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult

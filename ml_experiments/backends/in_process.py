@@ -9,13 +9,14 @@ from typing import Any, ClassVar, TextIO
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
-from ml_experiments.execution.describe import Description, describe_experiment
+from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.logs import log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult

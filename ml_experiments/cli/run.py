@@ -74,6 +74,12 @@ def run(
     Exit codes: 0 success, 1 the run ended in an error, 2 bad usage or config (nothing was
     started), 130 interrupted.
     """
+    from ml_experiments.execution.worker.process import start_template
+    from ml_experiments.experiment.reference import locate
+
+    place = locate(class_path)
+    # it imports the experiment while this process imports what a run takes
+    template = None if debug else start_template(*place)
     from ml_experiments.backends import open_backend
     from ml_experiments.config.loading import load_config
     from ml_experiments.redaction.redactor import Redactor
@@ -94,6 +100,8 @@ def run(
         raise click.UsageError(f"{flag} goes with --backend modal")
     prefetch = options.pop("prefetch", False)
     with open_backend(backend_name, **for_modal) as opened:
+        if template is not None:
+            opened.templates.adopt(*place, template)
         prepared = prepare_run(class_path, config, backend=opened, **options)
         if dry_run:
             record = Redactor(prepared.secrets).redact_record(

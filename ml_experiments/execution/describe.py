@@ -5,35 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError, PreflightError
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.hub_models import hub_models
 from ml_experiments.experiment.importing import load_experiment
-
-
-@dataclass(frozen=True)
-class Description:
-    """An experiment with one config.
-
-    Attributes:
-        config: The validated config, as JSON.
-        secrets: The secrets in the config.
-        setup_key: Equal for runs that one set-up instance can serve; None where each run needs
-            a process of its own.
-        requirements: What the class's own `requirements` asks for.
-        hub_models: The models on the Hub that the config names.
-    """
-
-    config: dict[str, Any]
-    secrets: tuple[str, ...]
-    setup_key: str | None
-    requirements: tuple[str, ...]
-    hub_models: tuple[str, ...]
 
 
 def describe_experiment(

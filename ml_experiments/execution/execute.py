@@ -34,7 +34,7 @@ from ml_experiments.execution.events import Event, Metrics, ModelsUsed, Progress
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
-from ml_experiments.execution.seeding import seed_everything
+from ml_experiments.execution.seeding import seed_everything, watch_imports
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.context import RunContext, set_current_run
@@ -113,7 +113,7 @@ def execute_run(
 
 def prepare_process() -> None:
     """Work out now what every run of this process, or of its forks, records."""
-    for prepare in (_environment, _cache_dir):
+    for prepare in (_environment, _cache_dir, watch_imports):
         _try(prepare, None)
 
 

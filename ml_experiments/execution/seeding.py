@@ -6,26 +6,32 @@ import random
 import sys
 from types import ModuleType
 
-import wrapt
-
 _LARGEST_NUMPY_SEED = 2**32
 
 _seed: int | None = None
-_hooked = False
+_is_watching = False
 
 
 def seed_everything(seed: int) -> None:
     """Seed random, numpy and torch; the last two when they are imported, if they aren't yet."""
-    global _seed, _hooked
+    global _seed
     _seed = seed
     random.seed(seed)
-    if _hooked:
-        for name in ("numpy", "torch"):
-            if name in sys.modules:
-                _seed_module(sys.modules[name])
+    watch_imports()
+    for name in ("numpy", "torch"):
+        if name in sys.modules:
+            _seed_module(sys.modules[name])
+
+
+def watch_imports() -> None:
+    """Have numpy and torch seeded when they are imported."""
+    global _is_watching
+    if _is_watching:
         return
-    _hooked = True
-    for name in ("numpy", "torch"):  # called at once for a module that is imported already
+    import wrapt  # it imports asyncio; a template does so while it waits
+
+    _is_watching = True
+    for name in ("numpy", "torch"):
         wrapt.register_post_import_hook(_seed_module, name)
 
 

@@ -21,13 +21,13 @@ from ml_experiments.execution.events import (
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.logs import LogTail, log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
-from ml_experiments.execution.worker.child import RunMessage
 from ml_experiments.execution.worker.death import (
     describe_death_in_run,
     describe_failed_start,
     describe_hard_timeout,
     read_log_tail,
 )
+from ml_experiments.execution.worker.messages import RunMessage
 from ml_experiments.execution.worker.pool import Template
 from ml_experiments.execution.worker.process import WorkerProcess
 from ml_experiments.execution.worker.slot import WorkerSlot

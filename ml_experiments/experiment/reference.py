@@ -50,6 +50,20 @@ def parse_experiment_path(path: str) -> ExperimentPath:
     return ExperimentPath(module=location, name=name)
 
 
+def locate(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return a class path that holds in every folder, and the folders to import it from.
+
+    Raises:
+        ExperimentPathError: If it has none of the three forms, or its file doesn't exist.
+    """
+    root = parse_experiment_path(path).root
+    if root is None:
+        return path, (str(Path.cwd()),)
+    location, _, name = path.rpartition(":")
+    path = f"{Path(location).expanduser().resolve()}:{name}"
+    return path, tuple(dict.fromkeys([str(root), str(Path.cwd())]))
+
+
 def _in_file(path: str, file: Path, name: str) -> ExperimentPath:
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise ExperimentPathError(f"{path!r} names no class; write {FORMS}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.backends.base import Backend
@@ -14,7 +13,7 @@ from ml_experiments.config.options import read_options
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.base import is_config_class
 from ml_experiments.experiment.importing import path_of, refuse_while_importing
-from ml_experiments.experiment.reference import parse_experiment_path
+from ml_experiments.experiment.reference import locate
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.options import RunOptions
@@ -106,15 +105,8 @@ def prefetch_models(
 
 def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
     """Return the class path, and the folders to import it from, the current one included."""
-    folders = [str(Path.cwd())]
     if isinstance(experiment, str):
-        path, root = experiment, parse_experiment_path(experiment).root
-        if root is not None:  # absolute, so that it holds wherever the worker runs
-            location, _, name = path.rpartition(":")
-            path = f"{Path(location).expanduser().resolve()}:{name}"
-    else:
-        path, found = path_of(experiment)
-        root = Path(found) if found else parse_experiment_path(path).root
-    if root is not None:
-        folders.insert(0, str(root))
-    return path, tuple(dict.fromkeys(folders))
+        return locate(experiment)
+    path, found = path_of(experiment)
+    path, folders = locate(path)
+    return path, folders if found is None else tuple(dict.fromkeys([found, *folders]))

@@ -22,7 +22,6 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
@@ -35,41 +34,10 @@ from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.ending import end_process
 from ml_experiments.execution.worker.guard import WRITING_MARK
+from ml_experiments.execution.worker.messages import RunMessage
 from ml_experiments.execution.worker.sources import LoadedSources
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
-from ml_experiments.runs.spec import RunSpec
-
-
-@dataclass(frozen=True)
-class RunMessage:
-    """A run for a worker.
-
-    Attributes:
-        spec: What to run.
-        folder: The run folder.
-        attempt: The attempt at the run.
-        output: Where the output of the process goes.
-        began_at: See `Supervision`.
-        secrets: Values that no record may hold.
-        setup_key: Whether, and for which later runs, the set-up instance is kept.
-        hints: The class of the hints, as `module:Class`.
-        reports_models: Whether to report the models that the run uses.
-    """
-
-    spec: RunSpec
-    folder: str
-    attempt: int | None
-    output: str
-    began_at: float | None
-    secrets: tuple[str, ...]
-    setup_key: str | None
-    hints: str
-    reports_models: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the message as JSON."""
-        return dataclasses.asdict(self)
 
 
 class Worker:

@@ -23,10 +23,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import redact_file
 from ml_experiments.runs.records import parse_record
@@ -36,25 +36,6 @@ CLIENT_GONE_GRACE_S = 5.0
 WRITING_MARK = ".writing"
 _MAX_WRITING_S = 600.0
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker process starts with.
-
-    Attributes:
-        output: Where its standard output and error go.
-        folder: The run folder; None for a worker that executes no run.
-        secrets: What is taken out of the output when the client is gone.
-        environment: Its environment variables.
-        working_dir: Its working folder.
-    """
-
-    output: str
-    folder: str | None
-    secrets: tuple[str, ...]
-    environment: dict[str, str]
-    working_dir: str | None
 
 
 class Guard:

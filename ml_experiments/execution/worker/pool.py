@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_experiments import errors
 from ml_experiments.errors import ConfigError, Error, ExperimentPathError
-from ml_experiments.execution.describe import Description
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
 from ml_experiments.runs.records import parse_record
 
@@ -30,9 +30,10 @@ class Template:
         import_paths: tuple[str, ...],
         threads: int | None,
         search_path: tuple[str, ...],
+        process: TemplateProcess | None = None,
     ) -> None:
         self._arguments = experiment, import_paths, threads, search_path
-        self.process = TemplateProcess(*self._arguments)
+        self.process = process or TemplateProcess(*self._arguments)
         self.users = 0  # prepared runs that have not ended
         self._describer: WorkerProcess | None = None
         self._lock = threading.Lock()  # of the describer, which answers one at a time
@@ -127,10 +128,8 @@ class TemplatePool:
 
     def get(self, experiment: str, import_paths: tuple[str, ...]) -> Template:
         """Return a template, started if need be; it counts as used until `release`."""
-        module = experiment.rpartition(":")[0] or experiment.rpartition(".")[0]
-        # at the end of the path, so that nothing there hides a standard module
         search_path = tuple(filter(None, sys.path))
-        key = (module, *import_paths, *search_path)
+        key = _key(experiment, import_paths, search_path)
         with self._lock:
             template = self._templates.get(key)
             if template is not None and not template.process.is_alive:
@@ -143,6 +142,15 @@ class TemplatePool:
             self._templates.move_to_end(key)
             template.users += 1
             return template
+
+    def adopt(
+        self, experiment: str, import_paths: tuple[str, ...], process: TemplateProcess
+    ) -> None:
+        """Take over a process that was started early; see `start_template`."""
+        search_path = tuple(filter(None, sys.path))
+        template = Template(experiment, import_paths, self._threads, search_path, process)
+        with self._lock:
+            self._templates[_key(experiment, import_paths, search_path)] = template
 
     def release(self, template: Template) -> None:
         """Let a template be closed once no run uses it."""
@@ -179,6 +187,13 @@ class TemplatePool:
         for template in [template for template in self._retired if template.users <= 0]:
             self._retired.remove(template)
             template.close()
+
+
+def _key(
+    experiment: str, import_paths: tuple[str, ...], search_path: tuple[str, ...]
+) -> tuple[str, ...]:
+    module = experiment.rpartition(":")[0] or experiment.rpartition(".")[0]
+    return module, *import_paths, *search_path
 
 
 def _pickled(config: Any) -> str:

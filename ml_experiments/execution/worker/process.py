@@ -8,19 +8,25 @@ import json
 import select
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.execution.worker.guard import WorkerSetup
-from ml_experiments.execution.worker.interpreter import command_for
+from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.settings import worker_environment
 
 END_LIMIT_S = 5.0
 _READ_SIZE = 1 << 16
 _TEMPLATE = "ml_experiments.execution.worker.template"
+
+
+def start_template(experiment: str, import_paths: tuple[str, ...]) -> TemplateProcess:
+    """Start a template before there is a backend, while what that needs is imported here."""
+    return TemplateProcess(experiment, import_paths, None, tuple(filter(None, sys.path)))
 
 
 class TemplateProcess:
@@ -271,3 +277,18 @@ def _send(connection: socket.socket, message: dict[str, Any], *descriptors: int)
     with contextlib.suppress(OSError):
         sent = socket.send_fds(connection, [data], descriptors) if descriptors else 0
         connection.sendall(data[sent:])
+
+
+def command_for(module: str, search_path: Sequence[str], *arguments: str) -> list[str]:
+    """Return the command that calls a module's `main()`.
+
+    Not `-m`, which would make the module the `__main__` that `multiprocessing` imports again in
+    each process that it spawns. With `-P`, no module of the working folder hides a standard one.
+
+    Args:
+        module: The module.
+        search_path: What to add at the end of `sys.path`.
+        *arguments: The command line's arguments.
+    """
+    code = f"import sys; sys.path += {list(search_path)!r}; from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code, *arguments]

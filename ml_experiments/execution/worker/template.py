@@ -29,8 +29,9 @@ from ml_experiments.execution.execute import prepare_process
 from ml_experiments.execution.worker.child import Worker
 from ml_experiments.execution.worker.ending import keep_finalizers
 from ml_experiments.execution.worker.forking import why_not_to_fork
-from ml_experiments.execution.worker.guard import Guard, WorkerSetup
-from ml_experiments.execution.worker.interpreter import command_for
+from ml_experiments.execution.worker.guard import Guard
+from ml_experiments.execution.worker.messages import WorkerSetup
+from ml_experiments.execution.worker.process import command_for
 from ml_experiments.execution.worker.sources import LoadedSources
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.settings import update_environment, whole_environment
@@ -66,6 +67,7 @@ class Template:
                 worker = self._start_guard(self._descriptors.pop(0))
                 if worker is not None:
                     return worker
+                prepare_process()  # meanwhile the config is checked
         self._connection.close()
         for guard in self._guards:  # not all systems have an init that reaps orphans
             os.waitpid(guard, 0)
@@ -100,7 +102,6 @@ class Template:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(ValueError, OSError):
                 stream.flush()
-        prepare_process()
         gc.collect()
         gc.freeze()  # what is shared with the workers stays out of their collections
         self._finalizers += keep_finalizers()

@@ -21,9 +21,9 @@ from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import RunFolderError
-from ml_experiments.execution.describe import Description
 from ml_experiments.execution.execute import with_this_process
 from ml_experiments.execution.supervisor import Cancellation, Supervision
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.environment import secret_values

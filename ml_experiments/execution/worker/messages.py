@@ -1,0 +1,79 @@
+"""What a client, a guard and a worker send each other; light to import, for every command does."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ml_experiments.runs.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker process starts with.
+
+    Attributes:
+        output: Where its standard output and error go.
+        folder: The run folder; None for a worker that executes no run.
+        secrets: What is taken out of the output when the client is gone.
+        environment: Its environment variables.
+        working_dir: Its working folder.
+    """
+
+    output: str
+    folder: str | None
+    secrets: tuple[str, ...]
+    environment: dict[str, str]
+    working_dir: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """An experiment with one config.
+
+    Attributes:
+        config: The validated config, as JSON.
+        secrets: The secrets in the config.
+        setup_key: Equal for runs that one set-up instance can serve; None where each run needs
+            a process of its own.
+        requirements: What the class's own `requirements` asks for.
+        hub_models: The models on the Hub that the config names.
+    """
+
+    config: dict[str, Any]
+    secrets: tuple[str, ...]
+    setup_key: str | None
+    requirements: tuple[str, ...]
+    hub_models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunMessage:
+    """A run for a worker.
+
+    Attributes:
+        spec: What to run.
+        folder: The run folder.
+        attempt: The attempt at the run.
+        output: Where the output of the process goes.
+        began_at: See `Supervision`.
+        secrets: Values that no record may hold.
+        setup_key: Whether, and for which later runs, the set-up instance is kept.
+        hints: The class of the hints, as `module:Class`.
+        reports_models: Whether to report the models that the run uses.
+    """
+
+    spec: RunSpec
+    folder: str
+    attempt: int | None
+    output: str
+    began_at: float | None
+    secrets: tuple[str, ...]
+    setup_key: str | None
+    hints: str
+    reports_models: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as JSON."""
+        return dataclasses.asdict(self)
