@@ -27,7 +27,7 @@ class HubProblem(Enum):
     NO_REVISION = auto()
     TOKEN_REJECTED = auto()
     NOT_ALLOWED = auto()
-    NO_REPOSITORY = auto()  # or a private one: the Hub doesn't say which
+    NO_REPOSITORY = auto()  # or a private one: the Hub's answer is the same
     OFFLINE = auto()
     UNREACHABLE = auto()
     DISK_FULL = auto()

@@ -70,7 +70,7 @@ class CachedItem:
         last_used: Unix time in seconds: the latest of a recorded use, access and change.
             The access time alone would not do: many mounts don't keep it.
         file_count: The files of its revisions, each content once; all files where it has none.
-        revisions: Newest first; empty where the store knows none.
+        revisions: Newest first; empty where the store has none.
         damage: What in it leads to nothing.
         files: All that its folder holds, or the file that it is.
         blobs: Those of the files that hold the contents of a repository.

@@ -17,10 +17,10 @@ from ml_experiments.cache.delete.plan import plan_deletion
 from ml_experiments.cache.disk import locked
 from ml_experiments.cache.items import CachedItem, Scan, Unrecognised
 from ml_experiments.cache.layout import Kind, find_layout, parse_repo_folder
-from ml_experiments.cache.patterns import NamePattern
+from ml_experiments.cache.patterns import NamePattern, suggest_name
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.verification import verify
-from ml_experiments.errors import CacheError, suggest
+from ml_experiments.errors import CacheError
 
 if TYPE_CHECKING:
     from ml_experiments.cache.pull.progress import PullProgress
@@ -52,6 +52,7 @@ def list_cache(
         if (kind is None or item.kind == kind) and (parsed is None or _means(parsed, item))
     ]
     items.sort(key=_SORT_KEYS[sort])
+    every_name = [item.name for item in found.items]
     leftovers = [
         leftover.to_dict(found.layout.root)
         for leftover in found.leftovers
@@ -68,6 +69,7 @@ def list_cache(
         "items": [item.to_dict() for item in items],
         "leftovers": leftovers,
         "unrecognised": unrecognised,
+        "hint": "" if items or pattern is None else suggest_name(pattern, every_name),
     }
 
 
@@ -84,7 +86,7 @@ def show_cached(cache_dir: str | Path, name: str) -> dict[str, Any]:
     found = scan(cache_dir)
     items = _find_named(found, name)
     if not items:
-        hint = suggest(name, [item.name for item in found.items])
+        hint = suggest_name(name, [item.name for item in found.items])
         raise CacheError(f"nothing in the cache is named {name!r}{hint}")
     return {"items": [{**item.to_dict(), "contents": _contents(item)} for item in items]}
 
@@ -188,12 +190,12 @@ def _is_asked_for(entry: Unrecognised, pattern: NamePattern | None, kind: str | 
     return kind in (None, parsed[0]) and (pattern is None or pattern.matches(parsed[1]))
 
 
-def _find_named(found: Scan, text: str) -> list[CachedItem]:
-    name, at, revision = text.partition("@")
-    pattern = NamePattern(text, name, revision)
+def _find_named(found: Scan, wanted: str) -> list[CachedItem]:
+    name, at, revision = wanted.partition("@")
+    pattern = NamePattern(wanted, name, revision)
     items = []
     for item in found.items:
-        if item.name.casefold() == text.casefold():
+        if item.name.casefold() == wanted.casefold():
             items.append(item)
         elif at and item.name.casefold() == name.casefold():
             meant = [r for r in item.revisions if pattern.matches_revision(r.commit, r.refs)]

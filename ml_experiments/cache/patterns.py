@@ -9,42 +9,43 @@ from __future__ import annotations
 import fnmatch
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ml_experiments.errors import CacheError
+from ml_experiments.errors import CacheError, suggest
 
-_LONGEST = 512
+_MAX_LENGTH = 512
 _ALLOWED = "a name as on the Hub, with * ? [abc] as wildcards and @REVISION at its end"
-_SHORTEST_COMMIT_PREFIX = 4
+_MIN_COMMIT_PREFIX = 4
 
 
 @dataclass(frozen=True)
 class NamePattern:
     """A glob over names, and a revision: a commit hash, its beginning, a branch or a tag."""
 
-    text: str
+    given: str
     name: str
     revision: str | None
 
     @classmethod
-    def parse(cls, text: str) -> NamePattern:
+    def parse(cls, given: str) -> NamePattern:
         """Read a pattern.
 
         Raises:
             CacheError: If it is empty, too long, a path, or not a glob.
         """
-        if not isinstance(text, str):
-            raise CacheError(f"a pattern is a text, not {type(text).__name__}: {_ALLOWED}")
-        if not text.strip():
+        if not isinstance(given, str):
+            raise CacheError(f"a pattern is a string, not {type(given).__name__}: {_ALLOWED}")
+        if not given.strip():
             raise CacheError(f"the pattern is empty; use '*' to mean everything, or {_ALLOWED}")
-        if len(text) > _LONGEST:
-            raise CacheError(f"the pattern has {len(text)} characters; {_LONGEST} are allowed")
-        name, at, revision = text.partition("@")
+        if len(given) > _MAX_LENGTH:
+            raise CacheError(f"the pattern has {len(given)} characters; {_MAX_LENGTH} are allowed")
+        name, at, revision = given.partition("@")
         problem = _problem(name) or (_revision_problem(revision) if at else None)
         if problem:
-            shown = repr(text) if text.isprintable() else ascii(text)
+            shown = repr(given) if given.isprintable() else ascii(given)
             raise CacheError(f"{shown} is not a pattern: {problem}; allowed: {_ALLOWED}")
-        return cls(text, _fold(name), revision if at else None)
+        return cls(given, _fold(name), revision if at else None)
 
     def matches(self, name: str) -> bool:
         """Return whether a name is meant, upper and lower case alike."""
@@ -54,13 +55,22 @@ class NamePattern:
         """Return whether a revision is meant, by its commit hash or by a branch or tag."""
         if self.revision is None or self.revision in refs:
             return True
-        return len(self.revision) >= _SHORTEST_COMMIT_PREFIX and commit.lower().startswith(
+        return len(self.revision) >= _MIN_COMMIT_PREFIX and commit.lower().startswith(
             self.revision.lower()
         )
 
 
+def suggest_name(pattern: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for a pattern that matches none of the names, or nothing."""
+    known = list(names)
+    of_organisation = f"{pattern.rstrip('/')}/"
+    if any(name.casefold().startswith(of_organisation.casefold()) for name in known):
+        return f" (did you mean {of_organisation + '*'!r}?)"
+    return suggest(pattern, known)
+
+
 def check_revision(revision: str) -> None:
-    """Make sure that a text can be a commit hash, branch or tag.
+    """Make sure that a string can be a commit hash, branch or tag.
 
     Raises:
         CacheError: If it can't; a path that leads elsewhere, for one.

@@ -71,12 +71,12 @@ class StoreForecast:
         if references is None:
             return 0  # without its list a stored file is never removed
         references -= gone
-        before = self._list_size[stored]
+        previous = self._list_size[stored]
         self._list_size[stored] = sum(
             len(os.fsencode(os.path.relpath(link, self.hub))) + 1 for link in references
         )
         held = 0 if references else bytes_held(stat_files([stored]))
-        return before - self._list_size[stored] + held
+        return previous - self._list_size[stored] + held
 
     def _read(self, stored: str) -> None:
         content = read_file(f"{stored}.refs", _MAX_LIST_BYTES)

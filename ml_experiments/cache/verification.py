@@ -1,4 +1,4 @@
-"""Checking that files in a cache hold what their names say.
+"""Checking that files in a cache have the hashes that their names give.
 
 A blob's name is its etag: the sha256 of a large file, git's own sha1 of a small one. A torch
 checkpoint carries the beginning of its sha256 before its suffix.
@@ -18,11 +18,11 @@ from typing import Any
 from ml_experiments.cache.delete.in_use import InUse, find_in_use, is_recent
 from ml_experiments.cache.disk import link_target, remove_file
 from ml_experiments.cache.items import CachedItem, Damage, Scan
-from ml_experiments.cache.patterns import NamePattern
+from ml_experiments.cache.patterns import NamePattern, suggest_name
 from ml_experiments.cache.scan.repositories import is_incomplete
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.shared_blobs import stored_file
-from ml_experiments.errors import CacheError, suggest
+from ml_experiments.errors import CacheError
 
 _CHUNK_BYTES = 1 << 20
 _TORCH_HASH = re.compile(r".+-([0-9a-f]{8,64})\.\w+")
@@ -153,8 +153,8 @@ def _gather(
         elif not item.is_repo:
             unchecked.extend(item.files)
     if pattern is not None and not matched:
-        hint = suggest(pattern.text, [item.name for item in found.items])
-        raise CacheError(f"nothing in the cache matches {pattern.text!r}{hint}")
+        hint = suggest_name(pattern.given, [item.name for item in found.items])
+        raise CacheError(f"nothing in the cache matches {pattern.given!r}{hint}")
     return checks, damage, unchecked
 
 

@@ -14,7 +14,7 @@ _KINDS = click.Choice(["model", "dataset", "space", "kernel", "torch"])
 
 
 def _options_of_all(command: Any) -> Any:
-    """Add the options that say which cache is meant, and how to answer."""
+    """Add the options that choose the cache and the form of the output."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--cache-dir", help="The cache folder with --local; ~/.cache by default."),
@@ -72,7 +72,7 @@ def show(name: str, local: bool, cache_dir: str | None, as_json: bool) -> None:
 @click.option("--larger-than", type=Size(), help="Larger than this, as 5GB.")
 @click.option("--keep-latest", is_flag=True, help="Keep the latest revision of each.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Delete without confirmation.")
 @_options_of_all
 def clear(
     pattern: str,
@@ -86,9 +86,10 @@ def clear(
     cache_dir: str | None,
     as_json: bool,
 ) -> int:
-    """Delete what PATTERN matches: 'stabilityai/*', 'org/name@abc123', '*' for all.
+    """Delete what PATTERN matches.
 
-    Shows what would go and asks first.
+    Patterns are such as 'stabilityai/*', 'org/name@abc123', or '*' for all. Shows what would be
+    deleted, and waits for a confirmation.
     """
     from ml_experiments.cli.cache_report import print_deletion
 
@@ -108,7 +109,7 @@ def clear(
         return 0
     if not yes:
         if as_json or not sys.stdin.isatty():
-            raise click.UsageError("nobody to ask: give --yes to delete, --dry-run to look")
+            raise click.UsageError("no terminal to confirm on: give --yes, or --dry-run")
         print_deletion(plan)
         click.confirm("Delete this?", abort=True)
     outcome = _call("clear", local, cache_dir, **arguments, force=True, only=going)

@@ -33,13 +33,14 @@ def print_list(found: dict[str, Any]) -> None:
             rows.append((item["name"], _kind_of(item), size, revisions, used))
         print_table((_NAME, _KIND, _SIZE, Column("revisions", is_right=True), _LAST_USE), rows)
     else:
-        click.echo("nothing matches" if found["bytes"] else "the cache is empty")
+        hint = printable(found["hint"])
+        click.echo(f"nothing matches{hint}" if found["bytes"] else "the cache is empty")
     for item in found["items"]:
         if item["damage"]:
             first, *more = item["damage"]
             rest = f", and {len(more)} more" if more else ""
             what = printable(f"{item['name']}: {first['path']} {first['what']}{rest}")
-            click.echo(f"damaged: {what}; `ml-experiments cache verify --repair` removes it")
+            click.echo(f"damaged: {what}; `verify --repair` removes it")
     partial = [lo["bytes"] for lo in found["leftovers"] if lo["reason"] == "incomplete"]
     if partial:
         click.echo(f"interrupted downloads: {len(partial)}, {decimal(sum(partial))}")
@@ -115,17 +116,19 @@ def print_pull(outcome: dict[str, Any]) -> None:
 
 
 def print_verification(outcome: dict[str, Any]) -> None:
-    """Print what doesn't hold what its name says."""
+    """Print the problems that a verification found, and its totals."""
     for problem in outcome["problems"]:
         click.secho(f"{printable(problem['path'])} {printable(_trouble(problem))}", fg="red")
-    checked = f"{outcome['checked']} files, {decimal(outcome['checked_bytes'])} checked"
+    checked = f"{_files(outcome['checked'])}, {decimal(outcome['checked_bytes'])} checked"
     wrong = "all as they should be" if outcome["checked"] else "there is nothing to check"
     if outcome["problems"]:
         wrong = f"{len(outcome['problems'])} wrong"
+    if removed := sum(problem["repaired"] for problem in outcome["problems"]):
+        wrong += f", {removed} removed"
     click.echo(f"{checked}; {wrong}")
     if outcome["unchecked"]:
-        what = "have no hash to compare with, or can't be read"
-        click.echo(f"{len(outcome['unchecked'])} files {what}")
+        why = "without a hash to compare with, or not readable"
+        click.echo(f"{_files(len(outcome['unchecked']))} {why}")
 
 
 def print_stats(stats: dict[str, Any]) -> None:
@@ -166,6 +169,10 @@ def download_bar() -> Iterator[Callable[[PullProgress], None]]:
             progress.update(task, completed=state.done_bytes, total=state.total_bytes)
 
         yield update
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _kind_of(item: dict[str, Any]) -> str:

@@ -26,11 +26,11 @@ class Duration(click.ParamType[float]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Return seconds."""
-        text = str(value).strip().lower()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            seconds = float(text)
-        elif re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
-            parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+        given = str(value).strip().lower()
+        if re.fullmatch(r"\d+(\.\d+)?", given):
+            seconds = float(given)
+        elif re.fullmatch(r"(\d+(\.\d+)?[smhd])+", given):
+            parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", given)
             seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
         else:
             self.fail(f"{value!r} is not a duration; write 90, 45s, 30m, 1h30m or 7d", param, ctx)
@@ -65,10 +65,10 @@ class Tag(click.ParamType[tuple[str, str]]):
         """Return the key and the value."""
         if isinstance(value, tuple):
             return value
-        key, equals, text = str(value).partition("=")
+        key, equals, tag = str(value).partition("=")
         if not equals or not key.strip():
             self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
-        return key.strip(), text
+        return key.strip(), tag
 
 
 def options_of(schema: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -79,8 +79,8 @@ def options_of(schema: type[Any]) -> Callable[[Callable[..., Any]], Callable[...
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, (kind, text) in reversed(descriptions(schema).items()):
-            command = _option(name, kind, text)(command)
+        for name, (kind, summary) in reversed(descriptions(schema).items()):
+            command = _option(name, kind, summary)(command)
         return command
 
     return decorate
@@ -104,19 +104,21 @@ def flag_of(name: str, kind: Any) -> str:
     return f"--{word.replace('_', '-')}"
 
 
-def _option(name: str, kind: Any, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _option(
+    name: str, kind: Any, summary: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flavour, flag = _flavour(kind), flag_of(name, kind)
     if flavour is bool:
-        return click.option(flag, name, is_flag=True, help=text)
+        return click.option(flag, name, is_flag=True, help=summary)
     if flavour is list:
-        return click.option(flag, name, multiple=True, help=f"{text} Repeatable.")
+        return click.option(flag, name, multiple=True, help=f"{summary} Repeatable.")
     if flavour is Mapping:
-        return click.option(flag, name, type=Tag(), multiple=True, help=f"{text} Repeatable.")
+        return click.option(flag, name, type=Tag(), multiple=True, help=f"{summary} Repeatable.")
     if flavour is Path:
-        return click.option(flag, name, type=click.Path(path_type=Path), help=text)
+        return click.option(flag, name, type=click.Path(path_type=Path), help=summary)
     if flavour is float and name.endswith("_s"):
-        return click.option(flag, name, type=Duration(), help=f"{text} Such as 90s, 30m or 2h.")
-    return click.option(flag, name, type=flavour, help=text)
+        return click.option(flag, name, type=Duration(), help=f"{summary} Such as 90s, 30m or 2h.")
+    return click.option(flag, name, type=flavour, help=summary)
 
 
 def _flavour(kind: Any) -> type[Any]:

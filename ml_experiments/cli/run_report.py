@@ -15,7 +15,7 @@ from ml_experiments.runner.printable import printable_lines
 from ml_experiments.runs.result import RunResult
 
 _MAX_ROWS = 20
-_MAX_VALUE_LENGTH = 100
+_MIN_VALUE_LENGTH = 20
 COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
 _FILE_TYPES = {"file", "image", "ndarray", "tensor", "dataframe", "series", "bytes"}
 
@@ -30,8 +30,10 @@ def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> Non
         rows.append(("peak memory", _peak_memory(result.environment)))
     if result.cost:
         rows.append(("cost", _cost(result.cost)))
-    shown = {name for name, _ in rows}
-    rows.extend((name, text) for name, text in _result_rows(result) if name not in shown)
+    taken = {name for name, _ in rows}
+    results = [row for row in _result_rows(result) if row[0] not in taken]
+    widest = max((len(name) for name, _ in results), default=0)
+    rows.extend((name, _shorten(value, widest)) for name, value in results)
     if result.run_dir is not None:
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))
@@ -70,10 +72,10 @@ def _cost(cost: dict[str, float]) -> str:
 
 
 def _peak_memory(environment: dict[str, Any]) -> str:
-    text = f"{environment['peak_memory_bytes'] / 1e6:,.0f} MB"
+    shown = f"{environment['peak_memory_bytes'] / 1e6:,.0f} MB"
     if "peak_gpu_memory_bytes" in environment:
-        text += f", GPU {environment['peak_gpu_memory_bytes'] / 1e6:,.0f} MB"
-    return text
+        shown += f", GPU {environment['peak_gpu_memory_bytes'] / 1e6:,.0f} MB"
+    return shown
 
 
 def _result_rows(result: RunResult) -> Iterator[tuple[str, str]]:
@@ -98,14 +100,20 @@ def _value(value: Any, run_dir: Path | None) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return f"{len(value)} entries in result.json"
     if isinstance(value, dict):
-        text = ", ".join(f"{name} {_value(inner, run_dir)}" for name, inner in value.items())
+        shown = ", ".join(f"{name} {_value(inner, run_dir)}" for name, inner in value.items())
     elif isinstance(value, list):
-        text = ", ".join(_value(inner, run_dir) for inner in value)
+        shown = ", ".join(_value(inner, run_dir) for inner in value)
     else:
-        text = str(value)
-    text = text or "none"
-    is_cut = len(text) > _MAX_VALUE_LENGTH and is_terminal()
-    return f"{text[:_MAX_VALUE_LENGTH]}..." if is_cut else text
+        shown = str(value)
+    return shown or "none"
+
+
+def _shorten(shown: str, name_width: int) -> str:
+    """Return a value, on a terminal as much of it as one line has room for."""
+    if not is_terminal():
+        return shown
+    room = shutil.get_terminal_size().columns - max(name_width, len("peak memory")) - 2
+    return shown if len(shown) <= room else f"{shown[: max(room, _MIN_VALUE_LENGTH) - 1]}…"
 
 
 def _artifacts(result: RunResult) -> str:

@@ -27,22 +27,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell in a colour."""
+    """A cell with a colour."""
 
-    text: str
+    content: str
     colour: str
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
-    """Print rows below their headings; without a row of headings where none has a text."""
+    """Print rows below their headings; without a row of headings where all are empty."""
     headings = [column.heading for column in columns]
-    shown = [[printable(c.text if isinstance(c, Cell) else c) for c in row] for row in rows]
+    shown = [[printable(c.content if isinstance(c, Cell) else c) for c in row] for row in rows]
     widths = _fit(columns, [max(map(cell_len, c)) for c in zip(headings, *shown, strict=True)])
     if any(headings):
         click.secho(_line(headings, columns, widths), bold=True)
-    for row, texts in zip(rows, shown, strict=True):
+    for row, strings in zip(rows, shown, strict=True):
         colours = [cell.colour if isinstance(cell, Cell) else None for cell in row]
-        click.echo(_line(texts, columns, widths, colours))
+        click.echo(_line(strings, columns, widths, colours))
 
 
 def is_terminal() -> bool:
@@ -67,17 +67,17 @@ def _fit(columns: Sequence[Column], widths: list[int]) -> list[int]:
 
 
 def _line(
-    texts: Sequence[str],
+    strings: Sequence[str],
     columns: Sequence[Column],
     widths: Sequence[int],
     colours: Sequence[str | None] | None = None,
 ) -> str:
     cells = []
-    for index, (text, column, width) in enumerate(zip(texts, columns, widths, strict=True)):
-        if cell_len(text) > width:
-            text = set_cell_size(text, width - 1) + "…"
-        padding = " " * (width - cell_len(text))
+    for index, (string, column, width) in enumerate(zip(strings, columns, widths, strict=True)):
+        if cell_len(string) > width:
+            string = set_cell_size(string, width - 1) + "…"
+        padding = " " * (width - cell_len(string))
         is_last = index == len(columns) - 1
-        styled = click.style(text, fg=colours[index]) if colours and colours[index] else text
+        styled = click.style(string, fg=colours[index]) if colours and colours[index] else string
         cells.append(padding + styled if column.is_right else styled + ("" if is_last else padding))
     return _GAP.join(cells).rstrip()

@@ -1,4 +1,4 @@
-"""Strings of others, made fit to be printed: names, configs, results, errors, logs.
+"""Makes strings of others fit to be printed: names, configs, results, errors, logs.
 
 Such a string may hold an escape sequence, which a terminal obeys, or half a character, which
 no stream takes. Whatever a command prints of one passes through here.
@@ -12,19 +12,19 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _LINE_ENDS = re.compile(r"\r\n?|\x0b|\x0c|\x85|\u2028|\u2029")
 
 
-def printable(text: str) -> str:
+def printable(string: str) -> str:
     """Return a string for one line; what isn't printable becomes an escape such as `\\x1b`.
 
     Examples:
         >>> printable("a\\tb")
         'a\\\\tb'
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
+    if string.isprintable():
+        return string
+    return "".join(c if c.isprintable() else _escape(c) for c in string)
 
 
-def printable_lines(text: str) -> str:
+def printable_lines(string: str) -> str:
     """Return a string of several lines, such as a log or a traceback, without escape sequences.
 
     Colours are left out, a progress bar's returns to the start of its line begin a new one, and
@@ -34,9 +34,9 @@ def printable_lines(text: str) -> str:
         >>> printable_lines("\\x1b[31m50%\\x1b[0m\\r100%")
         '50%\\n100%'
     """
-    if text.isprintable():
-        return text
-    lines = _LINE_ENDS.sub("\n", _COLOURS.sub("", text))
+    if string.isprintable():
+        return string
+    lines = _LINE_ENDS.sub("\n", _COLOURS.sub("", string))
     return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in lines)
 
 

@@ -23,7 +23,7 @@ A = commit_of("a")
         ("list", {"pattern": ""}, "the pattern is empty"),
         ("show", {"name": "org/nam"}, r"nothing in the cache is named 'org/nam' \(did you mean"),
         ("clear", {"kinds": ["models"]}, "is not a kind of cached thing; known: model, dataset"),
-        ("clear", {"pattern": 3}, "a pattern is a text, not int"),
+        ("clear", {"pattern": 3}, "a pattern is a string, not int"),
         ("verify", {"name": "org/nam"}, "nothing in the cache matches"),
         ("pull", {"name": "org/name", "revision": ".."}, "is not a commit hash"),
     ],

@@ -117,6 +117,31 @@ def test_show_of_a_revision_shows_that_one(home: Path) -> None:
     assert "nothing in the cache is named 'org/one@v3'" in done.stderr
 
 
+def test_an_organisation_alone_suggests_all_of_it(home: Path) -> None:
+    hint = "(did you mean 'org/*'?)"
+    assert f"nothing matches {hint}" in call(home, "list", "org", "--local").stdout
+    assert hint in call(home, "clear", "org/", "--local").stderr
+    assert hint in call(home, "clear", "Org", "--local", "--yes").stdout.replace("Org", "org")
+    assert hint in call(home, "verify", "org", "--local").stderr
+
+
+def test_damage_is_listed_shown_and_counted_when_removed(home: Path) -> None:
+    ref = home / "hub" / "models--org--two" / "refs" / "main"
+    ref.write_text("f" * 40)
+    set_age(ref, days=1)
+    damage = "refs/main names the revision ffffffff, which is not here"
+    listed = call(home, "list", "--local").stdout
+    assert f"damaged: org/two: {damage}; `verify --repair` removes it" in listed
+    assert f"damaged: {damage}" in call(home, "show", "org/two", "--local").stdout
+    verified = call(home, "verify", "org/two", "--local")
+    assert (verified.returncode, "1 file, 2 bytes checked; 1 wrong\n" in verified.stdout) == (
+        1,
+        True,
+    )
+    repaired = call(home, "verify", "org/two", "--repair", "--local").stdout
+    assert "1 file, 2 bytes checked; 1 wrong, 1 removed\n" in repaired
+
+
 def test_show_of_a_name_that_is_not_there_suggests_one(home: Path) -> None:
     done = call(home, "show", "org/onee", "--local")
     assert done.returncode == 2

@@ -19,10 +19,9 @@ from ml_experiments.cache.delete.selection import Filters
 from ml_experiments.cache.disk import remove_empty_folders, remove_file, stat_files
 from ml_experiments.cache.items import CachedItem, CachedRevision, Leftover, Scan
 from ml_experiments.cache.layout import LOCKS_FOLDER, Kind, parse_repo_folder
-from ml_experiments.cache.patterns import NamePattern
+from ml_experiments.cache.patterns import NamePattern, suggest_name
 from ml_experiments.cache.scan.scanning import scan
 from ml_experiments.cache.shared_blobs import StoreForecast
-from ml_experiments.errors import suggest
 
 BYTES_PER_MB = 1_000_000
 
@@ -242,8 +241,8 @@ class _Draft:
             return ()
         if self._only:
             return (f"all of it {GONE}",)
-        hint = suggest(pattern.text, [item.name for item in self.scan.items])
-        return (f"nothing in the cache matches {pattern.text!r}{hint}",)
+        hint = suggest_name(pattern.given, [item.name for item in self.scan.items])
+        return (f"nothing in the cache matches {pattern.given!r}{hint}",)
 
     def _plan(self, item: CachedItem, revisions: tuple[CachedRevision, ...] | None) -> None:
         locks = self._locks.get(f"{item.path.parent}/{LOCKS_FOLDER}/{item.path.name}", [])

@@ -59,7 +59,7 @@ class Filters:
         if item.kind not in self.kinds:
             yield Selection(item, None, f"is a {item.kind}; clearing it takes kind {item.kind}")
         elif self.larger_than is not None and item.bytes <= self.larger_than:
-            yield Selection(item, None, "is not larger than what was asked for")
+            yield Selection(item, None, "is not larger than the given size")
         elif item.revisions:
             yield from self._select_revisions(item, now)
         elif self.pattern is not None and self.pattern.revision is not None:

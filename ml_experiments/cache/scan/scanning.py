@@ -94,7 +94,7 @@ class _Scanner:
                 self.known_stores.append(folder)
                 self._stored += list_stored(folder)
             else:
-                why = "is a store of blobs in a layout that this version doesn't know"
+                why = "is a store of blobs in a layout that this version can't read"
                 self._leave(folder / SHARED_BLOBS_FOLDER, why)
         for entry in entries:
             parsed = parse_repo_folder(entry.name)

@@ -89,7 +89,7 @@ def test_larger_than_keeps_what_is_small(cache_dir: Path, hub_dir: Path) -> None
     write_repo(hub_dir, "org/large", {B: {"x": b"1" * 101}})
     outcome = delete(cache_dir, larger_than=100)
     assert outcome["names"] == ["org/large"]
-    assert outcome["kept"][0]["why"] == "is not larger than what was asked for"
+    assert outcome["kept"][0]["why"] == "is not larger than the given size"
 
 
 def test_keep_latest_keeps_what_main_names_even_if_another_is_newer(
