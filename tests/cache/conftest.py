@@ -6,21 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.support.hub_cache import fingerprint
-from tests.support.hub_server import HubServer
+from tests.support.hub_server import HubServer, use_endpoint
 
 
 @pytest.fixture(scope="session")
-def hub() -> Iterator[HubServer]:
+def hub_server() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def hub(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub on this machine, which pulls of this test call."""
+    use_endpoint(hub_server.endpoint, monkeypatch)
+    return hub_server
 
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep this machine's own token and cache out of every test."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-home"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-home" / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
 

@@ -276,12 +276,12 @@ def test_a_pull_names_what_is_in_its_way(
     cache_dir: Path, hub_dir: Path, hub: HubServer, place: str, kind: str
 ) -> None:
     commit = hub.add_repo("org/odd", {"m.safetensors": b"w" * 10}).commit
-    pulled = Path(pull("org/odd", cache_dir=cache_dir, **hub.anonymous).path, "m.safetensors")
+    pulled = Path(pull("org/odd", cache_dir=cache_dir).path, "m.safetensors")
     odd = pulled.resolve() if place == "blobs" else pulled
     odd.unlink()
     os.mkfifo(odd) if kind == "FIFO" else odd.mkdir()
     with time_limit(), pytest.raises(CacheError, match=f"{odd} is in the way"):
-        pull("org/odd", cache_dir=cache_dir, **hub.anonymous)
+        pull("org/odd", cache_dir=cache_dir)
     assert commit in str(pulled)
 
 
@@ -291,6 +291,6 @@ def test_a_pull_replaces_an_odd_ref(cache_dir: Path, hub_dir: Path, hub: HubServ
     refs.mkdir(parents=True)
     os.mkfifo(refs / "main")
     with time_limit():
-        pull("org/ref", cache_dir=cache_dir, **hub.anonymous)
+        pull("org/ref", cache_dir=cache_dir)
     assert (refs / "main").read_text() == commit
     assert model_names(cache_dir) == ["org/ref"]

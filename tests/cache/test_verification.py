@@ -34,7 +34,7 @@ def damage(link: Path) -> None:
 
 def test_a_download_is_as_it_should_be(cache_dir: Path, hub: HubServer) -> None:
     hub.add_repo("org/fine", {"config.json": b"{}", "empty.txt": b"", "m.safetensors": WEIGHTS})
-    pull("org/fine", cache_dir=cache_dir, **hub.anonymous)
+    pull("org/fine", cache_dir=cache_dir)
     outcome = verify(cache_dir)
     assert (outcome.checked, outcome.checked_bytes) == (3, len(WEIGHTS) + 2)
     assert (outcome.problems, outcome.unchecked) == ((), ())
@@ -46,7 +46,7 @@ def test_one_wrong_bit_is_found_and_repair_makes_the_next_pull_fetch_it(
 ) -> None:
     files = {"config.json": b"{}", "m.safetensors": WEIGHTS}
     hub.add_repo("org/bit", files)
-    snapshot = Path(pull("org/bit", cache_dir=cache_dir, **hub.anonymous).path)
+    snapshot = Path(pull("org/bit", cache_dir=cache_dir).path)
     damage(snapshot / name)
     before = fingerprint(cache_dir)
     [problem] = verify(cache_dir).problems
@@ -57,7 +57,7 @@ def test_one_wrong_bit_is_found_and_repair_makes_the_next_pull_fetch_it(
     assert problem.repaired
     assert verify(cache_dir).problems == ()
     assert model_names(cache_dir) == ["org/bit"], "the rest of it is still usable"
-    outcome = pull("org/bit", cache_dir=cache_dir, **hub.anonymous)
+    outcome = pull("org/bit", cache_dir=cache_dir)
     assert outcome.downloaded_files == 1
     assert (snapshot / name).read_bytes() == files[name]
 

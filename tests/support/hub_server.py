@@ -24,6 +24,9 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 Files = Mapping[str, bytes] | Path
 
 _LFS_SUFFIXES = (".bin", ".ckpt", ".gguf", ".h5", ".pt", ".pth", ".safetensors")
@@ -158,11 +161,6 @@ class HubServer:
         """Every request answered so far."""
         with self._state.lock:
             return list(self._state.requests)
-
-    @property
-    def anonymous(self) -> dict[str, Any]:
-        """Arguments that send a call of huggingface_hub here, without this machine's token."""
-        return {"endpoint": self.endpoint, "token": False}
 
     def environment(self) -> dict[str, str]:
         """The environment variables that send a process of huggingface_hub here."""
@@ -405,3 +403,10 @@ def _tree_entry(name: str, file: HubFile, on_xet: bool) -> dict[str, Any]:
         if on_xet:
             entry["xetHash"] = file.sha256  # a hash of another kind, of the same form
     return entry
+
+
+def use_endpoint(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub, which read HF_ENDPOINT when it was imported, call another Hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    url = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)

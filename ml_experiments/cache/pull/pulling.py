@@ -69,8 +69,6 @@ def pull(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kind: str = "model",
-    token: str | bool | None = None,
-    endpoint: str | None = None,
     on_progress: Callable[[PullProgress], None] | None = None,
 ) -> PullOutcome:
     """Download a repository into a cache; files that are there already are not downloaded again.
@@ -82,8 +80,6 @@ def pull(
         include: Globs of files to take; all by default.
         exclude: Globs of files to leave out.
         kind: model, dataset or space.
-        token: An access token; the one of this machine by default, none if False.
-        endpoint: The Hub; that of HF_ENDPOINT by default.
         on_progress: Called as bytes arrive.
 
     Raises:
@@ -95,15 +91,15 @@ def pull(
     hub = _writable_hub(cache_dir)
     repo = hub / repo_folder(name, kind)
     try:
-        commit, files = _list_files(name, kind, revision, include, exclude, token, endpoint)
+        commit, files = _list_files(name, kind, revision, include, exclude)
         _refuse_obstacles(repo, commit, files)
         missing = [file for file in files if not _is_there(repo, commit, file)]
         if missing:
             # names, sizes and the README of a gated repository are public, its weights are not:
             # checked now, because a download that is refused leaves half a repository behind
             largest = max(missing, key=lambda file: file.size).path
-            url = hf_hub_url(name, largest, repo_type=kind, revision=commit, endpoint=endpoint)
-            get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
+            url = hf_hub_url(name, largest, repo_type=kind, revision=commit)
+            get_hf_file_metadata(url, timeout=_TIMEOUT_S)
         total = sum(file.size for file in missing)
         _check_space(name, total, hub)
         meter = ProgressMeter(total, on_progress)
@@ -114,8 +110,6 @@ def pull(
             cache_dir=hub,
             allow_patterns=list(include) or None,
             ignore_patterns=list(exclude) or None,
-            token=token,
-            endpoint=endpoint,
             tqdm_class=meter.silent_bar(),
         )
         # when the Hub refuses or is gone, huggingface_hub may take what is there for all of it
@@ -155,10 +149,8 @@ def _list_files(
     revision: str | None,
     include: Sequence[str],
     exclude: Sequence[str],
-    token: str | bool | None,
-    endpoint: str | None,
 ) -> tuple[str, list[RepoFile]]:
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi()
     info = api.repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_S)
     commit = str(info.sha)
     tree = api.list_repo_tree(name, recursive=True, revision=commit, repo_type=kind)

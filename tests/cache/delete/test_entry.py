@@ -143,7 +143,7 @@ def test_the_list_of_files_that_the_library_keeps_goes_with_its_revision(
     files = {"config.json": b"{}"}
     repo = hub.add_repo("org/listed", files, revisions={"v2": {"config.json": b"[1]"}})
     for revision in ("main", "v2"):
-        pull("org/listed", cache_dir=cache_dir, **hub.anonymous, revision=revision)
+        pull("org/listed", cache_dir=cache_dir, revision=revision)
     trees = hub_dir / "models--org--listed" / "trees"
     assert len(list(trees.iterdir())) == 2
     delete(cache_dir, "org/listed@v2")

@@ -26,7 +26,7 @@ def test_a_downloaded_model_goes_with_all_that_the_library_wrote_for_it(
 ) -> None:
     for name in ("org/going", "org/staying"):
         hub.add_repo(name, {"config.json": b"{}", "model.safetensors": WEIGHTS})
-        pull(name, cache_dir=cache_dir, **hub.anonymous)
+        pull(name, cache_dir=cache_dir)
     staying = fingerprint(hub_dir / "models--org--staying")
     outcome = delete(cache_dir, "org/going")
     assert (outcome["deleted"], outcome["names"]) == (1, ["org/going"])

@@ -46,7 +46,7 @@ def test_a_gated_model_that_was_refused_leaves_nothing_that_cannot_be_cleared(
 ) -> None:
     hub.add_repo("org/refused", {"config.json": b"{}"}, gated=True)
     with pytest.raises(GatedRepoError):
-        snapshot_download("org/refused", cache_dir=hub_dir, **hub.anonymous)
+        snapshot_download("org/refused", cache_dir=hub_dir)
     set_age(hub_dir, days=1)
     assert scan(cache_dir).unrecognised == ()
     assert delete(cache_dir)["names"] == ["org/refused"]

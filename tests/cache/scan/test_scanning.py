@@ -39,7 +39,7 @@ def test_what_the_library_downloaded_is_read_back(cache_dir: Path, hub: HubServe
     first = {"config.json": b"{}", "unet/model.safetensors": WEIGHTS}
     repo = hub.add_repo("org/read", first, revisions={"v2": {**first, "config.json": b"[]"}})
     for revision in (None, "v2"):
-        pull("org/read", cache_dir=cache_dir, **hub.anonymous, revision=revision)
+        pull("org/read", cache_dir=cache_dir, revision=revision)
     [item] = scan(cache_dir).items
     assert (item.name, item.kind, item.store) == ("org/read", "model", "hub")
     assert {r.commit: r.refs for r in item.revisions} == {
@@ -56,7 +56,7 @@ def test_the_layout_that_tests_write_is_the_one_that_the_library_writes(
     files = {"config.json": b"{}", "unet/model.safetensors": WEIGHTS}
     repo = hub.add_repo("org/same", files)
     downloaded, written = cache_dir / "downloaded", cache_dir / "written"
-    pull("org/same", cache_dir=downloaded, **hub.anonymous)
+    pull("org/same", cache_dir=downloaded)
     write_repo(hub_of(written), "org/same", {repo.commit: files})
     theirs, ours = (
         {

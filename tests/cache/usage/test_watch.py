@@ -60,7 +60,7 @@ Path(snapshot_download("org/used", cache_dir=hub), "config.json").read_text()
 def test_a_new_revision_of_content_that_was_there_is_a_hit(cache_dir: Path, hub: HubServer) -> None:
     files = {"m.safetensors": b"w" * 100}
     hub.add_repo("org/again", {**files, "x": b"1"}, revisions={"v2": files})
-    pull("org/again", cache_dir=cache_dir, **hub.anonymous)
+    pull("org/again", cache_dir=cache_dir)
     body = """
 from huggingface_hub import snapshot_download
 Path(snapshot_download("org/again", cache_dir=hub, revision="v2"))
@@ -73,7 +73,7 @@ def test_weights_alone_read_outside_python_are_seen(cache_dir: Path, hub: HubSer
     pytest.importorskip("safetensors")
     content = _safetensors()
     repo = hub.add_repo("org/rust", {"m.safetensors": content})
-    pull("org/rust", cache_dir=cache_dir, **hub.anonymous)
+    pull("org/rust", cache_dir=cache_dir)
     by_branch = """
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
