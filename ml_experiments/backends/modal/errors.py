@@ -24,7 +24,7 @@ def platform_errors(action: str, alternative: str = _RUN_LOCALLY) -> Iterator[No
 
     Args:
         action: What was being done, to finish "Modal could not …".
-        alternative: What works without Modal, for who has no token or no network.
+        alternative: What to do without a token or a network instead.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.

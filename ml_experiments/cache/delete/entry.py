@@ -136,9 +136,9 @@ class DeletionEntry:
         from huggingface_hub import DeleteCacheStrategy  # slow to import, and most plans need none
 
         blobs = frozenset(map(Path, self.stored))
-        no = frozenset[Path]()
+        none = frozenset[Path]()
         strategy = DeleteCacheStrategy(
-            0, blobs=blobs, refs=no, repos=no, snapshots=no, cache_dir=self.item.path.parent
+            0, blobs=blobs, refs=none, repos=none, snapshots=none, cache_dir=self.item.path.parent
         )
         try:
             strategy.execute()
