@@ -17,13 +17,12 @@ from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import Heartbeat
 from ml_experiments.runs.manifest import Manifest
-from ml_experiments.runs.provenance.git_cache import CodeMemory
+from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.settings import runs_dir as default_runs_dir
 
-_CODE = CodeMemory()
 _HEARTBEAT = Heartbeat()
 
 
@@ -140,7 +139,7 @@ def submit_run(
         run_id=spec.run_id,
         seed=spec.seed,
         began_at=spec.created_at,
-        code=_CODE.describe(Path.cwd()),
+        code=describe_code(Path.cwd()),
         client=this_process(),
     )
     redactor = Redactor(prepared.secrets)

@@ -1,16 +1,18 @@
-"""Where the code of a run stood, as git sees it; runs no program that a repository names."""
+"""The git state of a run's code; no program that a repository names is run."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +20,14 @@ from typing import IO, Any
 from ml_experiments.redaction.diffs import redact_diff
 from ml_experiments.settings import git_environment
 
-LARGEST_DIFF = 256 * 1024
-MOST_UNTRACKED = 1000
+MAX_DIFF_BYTES = 256 * 1024
+MAX_UNTRACKED = 1000
 TIME_LIMIT_S = 5.0
 
 _CHUNK = 1024 * 1024
-# a repository's own config names programs; none of them may run just because it's looked at
-SAFE_OPTIONS = (
+_MAX_ARGUMENTS = 500  # of one command
+# a repository's own config names programs; none of them may run only to describe its state
+_SAFE_OPTIONS = (
     "--no-pager",
     "--no-optional-locks",
     *("-c", "core.fsmonitor=false"),
@@ -45,9 +48,10 @@ class _Git:
     program: str
     root: Path
     deadline: float
-    options: tuple[str, ...] = SAFE_OPTIONS
+    options: tuple[str, ...] = _SAFE_OPTIONS
+    index: Path | None = None  # used instead of the repository's own
 
-    @contextmanager
+    @contextlib.contextmanager
     def run(self, *arguments: str, allowed: tuple[int, ...] = (0,)) -> Iterator[IO[bytes]]:
         """Give git's output as an open temporary file, which may be large.
 
@@ -59,7 +63,7 @@ class _Git:
             process = subprocess.Popen(
                 [self.program, *self.options, *arguments],
                 cwd=self.root,
-                env=git_environment(),
+                env=git_environment() | ({"GIT_INDEX_FILE": str(self.index)} if self.index else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
@@ -75,7 +79,11 @@ class _Git:
 
     def _wait(self, process: subprocess.Popen[bytes], command: str) -> int:
         try:
-            return process.wait(max(0.01, self.deadline - time.monotonic()))
+            limit_s = max(0.01, self.deadline - time.monotonic())
+            with contextlib.suppress(AttributeError, OSError):  # only Linux has pidfd_open
+                _wait_for_end(process.pid, limit_s)
+                limit_s = 0
+            return process.wait(limit_s)
         except BaseException as e:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -85,6 +93,8 @@ class _Git:
 
     def without_filters(self) -> _Git:
         """Return a git that runs none of the filter programs of the repository's own config."""
+        if _has_no_filters(_git_dir(self.root)):
+            return self
         with self.run(
             *("config", "--includes", "--show-scope", "--null", "--name-only"),
             *("--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$"),
@@ -95,14 +105,25 @@ class _Git:
         for scope, name in zip(fields[::2], fields[1::2], strict=False):
             if scope in ("local", "worktree"):
                 extra += ["-c", f"{name}={'false' if name.endswith('.required') else ''}"]
-        return _Git(self.program, self.root, self.deadline, (*self.options, *extra))
+        return dataclasses.replace(self, options=(*self.options, *extra))
+
+
+def _wait_for_end(pid: int, limit_s: float) -> None:
+    # Popen.wait looks at intervals that grow, which takes up to twice as long
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(limit_s * 1000)
+    finally:
+        os.close(descriptor)
 
 
 def describe_code(folder: Path) -> dict[str, Any]:
     """Return the git commit, branch and uncommitted changes of the work tree around a folder.
 
     Empty without a repository or without git. `problem` says why something is missing. The
-    diff against the commit is cut at LARGEST_DIFF bytes and holds no secrets; `diff_sha256` is
+    diff against the commit is cut at MAX_DIFF_BYTES bytes and holds no secrets; `diff_sha256` is
     of the whole, as git gives it.
     """
     root = _work_tree(folder)
@@ -116,16 +137,90 @@ def _describe(git: _Git) -> dict[str, Any]:
     state: dict[str, Any] = {"root": str(git.root), "commit": None, "branch": None, "dirty": None}
     try:
         git = git.without_filters()
-        state |= _status(git)
-        if state["dirty"]:
-            state |= _diff(git, state["commit"])
-        submodules = _submodules(git)
+        index = _read_index(git)
+        # `git status` does not look at these files
+        absent = [path for path in index.absent if os.path.lexists(git.root / path)]
+        unchecked = [*index.unchanged, *absent]
+        with tempfile.TemporaryDirectory() if unchecked else contextlib.nullcontext() as scratch:
+            if scratch is not None:
+                git = _with_all_checked(git, unchecked, Path(scratch) / "index")
+            state |= _status(git)
+            if state["dirty"]:
+                state |= _diff(git, state["commit"])
+        submodules = _submodules(git, index.submodules)
         if submodules:
             state["submodules"] = submodules
-            state["dirty"] |= any(submodule["dirty"] for submodule in submodules.values())
+            states = {submodule["dirty"] for submodule in submodules.values()}
+            if not state["dirty"] and states != {False}:
+                state["dirty"] = True if True in states else None
     except (_GitError, OSError) as e:
         state["problem"] = str(e)
     return state
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What git's index holds besides the contents of files.
+
+    Attributes:
+        stamp: Changes when git writes the index, which it always does to a new file.
+        unchanged: Files that are marked as unchanged (`git update-index --assume-unchanged`).
+        absent: Files that are marked as absent (`git update-index --skip-worktree`).
+        submodules: Paths of submodules.
+    """
+
+    stamp: tuple[int, ...]
+    unchanged: list[str]
+    absent: list[str]
+    submodules: list[str]
+
+
+_indexes: dict[Path, _Index] = {}  # listing a large one takes as long as `git status`
+
+
+def _read_index(git: _Git) -> _Index:
+    file = _git_dir(git.root) / "index"
+    try:
+        status = file.stat()
+    except FileNotFoundError:  # nothing was ever added
+        return _Index((), [], [], [])
+    stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    known = _indexes.get(file)
+    if known is not None and known.stamp == stamp:
+        return known
+    index = _Index(stamp, [], [], [])
+    with git.run("ls-files", "-v", "--stage", "-z") as output:
+        entries = output.read().decode("utf-8", "surrogateescape").split("\0")
+    for entry in filter(None, entries):
+        facts, _, path = entry.partition("\t")  # such as `H 100644 <hash> 0`
+        if facts[0].islower():
+            index.unchanged.append(path)
+        elif facts[0] == "S":
+            index.absent.append(path)
+        if facts[2:].startswith("160000 ") and path not in index.submodules[-1:]:
+            index.submodules.append(path)
+    _indexes[file] = index
+    return index
+
+
+def _git_dir(root: Path) -> Path:
+    entry = root / ".git"
+    if entry.is_dir():
+        return entry
+    # of a linked work tree or a submodule
+    return root / entry.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+
+
+def _with_all_checked(git: _Git, unchecked: list[str], index: Path) -> _Git:
+    """Return a git whose index, a copy, marks no file as one that need not be looked at."""
+    shutil.copy2(_git_dir(git.root) / "index", index)
+    git = dataclasses.replace(git, index=index)
+    for start in range(0, len(unchecked), _MAX_ARGUMENTS):
+        paths = unchecked[start : start + _MAX_ARGUMENTS]
+        for flag in ("--no-assume-unchanged", "--no-skip-worktree"):
+            with git.run("update-index", flag, "--", *paths):
+                pass
+    return git
 
 
 def _status(git: _Git) -> dict[str, Any]:
@@ -140,10 +235,10 @@ def _status(git: _Git) -> dict[str, Any]:
     state: dict[str, Any] = {
         "commit": None if commit == "(initial)" else commit,
         "branch": None if branch == "(detached)" else branch,
-        "dirty": any(e[:2] in ("1 ", "u ", "? ") for e in entries),
-        "untracked": untracked[:MOST_UNTRACKED],
+        "dirty": any(not e.startswith("# ") for e in entries if e),
+        "untracked": untracked[:MAX_UNTRACKED],
     }
-    if len(untracked) > MOST_UNTRACKED:
+    if len(untracked) > MAX_UNTRACKED:
         state["untracked_count"] = len(untracked)
     return state
 
@@ -159,26 +254,18 @@ def _diff(git: _Git, commit: str | None) -> dict[str, Any]:
     ) as output:
         while chunk := output.read(_CHUNK):
             digest.update(chunk)
-            kept += chunk[: LARGEST_DIFF - len(kept)]
+            kept += chunk[: MAX_DIFF_BYTES - len(kept)]
             size += len(chunk)
     if not size:
         return {}
     return {
         "diff": redact_diff(kept.decode("utf-8", "replace")),
         "diff_sha256": digest.hexdigest(),
-        "diff_truncated": size > LARGEST_DIFF,
+        "diff_truncated": size > MAX_DIFF_BYTES,
     }
 
 
-def _submodules(git: _Git) -> dict[str, dict[str, Any]]:
-    if not (git.root / ".gitmodules").is_file():
-        return {}
-    with git.run(
-        *("config", "--file", ".gitmodules", "--null", "--get-regexp", r"^submodule\..*\.path$"),
-        allowed=(0, 1),
-    ) as output:
-        entries = output.read().decode("utf-8", "surrogateescape").split("\0")
-    paths = [entry.partition("\n")[2] for entry in entries if entry]
+def _submodules(git: _Git, paths: list[str]) -> dict[str, dict[str, Any]]:
     # one that was not checked out has no code here
     return {
         path: _describe(_Git(git.program, git.root / path, git.deadline))
@@ -195,6 +282,20 @@ def _is_inside(path: Path, root: Path) -> bool:
 def _work_tree(folder: Path) -> Path | None:
     folder = folder.resolve()
     return next((place for place in (folder, *folder.parents) if _has_git(place)), None)
+
+
+def _has_no_filters(git_dir: Path) -> bool:
+    """Return whether a repository's config certainly names no filter; git need not be run then."""
+    try:
+        common = git_dir / "commondir"  # of a linked work tree
+        shared = (
+            git_dir / common.read_text(encoding="utf-8").strip() if common.exists() else git_dir
+        )
+        config = (shared / "config").read_bytes().lower()
+    except OSError:
+        return False
+    is_whole = b"include" not in config and not (git_dir / "config.worktree").exists()
+    return is_whole and b"filter" not in config
 
 
 def _has_git(place: Path) -> bool:

@@ -15,7 +15,6 @@ import pytest
 
 from ml_experiments.runs.provenance import git as code_state
 from ml_experiments.runs.provenance.git import describe_code
-from ml_experiments.runs.provenance.git_cache import CodeMemory
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +107,7 @@ def test_an_untracked_file_alone_makes_the_tree_dirty(repository: Path) -> None:
 def test_a_large_diff_is_cut_and_hashed_whole(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(code_state, "MOST_UNTRACKED", 5)
+    monkeypatch.setattr(code_state, "MAX_UNTRACKED", 5)
     (repository / "train.py").write_text("x = 'ü'\n" * 200_000)
     for i in range(10):
         (repository / f"{i}.py").touch()
@@ -247,14 +246,93 @@ def _is_alive_in(group: int, process: psutil.Process) -> bool:
         return False
 
 
-def test_a_new_file_in_a_folder_of_folders_is_noticed(repository: Path) -> None:
+def test_a_new_file_is_noticed_in_any_folder(repository: Path) -> None:
     (repository / "src" / "deep" / "pkg").mkdir(parents=True)
     (repository / "src" / "deep" / "pkg" / "a.py").write_text("a = 1\n")
     git(repository, "add", ".")
     git(repository, "commit", "-m", "second")
-    for new in ("src/new.py", "src/deep/new.py", "new.py"):
-        memory = CodeMemory()
-        assert memory.describe(repository)["dirty"] is False
+    (repository / "empty" / "inner").mkdir(parents=True)
+    (repository / "holds" / "ignored").mkdir(parents=True)
+    (repository / "holds" / "ignored" / "x").touch()
+    for new in (
+        *("src/new.py", "src/deep/new.py", "new.py"),
+        *("empty/inner/new.py", "empty/new.py", "holds/new.py"),
+    ):
+        assert describe_code(repository)["dirty"] is False
         (repository / new).write_text("b = 1\n")
-        assert memory.describe(repository)["untracked"] == [new]
+        assert describe_code(repository)["untracked"] == [new]
         (repository / new).unlink()
+
+
+def test_an_edit_of_the_same_size_at_the_same_time_is_noticed(repository: Path) -> None:
+    file = repository / "train.py"
+    assert describe_code(repository)["dirty"] is False
+    written = file.stat()
+    for lr in (2, 3):  # neither edit changes a size or a time of modification
+        file.write_text(f"lr = {lr}\n")
+        os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+        assert f"+lr = {lr}" in describe_code(repository)["diff"]
+
+
+def test_a_commit_without_a_reflog_is_noticed(repository: Path) -> None:
+    git(repository, "config", "core.logAllRefUpdates", "false")
+    describe_code(repository)
+    git(repository, "commit", "--allow-empty", "-m", "second")
+    assert describe_code(repository)["commit"] == git(repository, "rev-parse", "HEAD")
+    git(repository, "checkout", "-b", "other")
+    assert describe_code(repository)["branch"] == "other"
+    git(repository, "pack-refs", "--all")
+    git(repository, "commit", "--allow-empty", "-m", "third")
+    assert describe_code(repository)["commit"] == git(repository, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_a_change_that_git_overlooks_on_demand_is_recorded(repository: Path, flag: str) -> None:
+    git(repository, "update-index", flag, "train.py")
+    assert describe_code(repository)["dirty"] is False
+    (repository / "train.py").write_text("lr = 2\n")
+    assert git(repository, "status", "--porcelain") == ""
+    state = describe_code(repository)
+    assert state["dirty"] is True
+    assert "+lr = 2" in state["diff"]
+    (repository / "train.py").unlink()
+    assert describe_code(repository)["dirty"] is (flag == "--assume-unchanged")
+    assert git(repository, "ls-files", "-v", "train.py")[0] in "hS"  # its index is as it was
+
+
+def test_a_new_commit_in_a_submodule_is_a_change(repository: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-b", "main")
+    git(outer, "submodule", "add", str(repository), "inner")
+    git(outer, "commit", "-m", "with submodule")
+    git(outer / "inner", "commit", "--allow-empty", "-m", "second")
+    state = describe_code(outer)
+    assert (state["dirty"], state["submodules"]["inner"]["dirty"]) == (True, False)
+    assert "+Subproject commit" in state["diff"]
+
+
+@pytest.fixture
+def embedded(repository: Path, tmp_path: Path) -> Path:
+    """A repository inside the other, which no .gitmodules names."""
+    git(tmp_path, "clone", str(repository), "repository/inner")
+    git(repository, "add", "inner")
+    git(repository, "commit", "-m", "embedded")
+    return repository / "inner"
+
+
+def test_a_repository_inside_that_gitmodules_does_not_name_is_described(
+    repository: Path, embedded: Path
+) -> None:
+    assert describe_code(repository)["dirty"] is False
+    (embedded / "new.py").touch()
+    state = describe_code(repository)
+    assert state["dirty"] is True
+    assert state["submodules"]["inner"]["untracked"] == ["new.py"]
+
+
+def test_with_a_submodule_that_cannot_be_read_nothing_is_clean(
+    repository: Path, embedded: Path
+) -> None:
+    (embedded / ".git" / "index").write_bytes(b"damaged")
+    assert describe_code(repository)["dirty"] is None
