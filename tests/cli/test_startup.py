@@ -47,7 +47,7 @@ def loaded_by(*arguments: str, folder: Path) -> set[str]:
         (["cache", "stats"], NETWORK | NUMBERS | OF_A_RUN | DISPLAY),
         (["run", "job.job"], CLIENTS | NUMBERS | DISPLAY),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_command_imports_nothing_heavy_that_it_does_not_need(
     tmp_path: Path, runs_dir: Path, command: list[str], heavy: set[str]
