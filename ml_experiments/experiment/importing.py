@@ -107,12 +107,7 @@ def path_of(experiment: Callable[..., Any]) -> tuple[str, str | None]:
     spec = getattr(module, "__spec__", None)
     if spec is not None:  # started with python -m
         return f"{spec.name}:{name}", _root_of(spec.name, file)
-    if file is None or not Path(file).is_file():
-        raise ExperimentPathError(
-            f"{name} is defined in a notebook or an interactive session, where no other process "
-            f"can import it; save it in a file, such as experiment.py, and run experiment.py:{name}"
-        )
-    return f"{Path(file).resolve()}:{name}", None
+    return f"{Path(str(file)).resolve()}:{name}", None
 
 
 def _root_of(module: str, file: str | None) -> str | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.backends.base import Backend
@@ -12,7 +15,8 @@ from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.base import is_config_class
-from ml_experiments.experiment.importing import path_of, refuse_while_importing
+from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
+from ml_experiments.experiment.importing import check_experiment, path_of, refuse_while_importing
 from ml_experiments.experiment.reference import locate
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.observers import guarded
@@ -20,6 +24,8 @@ from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 
 _DRAWN_SEEDS = 2**31
+# until a run folder has a copy
+_NOTEBOOKS = tempfile.TemporaryDirectory(prefix="ml-experiments-notebook-")
 
 
 def prepare_run(
@@ -89,6 +95,18 @@ def _plain(config: Any) -> Any:
     )
 
 
+def _file_for(experiment: Callable[..., Any]) -> Path:
+    """Write an experiment of a notebook to a file; return that."""
+    check_experiment(experiment, experiment.__qualname__)
+    source = source_of(experiment, secret_values())
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    file = Path(_NOTEBOOKS.name, digest, FILE_NAME)
+    if not file.exists():
+        file.parent.mkdir(parents=True)
+        file.write_text(source, encoding="utf-8")
+    return file
+
+
 def prefetch_models(
     prepared: PreparedRun, *, backend: Backend, observer: Observer | None = None
 ) -> tuple[str, ...]:
@@ -107,6 +125,8 @@ def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]
     """Return the class path, and the folders to import it from, the current one included."""
     if isinstance(experiment, str):
         return locate(experiment)
+    if is_without_file(experiment):
+        return locate(f"{_file_for(experiment)}:{experiment.__name__}")
     path, found = path_of(experiment)
     path, folders = locate(path)
     return path, folders if found is None else tuple(dict.fromkeys([found, *folders]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
+from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
@@ -134,12 +135,16 @@ def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:
     What it was imported from is looked for at the same relative place below the folders that hold
     the run folder, and below the current one.
     """
+    location, _, name = spec.experiment.rpartition(":")
+    if Path(location).name == FILE_NAME:  # of a notebook
+        paths = (str(folder.path), *spec.import_paths[1:])
+        experiment = f"{folder.path / FILE_NAME}:{name}"
+        return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
     if all(Path(path).is_dir() for path in spec.import_paths):
         return spec
     old_root = Path(spec.import_paths[-1])  # the folder that the run was started in
     for root in (Path.cwd(), *folder.path.parents):
         paths = tuple(_moved(path, old_root, root) for path in spec.import_paths)
-        location, _, name = spec.experiment.rpartition(":")
         if location.endswith(".py"):
             file = _moved(location, old_root, root)
             experiment, is_there = f"{file}:{name}", Path(file).is_file()

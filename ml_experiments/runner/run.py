@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,6 +11,7 @@ from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
+from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.options import RunOptions
@@ -145,7 +147,15 @@ def submit_run(
     redactor = Redactor(prepared.secrets)
     # absolute: the experiment may change the working folder
     place = (runs_dir or default_runs_dir()).expanduser().resolve()
-    folder = RunFolder.create(place, spec, manifest, redactor)
+    location, _, name = spec.experiment.rpartition(":")
+    source = Path(location) if Path(location).name == FILE_NAME else None
+    if source is not None:  # of a notebook: the run folder keeps it
+        kept = place / spec.run_id
+        paths = (str(kept), *spec.import_paths[1:])
+        experiment = f"{kept / FILE_NAME}:{name}"
+        spec = dataclasses.replace(spec, experiment=experiment, import_paths=paths)
+        prepared = dataclasses.replace(prepared, spec=spec)
+    folder = RunFolder.create(place, spec, manifest, redactor, source)
     handle = backend.submit(prepared, folder, guarded(observer))
     keep_alive(handle)
     return handle

@@ -64,9 +64,21 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: Path, spec: RunSpec, manifest: Manifest, redactor: Redactor
+        cls,
+        runs_dir: Path,
+        spec: RunSpec,
+        manifest: Manifest,
+        redactor: Redactor,
+        source: Path | None = None,
     ) -> RunFolder:
         """Make the folder of a new run; it appears with its spec and manifest, or not at all.
+
+        Args:
+            runs_dir: Where it goes.
+            spec: What to run.
+            manifest: What is known of the run.
+            redactor: Takes the secrets out.
+            source: A file to copy there: an experiment that no other file holds.
 
         Raises:
             RunFolderError: If it exists already or can't be written.
@@ -77,6 +89,8 @@ class RunFolder:
             temporary.mkdir(parents=True)
             draft = cls(temporary)
             draft.log_file.touch()
+            if source is not None:
+                shutil.copyfile(source, temporary / source.name)
             for file, data, user_data in (
                 ("spec.json", spec.to_dict(), SPEC_USER_DATA),
                 ("manifest.json", manifest.to_dict(), _MANIFEST_USER_DATA),

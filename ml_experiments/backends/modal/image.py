@@ -21,6 +21,7 @@ CORE_PACKAGES = (
     "aiohttp",
     "annotated-types",
     "click",
+    "cloudpickle",
     "dacite",
     "grpclib",
     "httpx2",
