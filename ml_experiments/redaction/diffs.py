@@ -16,22 +16,52 @@ _CODE_SUFFIXES = frozenset(
         *(".ts", ".tsx"),
     )
 )
-_HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie"}
+_PROSE_SUFFIXES = frozenset((".md", ".rst", ".txt"))
+_YAML_SUFFIXES = frozenset((".yaml", ".yml"))
+_HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie", "_auth"}
 # NAME=value, "name": "value", name: str = "value", environ["NAME"] = "value", get("NAME", "value")
 _NAME = re.compile(
     r"(?<![\w.])(?<!\w-)(?P<name>[A-Za-z_][\w.-]*+)\\?[\"']?\]?"
-    r"\s*(?::\s*[\w.\[\]| ]+=|:=|=>|!?={1,3}|:|(?<=[\"']),)\s*"
+    r"\s*(?::\s*[\w.\[\]| ]+(?: =|=(?=[bfru]{0,2}[\"']))|:=|=>|!?={1,3}|:"
+    r"|(?<=[\"']),(?!\s*\"[^\"]{0,100}\"\s*:))\s*",
+    re.IGNORECASE,
 )
-_QUOTED = re.compile(r"[bfruBFRU]{0,2}(?P<quote>\\?(?:\"\"\"|'''|[\"']))(?P<value>.*?)(?P=quote)")
-_OPEN_QUOTE = re.compile(r"[bfruBFRU]{0,2}(?P<quote>\"\"\"|''')")
+# --name value, ENV NAME value, set -x NAME value, and configs that put only a space between
+_SPACED_NAME = re.compile(
+    r"(?:^\s*(?:(?:ENV|ARG|set|setenv|setx|-\w+)\s+)*|(?<!\S)--|\blogin\s+\S+\s+)"
+    r"(?P<name>[A-Za-z_][\w.-]*+)\s+(?=[^\s=:#])"
+)
+# - name: NAME / value: value; add_argument("--name", default="value"); variable "name" { default =
+_DECLARED_NAME = re.compile(
+    r"(?:\b(?:name|key)[\"']?\s*[:=]\s*|\bvariable\s+|\badd_argument\(\s*)"
+    r"[\"']?-{0,2}(?P<name>[A-Za-z_][\w.-]*)"
+)
+_DECLARED_VALUES = {"value", "default"}
+_DECLARATION_LINES = 3
+_QUOTED = re.compile(
+    r"[bfru]{0,2}(?:(?P<quote>\"\"\"|'''|[\"'`])(?P<value>(?:\\.|[^\\])*?)(?P=quote)"
+    r"|(?P<escaped>\\[\"'])(?P<inner>.*?)(?P=escaped))",
+    re.IGNORECASE,
+)
+_OPEN_QUOTE = re.compile(r"[bfru]{0,2}(?P<quote>\"\"\"|'''|[\"'`])", re.IGNORECASE)
 _IN_STRING = re.compile(r"[^\s\"'\\,;&]+")
+_IN_HEADER = re.compile(r"[^\"'\\]+")
 _TO_END = re.compile(r".*?(?=\s+#|\s*$)")
 _NO_SECRET = re.compile(r"[$%<{]|(?:null|none|true|false|~)?(?:[,;}\])]|$)", re.IGNORECASE)
 _YAML_BLOCK = re.compile(r"[|>][+-]?\d?\s*$")
-_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(.*?)(-----END|$)")
+_YAML_FIELD = re.compile(r"\s*(?:-\s|[\w.\"'-]+\s*:(?:\s|$))")
+_CONTINUED = re.compile(r"[(\\]?\s*$")
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----)(.*?)(-----END|$)")
+_ELEMENT = re.compile(r"(?P<head><(?P<name>[\w.-]+)>)[^<]+(?=</)")
 _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
     r"|xox[abeprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.eyJ[\w-]+\.[\w-]+)"
+)
+# arguments of commands, SQL, and a token instead of name and password in a URL
+_AFTER = re.compile(
+    r"(?P<head>\bcurl\b.{0,200}?\s(?:-u|--user)[\s=]+[\"']?[^\s:\"']+:|\bmysql\w*\b.{0,200}?\s-p|^\s*requirepass\s+"
+    r"|\b(?:IDENTIFIED\s+BY|WITH\s+PASSWORD)\s+'|://(?=[^\s:/?#@]{20,200}@))[^\s\"'@]+",
+    re.IGNORECASE,
 )
 
 
@@ -50,25 +80,33 @@ class _Lines:
 
     Attributes:
         is_header: Whether the next line is still one about a file, not of it.
-        is_code: Whether the file is program code.
+        suffix: The suffix of the file's name.
         end: What ends a secret of several lines that the last line began: a string.
         indent: The same in YAML: a line that is indented by no more.
+        is_open: Whether the last line ended where the value of a secret belongs.
+        declared_lines: For how many more lines `value` and `default` are those of a secret.
     """
 
     def __init__(self) -> None:
         self.is_header = False
-        self.is_code = False
+        self.suffix = ""
+        self._forget()
+
+    def _forget(self) -> None:
         self.end: str | None = None
         self.indent: int | None = None
+        self.is_open = False
+        self.declared_lines = 0
 
     def redact(self, line: str) -> str:
         """Return the next line without secrets."""
         if line.startswith("diff --git "):
             self.is_header = True
         elif line.startswith("@@"):
-            self.is_header, self.end, self.indent = False, None, None
+            self.is_header = False
+            self._forget()
         elif self.is_header and line.startswith(("--- ", "+++ ")) and line[4:] != "/dev/null":
-            self.is_code = PurePosixPath(line.rstrip('"\t')).suffix.lower() in _CODE_SUFFIXES
+            self.suffix = PurePosixPath(line.rstrip('"\t')).suffix.lower()
         return line if self.is_header else line[:1] + self._redact_content(line[1:])
 
     def _redact_content(self, content: str) -> str:
@@ -86,8 +124,10 @@ class _Lines:
         for password in url_passwords(content):
             if not _NO_SECRET.match(password):
                 content = content.replace(f":{password}@", f":{Redactor.MARK}@")
-        if "PRIVATE KEY-----" in content:
+        if "PRIVATE KEY" in content and _PRIVATE_KEY.search(content):
             return self._redact_key(content)
+        content = _AFTER.sub(rf"\g<head>{Redactor.MARK}", content)
+        content = _ELEMENT.sub(_redact_element, content)
         return self._redact_values(content, indent)
 
     def _redact_key(self, content: str) -> str:
@@ -99,34 +139,92 @@ class _Lines:
         return redacted
 
     def _redact_values(self, content: str, indent: int) -> str:
-        parts, done, start = [], 0, 0
-        while (name := _NAME.search(content, start)) is not None:
-            start = name.end()
-            if not (is_secret_name(name["name"]) or name["name"].lower() in _HEADERS):
-                continue
-            begin, end = self._find_value(content, start, indent)
-            if begin < end:
+        declared = _DECLARED_NAME.search(content)
+        if declared is not None:
+            is_secret = is_secret_name(declared["name"])
+            self.declared_lines = _DECLARATION_LINES if is_secret else 0
+        self.declared_lines = max(0, self.declared_lines - 1)
+        parts, done = [], 0
+        if self.is_open and self._takes_open_value(content, indent):
+            for begin, end in self._find_values(content, None, indent):
                 parts += [content[done:begin], Redactor.MARK]
-                done = start = end
+                done = end
+        else:
+            self.is_open = False
+        for name in self._names(content):
+            if name.start() < done or not self._is_secret(name["name"]):
+                continue
+            for begin, end in self._find_values(content, name, indent):
+                if begin < end:
+                    parts += [content[done:begin], Redactor.MARK]
+                    done = end
         return "".join([*parts, content[done:]])
 
-    def _find_value(self, content: str, start: int, indent: int) -> tuple[int, int]:
-        """Return where the value begins and ends that stands after the name of a secret."""
+    def _names(self, content: str) -> list[re.Match[str]]:
+        names = list(_NAME.finditer(content))
+        if not self.is_code(content) and self.suffix not in _PROSE_SUFFIXES:
+            names += _SPACED_NAME.finditer(content)
+        return sorted(names, key=lambda name: name.start("name"))
+
+    def _is_secret(self, name: str) -> bool:
+        is_declared = self.declared_lines > 0 and name.lower() in _DECLARED_VALUES
+        return is_declared or is_secret_name(name) or name.lower() in _HEADERS
+
+    def is_code(self, content: str) -> bool:
+        """Return whether a line is program code, and no comment in it."""
+        return self.suffix in _CODE_SUFFIXES and not content.lstrip().startswith(("#", "//"))
+
+    def _takes_open_value(self, content: str, indent: int) -> bool:
+        if self.is_code(content):
+            return _OPEN_QUOTE.match(content, indent) is not None
+        return indent > 0 and _YAML_FIELD.match(content) is None
+
+    def _find_values(
+        self, content: str, name: re.Match[str] | None, indent: int
+    ) -> list[tuple[int, int]]:
+        """Return where the values begin and end that stand after the name of a secret.
+
+        Args:
+            content: The line.
+            name: The name of the secret; None if it stands in a line before.
+            indent: How far the line is indented.
+        """
+        is_code = self.is_code(content)
+        start = indent if name is None else name.end()
         opened = _OPEN_QUOTE.match(content, start)
-        if opened and opened["quote"] not in content[opened.end() :]:
-            self.end = opened["quote"]
-            return opened.end(), len(content)
         quoted = _QUOTED.match(content, start)
-        if quoted:
-            return quoted.span("value")
+        is_cut = opened and opened["quote"] not in content[opened.end() :]
+        if opened and is_cut and (len(opened["quote"]) == 3 or not is_code):
+            self.end = opened["quote"]
+            return [(opened.end(), len(content))]
+        spans = []
+        while quoted:  # strings that stand side by side are one
+            spans.append(quoted.span("value" if quoted["quote"] else "inner"))
+            space = re.compile(r"\s*").match(content, quoted.end())
+            quoted = _QUOTED.match(content, space.end() if space else quoted.end())
+        if spans:
+            return spans
         before = content[:start]
         is_in_string = before.count('"') % 2 == 1 or before.count("'") % 2 == 1
-        if self.is_code and not is_in_string:
-            return start, start
+        if not is_in_string and _CONTINUED.match(content, start):
+            self.is_open = is_code or self.suffix in _YAML_SUFFIXES
+            return []
+        if is_code and not is_in_string:
+            return []
         if not is_in_string and _YAML_BLOCK.match(content, start):
             self.indent = indent
-            return start, start
+            return []
         if _NO_SECRET.match(content, start):
-            return start, start
-        bare = (_IN_STRING if is_in_string else _TO_END).match(content, start)
-        return bare.span() if bare else (start, start)
+            return []
+        pattern = _IN_STRING if is_in_string else _TO_END
+        if name is not None and name.re is _SPACED_NAME:
+            pattern = _IN_STRING
+        elif name is not None and is_in_string and name["name"].lower() in _HEADERS:
+            pattern = _IN_HEADER
+        bare = pattern.match(content, start)
+        return [bare.span()] if bare else []
+
+
+def _redact_element(element: re.Match[str]) -> str:
+    is_secret = is_secret_name(element["name"])
+    return f"{element['head']}{Redactor.MARK}" if is_secret else element[0]

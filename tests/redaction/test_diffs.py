@@ -36,7 +36,41 @@ def diff_of(file: str, *lines: str) -> str:
         ),
         ("c.toml", 'client_secret = "x"', f'client_secret = "{MARK}"'),
         ("c.ini", "db.password : x y", f"db.password : {MARK}"),
-        ("run.sh", "curl -H 'Authorization: Bearer x'", f"curl -H 'Authorization: {MARK} x'"),
+        ("run.sh", "curl -H 'Authorization: Bearer x'", f"curl -H 'Authorization: {MARK}'"),
+        ("a.http", "Authorization: Basic dTpw=", f"Authorization: {MARK}"),
+        ("t.py", 'h = {"Cookie": "a=b; c=d"}', f'h = {{"Cookie": "{MARK}"}}'),
+        ("run.sh", "curl -u me:x https://h", f"curl -u me:{MARK} https://h"),
+        ("run.sh", "login --password x --user me", f"login --password {MARK} --user me"),
+        ("run.sh", "mysql -u me -px db", f"mysql -u me -p{MARK} db"),
+        ("a.fish", "set -gx HF_TOKEN x", f"set -gx HF_TOKEN {MARK}"),
+        ("Dockerfile", "ENV HF_TOKEN x", f"ENV HF_TOKEN {MARK}"),
+        (".npmrc", "//r.org/:_authToken=x", f"//r.org/:_authToken={MARK}"),
+        (".npmrc", "_auth=x", f"_auth={MARK}"),
+        (".netrc", "machine h login me password x", f"machine h login me password {MARK}"),
+        (".netrc", "  password x", f"  password {MARK}"),
+        ("redis.conf", "requirepass x", f"requirepass {MARK}"),
+        ("c.json", '{"password": "a\\"b", "x": 1}', f'{{"password": "{MARK}", "x": 1}}'),
+        (
+            "c.json",
+            '{"name": "API_KEY", "value": "x"}',
+            f'{{"name": "API_KEY", "value": "{MARK}"}}',
+        ),
+        ("c.xml", "<password>x</password><a>b</a>", f"<password>{MARK}</password><a>b</a>"),
+        ("c.xml", '<add key="password" value="x"/>', f'<add key="password" value="{MARK}"/>'),
+        ("a.sql", "CREATE USER u IDENTIFIED BY 'x'", f"CREATE USER u IDENTIFIED BY '{MARK}'"),
+        ("t.js", "password: `x`", f"password: `{MARK}`"),
+        ("t.py", "password = 'x' 'y'", f"password = '{MARK}' '{MARK}'"),
+        ("t.py", "# password = x", f"# password = {MARK}"),
+        (
+            "t.py",
+            'add_argument("--api-key", default="x")',
+            f'add_argument("--api-key", default="{MARK}")',
+        ),
+        (
+            ".git-credentials",
+            "https://abcdefghijklmnopqrstuvwxyz@h.org",
+            f"https://{MARK}@h.org",
+        ),
         ("run.sh", "train --api-key=x1", f"train --api-key={MARK}"),
         ("t.py", 'API_KEY = "x"  # for "y"', f'API_KEY = "{MARK}"  # for "y"'),
         ("t.py", "api_key: str = f'x'", f"api_key: str = f'{MARK}'"),
@@ -72,6 +106,12 @@ def test_a_value_beside_the_name_of_a_secret_is_redacted(
         ("c.yaml", "api_key: ${oc.env:API_KEY}"),
         ("c.yaml", "password: null"),
         ("c.yaml", "password:"),
+        ("c.yaml", "name: my_model"),
+        ("t.py", 'add_argument("--lr", default="x")'),
+        ("d.md", "--- password protected pages"),
+        ("run.sh", "train --epochs 3"),
+        ("c.xml", "<name>x</name>"),
+        ("run.sh", "git clone https://me@h.org/x"),
         ("run.sh", 'export TOKEN="$(cat token)"'.replace('"', "")),
         ("run.sh", "HF_TOKEN=$TOKEN train"),
         ("d.md", "see https://example.org:8080/@me"),
@@ -92,6 +132,20 @@ def test_secrets_of_several_lines_are_redacted_to_their_end() -> None:
     code = ['api_key = """one', "two", 'three""" + x', "four"]
     clean = redact_diff(diff_of("t.py", *code))
     assert clean == diff_of("t.py", f'api_key = """{MARK}', MARK, f'{MARK}""" + x', "four")
+    for file, lines in (
+        ("c.yaml", ["password:", "  one", "user: me"]),
+        ("c.yaml", ["- name: API_KEY", "  value: one", "user: me"]),
+        ("c.yaml", ["api_key: 'one", "  two'", "user: me"]),
+        (".env", ['API_KEY="one', 'two"', "user=me"]),
+        ("k.asc", ["-----BEGIN PGP PRIVATE KEY BLOCK-----", "one", "two", "-----END PGP", "me"]),
+        ("t.py", ["api_key = (", "    'one'", "    'two'", ")", "user = 'me'"]),
+        ("t.py", ["password = \\", "    'one'", "user = 'me'"]),
+        ("t.tf", ['variable "db_password" {', '  default = "one"', "}", 'user = "me"']),
+    ):
+        expected = [line.replace("one", MARK).replace("two", MARK) for line in lines]
+        assert redact_diff(diff_of(file, *lines)) == diff_of(file, *expected)
+    kept = ["password:", "  from: vault", "user: me"]
+    assert redact_diff(diff_of("c.yaml", *kept)) == diff_of("c.yaml", *kept)
     one_line = 'KEY = "-----BEGIN PRIVATE KEY-----\\nMIIE\\n-----END PRIVATE KEY-----"'
     assert "MIIE" not in redact_diff(diff_of("t.py", one_line))
 
@@ -117,6 +171,13 @@ def test_removed_and_surrounding_lines_are_redacted_but_not_names_of_files(tmp_p
 
 def test_long_lines_take_no_time() -> None:
     lines = ["a" * 200_000, "a=" * 50_000, "token: " * 20_000, '"' * 100_000, "x: y" * 50_000]
+    lines += [
+        "--a b " * 30_000,
+        "password " * 20_000,
+        "'" * 50_001,
+        "<a>" * 50_000,
+        "curl -u " * 30_000,
+    ]
     started = time.perf_counter()
     for line in lines:
         redact_diff(diff_of("t.js", line))
