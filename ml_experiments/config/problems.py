@@ -23,6 +23,7 @@ from ml_experiments.redaction.secret_names import is_secret_name
 
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_DEPTH = 5
+_LIST_TYPES = ("list_type", "tuple_type", "set_type", "frozen_set_type")
 _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -118,10 +119,13 @@ def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
         if isinstance(value, str):
             return suggest(value, choices)
         quoted = next((choice for choice in choices if _means(choice, value)), None)
-    elif kind == "string_type" and isinstance(value, bool | int | float):
-        quoted = "..."
+    elif kind == "string_type" and (value is None or isinstance(value, bool | int | float)):
+        # True may have been written as yes, 0.001 as 1e-3
+        quoted = "null" if value is None else str(value) if type(value) is int else "..."
+    elif isinstance(value, str) and kind in _LIST_TYPES:
+        return f" (as a list: {name}=[{value}])"
     elif isinstance(value, str) and is_number_list(value):
-        return f" (for a list: {name}=[{value}]; a run takes one value of each field)"
+        return " (a run takes one value of each field; start a run for each of them)"
     if quoted is None:
         return ""
     if path and isinstance(path[-1], int):

@@ -123,7 +123,10 @@ def test_a_config_that_was_changed_after_it_was_loaded_is_taken_as_it_is() -> No
         ("name", False, "name='\"...\"'"),
         ("langs", [True], "langs='[\"...\"]'"),
         ("sizes", "1,2,3", "sizes=[1,2,3]"),
-        ("flag", "0.1,0.2", "flag=[0.1,0.2]"),
+        ("langs", "no,en", "langs=[no,en]"),
+        ("flag", "0.1,0.2", "a run takes one value of each field"),
+        ("name", 7, "name='\"7\"'"),
+        ("name", None, "name='\"null\"'"),
     ],
 )
 def test_a_refused_value_says_how_to_write_it(field: str, value: Any, written: str) -> None:
