@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for, validate_config
-from ml_experiments.errors import ConfigError, PreflightError
+from ml_experiments.errors import ConfigError, Error, PreflightError
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.hub_models import hub_models
 from ml_experiments.experiment.importing import load_experiment
+from ml_experiments.experiment.tracebacks import describe_error
 
 
 def describe_experiment(
@@ -37,18 +39,33 @@ def describe_experiment(
         Error: If the experiment can't be imported, or the config is not valid.
     """
     target = load_experiment(experiment, import_paths)
-    _check_setup_fields(target)
-    if is_recorded:
-        values, recorded = config_for(target, config), dict(config)
-    else:
-        values, recorded = validate_config(target, config)
+    name = getattr(target, "__qualname__", experiment)
+    with _user_errors(f"checking the config of {name}"):
+        _check_setup_fields(target)
+        if is_recorded:
+            values, recorded = config_for(target, config), dict(config)
+        else:
+            values, recorded = validate_config(target, config)
+    with _user_errors(f"hub_models() of {name}"):
+        models = hub_models(target, values, recorded)
     return Description(
         config=recorded,
         secrets=secret_config_values(values),
         setup_key=_setup_key(target, experiment, import_paths, recorded, seed),
         requirements=_requirements_of(target, experiment),
-        hub_models=hub_models(target, values, recorded),
+        hub_models=models,
     )
+
+
+@contextmanager
+def _user_errors(what: str) -> Iterator[None]:
+    """Report what the user's own validators and hooks raise, with their frames."""
+    try:
+        yield
+    except Error:
+        raise
+    except (Exception, SystemExit) as e:
+        raise ConfigError(f"{what} failed: {describe_error(e)}") from e
 
 
 def _check_setup_fields(target: Callable[..., Any]) -> None:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
 from typing import TypeGuard
 
-import ml_experiments
 from ml_experiments.errors import (
     AuthError,
     BackendError,
@@ -20,13 +15,11 @@ from ml_experiments.errors import (
     InsufficientMemoryError,
     SoftTimeout,
 )
+from ml_experiments.experiment.tracebacks import chain, format_traceback, message_of
 from ml_experiments.runs.result import ErrorKind, RunError
 
-LONGEST_TRACEBACK = 64 * 1024
-LONGEST_MESSAGE = 16 * 1024
+MAX_MESSAGE = 16 * 1024
 
-_PACKAGE = Path(ml_experiments.__file__).parent
-_OWN_EXPERIMENTS = _PACKAGE / "tasks"
 _CUDA_OOM_TYPES = {"OutOfMemoryError"}
 _CUDA_OOM_TEXT = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
@@ -41,8 +34,8 @@ def describe_failure(error: BaseException) -> RunError:
     return RunError(
         kind=classify(error),
         type=type(error).__name__,
-        message=_text_of(error)[:LONGEST_MESSAGE],
-        traceback=_own_traceback(error),
+        message=message_of(error)[:MAX_MESSAGE],
+        traceback=format_traceback(error),
     )
 
 
@@ -53,7 +46,7 @@ def classify(error: BaseException) -> ErrorKind:
 
 
 def _kind_of_one(error: BaseException) -> ErrorKind | None:
-    name, text = type(error).__name__, _text_of(error)
+    name, text = type(error).__name__, message_of(error)
     if isinstance(error, SoftTimeout):
         return ErrorKind.TIMEOUT
     if isinstance(error, InsufficientMemoryError):
@@ -73,16 +66,6 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
     return None
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        suppressed = error.__suppress_context__
-        error = error.__cause__ or (None if suppressed else error.__context__)
-
-
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether an exception was caused by a full disk or quota."""
     return any(is_full(e) for e in chain(error))
@@ -91,37 +74,3 @@ def is_disk_full(error: BaseException | None) -> bool:
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Return whether this very exception is that of a full disk or quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as e:  # noqa: BLE001 - a broken __str__ must not hide the error itself
-        return f"(its message could not be read: {type(e).__name__})"
-
-
-def _own_traceback(error: BaseException) -> str:
-    """Format a traceback from the experiment's first frame on."""
-    for link in chain(error):
-        link.__traceback__ = _skip_own_frames(link.__traceback__)
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception as e:  # noqa: BLE001 - a broken __str__ must not hide the error itself
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        text = f"{frames}{type(error).__name__} (not printable: {type(e).__name__})\n"
-    if len(text) > LONGEST_TRACEBACK:
-        half = LONGEST_TRACEBACK // 2
-        text = (
-            f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-        )
-    return text
-
-
-def _skip_own_frames(frame: TracebackType | None) -> TracebackType | None:
-    while frame is not None and _is_own(Path(frame.tb_frame.f_code.co_filename)):
-        frame = frame.tb_next
-    return frame
-
-
-def _is_own(file: Path) -> bool:
-    return file.is_relative_to(_PACKAGE) and not file.is_relative_to(_OWN_EXPERIMENTS)

@@ -16,6 +16,7 @@ from typing import Any
 from ml_experiments.errors import ExperimentPathError, suggest
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.reference import ExperimentPath, parse_experiment_path
+from ml_experiments.experiment.tracebacks import describe_error, place_of
 
 _importing = threading.local()  # `.path`: what this thread is importing
 
@@ -125,14 +126,12 @@ def _import(parsed: ExperimentPath) -> ModuleType:
         if parsed.file is None:
             return importlib.import_module(parsed.module)
         return _import_file(parsed, parsed.file)
-    except ModuleNotFoundError as e:
-        raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
     except ExperimentPathError:
         raise
     except (Exception, SystemExit) as e:
-        raise ExperimentPathError(
-            f"importing {parsed.module} failed: {type(e).__name__}: {e}"
-        ) from e
+        if isinstance(e, ModuleNotFoundError) and e.name:
+            raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
+        raise ExperimentPathError(f"importing {parsed.module} failed: {describe_error(e)}") from e
     finally:
         _importing.path = previous
 
@@ -174,7 +173,10 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
             f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
             f"in {parent or 'the current folder and the installed packages'}"
         )
+    place = place_of(error)
     needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
+    if place is not None:
+        needs += f" (imported in {place})"
     if "." in missing:  # its parent is installed, or another package of the same namespace
         return f"{needs}; install the package that has it"
     name = pip_name(missing)

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from ml_experiments.backends.modal.gpus import next_larger, parse_gpu
-from ml_experiments.execution.failures import chain, is_full
+from ml_experiments.execution.failures import is_full
 from ml_experiments.execution.hints import Hints
+from ml_experiments.experiment.tracebacks import chain
 from ml_experiments.runs.result import ErrorKind
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import is_emulated

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.config.validation import prepare_config_of
-from ml_experiments.errors import Error
 from ml_experiments.execution.execute import prepare_process
 from ml_experiments.execution.worker.child import Worker
 from ml_experiments.execution.worker.ending import keep_finalizers
@@ -79,7 +78,7 @@ class Template:
     def _load(self, experiment: str, import_paths: tuple[str, ...]) -> None:
         self._sources.record_imports()
         # an error is reported by the worker, which tries again
-        with contextlib.suppress(Error):
+        with contextlib.suppress(Exception, SystemExit):
             with self._sources.noted_exit_handlers():
                 target = load_experiment(experiment, import_paths)
             prepare_config_of(target)  # once, for all workers

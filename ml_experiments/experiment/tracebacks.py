@@ -1,0 +1,85 @@
+"""Tracebacks of the user's code, without the frames of what called it."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_experiments
+from ml_experiments.errors import ExperimentPathError
+
+MAX_TRACEBACK = 64 * 1024
+
+_PACKAGE = Path(ml_experiments.__file__).parent
+_OWN_EXPERIMENTS = _PACKAGE / "tasks"
+_IMPORT_HOOK = str(_PACKAGE / "execution" / "worker" / "sources.py")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        suppressed = error.__suppress_context__
+        error = error.__cause__ or (None if suppressed else error.__context__)
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message, also where its `__str__` is broken."""
+    try:
+        return str(error)
+    except Exception as e:  # noqa: BLE001 - a broken __str__ must not hide the error itself
+        return f"(its message could not be read: {type(e).__name__})"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an exception's type and message, with its traceback below them."""
+    return f"{type(error).__name__}: {message_of(error)}\n{format_traceback(error)}".rstrip()
+
+
+def format_traceback(error: BaseException) -> str:
+    """Format an exception from the experiment's first frame on."""
+    if isinstance(error, ExperimentPathError) and error.__cause__ is not None:
+        error = error.__cause__  # the message of the other one repeats it
+    formatted = traceback.TracebackException.from_exception(error)
+    pending, seen = [formatted], set()
+    while pending:
+        link = pending.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        # without any, as with a syntax error in the experiment's file, there is no heading either
+        link.stack = _from_user_on(link.stack) or None  # type: ignore[assignment]
+        pending += [other for other in (link.__cause__, link.__context__) if other is not None]
+        pending += getattr(link, "exceptions", None) or ()
+    text = "".join(formatted.format())
+    if len(text) > MAX_TRACEBACK:
+        half = MAX_TRACEBACK // 2
+        cut = len(text) - 2 * half
+        text = f"{text[:half]}\n[... {cut} characters left out ...]\n{text[-half:]}"
+    return text
+
+
+def place_of(error: BaseException) -> str | None:
+    """Return where the user's code raised an exception, as `file:line`."""
+    frames = _from_user_on(traceback.extract_tb(error.__traceback__))
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _from_user_on(frames: traceback.StackSummary) -> traceback.StackSummary:
+    """Leave out what the interpreter does to import a module, and what calls the user's code."""
+    kept = [frame for frame in frames if not _is_of_import(frame.filename)]
+    first = next((i for i, f in enumerate(kept) if not _is_own(Path(f.filename))), len(kept))
+    return traceback.StackSummary.from_list(kept[first:])
+
+
+def _is_of_import(filename: str) -> bool:
+    is_frozen = filename.startswith("<frozen importlib")
+    return is_frozen or filename in (importlib.__file__, _IMPORT_HOOK)
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_relative_to(_PACKAGE) and not file.is_relative_to(_OWN_EXPERIMENTS)
