@@ -95,8 +95,9 @@ TESTED_ELSEWHERE = {
     "modal_emulator/storage/test_state": "modal_emulator/storage/*",
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
-    "runner/test_run": "config/options execution/describe execution/events runner/observers "
+    "runner/test_run": "config/options execution/events runner/observers "
     "runner/options runner/prepare",
+    "execution/test_describe": "experiment/tracebacks",
     "runner/test_resume": "runs/heartbeat runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",

@@ -75,7 +75,7 @@ def source_of(experiment: Callable[..., Any], secrets: Iterable[str]) -> str:
     if any(secret.encode() in pickled for secret in secrets if secret):
         raise ExperimentPathError(
             f"{name} uses a variable of the notebook that holds a secret, which would be written "
-            "to the run folder; read it from os.environ inside run()"
+            "to the run folder; read it from the environment inside run()"
         )
     modules = sorted({*_modules_in(pickled), *_imports_in(_code_of(experiment))} - {"__main__"})
     data = textwrap.fill(base64.b64encode(pickled).decode("ascii"), 96)

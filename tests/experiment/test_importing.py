@@ -65,11 +65,6 @@ def test_a_class_of_the_script_itself_runs(tmp_path: Path) -> None:
     assert run_python("", tmp_path, "-m", "script") == "ran\n"
 
 
-def test_a_class_typed_into_a_session_says_why_it_cannot_run(tmp_path: Path) -> None:
-    told = run_python(SCRIPT, tmp_path)
-    assert "save it in a file" in told
-
-
 def test_a_failing_import_names_the_cause_and_a_missing_one_the_package(tmp_path: Path) -> None:
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
     with pytest.raises(ExperimentPathError, match="ZeroDivisionError: division by zero"):

@@ -178,8 +178,9 @@ def test_long_lines_take_no_time() -> None:
         "<a>" * 50_000,
         "curl -u " * 30_000,
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     for line in lines:
         redact_diff(diff_of("t.js", line))
         redact_diff(diff_of("t.txt", line))
-    assert time.perf_counter() - started < 5
+    # one expression that backtracks takes minutes
+    assert time.process_time() - started < 30
