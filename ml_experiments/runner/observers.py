@@ -1,4 +1,4 @@
-"""What hears runs live: by default, a printer of their logs; and a guard around any other."""
+"""Observers of live runs: by default, a printer of their logs; and a guard around any other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import threading
 
 from ml_experiments.execution.observer import GuardedObserver, Observer
+from ml_experiments.runner.printable import printable, printable_lines
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
@@ -30,9 +31,9 @@ class PrintLogs(Observer):
                 self._sharing |= self._live
 
     def notice(self, spec: RunSpec, text: str) -> None:  # noqa: ARG002 - one terminal for all
-        """Say on standard error what the backend has to tell."""
+        """Print a message of the backend to standard error."""
         with self._lock:
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{printable_lines(text)}\n")
 
     def log(self, spec: RunSpec, data: bytes) -> None:
         """Print what the experiment printed."""
@@ -41,7 +42,7 @@ class PrintLogs(Observer):
                 self.write(data)
                 return
             *lines, rest = (self._rest.pop(spec.run_id, b"") + data).split(b"\n")
-            prefix = f"[{spec.name or spec.run_id}] ".encode()
+            prefix = _prefix(spec)
             self.write(b"".join(prefix + line + b"\n" for line in lines))
             if rest:
                 self._rest[spec.run_id] = rest
@@ -53,7 +54,7 @@ class PrintLogs(Observer):
             self._sharing.discard(spec.run_id)
             rest = self._rest.pop(spec.run_id, b"")
             if rest:
-                self.write(f"[{spec.name or spec.run_id}] ".encode() + rest + b"\n")
+                self.write(_prefix(spec) + rest + b"\n")
 
     def write(self, data: bytes) -> None:
         """Write to standard output, whatever stands in for it."""
@@ -62,9 +63,13 @@ class PrintLogs(Observer):
             sys.stdout.flush()
 
 
-_PRINT_LOGS = PrintLogs()  # one for all runs of this process, so that it knows how many are live
+def _prefix(spec: RunSpec) -> bytes:
+    return f"[{printable(spec.name or spec.run_id)}] ".encode()
+
+
+_PRINT_LOGS = PrintLogs()  # one for all runs of this process, which counts how many are live
 
 
 def guarded(observer: Observer | None) -> Observer:
-    """Return what hears one run: the given observer or, without one, a printer; and a guard."""
+    """Return the given observer or, without one, a printer of logs; in a guard."""
     return GuardedObserver(observer or _PRINT_LOGS)

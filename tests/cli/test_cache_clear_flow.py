@@ -127,7 +127,7 @@ def test_what_could_not_be_deleted_is_named_and_exit_code_1(home: Path) -> None:
     blob = (home / "hub" / "models--org--one" / "snapshots" / A / "config.json").resolve()
     made = shutil.which("chattr") and subprocess.run(["chattr", "+i", blob], check=False)
     if not made or made.returncode:
-        pytest.skip("making a file immutable takes root and a file system that knows it")
+        pytest.skip("making a file immutable takes root and a file system that has the flag")
     try:
         done = call(home, "clear", "org/*", "--local", "--yes")
     finally:

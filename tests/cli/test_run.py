@@ -38,7 +38,7 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([FIT, "stepz=2"], "did you mean 'steps'"),
         ([FIT, "steps=many", "optimizer=adm"], "optimizer"),
@@ -64,11 +64,11 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
     ],
 )
 def test_bad_usage_exits_2_and_starts_nothing(
-    arguments: list[str], told: str, runs_dir: Path
+    arguments: list[str], message: str, runs_dir: Path
 ) -> None:
     done = call("run", *arguments)
     assert done.returncode == 2, done.stdout
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(runs_dir.iterdir()) == []
 
@@ -86,8 +86,8 @@ def test_a_wrong_gpu_type_is_named_before_an_account_is_asked_for(
 
 def test_every_config_problem_is_told_at_once() -> None:
     done = call("run", FIT, "stepz=2", "steps=many", "optimizer=adm")
-    for told in ("stepz", "steps", "many", "optimizer", "adm", "'adam'", "'sgd'"):
-        assert told in done.stderr
+    for message in ("stepz", "steps", "many", "optimizer", "adm", "'adam'", "'sgd'"):
+        assert message in done.stderr
 
 
 def test_json_prints_one_object_and_everything_else_on_stderr() -> None:

@@ -1,4 +1,4 @@
-"""What `ml-experiments run` asks of Modal, read from what the emulator received."""
+"""What `ml-experiments run` requests from Modal, read from what the emulator received."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_a_resumed_run_gets_the_container_that_the_first_one_had(
     )
     (tmp_path / "more.txt").write_text("einops>=0.8\n")
     modal.Secret.objects.create("resume-secret", {"RESUME_SECRET": "resume-93bd01e6"})
-    asked = ("--cpu", "3", "--memory", "2", "--pip", "timm==1.0.0", "--cuda-toolkit")
+    options = ("--cpu", "3", "--memory", "2", "--pip", "timm==1.0.0", "--cuda-toolkit")
     more = ("--requirements", "more.txt", "--secret", "resume-secret")
-    assert run("--gpu", "l4", "--timeout", "5m", *asked, *more).returncode == 1
+    assert run("--gpu", "l4", "--timeout", "5m", *options, *more).returncode == 1
     first = modal_emulator.functions("run_remote")[-1]
     (tmp_path / "more.txt").unlink()  # as it was when the run was submitted
     done = run_command(modal_emulator, tmp_path, "runs", "resume", "last", "--json")
@@ -120,7 +120,7 @@ def test_a_package_that_only_the_container_misses_is_added_with_pip(
     (tmp_path / "mine.py").write_text("def train(config): __import__('absent_' + 'package')\n")
     done = run("--gpu", "l4")
     assert done.returncode == 1, done.stderr
-    told = " ".join(done.stdout.split())
-    assert "the emulator has this machine's packages: pip install absent_package" in told
-    assert "add it with --pip absent_package" in told
-    assert "A module of your own is sent along where an import statement names it" in told
+    shown = " ".join(done.stdout.split())
+    assert "the emulator has this machine's packages: pip install absent_package" in shown
+    assert "add it with --pip absent_package" in shown
+    assert "A module of your own is sent along where an import statement names it" in shown

@@ -156,7 +156,7 @@ def immutable(hub_dir: Path) -> Iterator[Path]:
     blob = (repo / "snapshots" / A / "y").resolve()
     made = shutil.which("chattr") and subprocess.run(["chattr", "+i", blob], check=False)
     if not made or made.returncode:
-        pytest.skip("making a file immutable takes root and a file system that knows it")
+        pytest.skip("making a file immutable takes root and a file system that has the flag")
     yield blob
     subprocess.run(["chattr", "-i", blob], check=True)
 

@@ -219,16 +219,16 @@ def test_sweeping_removes_the_leases_of_runs_that_have_ended(
     before = time.time()
     ended = hold(cache_dir, leases, "models--org--a", run_id="ended")
     running = hold(cache_dir, leases, "models--org--b", run_id="running")
-    asked: list[Lease] = []
+    queried: list[Lease] = []
 
     def goes_on(lease: Lease) -> bool:
-        asked.append(lease)
+        queried.append(lease)
         return lease.holder == "holder of running"
 
     sweep_leases(cache_dir, goes_on)
     assert plan_deletion(cache_dir).names == ("org/a",)
-    assert sorted(lease.run_id for lease in asked) == ["ended", "running"]
-    assert all(before <= lease.since <= time.time() for lease in asked)
+    assert sorted(lease.run_id for lease in queried) == ["ended", "running"]
+    assert all(before <= lease.since <= time.time() for lease in queried)
     end(ended)
     end(running)
 
@@ -292,17 +292,17 @@ def look(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("use", "heard"),
+    ("use", "expected"),
     [(read, ["models--org--a"]), (finish_download, ["models--org--a"]), (look, [])],
 )
 def test_a_watch_tells_of_a_repository_when_it_is_first_used(
-    cache_dir: Path, hub_dir: Path, use: Callable[[Path], Any], heard: list[str]
+    cache_dir: Path, hub_dir: Path, use: Callable[[Path], Any], expected: list[str]
 ) -> None:
     repo = write_repo(hub_dir, "org/a", {A: {"x": b"1"}})
-    told: list[str] = []
-    with CacheWatch(cache_dir, told.append) as watch:
+    seen: list[str] = []
+    with CacheWatch(cache_dir, seen.append) as watch:
         use(repo)
-        assert told == heard
+        assert seen == expected
         use(repo)
-    assert told == heard
+    assert seen == expected
     assert bool(watch.used()) == (use is read)

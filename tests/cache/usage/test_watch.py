@@ -138,11 +138,11 @@ def test_a_cache_folder_that_is_reached_by_a_link_is_watched_under_both_names(
     linked.symlink_to(cache_dir)
     file = repo.relative_to(cache_dir) / "snapshots" / A / "x"
     for folder in (cache_dir, linked):
-        told: list[str] = []
-        with CacheWatch(linked, told.append) as watch:
+        seen: list[str] = []
+        with CacheWatch(linked, seen.append) as watch:
             (folder / file).read_bytes()
         assert [use.revision for use in watch.used()] == [A]
-        assert told == [repo.name]
+        assert seen == [repo.name]
 
 
 def test_watching_a_large_cache_costs_little(cache_dir: Path) -> None:
