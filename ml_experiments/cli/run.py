@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ml_experiments.backends.base import RunHandle
-    from ml_experiments.execution.observer import Observer
     from ml_experiments.runs.result import RunResult
 
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
@@ -110,20 +109,20 @@ def run(
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
 
-        def download(observer: Observer) -> None:
-            prefetch_models(prepared, backend=opened, observer=observer)
+        def download() -> None:
+            prefetch_models(prepared, backend=opened)
 
-        def start(observer: Observer) -> RunHandle:
-            return submit_run(prepared, backend=opened, observer=observer)
+        def start() -> RunHandle:
+            return submit_run(prepared, backend=opened)
 
         result = follow(start, as_json, before=download if prefetch else None)
     return report(result, as_json)
 
 
 def follow(
-    start: Callable[[Observer], RunHandle],
+    start: Callable[[], RunHandle],
     as_json: bool,
-    before: Callable[[Observer], None] | None = None,
+    before: Callable[[], object] | None = None,
 ) -> RunResult:
     """Start a run, show it live, and return its result; Ctrl-C cancels it.
 
@@ -133,15 +132,14 @@ def follow(
         before: Called first; Ctrl-C ends it, and nothing is started.
     """
     from ml_experiments.execution.interruptions import held_interrupt
-    from ml_experiments.runner.live_display import live_display
     from ml_experiments.runner.run import wait_for
 
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with aside, live_display(quiet_stdout=as_json) as observer:
+    with aside:
         if before is not None:
-            before(observer)
+            before()
         with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
-            handle = start(observer)
+            handle = start()
         if interrupt.fired:
             handle.cancel()
         try:

@@ -116,9 +116,7 @@ def _follow(run: str, take_up: Callable[..., RunHandle], as_json: bool) -> int:
     folder = _find(run)
     spec = folder.read_spec()
     with open_backend(spec.backend, **spec.backend_options) as backend:
-        result = follow(
-            lambda observer: take_up(folder, backend=backend, observer=observer), as_json
-        )
+        result = follow(lambda: take_up(folder, backend=backend), as_json)
     return report(result, as_json)
 
 

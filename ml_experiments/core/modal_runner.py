@@ -194,23 +194,20 @@ def run_experiment_local(
             raise ConfigError(f"run_experiment_local takes {parameter}, not {name}")
     checked = read_options(ModalRunOptions, options, "run_experiment_local")
     require_access()
-    from ml_experiments.runner.live_display import live_display
     from ml_experiments.runner.run import run_experiment as run
 
     runs_dir = checked.pop("runs_dir", None)
     names = ModalOptions.__annotations__
-    with live_display(quiet_stdout=False) as observer:
-        result = run(
-            experiment_class_path,
-            experiment_config,
-            backend="modal",
-            backend_options={name: value for name, value in checked.items() if name in names},
-            runs_dir=Path(runs_dir) if runs_dir else None,
-            observer=observer,
-            gpu=gpu_type,
-            timeout_s=check_timeout(timeout),
-            **{name: value for name, value in checked.items() if name not in names},
-        )
+    result = run(
+        experiment_class_path,
+        experiment_config,
+        backend="modal",
+        backend_options={name: value for name, value in checked.items() if name in names},
+        runs_dir=Path(runs_dir) if runs_dir else None,
+        gpu=gpu_type,
+        timeout_s=check_timeout(timeout),
+        **{name: value for name, value in checked.items() if name not in names},
+    )
     return result.to_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -20,8 +21,30 @@ from ml_experiments.runs.spec import RunSpec
 _LAST_OUTPUT_S = 5.0
 # so little at a time that a slow terminal doesn't keep the clock from being watched
 _CHUNK = 1 << 16
+_MAX_CHARACTER = 4
+_INSIDE_CHARACTERS = bytes(range(0x80, 0xC0))
 
 logger = logging.getLogger(__name__)
+
+
+class WholeCharacters:
+    """Passes on UTF-8 that arrives in pieces, never a part of a character."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what there is, without the beginning of a character at its end."""
+        data = self._held + data
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(data[-_MAX_CHARACTER + 1 :])
+        self._held = decoder.getstate()[0]
+        return data[: len(data) - len(self._held)]
+
+    def flush(self) -> bytes:
+        """Return what was held back; it is no character."""
+        held, self._held = self._held, b""
+        return held
 
 
 class LogTail:
@@ -49,6 +72,7 @@ class LogTail:
         self._observer = observer
         self._redactor = redactor
         self._stream = StreamRedactor(redactor)
+        self._characters = WholeCharacters()
         self._file = output.open("rb", buffering=0)
         self._file.seek(0, os.SEEK_END)  # what an earlier attempt has printed was shown then
         is_copied = output != folder.log_file
@@ -58,7 +82,7 @@ class LogTail:
         """Show the next piece; return whether there is more already."""
         data = self._file.read(_CHUNK)
         if data:
-            self._observer.log(self._spec, self._copied(self._stream.feed(data)))
+            self._show(self._characters.feed(self._copied(self._stream.feed(data))))
         return len(data) == _CHUNK
 
     def show_rest(self, hurry: Callable[[], bool]) -> None:
@@ -74,20 +98,26 @@ class LogTail:
         tail = self._skip_to_tail(end) if self._unshown(end) > _CHUNK else b""
         while not tail and self._unshown(end) > 0:
             self.show_some()
-        self._observer.log(self._spec, self._copied(self._stream.flush()))
+        rest = self._characters.feed(self._copied(self._stream.flush()))
+        self._show(rest + self._characters.flush())
         if tail:
             self._observer.notice(
                 self._spec,
                 f"the output of {self._spec.run_id} came faster than it could be shown; all of it "
                 f"is in {self._log_file}, and this is its end:",
             )
-            self._observer.log(self._spec, tail)
+            # on a line of its own
+            self._show(b"\n" + tail)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self._copy is not None:
             self._copy.close()
+
+    def _show(self, data: bytes) -> None:
+        if data:
+            self._observer.log(self._spec, data)
 
     def _unshown(self, end: int) -> int:
         return end - self._file.tell()
@@ -102,7 +132,7 @@ class LogTail:
         self._file.seek(max(0, end - _CHUNK - more))
         tail = self._redactor.redact_bytes(self._file.read(_CHUNK + more))[more:]
         _, newline, lines = tail.partition(b"\n")
-        return lines if newline and lines else tail
+        return lines if newline and lines else tail.lstrip(_INSIDE_CHARACTERS)
 
     def _copied(self, data: bytes) -> bytes:
         """Return the data, which is then in the log file."""

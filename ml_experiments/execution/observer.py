@@ -40,7 +40,7 @@ class Observer:
         """The backend has something to tell, such as where to watch the run."""
 
     def log(self, spec: RunSpec, data: bytes) -> None:
-        """The experiment printed something; not always whole lines."""
+        """The experiment printed something; not always whole lines, but whole characters."""
 
     def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
         """The experiment said how far it is."""

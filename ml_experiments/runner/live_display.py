@@ -1,130 +1,228 @@
-"""Shows runs while they execute: their output, and a progress line on a terminal."""
+"""A terminal that shows runs live: their output and, below it, what changes."""
 
 from __future__ import annotations
 
+import datetime
+import io
+import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
-from ml_experiments.runner.observers import PrintLogs
-from ml_experiments.runner.printable import printable
-from ml_experiments.runs.result import RunResult
-from ml_experiments.runs.spec import RunSpec
+from rich.console import Console, Group, RenderableType
+from rich.control import Control
+from rich.progress_bar import ProgressBar
+from rich.segment import ControlType, Segment, Segments
+from rich.spinner import Spinner
+from rich.table import Column, Table
+from rich.text import Text
+from typing_extensions import override
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from ml_experiments.runner.observers import PlainScreen, ShownRun, is_terminal, write
+from ml_experiments.runner.terminal_rows import TerminalRows
 
-_STEP_SHARE = 0.1
+_REFRESH_S = 0.1
+_MAX_BAR_WIDTH = 40
+# of an unfinished line that is longer, the end is shown
+_MAX_UNFINISHED = 4096
 
 
-@contextmanager
-def live_display(*, quiet_stdout: bool) -> Iterator[PrintLogs]:
-    """Show runs while the block executes.
+class LiveScreen:
+    """Unfinished lines and a status line for each run, redrawn below what is printed.
+
+    Everything that this process prints while it's open goes through it. rich's own `Live` isn't
+    used: it is confused by threads that print while it refreshes, and by a terminal that gets
+    narrower.
 
     Args:
-        quiet_stdout: Send even what the experiments print to standard error.
+        terminal: Standard output if that is a terminal, else standard error.
+        runs: The runs that are live; changed by the owner, who holds the lock.
+        lock: Held while the runs or the terminal change.
     """
-    stream = sys.stderr if quiet_stdout else sys.stdout
-    if not sys.stderr.isatty():
-        yield PlainDisplay(stream)
-        return
-    # slow to import, and a command in a pipe doesn't need them
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
 
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    )
-    with progress:
-        yield ProgressDisplay(progress, stream)
+    def __init__(
+        self, terminal: TextIO, runs: Mapping[str, ShownRun], lock: threading.RLock
+    ) -> None:
+        self._terminal, self._runs, self._lock = terminal, runs, lock
+        self._console = Console(file=terminal, force_terminal=True)
+        self._plain = PlainScreen(sys.stdout, sys.stderr)
+        self._shows_output = is_terminal(sys.stdout)
+        self._shows_notices = is_terminal(sys.stderr)
+        self._spinner = Spinner("line" if self._console.options.ascii_only else "dots")
+        self._widths: list[int] = []  # of the lines below the output
+        self._ended = threading.Event()
+        # whatever stands on the cursor's line stays: so many spaces reach the next line, if any
+        write(terminal, " " * self._console.width + "\r")
+        self._redirected = [
+            _Redirected(name, stream, self)
+            for name in ("stdout", "stderr")
+            if is_terminal(stream := getattr(sys, name))
+        ]
+        threading.Thread(target=self._refresh, daemon=True, name="live-display").start()
+
+    def show(self, run: ShownRun, lines: Sequence[str], growing: str) -> None:
+        """Print lines above what changes; an unfinished one is part of that."""
+        if self._shows_output:
+            self.print(lines)
+        else:
+            self._plain.show(run, lines, growing)
+
+    def notice(self, string: str) -> None:
+        """Print a line."""
+        if self._shows_notices:
+            self.print([string])
+        else:
+            self._plain.notice(string)
+
+    def progress(self, run: ShownRun) -> None:
+        """Do nothing: the next refresh shows it."""
+
+    def print(self, lines: Sequence[str]) -> None:
+        """Print lines above what changes."""
+        if lines:
+            self._draw("".join(f"{line}\n" for line in lines))
+
+    def close(self) -> None:
+        """Take away what is below the output, and give the standard streams back."""
+        self._ended.set()
+        self._draw("")
+        for stream in self._redirected:
+            stream.give_back()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._ended.is_set()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock that is held while the terminal changes."""
+        return self._lock
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(_REFRESH_S):
+            with self._lock:
+                if not self.is_closed:
+                    try:
+                        self._draw("")
+                    except OSError:  # the terminal is gone
+                        return
+
+    def _draw(self, above: str) -> None:
+        """Print a string of whole lines in place of what is below the output, and that again."""
+        options = self._console.options
+        narrower = options.update(width=max(1, options.max_width - 1), height=None)
+        below = (
+            []
+            if self.is_closed
+            else self._console.render_lines(
+                Group(*self._below(options.max_width)), narrower, pad=False
+            )
+        )
+        below = [line for line in below if line][-max(1, options.size.height - 1) :]
+        # a terminal that has got narrower has broken the lines that were wider
+        rows = sum(max(1, -(-width // options.max_width)) for width in self._widths)
+        erase: list[Any] = [ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)]
+        erase += [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * (rows - 1)
+        segments = [Segment(above)]
+        for index, line in enumerate(below):
+            segments += [Segment.line()] * (index > 0) + line
+        encoding = self._console.encoding
+        encodable = (
+            Segment(text.encode(encoding, "backslashreplace").decode(encoding), style)
+            for text, style, _ in segments
+        )
+        self._widths = [Segment.get_line_length(line) for line in below]
+        self._console.print(Control(*erase), Segments(encodable), soft_wrap=True, end="")
+
+    def _below(self, width: int) -> Iterator[RenderableType]:
+        for stream in self._redirected:
+            yield from (_text(row, width) for row in stream.rows.unfinished)
+        if self._shows_output:
+            for run in self._runs.values():
+                yield from (_text(run.prefix + row, width) for row in run.rows.unfinished)
+        yield self._status_lines(width)
+
+    def _status_lines(self, width: int) -> Table:
+        table = Table.grid(
+            Column(),
+            Column(no_wrap=True, overflow="ellipsis", max_width=max(10, width // 3)),
+            Column(),
+            Column(no_wrap=True),
+            Column(no_wrap=True, overflow="ellipsis", max_width=max(10, width // 3)),
+            Column(no_wrap=True),
+            padding=(0, 1, 0, 0),
+        )
+        for run in self._runs.values():
+            bar: RenderableType = ""
+            if run.total and run.done is not None:
+                bar_width = min(_MAX_BAR_WIDTH, width // 5)
+                bar = ProgressBar(run.total, max(0.0, run.done), width=bar_width)
+            seconds = int(time.monotonic() - run.started_at)
+            table.add_row(
+                self._spinner,
+                Text(run.name),
+                bar,
+                Text(run.count, "progress.download"),
+                Text(run.text),
+                Text(str(datetime.timedelta(seconds=seconds)), "progress.elapsed"),
+            )
+        return table
 
 
-class PlainDisplay(PrintLogs):
-    """For pipes and log files: output as it is, and progress as a line at every tenth."""
+class _Redirected(io.TextIOBase):
+    """Stands for a standard stream while the screen is open, also in logging's handlers."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self._progress_stream = sys.stderr  # as it is now: a debug run puts its own in its place
-        self._shown: dict[str, float] = {}
+    def __init__(self, name: str, stream: TextIO, screen: LiveScreen) -> None:
+        self._name, self._stream, self._screen = name, stream, screen
+        self.rows = TerminalRows(colours=True)
+        self._set(self._stream, self)
 
-    def write(self, data: bytes) -> None:
-        """Write to the stream that was chosen for output."""
-        if data:
-            self._stream.write(data.decode("utf-8", "backslashreplace"))
+    def give_back(self) -> None:
+        """Put the stream itself back in place."""
+        self._set(self, self._stream)
+        write(self._stream, "".join(self.rows.unfinished[-1:]))
+
+    def _set(self, previous: object, stream: Any) -> None:
+        if getattr(sys, self._name) is previous:
+            setattr(sys, self._name, stream)
+        for handler in logging.root.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is previous:
+                handler.setStream(stream)
+
+    @override
+    def write(self, string: str) -> int:
+        with self._screen.lock:
+            if self._screen.is_closed:
+                return self._stream.write(string)
+            self._screen.print(self.rows.feed(string))
+        return len(string)
+
+    @override
+    def flush(self) -> None:
+        if self._screen.is_closed:
             self._stream.flush()
 
-    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
-        """Print how far the run is, when it's a tenth further than the last time."""
-        if not total:
-            return
-        share = done / total
-        if share < self._shown.get(spec.run_id, 0.0):  # a new stage counts from the start
-            self._shown[spec.run_id] = 0.0
-        if share - self._shown.get(spec.run_id, 0.0) >= _STEP_SHARE or share >= 1:
-            self._shown[spec.run_id] = share
-            with self._lock:
-                line = f"{spec.name or spec.run_id}: {done:g}/{total:g} {text}".rstrip()
-                line = printable(line)
-                self._progress_stream.write(f"{line}\n")
+    @override
+    def isatty(self) -> bool:
+        return True
+
+    @override
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's own."""
+        return self._stream.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-class ProgressDisplay(PrintLogs):
-    """For terminals: a progress line for each run, below the output."""
-
-    def __init__(self, progress: Progress, stream: TextIO) -> None:
-        super().__init__()
-        self._progress = progress
-        self._stream = stream
-        self._lines: dict[str, TaskID] = {}
-        self._unfinished = ""
-
-    def write(self, data: bytes) -> None:
-        """Print whole lines above the progress line."""
-        if self._stream.isatty():
-            *lines, self._unfinished = (
-                self._unfinished + data.decode("utf-8", "backslashreplace")
-            ).split("\n")
-            for line in lines:
-                self._progress.console.file.write(f"{line}\n")
-            return
-        self._stream.write(data.decode("utf-8", "backslashreplace"))
-        self._stream.flush()
-
-    def started(self, spec: RunSpec) -> None:
-        """Show the run."""
-        super().started(spec)
-        self._lines[spec.run_id] = self._progress.add_task(
-            printable(spec.name or spec.run_id), total=None, text=""
-        )
-
-    def progress(self, spec: RunSpec, done: float, total: float | None, text: str) -> None:
-        """Move the run's bar."""
-        line = self._lines.get(spec.run_id)
-        if line is not None:
-            self._progress.update(line, completed=done, total=total, text=printable(text))
-
-    def finished(self, spec: RunSpec, result: RunResult) -> None:
-        """Take the run's line away."""
-        super().finished(spec, result)
-        line = self._lines.pop(spec.run_id, None)
-        if line is not None:
-            self._progress.remove_task(line)
-        if self._unfinished:
-            self.write(b"\n")
+def _text(row: str, width: int) -> Text:
+    """Return an unfinished row to draw: of a long one the end, which fits on three lines."""
+    text = Text.from_ansi(row[-_MAX_UNFINISHED:])
+    return text if len(text) <= 3 * width else text[-3 * width :]

@@ -13,7 +13,7 @@ from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.observers import DISPLAY, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runs.folder import RunFolder
@@ -57,7 +57,8 @@ def run_experiment(
         config: Its config; validated by the experiment's own `Config`.
         backend: A name, or an open backend, whose warm workers then serve many runs.
         runs_dir: Where the run folder goes; by default what the settings say.
-        observer: Hears logs, progress and metrics live; by default logs are printed.
+        observer: Receives logs, progress and metrics live. By default they are shown as the
+            command shows them: live on a terminal, else as lines; `Observer()` shows nothing.
         backend_options: Passed to the backend that a name stands for, such as `max_workers`.
         **options: See `RunOptions`.
 
@@ -184,3 +185,5 @@ def wait_for(handle: RunHandle) -> RunResult:
             handle.cancel(at_once=True)
             handle.result()
         raise
+    finally:
+        DISPLAY.forget(handle.run_id)  # a run whose outcome is lost sends no `finished`

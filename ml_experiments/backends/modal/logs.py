@@ -10,6 +10,7 @@ import modal
 
 from ml_experiments.backends.modal.events import EventReader
 from ml_experiments.execution.events import Event, Finished, Started, deliver
+from ml_experiments.execution.logs import WholeCharacters
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor
@@ -41,6 +42,7 @@ class LiveLogs:
         self._folder = folder
         self._observer = observer
         self._redactor = StreamRedactor(redactor)
+        self._characters = WholeCharacters()
         self._on_start = on_start
         self._events = EventReader()
         self._ended = False
@@ -57,7 +59,8 @@ class LiveLogs:
         """Wait a little for the last lines; none come after this."""
         self._thread.join(_LAST_LINES_S)
         with self._lock:
-            self._print(self._events.flush())
+            rest = self._redactor.feed(self._events.flush()) + self._redactor.flush()
+            self._print(self._characters.feed(rest) + self._characters.flush())
             self._muted = True
         if self._thread.is_alive():
             self._observer.notice(
@@ -92,7 +95,7 @@ class LiveLogs:
             if isinstance(item, bytes):
                 data = self._redactor.feed(item)
                 file.write(data)
-                self._print(data)
+                self._print(self._characters.feed(data))
             else:
                 self._pass_on(item)
 
