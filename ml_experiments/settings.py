@@ -41,6 +41,16 @@ def visible_cuda_devices() -> tuple[str, ...] | None:
     return () if devices == ("-1",) else devices
 
 
+def has_dumb_terminal() -> bool:
+    """Return whether the terminal, if there is one, obeys no escape sequences."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
+def wants_colours() -> bool:
+    """Return whether colours may be printed."""
+    return not os.environ.get("NO_COLOR")
+
+
 def modal_credentials_source() -> str | None:
     """Return where Modal's token is set, or None without one; it's read by modal itself."""
     if os.environ.get("MODAL_TOKEN_ID") and os.environ.get("MODAL_TOKEN_SECRET"):

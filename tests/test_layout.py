@@ -78,7 +78,7 @@ TESTED_ELSEWHERE = {
     "cache/scan/test_scanning": "cache/items",
     "cli/test_cache_modal_flow": "backends/modal/cache",
     "cli/test_cache_pull_flow": "cache/pull/progress",
-    "cli/test_run": "cli/parameters runner/live_display backends/in_process",
+    "cli/test_run": "cli/parameters backends/in_process",
     "config/test_validation": "config/building config/fields config/scalars",
     "core/test_create_gpu_function": "backends/modal/gpu_functions",
     "core/test_modal_runner": "backends/modal/image",
@@ -95,7 +95,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/storage/test_state": "modal_emulator/storage/*",
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
-    "runner/test_run": "config/options execution/events runner/observers "
+    "runner/test_run": "config/options execution/describe execution/events "
     "runner/options runner/prepare",
     "execution/test_describe": "experiment/tracebacks",
     "runner/test_resume": "runs/heartbeat runs/lock",

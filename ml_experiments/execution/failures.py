@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import errno
 import re
 from typing import TypeGuard
@@ -26,11 +27,18 @@ _CUDA_OOM_TEXT = re.compile(
     r"|CUDNN_STATUS_ALLOC_FAILED|HIP out of memory|RESOURCE_EXHAUSTED"
 )
 _HOST_OOM_TEXT = re.compile(r"DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
+_DEBUGGER = ("bdb.py", "pdb.py", "cmd.py")
 _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
 
 
 def describe_failure(error: BaseException) -> RunError:
     """Return the error of a run that this exception ended, without a hint."""
+    if isinstance(error, bdb.BdbQuit):
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).name not in _DEBUGGER]
+        place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "the experiment"
+        message = f"the debugger that was opened in {place} was left"
+        return RunError(ErrorKind.EXPERIMENT, "DebuggerQuit", message)
     return RunError(
         kind=classify(error),
         type=type(error).__name__,
@@ -64,6 +72,25 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
     if isinstance(error, BackendError | CacheError) or is_disk_full(error):
         return ErrorKind.INFRASTRUCTURE
     return None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        suppressed = error.__suppress_context__
+        error = error.__cause__ or (None if suppressed else error.__context__)
+
+
+def needs_terminal(error: BaseException | None) -> bool:
+    """Return whether an exception comes of a debugger or a question without a terminal."""
+    return any(
+        isinstance(e, bdb.BdbQuit)
+        or (isinstance(e, EOFError) and str(e) == "EOF when reading a line")
+        for e in chain(error)
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ml_experiments.errors import ExperimentPathError
-from ml_experiments.execution.failures import describe_failure, is_disk_full
+from ml_experiments.execution.failures import chain, describe_failure, is_disk_full, needs_terminal
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.tracebacks import chain
 from ml_experiments.runs.result import ErrorKind, RunError
@@ -47,6 +47,11 @@ class Hints:
                 return (
                     "accept the model's terms on its page and set HF_TOKEN to a token that may "
                     "read it"
+                )
+            case ErrorKind.EXPERIMENT if needs_terminal(error) and spec.backend != "debug":
+                return (
+                    "a run has a process of its own, without a terminal; for a debugger or "
+                    'input(), run it in yours: `ml-experiments run --debug`, or backend="debug"'
                 )
             case ErrorKind.INFRASTRUCTURE if is_disk_full(error):
                 return self.free_space(error)

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
-from ml_experiments.runner.observers import PlainScreen, ShownRun, is_terminal, write
+from ml_experiments.runner.plain_screen import PlainScreen, ShownRun, is_terminal, write
 from ml_experiments.runner.terminal_rows import TerminalRows
 
 _REFRESH_S = 0.1
