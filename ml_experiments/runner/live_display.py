@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.control import Control
 from rich.progress_bar import ProgressBar
 from rich.segment import ControlType, Segment, Segments
@@ -53,6 +55,7 @@ class LiveScreen:
         self._spinner = Spinner("line" if self._console.options.ascii_only else "dots")
         self._widths: list[int] = []  # of the lines below the output
         self._ended = threading.Event()
+        self._measure()
         # whatever stands on the cursor's line stays: so many spaces reach the next line, if any
         write(terminal, " " * self._console.width + "\r")
         self._redirected = [
@@ -110,8 +113,16 @@ class LiveScreen:
                     except OSError:  # the terminal is gone
                         return
 
+    def _measure(self) -> None:
+        """Take the terminal's size as it is now, whatever COLUMNS says, which may be inherited."""
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self._terminal.fileno())
+            if all(size):
+                self._console.size = ConsoleDimensions(*size)
+
     def _draw(self, above: str) -> None:
         """Print a string of whole lines in place of what is below the output, and that again."""
+        self._measure()
         options = self._console.options
         narrower = options.update(width=max(1, options.max_width - 1), height=None)
         below = (
