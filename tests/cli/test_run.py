@@ -104,6 +104,19 @@ def test_json_of_an_error_is_still_one_object() -> None:
     assert json.loads(done.stdout)["error"]["kind"] == "experiment"
 
 
+@pytest.mark.parametrize("call_of", ["breakpoint()", "import pdb; pdb.set_trace()", "input('? ')"])
+def test_a_debugger_or_a_question_in_a_worker_is_told_to_use_debug(
+    call_of: str, tmp_path: Path
+) -> None:
+    (tmp_path / "asks.py").write_text(f"def asks():\n    {call_of}\n    return 1\n")
+    done = call("run", f"{tmp_path}/asks.py:asks", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert "ml-experiments run --debug" in error["hint"]
+    assert "bdb" not in error["traceback"]
+    if "input" not in call_of:
+        assert f"{tmp_path}/asks.py, line " in error["message"]
+
+
 def test_dry_run_prints_the_spec_and_starts_nothing(runs_dir: Path) -> None:
     done = call("run", FIT, "steps=7", "--dry-run", "--timeout", "1h30m")
     spec = json.loads(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,7 +14,12 @@ import psutil
 import pytest
 
 from ml_experiments import run_experiment
+from ml_experiments.execution.logs import LogTail
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.spec import RunSpec
 from tests.support.small_disk import small_disk
 from tests.support.waiting import wait_until
 
@@ -76,3 +82,46 @@ def test_a_disk_too_full_to_redact_on_does_not_cost_the_result(
     told = [r.getMessage() for r in caplog.records if "may hold secrets" in r.getMessage()]
     assert len(told) == 2
     assert all("No space left" in text and SECRET not in text for text in told)
+
+
+@pytest.mark.parametrize("secrets", [(), ("学習中-secret",)])
+def test_no_character_is_cut_where_a_piece_of_output_ends(
+    secrets: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = ("é学🚀" * 30_000).encode() + b"\xff" + "学".encode()[:2]
+    shown: list[bytes] = []
+
+    class Collector(Observer):
+        def log(self, spec: RunSpec, data: bytes) -> None:
+            shown.append(data)
+
+    spec = RunSpec(run_id="x", experiment="a.b", config={}, seed=1, created_at="")
+    (tmp_path / "log.txt").write_bytes(output)
+    folder = RunFolder(tmp_path)
+    tail = LogTail(spec, folder, folder.log_file, Collector(), Redactor(secrets))
+    with contextlib.closing(tail):
+        tail.show_some()
+        tail.show_some()
+        pieces = list(shown)
+        tail.show_rest(lambda: False)
+    assert b"".join(shown) == output
+    for piece in pieces:
+        assert piece.decode()
+
+
+def test_the_end_of_a_long_line_begins_with_a_whole_character(tmp_path: Path) -> None:
+    shown: list[bytes] = []
+
+    class Collector(Observer):
+        def log(self, spec: RunSpec, data: bytes) -> None:
+            shown.append(data)
+
+    spec = RunSpec(run_id="x", experiment="a.b", config={}, seed=1, created_at="")
+    folder = RunFolder(tmp_path)
+    for shift in range(3):
+        folder.log_file.write_bytes(b"x" * shift + "学".encode() * 300_000)
+        shown.clear()
+        tail = LogTail(spec, folder, folder.log_file, Collector(), Redactor(()))
+        with contextlib.closing(tail):
+            tail.show_rest(lambda: True)
+        assert set(b"".join(shown).decode()) == {"\n", "学"}
