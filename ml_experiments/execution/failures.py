@@ -5,6 +5,8 @@ from __future__ import annotations
 import bdb
 import errno
 import re
+import traceback
+from pathlib import Path
 from typing import TypeGuard
 
 from ml_experiments.errors import (
@@ -72,16 +74,6 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
     if isinstance(error, BackendError | CacheError) or is_disk_full(error):
         return ErrorKind.INFRASTRUCTURE
     return None
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        suppressed = error.__suppress_context__
-        error = error.__cause__ or (None if suppressed else error.__context__)
 
 
 def needs_terminal(error: BaseException | None) -> bool:

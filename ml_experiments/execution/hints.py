@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ml_experiments.errors import ExperimentPathError
-from ml_experiments.execution.failures import chain, describe_failure, is_disk_full, needs_terminal
+from ml_experiments.execution.failures import describe_failure, is_disk_full, needs_terminal
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.tracebacks import chain
 from ml_experiments.runs.result import ErrorKind, RunError
