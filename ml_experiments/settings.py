@@ -20,6 +20,21 @@ from ml_experiments.errors import ConfigError
 KNOWN_KEYS = ("runs_dir",)
 
 
+def working_dir() -> Path:
+    """Return the current folder.
+
+    Raises:
+        ConfigError: If it was deleted.
+    """
+    try:
+        return Path.cwd()
+    except OSError as e:
+        raise ConfigError(
+            f"the current folder can't be used ({e.strerror}), as when it was deleted; "
+            "change to another one: cd"
+        ) from e
+
+
 def runs_dir() -> Path:
     """Return the folder that holds run folders."""
     from_environment = os.environ.get("ML_EXPERIMENTS_RUNS_DIR")
@@ -29,7 +44,7 @@ def runs_dir() -> Path:
     if found is not None and "runs_dir" in found[1]:
         folder, table = found
         return (folder / Path(str(table["runs_dir"])).expanduser()).resolve()
-    return Path("runs").resolve()
+    return (working_dir() / "runs").resolve()
 
 
 def visible_cuda_devices() -> tuple[str, ...] | None:
@@ -119,7 +134,8 @@ def update_environment(previous: Mapping[str, str], current: Mapping[str, str]) 
 
 
 def _project_table() -> tuple[Path, dict[str, object]] | None:
-    for folder in (Path.cwd(), *Path.cwd().parents):
+    current = working_dir()
+    for folder in (current, *current.parents):
         file = folder / "pyproject.toml"
         if not file.is_file():
             continue

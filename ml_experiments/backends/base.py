@@ -13,8 +13,9 @@ from ml_experiments.errors import BackendError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
@@ -155,7 +156,17 @@ class Backend(ABC):
     def _start(self, handle: RunHandle, future: Callable[[], Future[RunResult]]) -> RunHandle:
         """Start a run, which counts as open until it has ended."""
         self._open_runs.add(handle)  # first: an interrupt may come at any moment
-        handle.future = future()
+        try:
+            handle.future = future()
+        except RuntimeError as e:  # can't start new thread
+            handle.cancel()  # a thread that is there may take it up yet
+            self._open_runs.discard(handle)
+            message = f"{e}; raise the limit of processes (ulimit -u), or lower max_workers"
+            error = RunError(ErrorKind.INFRASTRUCTURE, "BackendError", message)
+            spec = handle.spec
+            result = RunResult(spec.run_id, RunStatus.ERROR, spec.experiment, error=error)
+            handle.folder.write_result(result, Redactor(()))
+            raise BackendError(message) from e
         handle.when_ended(lambda: self._open_runs.discard(handle))
         return handle
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from ml_experiments.errors import SupersededError
+from ml_experiments.errors import BackendError, SupersededError
 from ml_experiments.execution.events import (
     Event,
     Finished,
@@ -115,12 +115,16 @@ class Supervision:
         """Execute the run and return its result, whatever becomes of the worker."""
         if self._cancellation.requested.is_set():
             return self._write(RunStatus.CANCELLED, None)
-        with closing(
-            LogTail(self._spec, self._folder, self._output, self._observer, self._redactor)
-        ) as self._tail:
-            result = self._event_loop()
-            redact_log(self._folder, self._redactor)
-            self._tail.show_rest(self._cancellation.requested.is_set)
+        try:
+            with closing(
+                LogTail(self._spec, self._folder, self._output, self._observer, self._redactor)
+            ) as self._tail:
+                result = self._event_loop()
+                redact_log(self._folder, self._redactor)
+                self._tail.show_rest(self._cancellation.requested.is_set)
+        except (BackendError, OSError) as e:  # no room for another process or open file
+            self._slot.drop()
+            result = self._ended(RunStatus.ERROR, self._own_error(e))
         log_traceback(self._folder, result)
         return result
 
@@ -289,10 +293,10 @@ class Supervision:
         except SupersededError:
             return result
         except OSError as e:
-            unsaved = RunError(
-                ErrorKind.INFRASTRUCTURE,
-                type(e).__name__,
-                str(e),
-                hint=self._hints.hint_for(ErrorKind.INFRASTRUCTURE, e, self._spec),
-            )
-            return dataclasses.replace(result, status=RunStatus.ERROR, error=error or unsaved)
+            error = error or self._own_error(e)
+            return dataclasses.replace(result, status=RunStatus.ERROR, error=error)
+
+    def _own_error(self, error: Exception) -> RunError:
+        """Return the error of a run that failed for want of something on this machine."""
+        hint = self._hints.hint_for(ErrorKind.INFRASTRUCTURE, error, self._spec)
+        return RunError(ErrorKind.INFRASTRUCTURE, type(error).__name__, str(error), hint=hint)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.errors import ExperimentPathError
+from ml_experiments.settings import working_dir
 
 FORMS = "pkg.module.Class, pkg.module:Class or path/to/file.py:Class"
 
@@ -56,12 +57,13 @@ def locate(path: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         ExperimentPathError: If it has none of the three forms, or its file doesn't exist.
     """
+    current = str(working_dir())
     root = parse_experiment_path(path).root
     if root is None:
-        return path, (str(Path.cwd()),)
+        return path, (current,)
     location, _, name = path.rpartition(":")
     path = f"{Path(location).expanduser().resolve()}:{name}"
-    return path, tuple(dict.fromkeys([str(root), str(Path.cwd())]))
+    return path, tuple(dict.fromkeys([str(root), current]))
 
 
 def _in_file(path: str, file: Path, name: str) -> ExperimentPath:

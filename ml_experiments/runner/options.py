@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
 
 MAX_SEED = 2**63 - 1  # what torch accepts
+MAX_TIMEOUT_S = 10 * 365 * 24 * 3600  # far above it, timers of the system overflow
 
 
 class RunOptions(TypedDict, total=False):
@@ -21,7 +21,7 @@ class RunOptions(TypedDict, total=False):
     timeout_s: Annotated[
         float | None,
         Gt(0),
-        Lt(math.inf),
+        Le(MAX_TIMEOUT_S),
         Doc("End the run after this time; it may save what it has before."),
     ]
     seed: Annotated[

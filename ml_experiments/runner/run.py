@@ -24,6 +24,7 @@ from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.settings import runs_dir as default_runs_dir
+from ml_experiments.settings import working_dir
 
 _HEARTBEAT = Heartbeat()
 
@@ -142,7 +143,7 @@ def submit_run(
         run_id=spec.run_id,
         seed=spec.seed,
         began_at=spec.created_at,
-        code=describe_code(Path.cwd()),
+        code=describe_code(working_dir()),
         client=this_process(),
     )
     redactor = Redactor(prepared.secrets)

@@ -31,8 +31,10 @@ class Heartbeat:
         with self._lock:
             self._folders.add(folder)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-                self._thread.start()
+                thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+                with contextlib.suppress(RuntimeError):  # too many threads; the run does without
+                    thread.start()
+                    self._thread = thread
 
     def remove(self, folder: Path) -> None:
         """Stop with a folder."""

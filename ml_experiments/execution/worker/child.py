@@ -32,6 +32,7 @@ from ml_experiments.execution.events import Event, Finished, Started, event_to_j
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.worker.death import NO_THREAD
 from ml_experiments.execution.worker.ending import end_process
 from ml_experiments.execution.worker.guard import WRITING_MARK
 from ml_experiments.execution.worker.messages import RunMessage
@@ -60,7 +61,19 @@ class Worker:
     def serve(self) -> NoReturn:
         """Serve until a run's process has to end, or the other side closes the connection."""
         signal.signal(signal.SIGINT, self._on_interrupt)
-        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            threading.Thread(target=self._listen, daemon=True).start()
+        except RuntimeError:  # too many threads and processes
+            self._send(
+                {
+                    "problem": {
+                        "type": "BackendError",
+                        "message": f"the worker process {NO_THREAD}",
+                        "facts": {},
+                    }
+                }
+            )
+            sys.exit(f"the worker process {NO_THREAD}")
         while (message := self._inbox.get()) is not None:
             if "describe" in message:
                 self._send(self._describe(message["describe"]))
@@ -86,7 +99,13 @@ class Worker:
             )
         except Error as e:
             facts = {name: value for name, value in vars(e).items() if name != "result"}
-            return {"problem": {"type": type(e).__name__, "message": str(e), "facts": facts}}
+            return {
+                "problem": {
+                    "type": type(e).__name__,
+                    "message": f"the worker process {NO_THREAD}",
+                    "facts": facts,
+                }
+            }
         return {"description": dataclasses.asdict(description)}
 
     def _execute(self, message: RunMessage) -> bool:

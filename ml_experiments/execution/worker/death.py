@@ -10,8 +10,9 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 
+NO_THREAD = "can't start a thread; raise the limit of processes (ulimit -u), or lower max_workers"
 _CRASH_MARK = "Fatal Python error"
-_LONGEST_CRASH_REPORT = 16 * 1024
+_MAX_CRASH_REPORT = 16 * 1024
 
 
 def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints) -> RunError:
@@ -35,6 +36,10 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
 
 def describe_failed_start(what: str, log_tail: str) -> RunError:
     """Return the error of a run that no worker process started."""
+    if NO_THREAD in log_tail:
+        return RunError(
+            ErrorKind.INFRASTRUCTURE, "WorkerStartError", f"the worker process {NO_THREAD}"
+        )
     return RunError(
         ErrorKind.INFRASTRUCTURE,
         "WorkerStartError",
@@ -59,7 +64,7 @@ def read_log_tail(output: Path, redactor: Redactor) -> str:
     """Return the interpreter's own crash report, or the end of what was printed."""
     with output.open("rb") as log:
         log.seek(0, 2)
-        log.seek(max(0, log.tell() - _LONGEST_CRASH_REPORT))
+        log.seek(max(0, log.tell() - _MAX_CRASH_REPORT))
         text = log.read().decode("utf-8", "backslashreplace")
     _, mark, report = text.rpartition(_CRASH_MARK)
     return redactor.redact_text(mark + report if mark else text[-2000:])

@@ -5,7 +5,8 @@ is forked from the template and talks to the client over a socket of its own, a 
 
     from the client   {"start": ...}: see `WorkerSetup`; with the worker's end of its connection
                       {"kill": true}
-    to the client     {"ended": exit code}: the worker and all that it started are gone
+    to the client     {"ended": exit code}: the worker and all that it started are gone; with an
+                      "errno" where it could not be started
 
 When the client is gone, the worker ends its run by itself, as a cancelled one. What is still there
 after a grace period is killed, and secrets are taken out of the log.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -63,13 +65,19 @@ class Guard:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        client_is_there = True
+        client_is_there, own_pid = True, os.getpid()
         while client_is_there and (message := self._receive()) is not None:
             if "start" not in message:
                 continue  # to kill a worker that has just ended
             setup = parse_record(WorkerSetup, message["start"])
             with socket.socket(fileno=self._descriptors.pop(0)) as channel:
-                pid = self._start(setup, channel)
+                try:
+                    pid = self._start(setup, channel)
+                except OSError as e:  # no room for another process
+                    if os.getpid() != own_pid:
+                        raise
+                    send_start_error(self._connection, e)
+                    continue
                 if pid == 0:
                     self._leave()
                     return channel.dup()
@@ -137,6 +145,13 @@ class Guard:
         line, _, self._received = self._received.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+
+def send_start_error(connection: socket.socket, error: OSError) -> None:
+    """Report to the client why no process could be started."""
+    message = {"ended": None, "errno": error.errno or errno.EAGAIN}
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _is_over(gone_since: float, folder: str | None) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments import errors
-from ml_experiments.errors import ConfigError, Error, ExperimentPathError
+from ml_experiments.errors import BackendError, ConfigError, Error, ExperimentPathError
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
 from ml_experiments.runs.records import parse_record
@@ -101,6 +101,7 @@ class TemplatePool:
 
         Raises:
             Error: If the experiment can't be imported, or the config is not valid.
+            BackendError: If no process can be started.
         """
         question = {
             "describe": {
@@ -113,7 +114,11 @@ class TemplatePool:
         }
         for _ in range(3):  # a source file may change again and again
             template = self.get(experiment, import_paths)
-            answer = template.ask(question)
+            try:
+                answer = template.ask(question)
+            except BackendError:
+                self._retire(template)
+                raise
             if answer is not None and "description" in answer:
                 return parse_record(Description, answer["description"]), template
             self._retire(template)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
+import resource
 import select
 import socket
 import subprocess
@@ -12,10 +15,12 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.errors import BackendError
 from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.settings import worker_environment
 
@@ -37,6 +42,9 @@ class TemplateProcess:
         import_paths: Folders that its modules are imported from.
         threads: OMP_NUM_THREADS, unless the user has set it.
         search_path: What to add at the end of `sys.path`.
+
+    Raises:
+        BackendError: If the system has no room for another process.
     """
 
     def __init__(
@@ -48,9 +56,14 @@ class TemplateProcess:
     ) -> None:
         self._threads = threads
         self._lock = threading.Lock()
-        self._connection, theirs = socket.socketpair()
+        with _system_limits():
+            self._connection, theirs = socket.socketpair()
         # a file: what the import prints is part of each run's log
-        with theirs, tempfile.TemporaryFile() as output:
+        with (
+            _system_limits(self._connection),
+            theirs,
+            tempfile.TemporaryFile() as output,
+        ):
             self._process = subprocess.Popen(
                 command_for(_TEMPLATE, search_path, f"{theirs.fileno()}", *search_path),
                 stdin=subprocess.DEVNULL,
@@ -78,8 +91,12 @@ class TemplateProcess:
 
         Args:
             executes: Whether they execute runs.
+
+        Raises:
+            BackendError: If too many files are open.
         """
-        connection, theirs = socket.socketpair()
+        with _system_limits():
+            connection, theirs = socket.socketpair()
         # a process that has died is noticed by its guards, which never start
         with theirs, self._lock:
             _send(self._connection, {"guard": True, "executes": executes}, theirs.fileno())
@@ -127,6 +144,9 @@ class GuardProcess:
             folder: The run folder of its first run, if it executes runs.
             secrets: What is taken out of the output when this process is gone.
             gpu: CUDA_VISIBLE_DEVICES, when there is one.
+
+        Raises:
+            BackendError: If too many files are open.
         """
         try:
             working_dir = str(Path.cwd())
@@ -139,7 +159,8 @@ class GuardProcess:
             environment=worker_environment(gpu, self._threads),
             working_dir=working_dir,
         )
-        channel, worker_end = socket.socketpair()
+        with _system_limits():
+            channel, worker_end = socket.socketpair()
         with worker_end:
             self._send({"start": dataclasses.asdict(setup)}, worker_end.fileno())
         self._worker = WorkerProcess(channel, self)
@@ -194,6 +215,7 @@ class WorkerProcess:
         self._channel: socket.socket | None = channel
         self._guard = guard
         self._received = b""
+        self._start_error: OSError | None = None
         self.exit_code: int | None = None
         self.has_ended = False
 
@@ -207,6 +229,7 @@ class WorkerProcess:
 
         Raises:
             EOFError: If the worker has ended and all its messages were read.
+            BackendError: If the system had no room for another process.
         """
         channel = () if self._channel is None else (self._channel,)
         ready = _poll(0 if self.has_ended else limit_s, *channel, *self._guard.connections())
@@ -219,6 +242,9 @@ class WorkerProcess:
         elif self.has_ended:
             # nothing more arrives, though a process that left the guard may hold the other end
             self._close_channel()
+            if self._start_error is not None:
+                with _system_limits():
+                    raise self._start_error
             raise EOFError
         if not self.has_ended:
             self.wait(0)
@@ -228,6 +254,8 @@ class WorkerProcess:
         """Wait for the worker and all that it started to end; return whether they have."""
         if not self.has_ended:
             message = self._guard.wait(limit_s)
+            if message is not None and message.get("errno") is not None:
+                self._start_error = OSError(message["errno"], os.strerror(message["errno"]))
             self.exit_code = message["ended"] if message else None
             self.has_ended = message is not None or not self._guard.is_alive
         return self.has_ended
@@ -253,6 +281,30 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+@contextmanager
+def _system_limits(*opened: socket.socket) -> Iterator[None]:
+    """Say which limit of the system keeps a process from being started.
+
+    Args:
+        *opened: What is closed in that case.
+    """
+    try:
+        yield
+    except OSError as e:
+        for connection in opened:
+            connection.close()
+        mend = {
+            errno.EMFILE: "raise the limit of open files (ulimit -n, it is "
+            f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} now), or lower max_workers",
+            errno.EAGAIN: "raise the limit of processes (ulimit -u, it is "
+            f"{resource.getrlimit(resource.RLIMIT_NPROC)[0]} now), or lower max_workers",
+            errno.ENOMEM: "free some memory, or lower max_workers",
+        }.get(e.errno or 0, "`ml-experiments doctor` checks the installation")
+        raise BackendError(
+            f"no process for the run can be started: {e.strerror or e}; {mend}"
+        ) from e
 
 
 def _poll(limit_s: float, *connections: socket.socket) -> set[int]:

@@ -28,7 +28,7 @@ from ml_experiments.execution.execute import prepare_process
 from ml_experiments.execution.worker.child import Worker
 from ml_experiments.execution.worker.ending import keep_finalizers
 from ml_experiments.execution.worker.forking import why_not_to_fork
-from ml_experiments.execution.worker.guard import Guard
+from ml_experiments.execution.worker.guard import Guard, send_start_error
 from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.execution.worker.process import command_for
 from ml_experiments.execution.worker.sources import LoadedSources
@@ -110,7 +110,12 @@ class Template:
     def _start_guard(self, guard_end: int) -> Worker | None:
         """Fork a guard; return the worker in the processes that are forked from that."""
         self._guards = {pid for pid in self._guards if os.waitpid(pid, os.WNOHANG)[0] == 0}
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as e:  # no room for another process
+            with socket.socket(fileno=guard_end) as connection:
+                send_start_error(connection, e)
+            return None
         if pid:
             self._guards.add(pid)
             os.close(guard_end)
