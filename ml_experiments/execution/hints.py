@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 
 from ml_experiments.errors import ExperimentPathError
-from ml_experiments.execution.failures import describe_failure, is_disk_full, needs_terminal
+from ml_experiments.execution.failures import (
+    describe_failure,
+    is_disk_full,
+    is_shared_memory_full,
+    needs_terminal,
+)
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.tracebacks import chain
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
+
+SHARED_MEMORY_HINT = (
+    "shared memory (/dev/shm) is full: lower num_workers or prefetch_factor of data loaders, or "
+    "what their processes pass on; in Docker, raise --shm-size"
+)
 
 
 class Hints:
@@ -27,6 +37,8 @@ class Hints:
                 return (
                     f"{self.larger_gpu(spec)}lower batch_size or the image size, or quantize (int8)"
                 )
+            case ErrorKind.HOST_OOM if is_shared_memory_full(error):
+                return SHARED_MEMORY_HINT
             case ErrorKind.HOST_OOM:
                 less = "lower batch_size or the amount of data held in memory"
                 return f"{less}, or {self.more_memory()}"

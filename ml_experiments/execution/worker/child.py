@@ -102,7 +102,7 @@ class Worker:
             return {
                 "problem": {
                     "type": type(e).__name__,
-                    "message": f"the worker process {NO_THREAD}",
+                    "message": str(e),
                     "facts": facts,
                 }
             }

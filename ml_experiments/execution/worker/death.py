@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
-from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.failures import kind_of_text
+from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 
 NO_THREAD = "can't start a thread; raise the limit of processes (ulimit -u), or lower max_workers"
-_CRASH_MARK = "Fatal Python error"
+# where the report of a crash begins: the C++ exception that ended the process, or the signal
+_CRASH_MARK = re.compile(
+    r"((terminate called (after throwing|recursively)|memory allocation of \d+ bytes failed)"
+    r"[^\n]*\n(  [^\n]*\n|\n)*)?Fatal Python error"
+)
 _MAX_CRASH_REPORT = 16 * 1024
 
 
@@ -29,7 +35,16 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
             text,
             hint=f"if memory was the cause, {hints.hint_for(ErrorKind.HOST_OOM, None, spec)}",
         )
+    if name == "SIGBUS":
+        text = (
+            "the experiment crashed its process with SIGBUS, most often as shared memory was full"
+        )
+        hint = f"if that was the cause: {SHARED_MEMORY_HINT}"
+        return RunError(ErrorKind.HOST_OOM, name, text, log_tail, hint)
     text = f"the experiment crashed its process with {name}"
+    kind = kind_of_text(log_tail) if name == "SIGABRT" else None
+    if kind is not None:  # a C++ exception that no code caught
+        return RunError(kind, name, text, log_tail, hints.hint_for(kind, None, spec))
     hint = "a native library crashed; the traceback shows the Python line that called it"
     return RunError(ErrorKind.EXPERIMENT, name, text, log_tail, hint)
 
@@ -66,5 +81,5 @@ def read_log_tail(output: Path, redactor: Redactor) -> str:
         log.seek(0, 2)
         log.seek(max(0, log.tell() - _MAX_CRASH_REPORT))
         text = log.read().decode("utf-8", "backslashreplace")
-    _, mark, report = text.rpartition(_CRASH_MARK)
-    return redactor.redact_text(mark + report if mark else text[-2000:])
+    reports = [match.start() for match in _CRASH_MARK.finditer(text)]
+    return redactor.redact_text(text[reports[-1] :] if reports else text[-2000:])
