@@ -3,6 +3,7 @@
 From Python, `run_experiment_local` runs an experiment class on a GPU and returns its results.
 From the shell, `modal run` and `modal deploy` take this file:
 
+    modal run ml_experiments/core/modal_runner.py --experiment-config … --experiment-class-path …
     modal run ml_experiments/core/modal_runner.py::list_cached_models
     modal deploy ml_experiments/core/modal_runner.py
 """
@@ -47,6 +48,7 @@ __all__ = [
     "hf_cache_volume",
     "list_cached_models",
     "platform_errors",
+    "run",
     "run_experiment",
     "run_experiment_local",
 ]
@@ -126,6 +128,28 @@ def run_experiment(
     return result
 
 
+@app.local_entrypoint()
+def run(
+    experiment_config: str,
+    experiment_class_path: str,
+    seed: int | None = None,
+    timeout: int = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Run an experiment by `run_experiment`, and exit with 1 if it failed.
+
+    It is what `modal run ml_experiments/core/modal_runner.py` calls.
+
+    Args:
+        experiment_config: The config as JSON text.
+        experiment_class_path: Import path of the class.
+        seed: See `run_experiment`.
+        timeout: See `run_experiment`.
+    """
+    result = run_experiment.remote(experiment_config, experiment_class_path, seed, timeout)
+    if result["status"] != "success":
+        sys.exit(1)
+
+
 def create_gpu_function(
     gpu_type: str = DEFAULT_GPU_TYPE,
     timeout: int = 3600,
@@ -194,11 +218,11 @@ def run_experiment_local(
             raise ConfigError(f"run_experiment_local takes {parameter}, not {name}")
     checked = read_options(ModalRunOptions, options, "run_experiment_local")
     require_access()
-    from ml_experiments.runner.run import run_experiment as run
+    from ml_experiments.runner.run import run_experiment as run_on_backend
 
     runs_dir = checked.pop("runs_dir", None)
     names = ModalOptions.__annotations__
-    result = run(
+    result = run_on_backend(
         experiment_class_path,
         experiment_config,
         backend="modal",

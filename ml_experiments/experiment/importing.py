@@ -18,6 +18,7 @@ from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.reference import ExperimentPath, parse_experiment_path
 from ml_experiments.experiment.tracebacks import describe_error, place_of
 
+EXTRAS_HINT = "it with: pip install 'ml_experiments[diffusion,training]'"
 _importing = threading.local()  # `.path`: what this thread is importing
 
 
@@ -74,11 +75,26 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
                 "__init__(self, config) and run(self)"
             )
         _refuse_async(run, f"{path}.run()")
+        if not _takes_config(target):
+            raise ExperimentPathError(
+                f"{path} does not take a config; write def __init__(self, config): in it, or "
+                f"class {target.__name__}(ml_experiments.Experiment):"
+            )
         return target
     if inspect.isfunction(target):
         _refuse_async(target, path)
         return target
     raise ExperimentPathError(f"{path} is a {type(target).__name__}, not a class or a function")
+
+
+def _takes_config(target: type[Any]) -> bool:
+    try:
+        inspect.signature(target).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # of a class in C
+        return True
+    return True
 
 
 def _refuse_async(function: Callable[..., Any], name: str) -> None:
@@ -179,6 +195,8 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
         needs += f" (imported in {place})"
     if "." in missing:  # its parent is installed, or another package of the same namespace
         return f"{needs}; install the package that has it"
+    if parsed.module.startswith("ml_experiments.tasks."):
+        return f"{needs}; install {EXTRAS_HINT}"
     name = pip_name(missing)
     return (
         f"{needs}; install it with: pip install {name} (or, for a run on Modal, import it inside "

@@ -60,10 +60,18 @@ def locate(path: str) -> tuple[str, tuple[str, ...]]:
     current = str(working_dir())
     root = parse_experiment_path(path).root
     if root is None:
+        top = path.partition(":")[0].partition(".")[0]
+        below = Path(current, "src")
+        if _has_module(below, top) and not _has_module(Path(current), top):
+            return path, (current, str(below))
         return path, (current,)
     location, _, name = path.rpartition(":")
     path = f"{Path(location).expanduser().resolve()}:{name}"
     return path, tuple(dict.fromkeys([str(root), current]))
+
+
+def _has_module(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
 
 
 def _in_file(path: str, file: Path, name: str) -> ExperimentPath:

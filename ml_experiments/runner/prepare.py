@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.util
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Unpack
 from ml_experiments.backends.base import Backend
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
+from ml_experiments.errors import PreflightError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.base import is_config_class
 from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
@@ -26,6 +28,12 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 _DRAWN_SEEDS = 2**31
 # until a run folder has a copy
 _NOTEBOOKS = tempfile.TemporaryDirectory(prefix="ml-experiments-notebook-")
+_DIFFUSION = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "PIL")
+# ready experiment -> the extra with what it imports while it runs
+_EXTRAS = {
+    "text_to_image": ("diffusion", _DIFFUSION),
+    "tiny_digits": ("diffusion,training", (*_DIFFUSION, "sklearn")),
+}
 
 
 def prepare_run(
@@ -57,6 +65,8 @@ def prepare_run(
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     path, import_paths = _locate(experiment)
+    if backend.name != "modal":  # containers have them
+        _check_extras(path)
     drawn = secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
     description, template = backend.describe(path, import_paths, _plain(config), drawn)
     spec = RunSpec(
@@ -82,6 +92,23 @@ def prepare_run(
             template=template,
         )
     )
+
+
+def _check_extras(path: str) -> None:
+    """Make sure that what a ready experiment imports while it runs is installed.
+
+    Raises:
+        PreflightError: If not.
+    """
+    for task, (extra, modules) in _EXTRAS.items():
+        if not path.startswith(f"ml_experiments.tasks.{task}."):
+            continue
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            raise PreflightError(
+                f"{path} needs {', '.join(missing)}, which is not installed here; install it "
+                f"with: pip install 'ml_experiments[{extra}]'"
+            )
 
 
 def _plain(config: Any) -> Any:

@@ -323,6 +323,20 @@ def test_modal_run_of_an_experiment_says_what_is_wrong_with_its_config(
 
 
 @slow
+@pytest.mark.parametrize(
+    ("name", "config", "code"),
+    [("", {"device": "cuda"}, 1), ("::run", {"num_inference_steps": 1}, 0)],
+)
+def test_modal_run_of_the_file_exits_with_what_became_of_the_run(
+    name: str, config: dict[str, Any], code: int, run_modal: Modal
+) -> None:
+    path = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
+    given = json.dumps({"prompt": "a red seven", **config})
+    options = ("--experiment-config", given, "--experiment-class-path", path)
+    assert '"status"' in run_modal("run", f"{RUNNER}{name}", *options, exit_code=code)
+
+
+@slow
 def test_a_deployed_app_is_called_from_another_process_by_name(
     modal_emulator: Emulator, project: Path, run_modal: Modal
 ) -> None:

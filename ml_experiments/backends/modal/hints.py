@@ -76,8 +76,9 @@ class ModalHints(Hints):
         if not any(map(_is_missing_data, chain(error))):
             return ""
         return (
-            "data files are sent along with the package that they are in, not with a single file: "
-            "put both in a folder with an __init__.py, or the data on a volume"
+            "data files up to 1 MiB are sent along with the package that they are in, or where a "
+            "single file names them in a string: put both in a folder with an __init__.py, or the "
+            "data on a volume"
         )
 
 

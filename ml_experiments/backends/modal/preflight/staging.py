@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +53,7 @@ def stage_source(graph: ImportGraph, folder: Path) -> StagedSource:
         if module.path.name == "__init__.py":
             notes += _copy_package(module.path.parent, target)
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(module.path, target.with_name(f"{target.name}.py"))
+            notes += _copy_file(module.path, target)
     own_files = files_for_run(graph)
     return StagedSource(folder, _digest(folder, own_files), tuple(notes), own_files)
 
@@ -73,16 +74,53 @@ def _units(graph: ImportGraph) -> Iterator[LocalModule]:
             yield module
 
 
+def _copy_file(source: Path, target: Path) -> list[str]:
+    """Copy a module that is in no package, with the small data files beside it that it names."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target.with_name(f"{target.name}.py"))
+    named = _named_files(source)
+    large = [file for file in named if file.stat().st_size > MAX_DATA_FILE_BYTES]
+    _copy((file for file in named if file not in large), source.parent, target.parent)
+    return _too_large(large, source.parent, source.name)
+
+
+def _named_files(source: Path) -> list[Path]:
+    """Return the data files below a module's folder whose paths stand in its source as strings."""
+    found: dict[Path, None] = {}
+    for node in ast.walk(ast.parse(source.read_bytes())):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        parts = Path(node.value).parts
+        # no hidden files, which may hold secrets, and nothing above or elsewhere
+        if not parts or any(part.startswith(".") or part == "/" for part in parts):
+            continue
+        file = source.parent / node.value
+        with contextlib.suppress(OSError, ValueError):  # a string that no path can be
+            if file.suffix != ".py" and file.is_file() and not file.is_symlink():
+                found[file] = None
+    return list(found)
+
+
+def _too_large(files: Sequence[Path], folder: Path, where: str) -> list[str]:
+    """Say which data files are not sent along, and what to do."""
+    if not files:
+        return []
+    names = ", ".join(str(file.relative_to(folder)) for file in files[:3])
+    rest = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return [
+        f"data files of {where} are larger than {MAX_DATA_FILE_BYTES >> 20} MiB and are not sent "
+        f"along: {names}{rest}; put them on a volume, as with: modal volume put "
+        f"hf-model-cache {files[0]} /data/, and read them from /cache/data"
+    ]
+
+
 def _copy_package(source: Path, target: Path) -> list[str]:
     files = list(_files_below(source))
     data = [file for file in files if file.suffix != ".py"]
     small = [file for file in data if file.stat().st_size <= MAX_DATA_FILE_BYTES]
-    notes = []
-    if len(small) < len(data):
-        notes.append(
-            f"{len(data) - len(small)} data files of {source.name} are larger than "
-            f"{MAX_DATA_FILE_BYTES >> 20} MiB and are not sent along"
-        )
+    notes: list[str] = []
+    large = [file for file in data if file not in small]
+    notes += _too_large(large, source, source.name)
     if sum(file.stat().st_size for file in small) > MAX_DATA_BYTES:
         notes.append(
             f"the data files of {source.name} are larger than {MAX_DATA_BYTES >> 20} MiB together "

@@ -72,7 +72,28 @@ def test_large_data_files_stay_behind_and_are_mentioned(tmp_path: Path) -> None:
     (project / "proj" / "weights.bin").write_bytes(b"x" * (MAX_DATA_FILE_BYTES + 1))
     staged = stage("proj.train", project, into=copy)
     assert files_below(copy) == {"proj/__init__.py", "proj/train.py"}
-    assert staged.notes == ("1 data files of proj are larger than 1 MiB and are not sent along",)
+    [note] = staged.notes
+    assert note.startswith("data files of proj are larger than 1 MiB and are not sent along: weigh")
+    assert "modal volume put" in note
+
+
+def test_data_files_that_a_single_file_names_are_sent_along(tmp_path: Path) -> None:
+    source = (
+        "from pathlib import Path\n"
+        "labels = Path(__file__).with_name('labels.txt').read_text()\n"
+        "words = open('data/words.txt')\n"
+        "other = ['.env', '../above.txt', 'weights.bin', 'none.txt', '/etc/hostname', 'a\\0b']\n"
+    )
+    project, copy = tmp_path / "project", tmp_path / "copy"
+    files = {"train.py": source, "labels.txt": "", "data/words.txt": "", ".env": "", "rest.txt": ""}
+    write(project, files)
+    (tmp_path / "above.txt").touch()
+    (project / "weights.bin").write_bytes(b"x" * (MAX_DATA_FILE_BYTES + 1))
+    staged = stage("train", project, into=copy)
+    assert files_below(copy) == {"train.py", "labels.txt", "data/words.txt"}
+    [note] = staged.notes
+    assert note.startswith("data files of train.py are larger than 1 MiB")
+    assert "weights.bin" in note
 
 
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
