@@ -67,7 +67,7 @@ FOLDERS_IN_DISGUISE = ("local_", "modal_", "worker_", "_cli")
 # sandbox_mounts.py. For the others, this says where: test file -> modules.
 TESTED_ELSEWHERE = {
     "backends/local/test_backend": "backends/base backends/local/options backends/local/run_handle "
-    "execution/failures execution/interruptions execution/resource_usage execution/seeding "
+    "execution/interruptions execution/resource_usage execution/seeding "
     "execution/worker/*",
     "backends/modal/preflight/test_packages": "backends/modal/preflight/installed",
     "backends/modal/test_backend": "backends/modal/container/* backends/modal/logs "
@@ -95,8 +95,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/storage/test_state": "modal_emulator/storage/*",
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
-    "runner/test_run": "config/options execution/describe execution/events "
-    "runner/options runner/prepare",
+    "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "execution/test_describe": "experiment/tracebacks",
     "runner/test_resume": "runs/heartbeat runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",

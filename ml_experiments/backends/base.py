@@ -158,7 +158,9 @@ class Backend(ABC):
         self._open_runs.add(handle)  # first: an interrupt may come at any moment
         try:
             handle.future = future()
-        except RuntimeError as e:  # can't start new thread
+        except RuntimeError as e:
+            if "start new thread" not in str(e):  # such as a backend that was closed
+                raise
             handle.cancel()  # a thread that is there may take it up yet
             self._open_runs.discard(handle)
             message = f"{e}; raise the limit of processes (ulimit -u), or lower max_workers"
