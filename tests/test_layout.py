@@ -96,7 +96,6 @@ TESTED_ELSEWHERE = {
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
-    "execution/test_describe": "experiment/tracebacks",
     "runner/test_resume": "runs/heartbeat runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",
