@@ -55,6 +55,7 @@ _SHARED_MEMORY_TEXT = re.compile(
 # of errors that say what is wrong with a value, the text may quote anything
 _OTHER_TYPES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 _DEBUGGER = ("bdb.py", "pdb.py", "cmd.py")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
 
 
@@ -140,4 +141,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Return whether this very exception is that of a full disk or quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not isinstance(error, OSError):
+        return False
+    # numpy's own words, without the system's, when an array does not fit
+    is_numpys = error.errno is None and _SHORT_WRITE.fullmatch(str(error)) is not None
+    return is_numpys or error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -32,7 +32,12 @@ from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.records import parse_record, read_json_object
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
-from ml_experiments.serialization.files import parse_strict_json, write_json_atomically
+from ml_experiments.serialization.files import (
+    is_temporary,
+    parse_strict_json,
+    remove_temporary_files,
+    write_json_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +52,10 @@ _MANIFEST_USER_DATA = (
     *("code.diff", "code.problem", "code.untracked", "code.submodules.*"),
     *(f"earlier_attempts.{name}" for name in _ERROR),
 )
+
+
+# an empty file in the folder of a run that has ended, when its result could not be written
+_NOT_WRITTEN = ".result-not-written"
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,12 @@ class RunFolder:
         data = {**redact_result(result, redactor), "run_dir": None}
         if data["artifacts"] != [asdict(artifact) for artifact in result.artifacts]:
             self._rename_artifacts(redactor)
-        write_json_atomically(self.result_file, data)
+        try:
+            write_json_atomically(self.result_file, data)
+        except OSError:
+            with contextlib.suppress(OSError):  # an empty file has room on most full disks
+                (self.path / _NOT_WRITTEN).touch()
+            raise
         return RunResult.from_dict(data, run_dir=self.path)
 
     def _rename_artifacts(self, redactor: Redactor) -> None:
@@ -254,7 +268,9 @@ class RunFolder:
         """Begin another attempt, with its manifest; return the folder for it."""
         folder = dataclasses.replace(self, attempt=manifest.attempt)
         dataclasses.replace(self, attempt=None).write_manifest(manifest, redactor)
-        self.result_file.unlink(missing_ok=True)
+        for file in (self.result_file, self.path / _NOT_WRITTEN):
+            file.unlink(missing_ok=True)
+        remove_temporary_files(self.path)
         with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as log:
             began_at = (manifest.began_at or "").replace("T", " ")[:19]
             log.write(f"\n--- attempt {manifest.attempt}, {began_at} UTC ---\n")
@@ -273,7 +289,11 @@ class RunFolder:
         for folder, _, names in os.walk(self.artifacts_dir):
             for name in names:
                 file = Path(folder) / name
-                if not file.is_file() or not file.resolve().is_relative_to(root):
+                if (
+                    is_temporary(name)
+                    or not file.is_file()
+                    or not file.resolve().is_relative_to(root)
+                ):
                     continue
                 media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
                 path = file.relative_to(self.path).as_posix()
@@ -306,7 +326,9 @@ class RunFolder:
             silence_s = silent_s(self.path)
             is_alive = silence_s < LOST_AFTER_S
             message = f"nothing was heard of {process.hostname} for {silence_s:.0f} s"
-        if is_alive:
+        if (self.path / _NOT_WRITTEN).exists():
+            message = "the run has ended, but its result could not be written"
+        elif is_alive:
             return unfinished
         lost = RunError(
             kind=ErrorKind.INFRASTRUCTURE,

@@ -45,13 +45,18 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a file has the name of one that `open_atomically` has not finished."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Remove what `open_atomically` left in a folder, and below it, when its process was killed.
 
     Nothing may be writing there. What can't be removed is left.
     """
     for parent, _, names in os.walk(folder):
-        for name in filter(_TEMPORARY_NAME.fullmatch, names):
+        for name in filter(is_temporary, names):
             with contextlib.suppress(OSError):
                 (Path(parent) / name).unlink()
 

@@ -359,6 +359,16 @@ def test_records_mean_the_same_whatever_word_is_a_secret(
             )
 
 
+def test_files_of_writes_that_were_killed_are_no_artifacts(folder: RunFolder) -> None:
+    listed = folder.list_artifacts()
+    half_written = folder.artifacts_dir / f".ml-experiments-{'0' * 16}.tmp"
+    half_written.parent.mkdir(exist_ok=True)
+    half_written.write_text("half")
+    assert folder.list_artifacts() == listed
+    folder.begin_attempt(folder.read_manifest(), Redactor([]))
+    assert not half_written.exists()
+
+
 def names_files_after_secrets(api_key: str, password: str) -> Any:
     run = current_run()
     files = [run.output_dir / f"{secret}.txt" for secret in (api_key, password)]

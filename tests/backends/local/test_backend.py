@@ -24,7 +24,9 @@ from ml_experiments import (
     run_experiment,
     submit_experiment,
 )
+from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.observer import Observer
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from tests.support.experiments import Counts, Draw, DrawTorch, Ends, Fit, Plain
@@ -479,3 +481,44 @@ def test_a_full_disk_is_told_and_the_result_still_arrives(
     assert result.error.kind is ErrorKind.INFRASTRUCTURE
     assert "No space left" in result.error.message
     assert "ML_EXPERIMENTS_RUNS_DIR" in result.error.hint
+
+
+def test_an_array_that_does_not_fit_on_the_disk_is_told_as_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saves.py").write_text(
+        "import numpy as np\n"
+        "from ml_experiments import current_run\n"
+        "def saves(config):\n"
+        "    np.save(current_run().output_dir / 'big.npy', np.ones(100_000))\n"
+        "def returns(config):\n"
+        "    return np.ones(100_000)\n"
+    )
+    for name in ("saves", "returns"):
+        with small_disk(tmp_path / name, "256k") as disk:
+            result = run_experiment(f"{tmp_path}/saves.py:{name}", {}, runs_dir=disk)
+        assert result.error is not None
+        assert result.error.kind is ErrorKind.INFRASTRUCTURE
+        assert "free some disk space" in result.error.hint
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_run_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trivial.py").write_text("def trivial(config): ...\n")
+    for pages in range(1, 5):  # room for fewer of the files of a run, or more
+        with small_disk(tmp_path / f"disk{pages}", f"{4 * pages}k") as disk:
+            try:
+                result = run_experiment(f"{tmp_path}/trivial.py:trivial", {}, runs_dir=disk)
+            except RunFolderError:  # it says what to do, and leaves nothing
+                assert list(disk.iterdir()) == []
+                continue
+            assert result.run_dir is not None
+            outcome = RunFolder(result.run_dir).outcome()
+            assert outcome.status is result.status
+            if result.error is not None:
+                assert result.error.kind is ErrorKind.INFRASTRUCTURE
+                assert outcome.error is not None
+                assert outcome.error.kind is ErrorKind.INFRASTRUCTURE
