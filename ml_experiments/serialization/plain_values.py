@@ -35,6 +35,7 @@ def to_plain(value: Any) -> Any:
         Unportable: If the value can't be read, or reading it would consume it.
     """
     if type(value) in (dict, list, tuple, Descriptor):
+        _check_length(value)
         return list(value) if type(value) in (list, tuple) else dict(value)
     if isinstance(value, enum.Enum):
         return to_plain(value.value)
