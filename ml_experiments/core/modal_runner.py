@@ -207,7 +207,8 @@ def run_experiment_local(
 
     Returns:
         `status`, `results`, `experiment_class`, `run_id`, `error`, `artifacts`, `timings`,
-        `cost`, `environment` and `run_dir`, as JSON.
+        `cost`, `environment` and `run_dir`. The results are the values that `run()` returned, of
+        which a date is a date; the rest is JSON.
 
     Raises:
         AuthError: If there is no Modal token, or Modal rejected it.
@@ -232,7 +233,7 @@ def run_experiment_local(
         timeout_s=check_timeout(timeout),
         **{name: value for name, value in checked.items() if name not in names},
     )
-    return result.to_dict()
+    return {**result.to_dict(), "results": result.results}
 
 
 def _request_for(config: Any, experiment: str, seed: int | None, timeout_s: int) -> RunRequest:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -119,6 +121,21 @@ def test_run_experiment_local_returns_the_documented_keys(
     function = newest(modal_emulator, "run_remote")
     assert function.gpus == ("L4",)
     assert function.timeout_s == 300
+
+
+@slow
+@pytest.mark.usefixtures("modal_emulator")
+def test_run_experiment_local_returns_values_of_python(tmp_path: Path) -> None:
+    (tmp_path / "values.py").write_text(
+        "import datetime, math\n"
+        "def values(config):\n"
+        "    return {'loss': math.nan, 'day': datetime.date(2026, 1, 2), 1: {'a'}}\n"
+    )
+    result = run_experiment_local({}, f"{tmp_path / 'values.py'}:values")
+    assert math.isnan(result["results"].pop("loss"))
+    assert result["results"] == {"day": datetime.date(2026, 1, 2), 1: {"a"}}
+    recorded = json.loads((Path(result["run_dir"]) / "result.json").read_text())["results"]
+    assert {"$type": "date", "value": "2026-01-02"} in recorded["items"][1]
 
 
 @slow
