@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.errors import Error
+from ml_experiments.serialization.plain_values import to_python_scalar
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class RunContext:
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
     def log(self, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
-        """Record metrics, for a step if one is given.
+        """Record metrics, for a step if one is given; numpy's and torch's integers are steps too.
 
         Example:
             ```python
@@ -80,8 +81,14 @@ class RunContext:
 
         Raises:
             UnportableResultError: If a value can't be represented; it names the metric.
+            TypeError: If the step is not a whole number.
         """
-        self._log(metrics, step)
+        number = to_python_scalar(step)
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
+        if not (number is None or isinstance(number, int)):
+            raise TypeError(f"step must be a whole number, not {step!r:.100}")
+        self._log(metrics, number)
 
     def progress(self, done: float, total: float | None = None, *, text: str = "") -> None:
         """Report how much of the run is done; it is shown live and not recorded.
@@ -92,7 +99,7 @@ class RunContext:
                 current_run().progress(epoch, 3, text=f"epoch {epoch}")
             ```
         """
-        self._progress(done, total, text)
+        self._progress(float(done), None if total is None else float(total), str(text))
 
 
 _current: RunContext | None = None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ml_experiments.errors import Error
@@ -46,6 +51,27 @@ def test_the_folders_are_made_when_they_are_first_used(reports: list[Any], tmp_p
 def test_the_device_is_one_that_torch_has(reports: list[Any]) -> None:
     torch = pytest.importorskip("torch")
     assert torch.zeros(1, device=current_run().device).device.type == current_run().device
+
+
+def test_numbers_of_libraries_are_steps_and_progress(reports: list[Any]) -> None:
+    steps = [np.arange(4)[3], np.uint8(3), np.array(3), np.float32(3), 3.0, True + 2]
+    torch = sys.modules.get("torch")
+    steps += [torch.tensor(3)] if torch else []
+    for step in steps:
+        current_run().log({}, step=step)
+    assert reports == [({}, 3)] * len(steps)
+    assert all(type(step) is int for _, step in reports)
+    reports.clear()
+    current_run().progress(np.int64(1), np.float32(2), text=Path("a.csv"))  # type: ignore[arg-type]
+    current_run().progress(Fraction(1, 2), Decimal(1))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(reports)) == [[1, 2, "a.csv"], [0.5, 1, ""]]
+
+
+@pytest.mark.parametrize("step", ["one", 0.5, [1], np.ones(2), float("nan"), np.nan])
+def test_a_step_that_is_no_whole_number_is_refused(reports: list[Any], step: Any) -> None:
+    with pytest.raises(TypeError, match="step must be a whole number, not"):
+        current_run().log({}, step=step)
+    assert reports == []
 
 
 def test_the_examples_in_the_docstrings_work(reports: list[Any], tmp_path: Path) -> None:
