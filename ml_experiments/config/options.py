@@ -29,8 +29,9 @@ def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict
     import pydantic  # imported late: `--help` needs the schema only
 
     from ml_experiments.config.problems import describe_problems
+    from ml_experiments.serialization.plain_values import to_python_scalar
 
-    values = {name: _plain(value) for name, value in given.items()}
+    values = {name: to_python_scalar(value) for name, value in given.items()}
     try:
         checked: dict[str, Any] = pydantic.TypeAdapter(schema).validate_python(
             values, strict=True, extra="forbid"
@@ -55,11 +56,6 @@ def descriptions(schema: type[Any]) -> dict[str, tuple[Any, str]]:
         kind, *metadata = typing.get_args(hint)
         found[name] = kind, next(m.documentation for m in metadata if isinstance(m, Doc))
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Return the number in a scalar of numpy or torch; anything else as it is."""
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _lacks_brackets(schema: type[Any], name: str, value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from ml_experiments.backends.modal.gpus import GpuRequest
 from ml_experiments.errors import BackendError
+from ml_experiments.serialization.plain_values import to_python_scalar
 
 MAX_TIMEOUT_S = 24 * 3600
 
@@ -56,6 +57,7 @@ def check_timeout(seconds: object) -> int:
     Raises:
         BackendError: If it is not a whole number of seconds from 1 to 24 hours.
     """
+    seconds = to_python_scalar(seconds)
     if not _is_above_zero(seconds) or int(seconds) != seconds or seconds > MAX_TIMEOUT_S:
         raise BackendError(
             f"timeout is {seconds!r}; it must be a whole number of seconds from 1 to "
@@ -71,6 +73,7 @@ def check_cpu(cores: object) -> float:
     Raises:
         BackendError: If it is not a number above 0.
     """
+    cores = to_python_scalar(cores)
     if not _is_above_zero(cores):
         raise BackendError(f"cpu is {cores!r}; it must be a number of cores above 0, such as 4")
     return cores
@@ -82,6 +85,7 @@ def check_memory(mib: object) -> int:
     Raises:
         BackendError: If it is not a whole number of MiB above 0.
     """
+    mib = to_python_scalar(mib)
     if not _is_above_zero(mib) or int(mib) != mib:
         raise BackendError(
             f"memory is {mib!r}; it must be a whole number of MiB above 0, such as 32768"
