@@ -114,7 +114,7 @@ def tree_problems(data: Any) -> tuple[str, ...]:
 
 
 def _article(kind: type) -> str:
-    # Python 3.13 says pathlib._local.PosixPath, which is pathlib.PosixPath to everybody else
+    # private parts are left out, as in pathlib._local.PosixPath of Python 3.13
     module = [part for part in kind.__module__.split(".") if not part.startswith("_")]
     name = ".".join([*module, kind.__qualname__]).removeprefix("builtins.")
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

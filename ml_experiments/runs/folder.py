@@ -1,7 +1,7 @@
 """A run folder: one run on disk, readable without this package.
 
 runs/<run_id>/
-  spec.json         what was asked for, secrets left out
+  spec.json         the request, without secrets
   manifest.json     code, environment, machine, process
   log.txt           all that the experiment printed
   result.json       the outcome; there once the run has ended
@@ -142,7 +142,7 @@ class RunFolder:
         return self.path / "result.json"
 
     def read_spec(self) -> RunSpec:
-        """Return what was asked for.
+        """Return the request.
 
         Raises:
             RunFolderError: If spec.json is missing or not readable.
@@ -219,7 +219,7 @@ class RunFolder:
             )
 
     def write_spec(self, spec: RunSpec, redactor: Redactor) -> None:
-        """Replace what was asked for, when more of it turned out to be secret."""
+        """Replace the request, when more of it turned out to be secret."""
         data = redactor.redact_record(spec.to_dict(), SPEC_USER_DATA)
         write_json_atomically(self.path / "spec.json", data)
 
@@ -325,7 +325,7 @@ class RunFolder:
         if is_alive is None:  # it can't be seen from here
             silence_s = silent_s(self.path)
             is_alive = silence_s < LOST_AFTER_S
-            message = f"nothing was heard of {process.hostname} for {silence_s:.0f} s"
+            message = f"there was no sign of life from {process.hostname} for {silence_s:.0f} s"
         if (self.path / _NOT_WRITTEN).exists():
             message = "the run has ended, but its result could not be written"
         elif is_alive:

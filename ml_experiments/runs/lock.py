@@ -1,4 +1,4 @@
-"""One attempt at a run at a time: whoever sees it through holds the lock of its folder."""
+"""A lock on a run folder, so that only one attempt at the run is active."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import BinaryIO
 from ml_experiments.errors import RunFolderError
 from ml_experiments.runs.folder import RunFolder
 
-# an attempt lets go of the lock a moment after its result is there
+# an attempt releases the lock a moment after it has written its result
 _WAIT_S = 1.0
 _RETRY_S = 0.02
 
 
 class RunLock:
-    """The lock of a run folder; the system lets go of it when the process dies."""
+    """The lock of a run folder; the system releases it when the process dies."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class RunLock:
             time.sleep(_RETRY_S)
 
     def release(self) -> None:
-        """Let go of the lock, and leave no file behind."""
+        """Release the lock and remove its file."""
         self._path.unlink(missing_ok=True)
         self._file.close()
 

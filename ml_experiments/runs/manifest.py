@@ -15,7 +15,7 @@ class ModalPlace:
     """The container of a run on Modal.
 
     Attributes:
-        gpu: What was asked of Modal: one GPU, or the alternatives.
+        gpu: The request to Modal: one GPU, or the alternatives.
         cpu_cores: Cores that are reserved, and the limit.
         memory_mib: Memory that is reserved, and the limit.
         worst_case_usd: The most that one attempt can cost, in US dollars.
@@ -75,7 +75,7 @@ class Manifest:
         )
 
     def attempts(self, result: RunResult) -> tuple[Attempt, ...]:
-        """Return all attempts, with this one as its result tells."""
+        """Return all attempts, the last one with its result."""
         own = Attempt(
             number=self.attempt,
             status=result.status,

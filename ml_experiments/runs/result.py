@@ -41,12 +41,12 @@ class RunFailedError(Error):
 
     def __init__(self, result: RunResult) -> None:
         error = result.error
-        text = f"run {result.run_id} ended with status {result.status}"
+        message = f"run {result.run_id} ended with status {result.status}"
         if error is not None:
-            text += f": {error.kind}: {error.type}: {error.message}"
+            message += f": {error.kind}: {error.type}: {error.message}"
             if error.hint:
-                text += f"\nhint: {error.hint}"
-        super().__init__(text)
+                message += f"\nhint: {error.hint}"
+        super().__init__(message)
         self.result = result
 
 
@@ -117,7 +117,7 @@ class RunError:
     Attributes:
         kind: The cause, as one of a few kinds.
         type: The name of the exception class.
-        message: The exception's own text.
+        message: The exception's own message.
         traceback: The experiment's own frames, without those of this package.
         hint: What to do about it; empty when nothing useful is known.
     """
@@ -164,7 +164,7 @@ class Attempt:
         number: 1 for the first.
         place: The machine, and on Modal the GPU and the call.
         began_at: When it was submitted, in ISO 8601.
-        seconds: How long it executed; None where that isn't known.
+        seconds: How long it executed; None if unknown.
         cost_usd: What it cost by estimate, where money was spent.
     """
 

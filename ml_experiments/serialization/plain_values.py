@@ -1,6 +1,6 @@
 """Values of classes and libraries, one layer at a time, as plain Python values.
 
-A library is looked at only when it's imported already: no value of it can exist otherwise.
+A library counts only if it is imported already: otherwise no value of it can exist.
 """
 
 from __future__ import annotations

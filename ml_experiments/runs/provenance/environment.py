@@ -53,7 +53,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _parse_entry(place: Path, entry: str) -> tuple[str, str]:
-    # the name says it all: reading every METADATA would take twenty times as long
+    # the name is enough: reading every METADATA would take twenty times as long
     match = _DIST_INFO.fullmatch(entry)
     if match:
         return match["name"], match["version"]
@@ -95,7 +95,7 @@ def _describe_gpus() -> dict[str, Any]:
 
 
 def _gpus_of_torch(torch: Any) -> list[dict[str, Any]]:
-    # such as those of AMD, which nvidia-smi doesn't know
+    # such as those of AMD, which nvidia-smi does not list
     cuda = getattr(torch, "cuda", None)
     if cuda is None or not cuda.is_available():
         return []

@@ -38,7 +38,7 @@ _DIFF_OPTIONS = ("--no-ext-diff", "--no-textconv", "--no-color", "--submodule=sh
 
 
 class _GitError(Exception):
-    """Raised when git refuses, or takes too long."""
+    """Raised when git fails or takes too long."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Git:
 
 
 def _wait_for_end(pid: int, limit_s: float) -> None:
-    # Popen.wait looks at intervals that grow, which takes up to twice as long
+    # Popen.wait polls at growing intervals, and may take twice as long
     descriptor = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -122,7 +122,7 @@ def _wait_for_end(pid: int, limit_s: float) -> None:
 def describe_code(folder: Path) -> dict[str, Any]:
     """Return the git commit, branch and uncommitted changes of the work tree around a folder.
 
-    Empty without a repository or without git. `problem` says why something is missing. The
+    Empty without a repository or without git. `problem` is why something is missing. The
     diff against the commit is cut at MAX_DIFF_BYTES bytes and holds no secrets; `diff_sha256` is
     of the whole, as git gives it.
     """
@@ -138,7 +138,7 @@ def _describe(git: _Git) -> dict[str, Any]:
     try:
         git = git.without_filters()
         index = _read_index(git)
-        # `git status` does not look at these files
+        # `git status` does not compare these files
         absent = [path for path in index.absent if os.path.lexists(git.root / path)]
         unchecked = [*index.unchanged, *absent]
         with tempfile.TemporaryDirectory() if unchecked else contextlib.nullcontext() as scratch:
@@ -212,7 +212,7 @@ def _git_dir(root: Path) -> Path:
 
 
 def _with_all_checked(git: _Git, unchecked: list[str], index: Path) -> _Git:
-    """Return a git whose index, a copy, marks no file as one that need not be looked at."""
+    """Return a git whose index, a copy, exempts no file from comparison."""
     shutil.copy2(_git_dir(git.root) / "index", index)
     git = dataclasses.replace(git, index=index)
     for start in range(0, len(unchecked), _MAX_ARGUMENTS):

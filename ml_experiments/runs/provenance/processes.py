@@ -83,8 +83,8 @@ def _read_pid_namespace() -> str | None:
 def _read_stat(pid: int) -> tuple[str, int] | None:
     """Return a process's state and its start in clock ticks since boot."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # its name, before that, may hold anything
+    fields = stat.rpartition(")")[2].split()  # its name, before that, may hold anything
     return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
