@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, RunHandle
-from ml_experiments.errors import ConfigError
+from ml_experiments.errors import BackendError, ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.redaction.redactor import Redactor
@@ -139,12 +139,16 @@ def submit_run(
         ```
     """
     spec = prepared.spec
+    try:
+        client = this_process()
+    except OSError as e:  # too many open files
+        raise BackendError(f"the run can't be started: {e}") from e
     manifest = Manifest(
         run_id=spec.run_id,
         seed=spec.seed,
         began_at=spec.created_at,
         code=describe_code(working_dir()),
-        client=this_process(),
+        client=client,
     )
     redactor = Redactor(prepared.secrets)
     # absolute: the experiment may change the working folder

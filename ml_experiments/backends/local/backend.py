@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Unpack
@@ -21,6 +23,10 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.nvidia import list_gpus
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun, RunSpec
+
+# open files of a client for each worker, and for all else that it does
+_FILES_OF_WORKER = 4
+_OTHER_FILES = 20
 
 
 class LocalBackend(Backend):
@@ -51,7 +57,7 @@ class LocalBackend(Backend):
     def __init__(self, **options: Unpack[LocalOptions]) -> None:
         max_workers = read_options(LocalOptions, options, "LocalBackend").get("max_workers")
         gpus = list_gpus()
-        count = max_workers or max(1, len(gpus))
+        count = min(max_workers or max(1, len(gpus)), _most_workers())
         threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None
         super().__init__()
         self.templates = TemplatePool(threads)
@@ -111,6 +117,14 @@ class LocalBackend(Backend):
             best = max(self._free, key=lambda slot: slot.score(setup_key))
             self._free.remove(best)
         return best
+
+
+def _most_workers() -> int:
+    """Return for how many workers this process may open files; the other runs wait."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (limit - _OTHER_FILES) // _FILES_OF_WORKER)
 
 
 def refuse_gpu(spec: RunSpec) -> None:
