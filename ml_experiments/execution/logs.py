@@ -74,9 +74,12 @@ class LogTail:
         self._stream = StreamRedactor(redactor)
         self._characters = WholeCharacters()
         self._file = output.open("rb", buffering=0)
-        self._file.seek(0, os.SEEK_END)  # what an earlier attempt has printed was shown then
         is_copied = output != folder.log_file
         self._copy = self._log_file.open("ab", buffering=0) if is_copied else None
+
+    def skip_earlier(self) -> None:
+        """Show only what comes from now on, not what an earlier attempt has printed."""
+        self._file.seek(0, os.SEEK_END)
 
     def show_some(self) -> bool:
         """Show the next piece; return whether there is more already."""

@@ -119,6 +119,7 @@ class Supervision:
             with closing(
                 LogTail(self._spec, self._folder, self._output, self._observer, self._redactor)
             ) as self._tail:
+                self._tail.skip_earlier()
                 result = self._event_loop()
                 redact_log(self._folder, self._redactor)
                 self._tail.show_rest(self._cancellation.requested.is_set)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ import pytest
 from ml_experiments import run_experiment
 from ml_experiments.cli import table
 from ml_experiments.cli.table import Cell, Column, print_table
-from ml_experiments.runner.live_display import PlainDisplay
-from ml_experiments.runner.observers import PrintLogs
+from ml_experiments.runner.observers import Display
 from ml_experiments.runs.spec import RunSpec
 from tests.support.cache_command import call as call_cache
 from tests.support.hub_cache import commit_of, write_repo
@@ -108,13 +106,13 @@ def test_the_cache_commands_print_no_escape_sequence(home: Path) -> None:
 def test_the_live_report_prints_names_and_messages_as_escapes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    observer = PrintLogs()
+    observer = Display()
     specs = [RunSpec(f"run-{n}", "m:C", {}, 0, "", name=ODD) for n in range(2)]
     for spec in specs:
         observer.started(spec)
     observer.notice(specs[0], ODD)
     observer.log(specs[0], b"loss 0.5\n")
-    PlainDisplay(sys.stdout).progress(specs[0], 1, 2, ODD)
+    observer.progress(specs[0], 1, 2, ODD)
     output = "".join(capsys.readouterr())
     assert output.count("PWNED") == 4
     assert "] loss 0.5\n" in output

@@ -23,6 +23,9 @@ def test_a_class_in_a_module_is_found_again_by_its_path() -> None:
 
 def test_a_class_defined_in_a_function_is_refused() -> None:
     class Local:
+        def __init__(self, config: object) -> None:
+            pass
+
         def run(self) -> None:
             """Do nothing."""
 
@@ -103,7 +106,8 @@ def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) 
 
 def test_a_nested_class_is_written_after_a_colon(tmp_path: Path) -> None:
     (tmp_path / "nests.py").write_text(
-        "class Outer:\n    class Inner:\n        def run(self): ...\n"
+        "class Outer:\n    class Inner:\n        def __init__(self, config): ...\n"
+        "        def run(self): ...\n"
     )
     with pytest.raises(ExperimentPathError, match=r"is a class, .* write nests:Outer\.Inner"):
         load_experiment("nests.Outer.Inner", [str(tmp_path)])
