@@ -105,6 +105,7 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
         return f"missing{allowed}"
     given = _show(error["input"], path, info)
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    message = message.replace("a valid array", "a valid list")  # JSON's word for the same
     is_shown = given != Redactor.MARK
     hint = _hint(error, path, info.annotation if info else None) if is_shown else ""
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"

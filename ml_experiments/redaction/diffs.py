@@ -121,7 +121,7 @@ class _Lines:
                 return content[:indent] + (Redactor.MARK if content.strip() else "")
             self.indent = None
         content = _KNOWN_TOKEN.sub(Redactor.MARK, content)
-        for password in url_passwords(content):
+        for password in set(url_passwords(content)):
             if not _NO_SECRET.match(password):
                 content = content.replace(f":{password}@", f":{Redactor.MARK}@")
         if "PRIVATE KEY" in content and _PRIVATE_KEY.search(content):

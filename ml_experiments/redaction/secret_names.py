@@ -35,7 +35,7 @@ _WORD_BORDER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_
 # the first reads a URL as RFC 3986 does; clients of databases also take a / inside a password
 _URL_PASSWORDS = (
     re.compile(r"://[^\s:/?#@]*:([^\s/?#]+)@"),
-    re.compile(r"://[^\s:/?#@]*:(?!\d+[/?#])([^\s@]+)@"),
+    re.compile(r"://[^\s:/?#@]*:(?!\d+[/?#])((?:(?!://)[^\s@])+)@"),
 )
 
 

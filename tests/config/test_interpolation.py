@@ -39,6 +39,6 @@ def test_every_interpolation_that_leads_nowhere_is_named(monkeypatch: pytest.Mon
     fields = [problem.partition(":")[0] for problem in caught.value.problems]
     assert fields == ["a.b", "c.1", "d", "e", "f"]
     assert "environment variable NOT_SET is not set" in caught.value.problems[0]
-    for text in ("x=${", "x=${y", "x=${oc.env:}", "x={y: '${x}'}"):
+    for written in ("x=${", "x=${y", "x=${oc.env:}", "x={y: '${x}'}"):
         with pytest.raises(ConfigError, match="x"):
-            load_config(None, [text])
+            load_config(None, [written])

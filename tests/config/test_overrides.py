@@ -1,4 +1,4 @@
-"""What `key=value` means, and what is said of one that can't be applied."""
+"""What `key=value` means, and the errors of overrides that can't be applied."""
 
 from __future__ import annotations
 
@@ -108,9 +108,15 @@ def test_all_wrong_overrides_are_reported_at_once() -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_no_override_raises_anything_but_a_config_error(text: str) -> None:
-    for override in (text, f"a={text}", f"a=[{text}]", f"a={{x: {text}}}", f"a='{text}'"):
+@given(written=st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_override_raises_anything_but_a_config_error(written: str) -> None:
+    for override in (
+        written,
+        f"a={written}",
+        f"a=[{written}]",
+        f"a={{x: {written}}}",
+        f"a='{written}'",
+    ):
         with contextlib.suppress(ConfigError):
             load_config(None, [override])
 
@@ -119,7 +125,7 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 
 
 @settings(deadline=None)
-@given(text=words.filter(lambda t: t.strip() and t.strip()[0] not in "[{'\"" and "${" not in t))
-def test_text_survives(text: str) -> None:
-    found = load_config(None, [f"prompt={text} x"])
-    assert found == {"prompt": f"{text} x"}
+@given(written=words.filter(lambda t: t.strip() and t.strip()[0] not in "[{'\"" and "${" not in t))
+def test_a_string_survives(written: str) -> None:
+    found = load_config(None, [f"prompt={written} x"])
+    assert found == {"prompt": f"{written} x"}

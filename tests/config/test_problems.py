@@ -1,4 +1,4 @@
-"""What is wrong with a config is said in full, with what is allowed and without secrets."""
+"""Messages about an invalid config name what is allowed, and hold no secrets."""
 
 from __future__ import annotations
 

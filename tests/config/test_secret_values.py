@@ -19,7 +19,7 @@ def test_secrets_of_a_config_are_found() -> None:
         "tokenizer": "gpt2",
         "max_tokens": 5,
         "token": "",
-        "secret": {"value": "not a text of a field named like one"},
+        "secret": {"value": "no string, though its name is that of a secret"},
         "both": pydantic.SecretBytes(b"four"),
         "crop": Crop(1),
     }
@@ -33,9 +33,9 @@ def test_secrets_of_a_config_are_found() -> None:
 
 def test_the_password_of_a_url_in_a_config_is_a_secret() -> None:
     config = {
-        "data": "postgres://me:from-the-text@db:5432/digits",
+        "data": "postgres://me:from-the-string@db:5432/digits",
         "typed": pydantic.PostgresDsn("postgres://me:from-the-type@db/digits"),
         "page": "https://example.org:8080/@me",
         "prompt": "a seven: red @ noon",
     }
-    assert secret_config_values(config) == ("from-the-text", "from-the-type")
+    assert secret_config_values(config) == ("from-the-string", "from-the-type")

@@ -1,4 +1,4 @@
-"""An experiment's class says what its config is, to the runner and to a type checker."""
+"""The class of an experiment determines its config, at run time and for a type checker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An import path has parts, or an error that says what to write."""
+"""An import path has parts, or an error that shows the right forms."""
 
 from __future__ import annotations
 

@@ -177,6 +177,8 @@ def test_long_lines_take_no_time() -> None:
         "'" * 50_001,
         "<a>" * 50_000,
         "curl -u " * 30_000,
+        "://" * 50_000,
+        "://a:b@" * 20_000,
     ]
     started = time.process_time()
     for line in lines:

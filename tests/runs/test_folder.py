@@ -91,12 +91,12 @@ def call(runs_dir: Path, *arguments: str) -> tuple[int, str, str]:
                 main(["runs", *arguments])
     finally:
         logging.getLogger("ml_experiments").removeHandler(warnings)
-    texts = []
+    printed = []
     for stream in streams:
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode(errors="replace"))  # type: ignore[attr-defined]
+        printed.append(stream.buffer.getvalue().decode(errors="replace"))  # type: ignore[attr-defined]
     assert isinstance(ended.value.code, int)
-    return ended.value.code, *texts
+    return ended.value.code, *printed
 
 
 def refuse(constant: str) -> None:

@@ -25,10 +25,10 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "-1e999", "{", "", "1 2"])
-def test_what_could_not_be_written_as_json_again_is_refused(text: str) -> None:
+@pytest.mark.parametrize("written", ["NaN", "[Infinity]", "1e999", "-1e999", "{", "", "1 2"])
+def test_what_could_not_be_written_as_json_again_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_strict_json(text)
+        parse_strict_json(written)
 
 
 def test_json_is_read_as_it_is() -> None:

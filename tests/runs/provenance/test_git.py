@@ -1,4 +1,4 @@
-"""What the manifest says of the code is true, and gathering it is harmless."""
+"""The manifest is true about the code, and gathering it is harmless."""
 
 from __future__ import annotations
 
