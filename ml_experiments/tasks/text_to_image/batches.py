@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 
 from ml_experiments.errors import InsufficientMemoryError
+from ml_experiments.tasks.text_to_image.requests import PictureRequest
 
 logger = logging.getLogger(__name__)
 
 # Where `auto` starts. The pixels fit common models on the GPUs that they are run on, and leave a
 # CPU, where the system may kill the process rather than refuse memory, with small batches.
-_LARGEST_BATCH = 32
+_MAX_BATCH = 32
 _PIXELS_PER_BATCH = {"cuda": 16 * 512 * 512, "mps": 4 * 512 * 512, "cpu": 2 * 512 * 512}
-_OUT_OF_MEMORY_TEXTS = (
+_OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator: can't allocate",
     "DefaultCPUAllocator: not enough",
     "could not create a primitive",  # all that oneDNN says when the host's memory is refused
@@ -33,52 +33,32 @@ _OUT_OF_MEMORY_TEXTS = (
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """One picture to draw.
-
-    Attributes:
-        index: Its place among all pictures of the run.
-        seed: Seeds the picture's own generator, so that nothing else decides what is drawn.
-    """
-
-    index: int
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class Drawing:
     """What a pipeline drew at once.
 
     Attributes:
         blacked_out: For each picture, whether the model's safety checker painted it black.
+        overflowed: For each picture, whether it holds values that are no numbers: it is black.
     """
 
     pictures: Sequence[Image]
     blacked_out: Sequence[bool]
+    overflowed: Sequence[bool]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that were asked for and drawn together, and how long that took."""
+    """Pictures that were asked for and drawn together.
+
+    Attributes:
+        seconds: How long that took.
+        done: How many pictures of the run there are with these.
+    """
 
     requests: Sequence[PictureRequest]
     drawing: Drawing
     seconds: float
-
-
-def plan_pictures(prompts: Sequence[str], num_images: int, seed: int) -> list[PictureRequest]:
-    """Return the pictures of a run; a picture depends on seed, prompt and its number only."""
-    numbered = [(prompt, number) for prompt in prompts for number in range(num_images)]
-    return [
-        PictureRequest(index, prompt, _picture_seed(seed, prompt, number))
-        for index, (prompt, number) in enumerate(numbered)
-    ]
-
-
-def _picture_seed(seed: int, prompt: str, number: int) -> int:
-    digest = hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()
-    return int.from_bytes(digest[:6])  # exact in JSON readers that hold numbers as floats
+    done: int
 
 
 @dataclass
@@ -86,31 +66,31 @@ class BatchSize:
     """How many pictures are drawn together.
 
     Attributes:
+        wanted: What the config says.
+        pixels: At most in a batch, where the size is `auto`.
         too_large: Sizes that ran out of memory.
     """
 
-    size: int
-    may_shrink: bool
+    wanted: int | Literal["auto"]
+    pixels: int
     too_large: list[int] = field(default_factory=list)
 
     @classmethod
-    def choose(
-        cls, wanted: int | Literal["auto"], device: str, pixels: int, count: int
-    ) -> BatchSize:
-        """Take the wanted size, or start `auto` at one that suits a device and its pictures.
+    def choose(cls, wanted: int | Literal["auto"], device: str) -> BatchSize:
+        """Take the wanted size, or start `auto` at one that suits a device: cuda, mps or cpu."""
+        return cls(wanted, _PIXELS_PER_BATCH[device])
 
-        Args:
-            wanted: What the config says.
-            device: `cuda`, `mps` or `cpu`.
-            pixels: Of one picture.
-            count: How many pictures there are to draw.
-        """
-        if wanted != "auto":
-            return cls(wanted, may_shrink=False)
-        fitting = _PIXELS_PER_BATCH[device] // pixels
-        return cls(max(1, min(_LARGEST_BATCH, fitting, count)), may_shrink=True)
+    def of(self, pixels: int) -> int:
+        """Return how many pictures of so many pixels are drawn together."""
+        if self.wanted != "auto":
+            return self.wanted
+        return max(1, min(_MAX_BATCH, self.pixels // pixels))
 
-    def shrink(self, tried: int, error: BaseException) -> None:
+    def reported(self, pixels: int, count: int) -> int:
+        """Return the size for a run of so many pictures of so many pixels."""
+        return self.of(pixels) if self.wanted != "auto" else min(self.of(pixels), count)
+
+    def shrink(self, tried: int, pixels: int, error: BaseException) -> None:
         """Halve the size, after drawing `tried` pictures together ran out of memory.
 
         Raises:
@@ -123,42 +103,62 @@ class BatchSize:
                 "width, set attention_slicing, vae_tiling or (with a GPU) cpu_offload to true, "
                 "use dtype=float16 or quantization=int8, or run on a larger GPU type"
             ) from error
-        self.size = tried // 2
-        logger.warning("out of memory at %d pictures a batch; going on with %d", tried, self.size)
+        self.pixels = tried // 2 * pixels
+        logger.warning("out of memory at %d pictures a batch; going on with %d", tried, tried // 2)
 
 
 def draw_in_batches(
-    draw: Callable[[Sequence[PictureRequest]], Drawing],
+    draw: Callable[[Sequence[PictureRequest], int], Drawing],
     requests: Sequence[PictureRequest],
     batch_size: BatchSize,
+    pixels_of: Callable[[PictureRequest], int],
+    kept: Collection[int] = (),
 ) -> Iterator[Batch]:
-    """Draw all pictures in order; where `batch_size` may shrink, it does when memory runs out.
+    """Draw all pictures, those with the same settings together.
+
+    Where `batch_size` may shrink, it does when memory runs out.
+
+    Args:
+        draw: Draws pictures; it also gets how many there are before them.
+        requests: All pictures of the run.
+        batch_size: How many to draw together.
+        pixels_of: Returns the size of a picture.
+        kept: Indices of the pictures that are there already.
 
     Raises:
         InsufficientMemoryError: If the size may shrink and a single picture doesn't fit.
     """
-    position = 0
-    while position < len(requests):
-        chosen = requests[position : position + batch_size.size]
-        started = time.perf_counter()
-        try:
-            drawing = draw(chosen)
-        except (RuntimeError, MemoryError) as e:
-            if not batch_size.may_shrink or not is_out_of_memory(e):
-                raise
-            batch_size.shrink(len(chosen), e)
-        else:
-            yield Batch(chosen, drawing, time.perf_counter() - started)
-            position += len(chosen)
-            continue
-        _free_memory()  # not in the handler, where the exception still holds the tensors
+    groups: dict[Any, list[PictureRequest]] = {}
+    for request in requests:
+        groups.setdefault(request.batch_key, []).append(request)
+    done = 0
+    for group in groups.values():
+        pixels, position = pixels_of(group[0]), 0
+        while position < len(group):
+            # whatever is kept, batches end where they would have ended otherwise
+            chosen = group[position : position + batch_size.of(pixels)]
+            missing = [request for request in chosen if request.index not in kept]
+            started = time.perf_counter()
+            try:
+                drawing = draw(missing, done + len(chosen) - len(missing)) if missing else None
+            except (RuntimeError, MemoryError) as e:
+                if batch_size.wanted != "auto" or not is_out_of_memory(e):
+                    raise
+                batch_size.shrink(len(missing), pixels, e)
+            else:
+                done += len(chosen)
+                position += len(chosen)
+                if drawing is not None:
+                    yield Batch(missing, drawing, time.perf_counter() - started, done)
+                continue
+            _free_memory()  # not in the handler, where the exception still holds the tensors
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an exception means that the memory of a GPU or of the host ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+    return any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES)
 
 
 def _free_memory() -> None:

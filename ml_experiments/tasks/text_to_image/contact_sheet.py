@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-LARGEST_COUNT = 200
-_SMALLEST_SIDE, _LARGEST_SIDE = 128, 256
-_COLUMNS, _FEWEST_COLUMNS = 8, 4
+MAX_COUNT = 200
+_MIN_SIDE, _MAX_SIDE = 128, 256
+_COLUMNS, _MIN_COLUMNS = 8, 4
 _GAP, _LINE, _TEXT_SIZE, _TITLE_SIZE = 12, 18, 14, 16
 _LABEL_LINES = 2
-_LONGEST_LINE = 400
+_MAX_LINE = 400
 _BACKGROUND, _INK, _FAINT = "#ffffff", "#1f2328", "#59636e"
 
 
@@ -24,20 +25,28 @@ class ContactSheet:
 
     Attributes:
         row_length: How many pictures belong together, in a row of their own where that fits.
-        left_out: How many pictures more than `LARGEST_COUNT` were added.
+        left_out: How many pictures more than `MAX_COUNT` were added.
     """
 
     title: str
     row_length: int
     left_out: int = 0
-    _cells: list[tuple[Image.Image, str]] = field(default_factory=list)
+    _cells: dict[int, tuple[Image.Image, str]] = field(default_factory=dict)
 
-    def add(self, picture: Image.Image, label: str) -> None:
-        """Take a picture in, unless the sheet is full."""
-        if len(self._cells) < LARGEST_COUNT:
-            self._cells.append((_resized(picture), label))
-        else:
+    def add(self, index: int, read: Callable[[], Image.Image], label: str) -> None:
+        """Take a picture in, unless the sheet is full of pictures that come before it.
+
+        Args:
+            index: Its place among all pictures.
+            read: Returns the picture; called only if it is taken in.
+            label: What to write below it.
+        """
+        if len(self._cells) == MAX_COUNT:
             self.left_out += 1
+            if index > (last := max(self._cells)):
+                return
+            del self._cells[last]
+        self._cells[index] = (_resized(read()), label)
 
     def render(self) -> Image.Image:
         """Return the sheet as one picture.
@@ -47,12 +56,13 @@ class ContactSheet:
         """
         if not self._cells:
             raise ValueError("a contact sheet needs at least one picture")
-        cell_width = max(picture.width for picture, _ in self._cells)
-        cell_height = max(picture.height for picture, _ in self._cells)
+        cells = [self._cells[index] for index in sorted(self._cells)]
+        cell_width = max(picture.width for picture, _ in cells)
+        cell_height = max(picture.height for picture, _ in cells)
         label_height = _LABEL_LINES * _LINE + _GAP // 2
         columns = self._columns()
         top = 2 * _GAP + _TITLE_SIZE
-        rows = math.ceil(len(self._cells) / columns)
+        rows = math.ceil(len(cells) / columns)
         sheet = Image.new(
             "RGB",
             (
@@ -65,7 +75,7 @@ class ContactSheet:
         _write_line(
             pen, (_GAP, _GAP), self._full_title(), sheet.width - 2 * _GAP, _TITLE_SIZE, _INK
         )
-        for position, (picture, label) in enumerate(self._cells):
+        for position, (picture, label) in enumerate(cells):
             x = _GAP + position % columns * (cell_width + _GAP)
             y = top + position // columns * (cell_height + label_height + _GAP)
             sheet.paste(picture, (x, y))
@@ -77,7 +87,7 @@ class ContactSheet:
             return self.row_length
         count = len(self._cells)
         square = math.ceil(math.sqrt(count))
-        return min(_COLUMNS, count, max(square, _FEWEST_COLUMNS))
+        return min(_COLUMNS, count, max(square, _MIN_COLUMNS))
 
     def _full_title(self) -> str:
         if not self.left_out:
@@ -88,12 +98,12 @@ class ContactSheet:
 def _resized(picture: Image.Image) -> Image.Image:
     """Return a copy that is large enough to see and small enough to lay out."""
     longest = max(picture.size)
-    if longest < _SMALLEST_SIDE:  # whole pixels, so that a small picture isn't blurred
-        factor = math.ceil(_SMALLEST_SIDE / longest)
+    if longest < _MIN_SIDE:  # whole pixels, so that a small picture isn't blurred
+        factor = math.ceil(_MIN_SIDE / longest)
         size = (picture.width * factor, picture.height * factor)
         return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
     small = picture.convert("RGB")
-    small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     return small
 
 
@@ -117,7 +127,7 @@ def _write_line(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, ink: str
 ) -> None:
     """Write a line of text, cut to a width in pixels."""
-    text = text[:_LONGEST_LINE]
+    text = text[:_MAX_LINE]
     font = _font(size)
     shown = text
     while shown and font.getlength(shown) > width:

@@ -1,70 +1,86 @@
-"""Changes to a pipeline's denoising network, once it is loaded: LoRA, quantization, compilation."""
+"""Changes to a pipeline's denoising network, once it is loaded: precision, speed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
-from ml_experiments.errors import ConfigError
+from ml_experiments.errors import ConfigError, suggest
+from ml_experiments.tasks.text_to_image.pipeline_class import NETWORKS, PipelineTraits
 from ml_experiments.tasks.text_to_image.quiet import quiet_imports
 
-_NETWORKS = ("unet", "transformer", "transformer_2")
+Quantization = Literal["none", "int8", "int4", "fp8"]
 _INT4_GROUP = 64
 
 
-def denoising_networks(pipeline: Any) -> Sequence[torch.nn.Module]:
+def denoising_networks(pipeline: Any) -> Sequence[Any]:
     """Return the network, or networks, that a pipeline runs once a step."""
-    found = (getattr(pipeline, name, None) for name in _NETWORKS)
+    found = (getattr(pipeline, name, None) for name in NETWORKS)
     return [network for network in found if network is not None]
 
 
-def fuse_lora(pipeline: Any, file: Path) -> None:
-    """Add a LoRA's weights to those of the pipeline, which costs nothing when it draws.
+def check_speed_options(
+    traits: PipelineTraits,
+    *,
+    attention_slicing: bool,
+    vae_tiling: bool,
+    first_block_cache: float | None,
+    attention_backend: str | None,
+) -> None:
+    """Refuse the options that would have no effect on a model, before it is downloaded.
 
     Raises:
-        ConfigError: If the LoRA was made for another architecture.
+        ConfigError: If there is one; it says what to do.
     """
-    name = type(pipeline).__name__
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ConfigError(f"lora: diffusers can't load a LoRA into a {name}")
-    try:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name="lora")
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as e:
+    networks = [c for c in map(traits.component_class, NETWORKS) if c is not None]
+    name = traits.name
+    if attention_slicing and not any(hasattr(c, "set_attention_slice") for c in networks):
         raise ConfigError(
-            f"lora={str(file)!r} can't be loaded into this {name}: {e}; choose a LoRA that was "
-            "trained on this model"
-        ) from e
-    changed = list(pipeline.get_list_adapters())
-    if not changed:
-        raise ConfigError(
-            f"lora={str(file)!r} has no weight that belongs to this {name}; choose a LoRA that "
-            "was trained on this model"
+            f"attention_slicing: the attention of a {name} can't be sliced; set it to false, and "
+            "use cpu_offload or quantization to save memory"
         )
-    pipeline.fuse_lora(components=changed, adapter_names=["lora"])
-    pipeline.unload_lora_weights()
+    if vae_tiling and not hasattr(traits.component_class("vae"), "enable_tiling"):
+        raise ConfigError(f"vae_tiling: a {name} has no VAE that draws in tiles; set it to false")
+    if first_block_cache is not None and not any(hasattr(c, "enable_cache") for c in networks):
+        raise ConfigError(
+            f"first_block_cache: the network of a {name} is not one of the transformers whose "
+            "blocks diffusers can skip; leave it out"
+        )
+    if attention_backend is not None:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        known = [backend.value for backend in AttentionBackendName]
+        if attention_backend not in known:
+            raise ConfigError(
+                f"attention_backend={attention_backend!r} is none of diffusers' "
+                f"backends{suggest(attention_backend, known)}; those are: {', '.join(known)}"
+            )
 
 
-def quantize_denoiser(
-    pipeline: Any, quantization: Literal["int8", "int4"], device: torch.device
-) -> int:
+def quantize_denoiser(pipeline: Any, quantization: Quantization, device: torch.device) -> int:
     """Store the weights of the denoising network's linear layers in 8 or 4 bits; return how many.
 
     Raises:
         ConfigError: If the network has no layer that can be quantized.
     """
     with quiet_imports():
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-
-    if quantization == "int8":
-        config = Int8WeightOnlyConfig()
-    else:  # the format of the kernels that torch itself has
-        config = Int4WeightOnlyConfig(
-            group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d"
+        from torchao.quantization import (
+            Float8WeightOnlyConfig,
+            Int4WeightOnlyConfig,
+            Int8WeightOnlyConfig,
+            quantize_,
         )
+
+    config = {
+        "int8": Int8WeightOnlyConfig,
+        "fp8": Float8WeightOnlyConfig,
+        # the format of the kernels that torch itself has
+        "int4": lambda: Int4WeightOnlyConfig(
+            group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d"
+        ),
+    }[quantization]()
     for network in denoising_networks(pipeline):
         quantize_(network, config, device=device)
     modules = [m for network in denoising_networks(pipeline) for m in network.modules()]
@@ -76,6 +92,71 @@ def quantize_denoiser(
             "that can be quantized; set quantization=none"
         )
     return count
+
+
+def set_attention_backend(pipeline: Any, backend: str) -> None:
+    """Let the denoising network compute attention by another implementation.
+
+    Raises:
+        ConfigError: If it isn't installed, or the network doesn't choose.
+    """
+    changed = 0
+    for network in denoising_networks(pipeline):
+        try:
+            with quiet_imports():
+                network.set_attention_backend(backend)
+        except (ImportError, RuntimeError, ValueError) as e:
+            raise ConfigError(
+                f"attention_backend={backend!r} can't be used here: {e}; leave it out"
+            ) from e
+        processors = [getattr(module, "processor", None) for module in network.modules()]
+        changed += sum(getattr(p, "_attention_backend", None) is not None for p in processors)
+    if not changed:
+        raise ConfigError(
+            f"attention_backend={backend!r}: the attention of this {type(pipeline).__name__} has "
+            "one implementation only; leave it out"
+        )
+
+
+def cache_first_block(pipeline: Any, threshold: float) -> None:
+    """Skip the other blocks in steps in which the first one changes less than a threshold.
+
+    Raises:
+        ConfigError: If diffusers doesn't know the network's blocks.
+    """
+    with quiet_imports():
+        from diffusers import FirstBlockCacheConfig
+
+    for network in denoising_networks(pipeline):
+        try:
+            network.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        except (AttributeError, ValueError) as e:
+            raise ConfigError(
+                f"first_block_cache: diffusers can't skip blocks of this "
+                f"{type(pipeline).__name__}: {e}; leave it out"
+            ) from e
+
+
+def use_channels_last(pipeline: Any) -> None:
+    """Lay the weights of convolutions out as some devices compute them faster.
+
+    Raises:
+        ConfigError: If the denoising network has no convolutions.
+    """
+    networks = denoising_networks(pipeline)
+    modules = [module for network in networks for module in network.modules()]
+    convolutions = [
+        m for m in modules if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)
+    ]
+    if len(convolutions) < 2:  # the patches of a transformer don't count
+        raise ConfigError(
+            f"channels_last: the network of a {type(pipeline).__name__} has no convolutions; "
+            "leave it out"
+        )
+    parts = [*networks, getattr(pipeline, "vae", None)]
+    for part in parts:
+        if part is not None:
+            part.to(memory_format=torch.channels_last)
 
 
 def compile_denoiser(pipeline: Any) -> None:

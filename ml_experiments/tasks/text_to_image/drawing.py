@@ -1,37 +1,30 @@
-"""Draws a batch of pictures with a loaded pipeline, under the settings of one run."""
+"""Draws a batch of pictures with a loaded pipeline."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 
-from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.tasks.text_to_image.batches import Drawing, PictureRequest
+from ml_experiments.errors import ConfigError
+from ml_experiments.tasks.text_to_image.batches import Drawing
 from ml_experiments.tasks.text_to_image.denoiser import denoising_networks
 from ml_experiments.tasks.text_to_image.loading import LoadedPipeline
+from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder, unread_part
+from ml_experiments.tasks.text_to_image.pipeline_class import PipelineTraits
+from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
 
 OnStep = Callable[[float], None]
 
 _USUAL_SIDE = 1024
-
-
-@dataclass(frozen=True)
-class DrawingSettings:
-    """What a run passes to the pipeline for every picture; None is the pipeline's own default.
-
-    Attributes:
-        height: In pixels, as is the width.
-    """
-
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
+# pass settings on to pipelines inside them
+_COMBINED = ("decoder_pipe", "prior_pipe")
+# fail for several prompts with a negative one, or mix the noise of a batch
+_ONE_AT_A_TIME = {"KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
 
 
 @dataclass(frozen=True)
@@ -39,93 +32,179 @@ class Drawer:
     """Draws batches with a pipeline.
 
     Attributes:
-        arguments: What the pipeline is called with for every batch.
-        scheduler: The class name of the scheduler in use.
-        height: In pixels, as is the width: what pictures are expected to have.
+        encoder: Encodes prompts of any length; None leaves that to the pipeline.
     """
 
-    pipeline: Any
-    settings: DrawingSettings
-    arguments: dict[str, Any]
-    scheduler: str
-    height: int
-    width: int
+    loaded: LoadedPipeline
+    encoder: PromptEncoder | None = None
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """What the pipeline does with which option."""
+        return self.loaded.files.traits
 
     def draw(self, requests: Sequence[PictureRequest], on_step: OnStep) -> Drawing:
-        """Draw pictures together; `on_step` hears which share of the work is done.
+        """Draw pictures together, all with the same settings but for the negative prompt.
+
+        Args:
+            requests: The pictures.
+            on_step: Called with the share of the work that is done.
 
         Raises:
             ConfigError: If the model draws in other sizes only.
         """
-        arguments = dict(self.arguments)
-        if self.settings.negative_prompt is not None:
-            arguments["negative_prompt"] = [self.settings.negative_prompt] * len(requests)
-        if "callback_on_step_end" in _parameters(self.pipeline):
+        self._use_scheduler(requests)
+        groups: list[list[PictureRequest]] = [[r] for r in requests]
+        if not self._mixes_noise():
+            groups = self._of_same_length(requests)
+        parts: dict[int, tuple[Image, bool, bool]] = {}
+        for group in groups:
+            done, share = len(parts) / len(requests), len(group) / len(requests)
+            drawing = self._draw_together(group, lambda s, d=done, h=share: on_step(d + s * h))  # type: ignore[misc]
+            flags = zip(drawing.pictures, drawing.blacked_out, drawing.overflowed, strict=True)
+            parts |= dict(zip((request.index for request in group), flags, strict=True))
+        pictures, blacked_out, overflowed = zip(*(parts[r.index] for r in requests), strict=True)
+        return Drawing(pictures, blacked_out, overflowed)
+
+    def _of_same_length(self, requests: Sequence[PictureRequest]) -> list[list[PictureRequest]]:
+        """Return groups whose encoded prompts have the same length; padding changes pictures."""
+        if self.encoder is None:
+            return [list(requests)]
+        groups: dict[int, list[PictureRequest]] = {}
+        for request in requests:
+            length = self._encoded(request)["prompt_embeds"].shape[1]
+            groups.setdefault(length, []).append(request)
+        return list(groups.values())
+
+    def _encoded(self, request: PictureRequest) -> dict[str, Any]:
+        assert self.encoder is not None
+        return self.encoder.encode(request.prompt, request.settings.negative_prompt)
+
+    def scheduler_name(self, settings: DrawingSettings) -> str:
+        """Return the class name of the scheduler that is used."""
+        if settings.scheduler is None:
+            return type(self.loaded.scheduler).__name__
+        return self.traits.scheduler_class(settings.scheduler).__name__
+
+    def unread(self, prompt: str) -> str:
+        """Return the end of a prompt that the model doesn't read."""
+        return unread_part(self.loaded.pipeline, self.traits.parameters, prompt)
+
+    def size_of(self, settings: DrawingSettings) -> tuple[int, int]:
+        """Return the height and width of the pictures that the pipeline will draw."""
+        pipeline = self.loaded.pipeline
+        side = getattr(pipeline, "default_sample_size", None)
+        for network in denoising_networks(pipeline):
+            side = side or getattr(network.config, "sample_size", None)
+        scale = getattr(pipeline, "vae_scale_factor", None)
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        if not (scale and height and width):
+            height, width, scale = _USUAL_SIDE, _USUAL_SIDE, 1
+        return settings.height or height * scale, settings.width or width * scale
+
+    def _draw_together(self, requests: Sequence[PictureRequest], on_step: OnStep) -> Drawing:
+        pipeline, settings = self.loaded.pipeline, requests[0].settings
+        if self._mixes_noise():
+            torch.manual_seed(requests[0].seed)  # of a scheduler that uses no generator
+        arguments = self._arguments(requests)
+        if "callback_on_step_end" in self.traits.parameters:
             arguments["callback_on_step_end"] = _step_listener(on_step)
             arguments["callback_on_step_end_tensor_inputs"] = []
-        output = self.pipeline(
-            prompt=[request.prompt for request in requests],
+        # numbers, in which an overflow shows; a watermark is added to pictures only
+        is_marked = getattr(pipeline, "watermarker", None) is not None
+        output = pipeline(
             # on the CPU, so that every device starts from the same noise
             generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
+            output_type="pil" if is_marked else "np",
             **arguments,
         )
-        for picture in output.images:
-            self._check_size(picture.size)
+        pictures, overflowed = _as_pictures(output.images)
+        for picture in pictures:
+            _check_size(settings, picture.size)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
-        return Drawing(output.images, [bool(flag) for flag in flags])
+        return Drawing(pictures, [bool(flag) for flag in flags], overflowed)
 
-    def effective(self, argument: str) -> Any:
-        """Return the value of a pipeline's argument in this run, its own default included."""
-        parameter = _parameters(self.pipeline).get(argument)
-        return self.arguments.get(argument, parameter.default if parameter else None)
+    def _arguments(self, requests: Sequence[PictureRequest]) -> dict[str, Any]:
+        """Return what the pipeline is called with."""
+        settings, traits = requests[0].settings, self.traits
+        arguments: dict[str, Any] = {}
+        for option in ("num_inference_steps", "guidance_scale", "true_cfg_scale"):
+            value, name = getattr(settings, option), traits.argument(option)
+            if value is not None and name is not None:
+                arguments[name] = value
+        if settings.guidance_scale is not None and "guidance_schedule" in traits.parameters:
+            arguments["guidance_schedule"] = None
+        if settings.height or settings.width:  # given one side only, pipelines ignore it
+            arguments["height"], arguments["width"] = self.size_of(settings)
+        prompts = [request.prompt for request in requests]
+        negative = [request.settings.negative_prompt for request in requests]
+        if self.encoder is not None:
+            encoded = [self._encoded(request) for request in requests]
+            return arguments | {name: torch.cat([e[name] for e in encoded]) for name in encoded[0]}
+        arguments["prompt"] = prompts
+        if settings.negative_prompt is not None:
+            arguments["negative_prompt"] = negative
+        if len(requests) == 1 and traits.name in _ONE_AT_A_TIME:
+            arguments |= {k: v[0] for k, v in arguments.items() if k.endswith("prompt")}
+        return arguments
 
-    def _check_size(self, size: tuple[int, int]) -> None:
-        asked = (self.settings.width or size[0], self.settings.height or size[1])
-        if size != asked:
-            raise ConfigError(
-                f"width={asked[0]}, height={asked[1]}: this model drew {size[0]} by {size[1]} "
-                "pixels instead; choose a size that it supports"
-            )
+    def _mixes_noise(self) -> bool:
+        """Whether pictures that are drawn together would not be what they are alone."""
+        config = getattr(self.loaded.pipeline.scheduler, "config", {})
+        return self.traits.name in _ONE_AT_A_TIME or bool(config.get("stochastic_sampling"))
+
+    def _use_scheduler(self, requests: Sequence[PictureRequest]) -> None:
+        """Give the pipeline the scheduler that was asked for, or the model's own.
+
+        Raises:
+            ConfigError: If it can't be used on this machine.
+        """
+        scheduler, wanted = self.loaded.scheduler, requests[0].settings.scheduler
+        if wanted is not None:
+            scheduler = self.traits.make_scheduler(wanted)
+        if hasattr(scheduler, "noise_sampler_seed"):  # else its noise depends on the batch
+            scheduler.noise_sampler_seed = [request.seed for request in requests]
+        pipeline = self.loaded.pipeline
+        pipeline.scheduler = scheduler
+        if (inner := getattr(pipeline, "decoder_pipe", None)) is not None:
+            inner.scheduler = scheduler
 
 
-def prepare_drawer(
-    loaded: LoadedPipeline,
-    settings: DrawingSettings,
-    *,
-    scheduler: str | None,
-    attention_slicing: bool,
-    vae_tiling: bool,
-) -> Drawer:
+def prepare_memory_savers(loaded: LoadedPipeline, *, attention_slicing: bool, tiling: bool) -> None:
     """Set a pipeline up for one run; what an earlier run set is undone.
 
     Raises:
         ConfigError: If the model doesn't work with a setting.
     """
-    pipeline = loaded.pipeline
-    _slice_attention(pipeline, attention_slicing)
-    _tile_vae(pipeline, vae_tiling)
-    height, width = _expected_size(pipeline, settings)
-    given = {
-        "negative_prompt": settings.negative_prompt,
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale,
-    }
-    if settings.height or settings.width:  # given one side only, pipelines ignore it
-        given |= {"height": height, "width": width}
-    given = {name: value for name, value in given.items() if value is not None}
-    unknown = sorted(set(given) - set(_parameters(pipeline)))
-    if unknown:
+    _slice_attention(loaded.pipeline, attention_slicing)
+    vae: Any = getattr(loaded.pipeline, "vae", None)
+    if hasattr(vae, "enable_tiling"):
+        vae.enable_tiling() if tiling else vae.disable_tiling()
+
+
+def _as_pictures(images: Any) -> tuple[list[Image], list[bool]]:
+    """Return pictures, and for each whether it holds values that are no numbers."""
+    from diffusers.utils import numpy_to_pil
+
+    if not isinstance(images, np.ndarray):
+        black = [np.asarray(picture).max() == 0 for picture in images]
+        return list(images), black
+    flat = images.reshape(len(images), -1)
+    overflowed = [bool(flag) for flag in ~np.isfinite(flat).all(axis=1)]
+    whole = np.where(np.isfinite(images), images, 0)
+    for place, flag in enumerate(overflowed):
+        if flag:
+            whole[place] = 0
+    return numpy_to_pil(whole), overflowed
+
+
+def _check_size(settings: DrawingSettings, size: tuple[int, int]) -> None:
+    asked = (settings.width or size[0], settings.height or size[1])
+    if size != asked:
         raise ConfigError(
-            f"a {type(pipeline).__name__} takes no {', '.join(unknown)}; leave it out"
+            f"width={asked[0]}, height={asked[1]}: this model drew {size[0]} by {size[1]} "
+            "pixels instead; choose a size that it supports"
         )
-    given.pop("negative_prompt", None)  # it's passed once for each picture of a batch
-    return Drawer(
-        pipeline, settings, given, _use_scheduler(loaded, scheduler), height=height, width=width
-    )
-
-
-def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(type(pipeline).__call__).parameters)
 
 
 def _step_listener(on_step: OnStep) -> Callable[..., dict[str, Any]]:
@@ -134,42 +213,6 @@ def _step_listener(on_step: OnStep) -> Callable[..., dict[str, Any]]:
         return tensors
 
     return listen
-
-
-def _expected_size(pipeline: Any, settings: DrawingSettings) -> tuple[int, int]:
-    """Return the height and width of the pictures that a pipeline will draw."""
-    side = getattr(pipeline, "default_sample_size", None)
-    for network in denoising_networks(pipeline):
-        side = side or getattr(network.config, "sample_size", None)
-    scale = getattr(pipeline, "vae_scale_factor", None)
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    if not (scale and height and width):
-        height, width, scale = _USUAL_SIDE, _USUAL_SIDE, 1
-    return settings.height or height * scale, settings.width or width * scale
-
-
-def _use_scheduler(loaded: LoadedPipeline, wanted: str | None) -> str:
-    """Give the pipeline the scheduler of that name, or the model's own; return its class name."""
-    if wanted is None:
-        loaded.pipeline.scheduler = loaded.scheduler
-        return type(loaded.scheduler).__name__
-    compatible = {_short_name(c.__name__): c for c in loaded.scheduler.compatibles}
-    chosen = compatible.get(_short_name(wanted))
-    if chosen is None:
-        known = sorted(_short_name(c.__name__) for c in compatible.values())
-        raise ConfigError(
-            f"scheduler={wanted!r} does not work with this model{suggest(wanted, known)}; "
-            f"those that do: {', '.join(known)}"
-        )
-    try:
-        loaded.pipeline.scheduler = chosen.from_config(loaded.scheduler.config)
-    except (ImportError, ValueError) as e:
-        raise ConfigError(f"scheduler={wanted!r} can't be used here: {str(e).strip()}") from e
-    return str(chosen.__name__)
-
-
-def _short_name(scheduler: str) -> str:
-    return scheduler.casefold().removesuffix("scheduler").removesuffix("discrete")
 
 
 def _slice_attention(pipeline: Any, wanted: bool) -> None:
@@ -193,14 +236,3 @@ def _is_sliced(pipeline: Any) -> bool:
         for processor in getattr(network, "attn_processors", {}).values()
     ]
     return any(type(processor).__name__.startswith("Sliced") for processor in processors)
-
-
-def _tile_vae(pipeline: Any, wanted: bool) -> None:
-    vae: Any = getattr(pipeline, "vae", None)
-    if hasattr(vae, "enable_tiling"):
-        vae.enable_tiling() if wanted else vae.disable_tiling()
-    elif wanted:
-        raise ConfigError(
-            f"vae_tiling: a {type(pipeline).__name__} has no VAE that draws in tiles; "
-            "set it to false"
-        )

@@ -4,107 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pydantic
-from pydantic import Field, PositiveInt
-
-from ml_experiments.errors import SoftTimeout
-from ml_experiments.experiment.base import Experiment, ExperimentConfig
+from ml_experiments.errors import ConfigError, SoftTimeout
+from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.context import current_run
+from ml_experiments.tasks.text_to_image.config import TINY_DIGITS, TextToImageConfig
+from ml_experiments.tasks.text_to_image.file_names import file_names
 
 if TYPE_CHECKING:
-    from ml_experiments.tasks.text_to_image.batches import Drawing, PictureRequest
+    from ml_experiments.tasks.text_to_image.batch_log import BatchLog
+    from ml_experiments.tasks.text_to_image.batches import Batch, Drawing
     from ml_experiments.tasks.text_to_image.drawing import Drawer
     from ml_experiments.tasks.text_to_image.gallery import Gallery
     from ml_experiments.tasks.text_to_image.loading import LoadedPipeline
+    from ml_experiments.tasks.text_to_image.requests import PictureRequest
 
 logger = logging.getLogger(__name__)
 
-PictureSide = Annotated[int, Field(ge=8, multiple_of=8)]
-
-
-class TextToImageConfig(ExperimentConfig):
-    """What to draw and how; None leaves the choice to the model.
-
-    Attributes:
-        model_name: `tiny-digits` (comes with this package), a name on the Hugging Face Hub,
-            or a folder written by `pipeline.save_pretrained()`.
-        revision: Branch, tag or commit of the model on the Hub.
-        variant: Which of the model's sets of weights, such as `fp16`.
-        prompt: One, or several different ones.
-        negative_prompt: What pictures should not show; works through guidance.
-        num_images: Pictures of each prompt.
-        height: In pixels, as is the width.
-        scheduler: Name of a diffusers scheduler, such as `EulerDiscreteScheduler` or `euler`.
-        seed: By default the run's seed.
-        batch_size: Pictures drawn together; `auto` finds out what fits in memory.
-        dtype: Number format; `auto` is bfloat16 or float16 on a GPU, float32 on a CPU.
-        device: `auto` takes a GPU when there is one.
-        quantization: Bits of the weights of the denoising network's linear layers.
-        attention_slicing: Less memory for attention, more time.
-        vae_tiling: Less memory for decoding large pictures, in tiles.
-        cpu_offload: Keep on the GPU only the part of the model that is at work.
-        compile: Compile the denoising network: slower to load, faster to draw.
-        lora: A .safetensors file, a folder with one, `org/name` or `org/name/file` on the Hub.
-    """
-
-    model_name: Annotated[str, Field(min_length=1)] = "tiny-digits"
-    revision: str | None = None
-    variant: str | None = None
-    prompt: str | Annotated[list[str], Field(min_length=1)]
-    negative_prompt: str | None = None
-    num_images: PositiveInt = 1
-    num_inference_steps: PositiveInt | None = None
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    height: PictureSide | None = None
-    width: PictureSide | None = None
-    scheduler: str | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-    batch_size: PositiveInt | Literal["auto"] = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    quantization: Literal["none", "int8", "int4"] = "none"
-    attention_slicing: bool = False
-    vae_tiling: bool = False
-    cpu_offload: bool = False
-    compile: bool = False
-    lora: str | None = None
-
-    @property
-    def prompts(self) -> Sequence[str]:
-        """The prompts, one or several."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-    @pydantic.model_validator(mode="after")
-    def _fields_fit_together(self) -> Self:
-        repeated = sorted(p for p, count in Counter(self.prompts).items() if count > 1)
-        if repeated:
-            raise ValueError(
-                f"prompt: {repeated} are given more than once and would be drawn the same; "
-                "to have more pictures of a prompt, raise num_images"
-            )
-        for name in ("revision", "variant"):
-            if self.model_name == "tiny-digits" and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}: the tiny-digits that comes with this package has only one; "
-                    f"leave {name} out, or give a model_name on the Hub"
-                )
-        no_guidance = self.guidance_scale is not None and self.guidance_scale <= 1
-        if self.negative_prompt is not None and no_guidance:
-            raise ValueError(
-                f"negative_prompt: has no effect at guidance_scale={self.guidance_scale:g}, "
-                "which means no guidance; raise it above 1, or leave negative_prompt out"
-            )
-        if self.quantization == "int4" and self.dtype in ("float32", "float16"):
-            raise ValueError(
-                f"dtype: quantization=int4 computes in bfloat16, not in {self.dtype}; "
-                "use dtype=auto or bfloat16"
-            )
-        return self
+_MIN_TO_GIVE_UP = 8  # black pictures, and no other
 
 
 class TextToImageExperiment(Experiment[TextToImageConfig]):
@@ -112,17 +32,21 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
 
     Picture i of a prompt depends on the seed, the prompt and i only: not on the batch size, on
     the other prompts and their order, or on the machine, but for the rounding of its arithmetic.
+    A run that is resumed keeps the pictures that it has drawn before.
     """
 
     @classmethod
     def hub_models(cls, config: TextToImageConfig) -> list[str]:
         """Return what `setup()` would download: the model, unless it's a folder or comes along."""
-        if config.model_name == "tiny-digits" or Path(config.model_name).exists():
+        name = config.base_model if config.base_model is not None else config.model_name
+        if name == TINY_DIGITS or Path(name).exists() or name.count("/") != 1:
             return []
-        return [f"{config.model_name}@{config.revision}" if config.revision else config.model_name]
+        return [f"{name}@{config.revision}" if config.revision else name]
 
     setup_fields: ClassVar[tuple[str, ...]] = (
         "model_name",
+        "base_model",
+        "allow_pickle",
         "revision",
         "variant",
         "dtype",
@@ -130,7 +54,12 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         "quantization",
         "cpu_offload",
         "compile",
-        "lora",
+        "first_block_cache",
+        "attention_backend",
+        "channels_last",
+        "loras",
+        "fuse_loras",
+        "textual_inversions",
     )
 
     preload: ClassVar[tuple[str, ...]] = (
@@ -149,126 +78,216 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         from ml_experiments.tasks.text_to_image.loading import load_pipeline
 
         self._loaded = load_pipeline(
-            config.model_name,
-            revision=config.revision,
-            variant=config.variant,
-            device=run.device if config.device == "auto" else config.device,
-            dtype=config.dtype,
-            quantization=config.quantization,
-            cpu_offload=config.cpu_offload,
-            compile=config.compile,
-            lora=config.lora,
+            config, run.device if config.device == "auto" else config.device
         )
         self._load_seconds = time.perf_counter() - started
 
     def run(self) -> dict[str, Any]:
         """Draw the pictures; at the soft timeout, those that are drawn are kept and returned."""
-        from ml_experiments.tasks.text_to_image.batches import (
-            BatchSize,
-            draw_in_batches,
-            plan_pictures,
-        )
+        from ml_experiments.tasks.text_to_image.batch_log import BatchLog
+        from ml_experiments.tasks.text_to_image.batches import BatchSize, draw_in_batches
+        from ml_experiments.tasks.text_to_image.requests import plan_pictures
 
         config, run = self.config, current_run()
         seed = run.seed if config.seed is None else config.seed
         drawer = self._prepare_drawer()
-        requests = plan_pictures(config.prompts, config.num_images, seed)
-        pixels = drawer.height * drawer.width
-        size = BatchSize.choose(config.batch_size, self._loaded.device.type, pixels, len(requests))
+        requests = plan_pictures(config.rows, seed, self._loaded.files.recommended)
+        used = self._describe(requests, drawer)
+        size = BatchSize.choose(config.batch_size, self._loaded.device.type)
+        pixels = {r.settings: _area(drawer.size_of(r.settings)) for r in requests}
+        with self._open_gallery(requests, used, seed) as gallery:
+            kept = frozenset(gallery.keep(requests))
+            log = BatchLog.open(run.checkpoint_dir, [gallery.texts, config.batch_size], size)
+            if kept:
+                logger.info("%d of %d pictures are there already", len(kept), len(requests))
+                run.progress(len(kept), len(requests))
 
-        def draw(chosen: Sequence[PictureRequest]) -> Drawing:
-            done, total = chosen[0].index, len(requests)
-            return drawer.draw(
-                chosen, lambda share: run.progress(done + share * len(chosen), total)
-            )
+            def draw(chosen: Sequence[PictureRequest], done: int) -> Drawing:
+                return drawer.draw(
+                    chosen, lambda share: run.progress(done + share * len(chosen), len(requests))
+                )
 
-        batch_seconds: list[float] = []
-        started = time.perf_counter()
-        with self._open_gallery(drawer, len(requests), seed) as gallery:
+            started = time.perf_counter()
             try:
-                for batch in draw_in_batches(draw, requests, size):
-                    gallery.add(batch)
-                    width, height = batch.drawing.pictures[0].size
-                    batch_seconds.append(batch.seconds)
-                    rate = len(batch.requests) / batch.seconds
-                    done = batch.requests[-1].index + 1
-                    run.log({"images_per_second": rate, "batch_seconds": batch.seconds}, step=done)
+                for batch in draw_in_batches(
+                    draw, requests, size, lambda request: pixels[request.settings], kept
+                ):
+                    self._record(batch, gallery, log)
             except SoftTimeout:
-                if not batch_seconds:
+                if not gallery.records:
                     raise
                 logger.warning("the time is nearly up: keeping the pictures drawn so far")
             gallery.wait()
-            draw_seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started + log.earlier_seconds
+            _check_not_all_black(gallery.records)
             contact_sheet = gallery.write_contact_sheet()
         return {
             "images": gallery.records,
             "contact_sheet": contact_sheet,
-            "images_per_second": len(gallery.records) / draw_seconds,
-            "latency_seconds_per_batch": _percentiles(batch_seconds),
-            "batch_size": size.size,
+            **({"kept_images": len(kept)} if kept else {}),
+            "images_per_second": len(gallery.records) / seconds if seconds else None,
+            "latency_seconds_per_batch": _percentiles(log.seconds),
+            "batch_size": size.reported(max(pixels.values()), len(requests)),
             "batch_sizes_out_of_memory": size.too_large,
             "seed": seed,
-            "height": height,
-            "width": width,
-            **self._describe_pipeline(drawer),
+            **self._describe_run(gallery, used),
         }
 
     def _prepare_drawer(self) -> Drawer:
-        from ml_experiments.tasks.text_to_image.drawing import DrawingSettings, prepare_drawer
+        from ml_experiments.tasks.text_to_image.drawing import Drawer, prepare_memory_savers
+        from ml_experiments.tasks.text_to_image.loading import check_run
+        from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder
 
-        config = self.config
-        names = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
-        own = {name: getattr(config, name) for name in names}
-        given = {name: value for name, value in own.items() if value is not None}
-        return prepare_drawer(
-            self._loaded,
-            DrawingSettings(**{**self._loaded.files.recommended, **given}),
-            scheduler=config.scheduler,
-            attention_slicing=config.attention_slicing,
-            vae_tiling=config.vae_tiling,
+        config, loaded = self.config, self._loaded
+        check_run(config, loaded.files)
+        prepare_memory_savers(
+            loaded, attention_slicing=config.attention_slicing, tiling=config.vae_tiling
         )
+        encoder = PromptEncoder(loaded.pipeline) if config.long_prompt else None
+        return Drawer(loaded, encoder)
 
-    def _open_gallery(self, drawer: Drawer, count: int, seed: int) -> Gallery:
+    def _describe(
+        self, requests: Sequence[PictureRequest], drawer: Drawer
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return the settings that had an effect on each picture."""
+        known: dict[Any, dict[str, Any]] = {}
+        for request in requests:
+            key, settings = (request.prompt, request.settings), request.settings
+            if key in known:
+                continue
+            size = {"height": settings.height, "width": settings.width}
+            known[key] = {
+                **self._loaded.files.traits.used(settings),
+                "scheduler": drawer.scheduler_name(settings),
+                **{name: value for name, value in size.items() if value is not None},
+            }
+            if not self.config.long_prompt and (unread := drawer.unread(request.prompt)):
+                known[key]["unread_prompt"] = unread
+        return [known[request.prompt, request.settings] for request in requests]
+
+    def _open_gallery(
+        self, requests: Sequence[PictureRequest], used: Sequence[Mapping[str, Any]], seed: int
+    ) -> Gallery:
         from ml_experiments.tasks.text_to_image.contact_sheet import ContactSheet
         from ml_experiments.tasks.text_to_image.gallery import Gallery
+        from ml_experiments.tasks.text_to_image.picture_files import DEFAULT_QUALITY, EXTENSIONS
 
-        config, commit = self.config, self._loaded.files.commit
-        texts = {
-            "model": config.model_name,
-            "revision": commit or "",
-            "lora": config.lora or "",
-            "negative_prompt": config.negative_prompt or "",
-            "scheduler": drawer.scheduler,
-            "num_inference_steps": str(drawer.effective("num_inference_steps")),
-            "guidance_scale": str(drawer.effective("guidance_scale")),
-        }
-        title = (
-            f"{config.model_name} · {drawer.scheduler} · {texts['num_inference_steps']} steps · "
-            f"guidance {texts['guidance_scale']} · seed {seed}"
+        config, common = self.config, _common(used)
+        texts = [
+            {
+                "prompt": request.prompt,
+                "seed": str(request.seed),
+                "index": str(request.index),
+                **self._model_texts(),
+                **{name: str(value) for name, value in own.items() if name != "unread_prompt"},
+            }
+            for request, own in zip(requests, used, strict=True)
+        ]
+        names = file_names(
+            config.file_name,
+            [
+                {**vars(r), **own, "model": config.model_name}
+                for r, own in zip(requests, used, strict=True)
+            ],
+            EXTENSIONS[config.image_format],
         )
-        sheet = ContactSheet(title, row_length=config.num_images)
-        used = {key: text for key, text in texts.items() if text}
-        return Gallery(current_run().output_dir, count, sheet, used)
+        parts = [config.model_name]
+        for name, text in (
+            ("scheduler", "{}"),
+            ("num_inference_steps", "{} steps"),
+            ("guidance_scale", "guidance {}"),
+            ("true_cfg_scale", "true guidance {}"),
+        ):
+            if name in common:
+                parts.append(text.format(common[name]))
+        sheet = ContactSheet(" · ".join([*parts, f"seed {seed}"]), row_length=config.num_images)
+        details = [{k: v for k, v in own.items() if k not in common} for own in used]
+        return Gallery(
+            current_run().output_dir,
+            names,
+            texts,
+            details,
+            sheet,
+            config.image_format,
+            config.image_quality or DEFAULT_QUALITY,
+        )
 
-    def _describe_pipeline(self, drawer: Drawer) -> dict[str, Any]:
+    def _model_texts(self) -> dict[str, str]:
+        """Return what every picture says of the model, and of what changes its pixels."""
+        config, loaded = self.config, self._loaded
+        loras = [f"{lora.path}:{lora.weight:g}" for lora in config.loras]
+        inversions = [f"{i.path}:{i.token or ''}" for i in config.textual_inversions]
+        changes = {
+            "base_model": config.base_model,
+            "revision": loaded.files.commit,
+            "variant": loaded.files.variant,
+            "loras": ", ".join(loras),
+            "textual_inversions": ", ".join(inversions),
+            "dtype": None if loaded.dtype_name == "float32" else loaded.dtype_name,
+            "quantization": config.quantization if config.quantization != "none" else None,
+            "first_block_cache": config.first_block_cache,
+            "long_prompt": config.long_prompt,
+            "vae_tiling": config.vae_tiling,
+        }
+        return {"model": config.model_name} | {k: str(v) for k, v in changes.items() if v}
+
+    def _record(self, batch: Batch, gallery: Gallery, log: BatchLog) -> None:
+        """Log a batch's metrics, once, and start to write its pictures."""
+        if not log.has(batch.done):
+            rate = len(batch.requests) / batch.seconds
+            metrics = {"images_per_second": rate, "batch_seconds": batch.seconds}
+            current_run().log(metrics, step=batch.done)
+            log.add(batch)
+        gallery.add(batch)
+        if batch.done >= _MIN_TO_GIVE_UP:
+            _check_not_all_black(gallery.records)
+
+    def _describe_run(self, gallery: Gallery, used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return what the results say of the model, the machine and the settings in effect."""
         load_seconds, self._load_seconds = self._load_seconds, 0.0  # a warm run loads nothing
         loaded = self._loaded
+        common = _common(used)
+        common.pop("unread_prompt", None)
         return {
+            **gallery.common_size(),
             "load_seconds": load_seconds,
             "model_name": self.config.model_name,
             "model_revision": loaded.files.commit,
+            **({"variant": loaded.files.variant} if loaded.files.variant else {}),
             "device": loaded.device.type,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "scheduler": drawer.scheduler,
-            "num_inference_steps": drawer.effective("num_inference_steps"),
-            "guidance_scale": drawer.effective("guidance_scale"),
+            "dtype": loaded.dtype_name,
+            **common,
             **({"quantized_layers": loaded.quantized_layers} if loaded.quantized_layers else {}),
         }
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def _common(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings that all pictures share."""
+    first, *others = used
+    return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _check_not_all_black(records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if numbers overflowed in every picture.
+
+    Raises:
+        ConfigError: If they did.
+    """
+    if records and all(record.get("overflowed") for record in records):
+        raise ConfigError(
+            "every picture is black, because numbers overflowed in the model; try dtype=float32 "
+            "or bfloat16"
+        )
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
     import numpy as np
 
+    if not seconds:
+        return None
     p50, p95 = np.percentile(seconds, [50, 95])
     return {"p50": float(p50), "p95": float(p95)}

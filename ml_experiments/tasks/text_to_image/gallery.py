@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from PIL import Image
+
 from ml_experiments.tasks.text_to_image.batches import Batch
 from ml_experiments.tasks.text_to_image.contact_sheet import ContactSheet
-from ml_experiments.tasks.text_to_image.picture_files import picture_name, write_picture
+from ml_experiments.tasks.text_to_image.picture_files import ImageFormat, read_texts, write_picture
+from ml_experiments.tasks.text_to_image.requests import PictureRequest
 
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET_FILE = "contact-sheet.png"
+_FLAGS = {
+    "blacked_out": "the model's safety checker painted %s black",
+    "overflowed": "%s is black: numbers overflowed in it; try dtype=float32 or bfloat16",
+}
 
 
 class Gallery:
     """Writes each batch in a thread of its own, while the next one is drawn.
 
     Attributes:
-        records: One for each picture that is on disk: path, prompt, seed and index.
+        texts: For each picture of the run, how it is drawn.
     """
 
     def __init__(
-        self, folder: Path, count: int, sheet: ContactSheet, texts: Mapping[str, str]
+        self,
+        folder: Path,
+        names: Sequence[str],
+        texts: Sequence[Mapping[str, str]],
+        details: Sequence[Mapping[str, Any]],
+        sheet: ContactSheet,
+        image_format: ImageFormat,
+        quality: int,
     ) -> None:
         """Write into `folder`.
 
         Args:
-            count: How many pictures there will be.
+            folder: Where the files are.
+            names: For each picture of the run, the name of its file.
+            texts: For each, prompt, seed, index and settings. Written into it.
+            details: For each, what its record says besides path, prompt, seed and index.
             sheet: Receives every picture.
-            texts: Written into every file, besides prompt, seed and index.
+            image_format: Of the files.
+            quality: Of those that lose some.
         """
-        self.records: list[dict[str, Any]] = []
-        self._folder, self._count, self._sheet, self._texts = folder, count, sheet, texts
+        self._folder, self._names, self.texts, self._details = folder, names, texts, details
+        self._sheet, self._format, self._quality = sheet, image_format, quality
+        self._records: dict[int, dict[str, Any]] = {}
+        self._sizes: set[tuple[int, int]] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="picture-writer")
         self._pending: Future[None] | None = None
 
@@ -50,6 +70,34 @@ class Gallery:
         traceback: TracebackType | None,
     ) -> None:
         self._writer.shutdown(wait=True)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One for each picture that is on disk: path, prompt, seed, index, details, flags."""
+        return [self._records[index] for index in sorted(self._records)]
+
+    def common_size(self) -> dict[str, int]:
+        """Return the height and width of the pictures; nothing if they differ."""
+        if len(self._sizes) != 1:
+            return {}
+        ((width, height),) = self._sizes
+        return {"height": height, "width": width}
+
+    def keep(self, requests: Sequence[PictureRequest]) -> Collection[int]:
+        """Take in the pictures that an earlier attempt has drawn like this; return their indices.
+
+        A file is kept if it is whole and was drawn with the same prompt, seed and settings.
+        """
+        for request in requests:
+            path = self._folder / self._names[request.index]
+            found = read_texts(path)
+            if found is None:
+                continue
+            texts, size = found
+            flags = [flag for flag in _FLAGS if texts.pop(flag, None)]
+            if texts == self.texts[request.index]:
+                self._take_in(request, flags, size)
+        return self._records.keys()
 
     def add(self, batch: Batch) -> None:
         """Start to write a batch, once the one before is written.
@@ -72,26 +120,43 @@ class Gallery:
     def write_contact_sheet(self) -> Path:
         """Write the contact sheet of the pictures that are on disk."""
         path = self._folder / CONTACT_SHEET_FILE
-        write_picture(path, self._sheet.render(), self._texts)
+        own = ("prompt", "seed", "index")
+        texts = {key: text for key, text in self.texts[0].items() if key not in own}
+        common = {k: v for k, v in texts.items() if all(t.get(k) == v for t in self.texts)}
+        write_picture(path, self._sheet.render(), common)
         return path
 
     def _write(self, batch: Batch) -> None:
         drawing = batch.drawing
-        for request, picture, blacked_out in zip(
-            batch.requests, drawing.pictures, drawing.blacked_out, strict=True
-        ):
-            path = self._folder / picture_name(request.index, self._count, request.prompt)
-            seed = str(request.seed)
-            own = {"prompt": request.prompt, "seed": seed, "index": str(request.index)}
-            write_picture(path, picture, {**own, **self._texts})
-            self._sheet.add(picture, f"{request.index} · {request.prompt}")
-            record = {
-                "path": path,
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "index": request.index,
-            }
-            if blacked_out:
-                record["blacked_out"] = True
-                logger.warning("the model's safety checker painted %s black", path.name)
-            self.records.append(record)
+        for place, request in enumerate(batch.requests):
+            path = self._folder / self._names[request.index]
+            flags = [flag for flag in _FLAGS if getattr(drawing, flag)[place]]
+            texts = {**self.texts[request.index], **dict.fromkeys(flags, "true")}
+            write_picture(path, drawing.pictures[place], texts, self._format, self._quality)
+            for flag in flags:
+                logger.warning(_FLAGS[flag], path.name)
+            picture = drawing.pictures[place]
+            self._take_in(request, flags, picture.size, picture)
+
+    def _take_in(
+        self,
+        request: PictureRequest,
+        flags: Sequence[str],
+        size: tuple[int, int],
+        picture: Image.Image | None = None,
+    ) -> None:
+        self._sizes.add(size)
+        path = self._folder / self._names[request.index]
+        self._sheet.add(
+            request.index,
+            lambda: Image.open(path) if picture is None else picture,
+            f"{request.index} · {request.prompt}",
+        )
+        self._records[request.index] = {
+            "path": path,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "index": request.index,
+            **self._details[request.index],
+            **dict.fromkeys(flags, True),
+        }

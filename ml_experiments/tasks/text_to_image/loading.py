@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.denoiser import (
-    compile_denoiser,
-    fuse_lora,
-    quantize_denoiser,
+from ml_experiments.tasks.text_to_image.adapters import (
+    check_adapters,
+    load_loras,
+    load_textual_inversions,
 )
-from ml_experiments.tasks.text_to_image.model_files import ModelFiles, fetch_lora, fetch_pipeline
+from ml_experiments.tasks.text_to_image.checkpoint_file import check_single_file, load_checkpoint
+from ml_experiments.tasks.text_to_image.denoiser import (
+    cache_first_block,
+    check_speed_options,
+    compile_denoiser,
+    quantize_denoiser,
+    set_attention_backend,
+    use_channels_last,
+)
+from ml_experiments.tasks.text_to_image.long_prompts import check_long_prompts
+from ml_experiments.tasks.text_to_image.model_files import (
+    ModelFiles,
+    check_parts,
+    fetch_adapter,
+    fetch_configs,
+    fetch_part,
+    fetch_weights,
+)
 from ml_experiments.tasks.text_to_image.quiet import quiet_imports, quiet_progress_bars
+from ml_experiments.tasks.text_to_image.requests import DrawingSettings
 
 with quiet_imports():
     # seconds, for what nearly all pipelines share; a template spends them once for all runs
     import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion  # noqa: F401
 
+if TYPE_CHECKING:
+    from ml_experiments.tasks.text_to_image.config import TextToImageConfig
+
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Quantization = Literal["none", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -41,47 +63,103 @@ class LoadedPipeline:
     scheduler: Any
     quantized_layers: int
 
+    @property
+    def dtype_name(self) -> str:
+        """Such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
 
-def load_pipeline(
-    model_name: str,
-    *,
-    revision: str | None,
-    variant: str | None,
-    device: str,
-    dtype: Dtype,
-    quantization: Quantization,
-    cpu_offload: bool,
-    compile: bool,  # noqa: A002 - the name of the config field
-    lora: str | None,
-) -> LoadedPipeline:
-    """Load a pipeline, downloading what isn't in the cache.
+
+def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline:
+    """Load a pipeline, downloading what isn't in the cache once its configs fit the options.
+
+    Args:
+        config: Of the run.
+        device_name: Where to draw: cuda, mps or cpu.
 
     Raises:
         ConfigError: If the model isn't there, or can't be loaded like this on this machine.
         AuthError: If the model is gated.
         CacheError: If a download failed.
     """
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
-    _check_device_can(chosen_device, chosen_dtype, quantization, cpu_offload)
-    files = fetch_pipeline(model_name, revision, variant)
-    lora_file = None if lora is None else fetch_lora(lora)
-    pipeline = _read_pipeline(files, chosen_dtype, variant)
-    if lora_file is not None:
-        fuse_lora(pipeline, lora_file)
+    device = choose_device(device_name)
+    dtype = choose_dtype(config.dtype, device)
+    _check_device_can(config, device, dtype)
+    files = fetch_configs(config)
+    _check_setup(config, files)
+    check_run(config, files)
+    loras = [fetch_adapter(lora.path) for lora in config.loras]
+    inversions = [fetch_adapter(i.path, "textual_inversions") for i in config.textual_inversions]
+    pipeline = _read_pipeline(files, config.revision, dtype)
+    if inversions:
+        load_textual_inversions(pipeline, config.textual_inversions, inversions)
+    if loras:
+        load_loras(pipeline, config.loras, loras, config.fuse_loras)
     quantized_layers = 0
-    if quantization != "none":
-        quantized_layers = quantize_denoiser(pipeline, quantization, chosen_device)
-    if cpu_offload:
-        pipeline.enable_model_cpu_offload(device=chosen_device)
+    if config.quantization != "none":
+        quantized_layers = quantize_denoiser(pipeline, config.quantization, device)
+    if config.channels_last:
+        use_channels_last(pipeline)
+    if config.attention_backend is not None:
+        set_attention_backend(pipeline, config.attention_backend)
+    if config.first_block_cache is not None:
+        cache_first_block(pipeline, config.first_block_cache)
+    if config.cpu_offload:
+        pipeline.enable_model_cpu_offload(device=device)
     else:
-        pipeline.to(chosen_device)
+        pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    if compile:
+    for inner in ("prior_pipe", "decoder_pipe"):
+        if hasattr(pipeline, inner):
+            getattr(pipeline, inner).set_progress_bar_config(disable=True)
+    if config.compile:
         compile_denoiser(pipeline)
-    return LoadedPipeline(
-        pipeline, files, chosen_device, chosen_dtype, pipeline.scheduler, quantized_layers
+    return LoadedPipeline(pipeline, files, device, dtype, pipeline.scheduler, quantized_layers)
+
+
+def check_run(config: TextToImageConfig, files: ModelFiles) -> Sequence[DrawingSettings]:
+    """Check that every option has an effect, for each prompt; return the settings of each.
+
+    Raises:
+        ConfigError: If one has none; it says what to do, and for which prompt if there are several.
+    """
+    rows = config.rows
+    settings = [DrawingSettings.of(row, files.recommended) for row in rows]
+    checked: set[Any] = set()
+    for row, own in zip(rows, settings, strict=True):
+        key = (*vars(own).items(),)
+        if key in checked:
+            continue
+        checked.add(key)
+        try:
+            if own.scheduler is not None:
+                files.traits.make_scheduler(own.scheduler)
+            files.traits.check(own)
+        except ConfigError as e:
+            if len(rows) == 1:
+                raise
+            raise ConfigError(f"{e} (prompt {row.prompt!r})") from e
+    check_speed_options(
+        files.traits,
+        attention_slicing=config.attention_slicing,
+        vae_tiling=config.vae_tiling,
+        first_block_cache=config.first_block_cache,
+        attention_backend=config.attention_backend,
     )
+    if config.long_prompt:
+        check_long_prompts(files.traits)
+    return settings
+
+
+def _check_setup(config: TextToImageConfig, files: ModelFiles) -> None:
+    check_adapters(files.traits, config.loras, config.textual_inversions)
+    if files.checkpoint is not None:
+        check_single_file(files.traits, files.checkpoint)
+        is_quantized = files.checkpoint.suffix.lower() == ".gguf"
+        if is_quantized and config.quantization != "none":
+            raise ConfigError(
+                f"quantization={config.quantization}: the weights in {files.checkpoint.name} are "
+                "quantized already; leave quantization out"
+            )
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -90,7 +168,7 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         ConfigError: If this machine doesn't have it.
     """
-    available = {
+    available: Mapping[str, bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
@@ -116,33 +194,40 @@ def choose_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
     return torch.float16
 
 
-def _check_device_can(
-    device: torch.device, dtype: torch.dtype, quantization: Quantization, cpu_offload: bool
-) -> None:
-    if quantization == "int4" and device.type != "cuda":
+def _check_device_can(config: TextToImageConfig, device: torch.device, dtype: torch.dtype) -> None:
+    if config.quantization == "int4" and device.type != "cuda":
         raise ConfigError(
             f"quantization=int4 needs a CUDA GPU, and this run uses {device.type}; "
             "use quantization=int8, which works everywhere, or run on a GPU"
         )
-    if quantization == "int4" and dtype is not torch.bfloat16:
+    if config.quantization == "int4" and dtype is not torch.bfloat16:
         raise ConfigError(
             "quantization=int4 computes in bfloat16, which this GPU is not made for; "
             "use quantization=int8, or a newer GPU type (l4, a10g, a100, ...)"
         )
-    if cpu_offload and device.type == "cpu":
+    if config.cpu_offload and device.type == "cpu":
         raise ConfigError(
             "cpu_offload=true moves parts of the model between a GPU and the CPU, and this run "
             "uses the CPU only; set cpu_offload=false, or run on a GPU"
         )
 
 
-def _read_pipeline(files: ModelFiles, dtype: torch.dtype, variant: str | None) -> Any:
+def _read_pipeline(files: ModelFiles, revision: str | None, dtype: torch.dtype) -> Any:
+    folder = fetch_weights(files, revision)
+    if files.checkpoint is not None:
+        return load_checkpoint(
+            files.checkpoint, files.traits, folder, dtype, partial(fetch_part, files)
+        )
+    if files.hub_name is not None:
+        check_parts(folder, files.traits)
     try:
-        with quiet_progress_bars():
-            return files.pipeline_class.from_pretrained(files.folder, dtype=dtype, variant=variant)
+        with quiet_progress_bars(), quiet_imports():
+            return files.traits.pipeline_class.from_pretrained(
+                folder, dtype=dtype, variant=files.variant
+            )
     except (OSError, ValueError, SafetensorError) as e:
-        of_variant = f" in variant {variant!r}" if variant else ""
+        of_variant = f" in variant {files.variant!r}" if files.variant else ""
         raise ConfigError(
-            f"the model in {files.folder} can't be loaded{of_variant}: {e}; "
+            f"the model in {folder} can't be loaded{of_variant}: {e}; "
             "if its files are damaged, delete them and download or save the model again"
         ) from e

@@ -1,22 +1,36 @@
-"""From a model's name to a folder of its files: packaged, local, or downloaded from the Hub."""
+"""From a model's name to its files: packaged, local, or downloaded from the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 
 from ml_experiments.errors import ConfigError
+from ml_experiments.tasks.text_to_image.checkpoint_file import (
+    CHECKPOINT_SUFFIXES,
+    check_checkpoint,
+    usual_base_model,
+)
 from ml_experiments.tasks.text_to_image.download_errors import explained_download
-from ml_experiments.tasks.text_to_image.pipeline_class import PIPELINE_FILE, text_to_image_class
+from ml_experiments.tasks.text_to_image.pipeline_class import (
+    PIPELINE_FILE,
+    PipelineTraits,
+    read_traits,
+)
 from ml_experiments.tasks.text_to_image.quiet import quiet_progress_bars
 from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 
+if TYPE_CHECKING:
+    from ml_experiments.tasks.text_to_image.config import TextToImageConfig
+
 TINY_DIGITS = "tiny-digits"
+_CONFIGS = [PIPELINE_FILE, "*/*.json", "*/*.txt", "*/*.model"]
+_WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -24,68 +38,197 @@ class ModelFiles:
     """Where a model's files are on this machine.
 
     Attributes:
-        commit: The commit on the Hub that they are from; None for a folder of this machine.
+        folder: Its configs, and its weights once `fetch_weights` has returned it.
+        traits: What its configs say.
+        hub_name: Its name on the Hub; None for a folder of this machine.
+        commit: The commit on the Hub that they are from.
+        checkpoint: The file that has the weights, for which `folder` is the base model.
+        variant: Of the weights, as their files are named.
         recommended: Settings to draw with where a config leaves them open.
     """
 
     folder: Path
-    pipeline_class: type[Any]
+    traits: PipelineTraits
+    hub_name: str | None = None
     commit: str | None = None
+    checkpoint: Path | None = None
+    variant: str | None = None
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fetch_pipeline(model_name: str, revision: str | None, variant: str | None) -> ModelFiles:
-    """Return the folder of a diffusers pipeline, downloading what isn't in the cache.
+def fetch_configs(config: TextToImageConfig) -> ModelFiles:
+    """Return a model's configs, downloading what isn't in the cache; no weights but a file's.
 
     Raises:
-        ConfigError: If there is no such model, revision or variant, or it isn't a pipeline.
+        ConfigError: If there is no such model, revision or variant, or it can't draw from text.
         AuthError: If the model is gated.
         CacheError: If the download failed: no network, no space.
     """
-    if model_name == TINY_DIGITS:
+    name, revision, variant = config.model_name, config.revision, config.variant
+    if name == TINY_DIGITS:
         folder = model_dir()
-        return ModelFiles(folder, text_to_image_class(folder), recommended=RECOMMENDED_SETTINGS)
-    path = _local_path(model_name, "model_name", most_slashes=1)
-    if path is None:
-        return _download_pipeline(model_name, revision, variant)
-    if not (path / PIPELINE_FILE).is_file():
+        return ModelFiles(folder, read_traits(folder), recommended=RECOMMENDED_SETTINGS)
+    is_checkpoint = name.lower().endswith(CHECKPOINT_SUFFIXES)
+    path = _local_path(name, "model_name", max_slashes=9 if is_checkpoint else 1)
+    if is_checkpoint and (path is None or path.is_file()):
+        return _files_of_checkpoint(config, path)
+    if config.base_model is not None:
         raise ConfigError(
-            f"model_name={model_name!r} is not a diffusers pipeline: {path} has no "
-            f"{PIPELINE_FILE}; save the model there with pipeline.save_pretrained(folder)"
+            f"base_model: {name} has configs of its own; leave base_model out, which is for a "
+            f"checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)})"
         )
-    if revision is not None:
-        raise ConfigError(
-            f"revision={revision!r} has no meaning for {path}, a folder of this machine; "
-            "leave revision out, or give the model's name on the Hub"
-        )
-    return ModelFiles(path, text_to_image_class(path))
+    if path is not None:
+        if revision is not None:
+            raise ConfigError(
+                f"revision={revision!r} has no meaning for {path}, a folder of this machine; "
+                "leave revision out, or give the model's name on the Hub"
+            )
+        return _local_files(path, "model_name", name, variant)
+    folder = _download_configs("model_name", name, revision)
+    return ModelFiles(folder, read_traits(folder), name, folder.name, variant=variant)
 
 
-def fetch_lora(lora: str) -> Path:
-    """Return the .safetensors file of a LoRA, downloading it from the Hub if it isn't in the cache.
-
-    Args:
-        lora: A file, a folder with one .safetensors file, `org/name`, or `org/name/file`.
+def fetch_weights(files: ModelFiles, revision: str | None) -> Path:
+    """Return the folder of a model with its weights, downloading what isn't in the cache.
 
     Raises:
-        ConfigError: If there is no such LoRA, or its folder doesn't say which file is meant.
+        ConfigError: If it has no weights of that variant.
+        AuthError: If the model is gated.
+        CacheError: If the download failed: no network, no space.
+    """
+    if files.hub_name is None or files.checkpoint is not None:
+        return files.folder
+    pipeline_class = files.traits.pipeline_class
+    with explained_download("model_name", files.hub_name, revision, files.variant):
+        folder = pipeline_class.download(files.hub_name, revision=revision, variant=files.variant)
+    return Path(folder)
+
+
+def fetch_part(files: ModelFiles, part: str) -> None:
+    """Download a part of the base model, such as `text_encoder`, that a checkpoint file lacks.
+
+    Raises:
+        ConfigError: If the base model is a folder, which doesn't have it either.
+    """
+    if files.hub_name is None:
+        raise ConfigError(
+            f"model_name: {files.checkpoint} has no {part}, and neither has base_model, "
+            f"{files.folder}; choose a base_model that has it"
+        )
+    with explained_download("base_model", files.hub_name):
+        snapshot_download(files.hub_name, allow_patterns=[f"{part}/*"])
+
+
+def _files_of_checkpoint(config: TextToImageConfig, path: Path | None) -> ModelFiles:
+    """Return the files of a model that is one file: its base model has what it lacks."""
+    for name in ("revision", "variant"):
+        if path is not None and getattr(config, name) is not None:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} has no meaning for {path}, a checkpoint file; "
+                f"leave {name} out"
+            )
+    check_checkpoint(config.model_name, config.allow_pickle)
+    if path is None:
+        path = _download_checkpoint(config.model_name, config.revision)
+    base = config.base_model or usual_base_model(path)
+    where = (
+        "base_model" if config.base_model else f"the checkpoint file {path.name}: its base_model"
+    )
+    local = _local_path(base, "base_model", max_slashes=1)
+    if local is not None:
+        traits = _local_files(local, "base_model", base, None, is_base=True).traits
+        return ModelFiles(local, traits, checkpoint=path)
+    folder = _download_configs(where, base, None, patterns=_CONFIGS)
+    return ModelFiles(folder, read_traits(folder), base, folder.name, checkpoint=path)
+
+
+def _local_files(
+    path: Path, field_name: str, name: str, variant: str | None, *, is_base: bool = False
+) -> ModelFiles:
+    if not (path / PIPELINE_FILE).is_file():
+        raise ConfigError(
+            f"{field_name}={name!r} is not a diffusers pipeline: {path} has no "
+            f"{PIPELINE_FILE}; save the model there with pipeline.save_pretrained(folder), or "
+            f"name a checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)})"
+        )
+    traits = read_traits(path)
+    if not is_base:
+        check_parts(path, traits)
+        variant = variant or only_variant(path, traits)
+    return ModelFiles(path, traits, variant=variant)
+
+
+def check_parts(folder: Path, traits: PipelineTraits) -> None:
+    """Check that a folder holds all that its model_index.json lists.
+
+    Raises:
+        ConfigError: If a part is missing; it names it.
+    """
+    missing = [part for part in _parts(traits) if not any((folder / part).glob("*"))]
+    if missing:
+        raise ConfigError(
+            f"{folder} has no {', '.join(missing)}, which its {PIPELINE_FILE} lists; copy the "
+            "folder from where the model comes from, or save the model anew with "
+            "pipeline.save_pretrained(folder)"
+        )
+
+
+def only_variant(folder: Path, traits: PipelineTraits) -> str | None:
+    """Return the variant of a model's weights if parts have only files of that one."""
+    variants: set[str] = set()
+    for part in _parts(traits):
+        names = [f.name for f in (folder / part).iterdir() if f.suffix in _WEIGHTS]
+        found = [_variant_of(name) for name in names]
+        if found and None not in found:
+            variants |= {variant for variant in found if variant is not None}
+    return variants.pop() if len(variants) == 1 else None
+
+
+def _variant_of(name: str) -> str | None:
+    """Return `fp16` for model.fp16.safetensors and model.fp16-00001-of-00002.safetensors."""
+    middle = name.split(".")[1:-1]
+    return middle[0].partition("-0")[0] if middle else None
+
+
+def _parts(traits: PipelineTraits) -> Iterator[str]:
+    for part, named in traits.index.items():
+        if isinstance(named, list) and len(named) == 2 and named[0] is not None:
+            yield part
+
+
+def fetch_adapter(name: str, field_name: str = "lora") -> Path:
+    """Return the .safetensors file of a LoRA or the like, downloading what isn't in the cache.
+
+    Args:
+        name: A file, a folder with one .safetensors file, `org/name`, or `org/name/file`.
+        field_name: What messages call it.
+
+    Raises:
+        ConfigError: If there is no such file, or its folder doesn't say which one is meant.
         AuthError: If it is gated.
         CacheError: If the download failed.
     """
-    path = _local_path(lora, "lora", most_slashes=2)
+    path = _local_path(name, field_name, max_slashes=2)
     if path is None:
-        path = _download_lora(lora)
+        path = _download_adapter(name, field_name)
     if path.is_file():
+        if path.suffix.lower() != ".safetensors":
+            raise ConfigError(
+                f"{field_name}={name!r} is no .safetensors file; others can execute any code when "
+                "they are loaded: convert it, or choose the .safetensors file of it"
+            )
         return path
     found = sorted(path.rglob("*.safetensors"))
     if len(found) != 1:
         names = ", ".join(p.relative_to(path).as_posix() for p in found)
         listed = f"it has {names}: name one" if found else "it has no .safetensors file"
-        raise ConfigError(f"lora={lora!r}: {listed}, as in {lora.rstrip('/')}/FILE.safetensors")
+        raise ConfigError(
+            f"{field_name}={name!r}: {listed}, as in {name.rstrip('/')}/FILE.safetensors"
+        )
     return found[0]
 
 
-def _local_path(name: str, field: str, most_slashes: int) -> Path | None:
+def _local_path(name: str, field: str, max_slashes: int) -> Path | None:
     """Return the path that a name stands for, or None if it is a name on the Hub."""
     path = Path(name).expanduser()
     if path.exists():
@@ -93,7 +236,7 @@ def _local_path(name: str, field: str, most_slashes: int) -> Path | None:
     if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         is_path = True
     else:
-        is_path = name.count("/") > most_slashes
+        is_path = name.count("/") > max_slashes
     if is_path:
         raise ConfigError(
             f"{field}={name!r}: nothing is there on this machine (current folder: {Path.cwd()}); "
@@ -102,28 +245,40 @@ def _local_path(name: str, field: str, most_slashes: int) -> Path | None:
     return None
 
 
-def _download_lora(lora: str) -> Path:
-    parts = lora.split("/")  # org/name, name, or org/name/file
+def _download_adapter(name: str, field_name: str) -> Path:
+    parts = name.split("/")  # org/name, name, or org/name/file
     repo, file = "/".join(parts[:2]), "".join(parts[2:])
-    with explained_download("lora", repo):
+    with explained_download(field_name, repo):
         folder = Path(snapshot_download(repo, allow_patterns=file or "*.safetensors"))
     if (folder / file).exists():
         return folder / file
     raise ConfigError(
-        f"lora={lora!r}: {repo} on the Hub has no file {file!r}; its files: "
+        f"{field_name}={name!r}: {repo} on the Hub has no file {file!r}; its files: "
         f"{ENDPOINT}/{repo}/tree/main"
     )
 
 
-def _download_pipeline(model_name: str, revision: str | None, variant: str | None) -> ModelFiles:
-    with explained_download("model_name", model_name, revision), quiet_progress_bars():
-        index = snapshot_download(model_name, revision=revision, allow_patterns=PIPELINE_FILE)
-    if not (Path(index) / PIPELINE_FILE).is_file():
+def _download_configs(
+    field_name: str, name: str, revision: str | None, patterns: Sequence[str] | None = None
+) -> Path:
+    """Download a model's small files, by which mistakes are found before gigabytes follow."""
+    patterns = patterns or [PIPELINE_FILE, "*/config.json", "*/scheduler_config.json"]
+    with explained_download(field_name, name, revision), quiet_progress_bars():
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    if not (folder / PIPELINE_FILE).is_file():
         raise ConfigError(
-            f"model_name={model_name!r} is not a diffusers pipeline: that repository has no "
+            f"{field_name}={name!r} is not a diffusers pipeline: that repository has no "
             f"{PIPELINE_FILE}; choose one that {ENDPOINT}/models?library=diffusers lists"
         )
-    pipeline_class = text_to_image_class(Path(index))  # before gigabytes follow
-    with explained_download("model_name", model_name, revision, variant):
-        folder = Path(pipeline_class.download(model_name, revision=revision, variant=variant))
-    return ModelFiles(folder, pipeline_class, commit=folder.name)
+    return folder
+
+
+def _download_checkpoint(name: str, revision: str | None) -> Path:
+    repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if not file:
+        raise ConfigError(
+            f"model_name={name!r}: no such file is on this machine (current folder: {Path.cwd()}); "
+            "check the path, or give a file on the Hub: org/name/FILE"
+        )
+    with explained_download("model_name", repo, revision):
+        return Path(hf_hub_download(repo, file, revision=revision))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from ml_experiments.tasks.text_to_image.contact_sheet import LARGEST_COUNT, ContactSheet
+from ml_experiments.tasks.text_to_image.contact_sheet import MAX_COUNT, ContactSheet
 
 
 def sheet_of(
     count: int, size: tuple[int, int], row_length: int = 1, label: str = "x"
 ) -> ContactSheet:
     sheet = ContactSheet("title", row_length)
-    for _ in range(count):
-        sheet.add(Image.new("RGB", size, "#ff0000"), label)
+    for index in range(count):
+        sheet.add(index, lambda: Image.new("RGB", size, "#ff0000"), label)
     return sheet
 
 
@@ -66,7 +66,7 @@ def test_small_pictures_are_enlarged_and_large_ones_reduced(
 
 
 def test_more_pictures_than_a_sheet_holds_are_counted() -> None:
-    sheet = sheet_of(LARGEST_COUNT + 50, (8, 8))
+    sheet = sheet_of(MAX_COUNT + 50, (8, 8))
     assert sheet.left_out == 50
     assert sheet.render().height < 6000
 

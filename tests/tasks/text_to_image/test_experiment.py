@@ -141,6 +141,10 @@ def test_pictures_tell_how_they_were_drawn(warm_backend: LocalBackend) -> None:
     file = result.load(record["path"])
     with Image.open(file) as picture:
         texts = dict(picture.text)  # type: ignore[attr-defined]
+    assert texts.pop("parameters").startswith(
+        f"{prompt}\nNegative prompt: blue\nSteps: 2, Sampler: DDIMScheduler, CFG scale: 3.0, "
+        f"Seed: {record['seed']}, Size: 32x32, Model: tiny-digits, Version: ml_experiments "
+    )
     assert texts == {
         "prompt": prompt,
         "seed": str(record["seed"]),

@@ -1,0 +1,166 @@
+"""Models that are one file, as most community checkpoints are: .safetensors, .gguf, .ckpt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ml_experiments.errors import ConfigError
+from ml_experiments.tasks.text_to_image.pipeline_class import NETWORKS, PipelineTraits
+from ml_experiments.tasks.text_to_image.quiet import quiet_imports, quiet_progress_bars
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".gguf", *_PICKLES)
+
+
+def check_checkpoint(name: str, allow_pickle: bool) -> None:
+    """Refuse files that may execute what they like, unless the user allowed it.
+
+    Raises:
+        ConfigError: If the file is such a one, or needs a package that isn't installed.
+    """
+    if name.lower().endswith(_PICKLES) and not allow_pickle:
+        raise ConfigError(
+            f"model_name={name!r} is a pickle, a kind of file that can execute any code when it is "
+            "loaded; choose the .safetensors file of this model, or set allow_pickle=true if you "
+            "trust where it comes from"
+        )
+    if name.lower().endswith(".gguf"):
+        try:
+            import gguf  # noqa: F401
+        except ImportError as e:
+            raise ConfigError("a .gguf file needs the package gguf: pip install gguf") from e
+
+
+def usual_base_model(file: Path) -> str:
+    """Return the name on the Hub of the model that a checkpoint file is a version of.
+
+    Raises:
+        ConfigError: If the file is damaged.
+    """
+    with quiet_imports():
+        from diffusers.loaders.single_file_utils import (
+            fetch_diffusers_config,
+            load_single_file_checkpoint,
+        )
+
+    try:
+        found = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
+    except Exception as e:
+        raise ConfigError(
+            f"model_name={str(file)!r} can't be read as a checkpoint file: {_first_line(e)}; "
+            "if it is damaged, download it again"
+        ) from e
+    return str(found["pretrained_model_name_or_path"])
+
+
+def check_single_file(traits: PipelineTraits, file: Path) -> None:
+    """Check that diffusers can load a pipeline, or its network, from one file.
+
+    Raises:
+        ConfigError: If it can't.
+    """
+    part, network = _network(traits)
+    is_network_only = file.suffix.lower() == ".gguf"
+    loader = network if is_network_only else traits.pipeline_class
+    if not hasattr(loader, "from_single_file"):
+        what = f"the {part}" if is_network_only else "a pipeline"
+        raise ConfigError(
+            f"model_name: diffusers can't load {what} of a {traits.name} from one file "
+            f"({file.name}); use a folder in diffusers' format"
+        )
+
+
+def load_checkpoint(
+    file: Path,
+    traits: PipelineTraits,
+    folder: Path,
+    dtype: torch.dtype,
+    fetch_part: Callable[[str], None],
+) -> Any:
+    """Load a pipeline from a checkpoint file; what the file lacks comes from the base model.
+
+    Args:
+        file: The checkpoint.
+        traits: What the configs of the base model say.
+        folder: The base model.
+        dtype: Number format to compute in.
+        fetch_part: Downloads a part of the base model, or says that there is none.
+
+    Raises:
+        ConfigError: If the file and the base model don't fit together.
+    """
+    with quiet_imports():
+        from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    if file.suffix.lower() == ".gguf":  # the network only
+        network, _ = _network(traits)
+        for part in traits.index:
+            is_model = (folder / part / "config.json").is_file() and "tokenizer" not in part
+            if is_model and part != network and not _has_weights(folder / part):
+                fetch_part(part)
+    fetched: set[str] = set()
+    while True:
+        try:
+            with quiet_progress_bars(), quiet_imports():
+                pipeline = _load(file, traits, folder, dtype)
+            break
+        except SingleFileComponentError as e:
+            named = re.search(r"^(\w+) = ", str(e), re.MULTILINE)
+            part = named[1] if named else ""
+            if not part or part in fetched:
+                raise _misfit(file, folder, e) from e
+            fetch_part(part)
+            fetched.add(part)
+        except ConfigError:
+            raise
+        except Exception as e:
+            raise _misfit(file, folder, e) from e
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and any(p.is_meta for p in module.parameters()):
+            raise ConfigError(f"model_name: {file} lacks weights of the {part}; it is not whole")
+    return pipeline
+
+
+def _load(file: Path, traits: PipelineTraits, folder: Path, dtype: torch.dtype) -> Any:
+    part, network = _network(traits)
+    if file.suffix.lower() != ".gguf":
+        return traits.pipeline_class.from_single_file(
+            str(file), config=str(folder), dtype=dtype, local_files_only=True
+        )
+    from diffusers import GGUFQuantizationConfig
+
+    module = network.from_single_file(
+        str(file),
+        config=str(folder),
+        subfolder=part,
+        dtype=dtype,
+        quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+    )
+    return traits.pipeline_class.from_pretrained(folder, dtype=dtype, **{part: module})
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _network(traits: PipelineTraits) -> tuple[str, Any]:
+    """Return the name and the class of the denoising network."""
+    part = next((name for name in NETWORKS if name in traits.index), "")
+    return part, traits.component_class(part)
+
+
+def _misfit(file: Path, folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model_name: the checkpoint file {file} can't be loaded with the configs of {folder}: "
+        f"{_first_line(error)}; set base_model to the model that it is a version of"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,135 @@
+"""Prompts from a file: TXT with a prompt a line, CSV and JSONL with settings for each prompt."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ml_experiments.errors import suggest
+
+_MAX_PROBLEMS = 10
+_SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")  # noqa: RUF001 - as people write it
+
+
+def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, Any]]:
+    """Return the fields of each row, those that are empty left out.
+
+    A column `size`, such as `512x768`, stands for width and height.
+
+    Args:
+        file: A .txt, .csv or .jsonl file in UTF-8.
+        row_type: Checks a row.
+
+    Raises:
+        ValueError: If it can't be read, or rows are not valid; it names their lines.
+    """
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise ValueError(f"prompts_file: {file} must be a .txt, .csv or .jsonl file")
+    try:
+        text = file.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else f"it is not UTF-8: {e}"
+        raise ValueError(f"prompts_file: {file} can't be read: {reason}") from e
+    rows, problems, lines = [], [], dict[str, int]()
+    for line, fields in reader(text):
+        try:
+            row = _row(fields, row_type)
+        except ValueError as e:
+            problems.append(f"{file.name}, line {line}: {e}")
+            continue
+        first = lines.setdefault(json.dumps(row, sort_keys=True, default=str), line)
+        if first != line:
+            problems.append(f"{file.name}, line {line}: the same as line {first}")
+        rows.append(row)
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise ValueError("prompts_file: " + "; ".join(shown))
+    if not rows:
+        raise ValueError(f"prompts_file: {file} has no prompt")
+    return rows
+
+
+def _row(fields: Mapping[str, Any] | str, row_type: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """Return the fields of a row, checked.
+
+    Raises:
+        ValueError: If they are not valid, or `fields` is a message that says so.
+    """
+    if isinstance(fields, str):
+        raise ValueError(fields)
+    row = {k: v for k, v in fields.items() if v is not None and v != ""}
+    if isinstance(size := row.pop("size", None), str):
+        if not (found := _SIZE.fullmatch(size.strip())):
+            raise ValueError(f"size: {size!r} is not WIDTHxHEIGHT, such as 512x768")
+        row |= {"width": int(found[1]), "height": int(found[2])}
+    elif size is not None:
+        raise ValueError(f"size: {size!r} is not WIDTHxHEIGHT, such as 512x768")
+    known = [*row_type.model_fields, "size"]
+    for name in row:
+        if name not in known:
+            raise ValueError(
+                f"{name!r} is no field of a prompt{suggest(name, known)}; "
+                f"those are: {', '.join(known)}"
+            )
+    try:
+        return row_type.model_validate(row).model_dump(exclude_none=True)
+    except pydantic.ValidationError as e:
+        problem = e.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+        raise ValueError(f"{name}: {problem['msg']}{given}") from e
+
+
+def _read_txt(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, {"prompt": line.strip()}
+
+
+def _read_csv(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    lines = csv.reader(text.splitlines(keepends=True), strict=True, skipinitialspace=True)
+    header: list[str] | None = None
+    line = 1
+    while True:
+        try:
+            cells = next(lines, None)
+        except csv.Error as e:
+            yield lines.line_num, f"it is not CSV: {e}"
+            return
+        if cells is None:
+            return
+        if header is None:
+            header = [name.strip() for name in cells]
+            repeated = {name for name in header if header.count(name) > 1}
+            if "prompt" not in header or repeated:
+                wrong = f"columns {sorted(repeated)} twice" if repeated else "no column 'prompt'"
+                yield 1, f"the first line must name the columns; it has {wrong}: {cells}"
+                return
+        elif len(cells) > len(header):
+            yield line, f"{len(cells)} values for {len(header)} columns; quote those with a comma"
+        elif any(cells):
+            yield line, dict(zip(header, cells, strict=False))
+        line = lines.line_num + 1
+
+
+def _read_jsonl(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as e:
+            yield number, f"it is not JSON: {e}"
+            continue
+        if isinstance(fields, str):
+            fields = {"prompt": fields}
+        yield number, fields if isinstance(fields, dict) else f"it is no object: {line[:40]}"
