@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,6 +169,52 @@ class LimitedFiles(TextToImageExperiment):
 
 class LimitedDownload(LimitedFiles):
     limited_in: ClassVar[str] = "setup"
+
+
+class KilledOnce(TextToImageExperiment):
+    """Is killed in its third batch, unless it is resumed."""
+
+    def run(self) -> dict[str, Any]:
+        marker = current_run().checkpoint_dir / "killed"
+        if marker.exists():
+            return super().run()
+        vae, calls = self._loaded.pipeline.vae, []
+        decode = vae.decode
+
+        def decode_or_die(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                marker.touch()
+                time.sleep(0.5)  # until the pictures before are on disk
+                os.kill(os.getpid(), signal.SIGKILL)
+            return decode(*arguments, **options)
+
+        vae.decode = decode_or_die
+        return super().run()
+
+
+class Overflows(TextToImageExperiment):
+    """Draws pictures some of which hold no numbers."""
+
+    class Config(TextToImageExperiment.Config):
+        overflowing: list[int]
+
+    config: Config
+
+    def run(self) -> dict[str, Any]:
+        vae = self._loaded.pipeline.vae
+        decode = vae.decode
+
+        def overflow(*arguments: Any, **options: Any) -> Any:
+            decoded = decode(*arguments, **options)
+            decoded[0][self.config.overflowing] = float("nan")
+            return decoded
+
+        vae.decode = overflow
+        try:
+            return super().run()
+        finally:
+            vae.decode = decode
 
 
 class Refusals:

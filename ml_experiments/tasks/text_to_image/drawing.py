@@ -21,10 +21,13 @@ from ml_experiments.tasks.text_to_image.requests import DrawingSettings, Picture
 OnStep = Callable[[float], None]
 
 _USUAL_SIDE = 1024
-# pass settings on to pipelines inside them
-_COMBINED = ("decoder_pipe", "prior_pipe")
-# fail for several prompts with a negative one, or mix the noise of a batch
-_ONE_AT_A_TIME = {"KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
+# fail for several prompts with a negative one, or pad prompts to the longest of a batch
+_ONE_AT_A_TIME = {
+    "CogView4Pipeline",
+    "Kandinsky3Pipeline",
+    "KandinskyCombinedPipeline",
+    "KandinskyV22CombinedPipeline",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Drawer:
         return list(groups.values())
 
     def _encoded(self, request: PictureRequest) -> dict[str, Any]:
-        assert self.encoder is not None
-        return self.encoder.encode(request.prompt, request.settings.negative_prompt)
+        encoder: Any = self.encoder
+        encoded: dict[str, Any] = encoder.encode(request.prompt, request.settings.negative_prompt)
+        return encoded
 
     def scheduler_name(self, settings: DrawingSettings) -> str:
         """Return the class name of the scheduler that is used."""
@@ -136,6 +140,8 @@ class Drawer:
             arguments["guidance_schedule"] = None
         if settings.height or settings.width:  # given one side only, pipelines ignore it
             arguments["height"], arguments["width"] = self.size_of(settings)
+            if "max_area" in traits.parameters:  # else it draws about a million pixels
+                arguments["max_area"] = arguments["height"] * arguments["width"]
         prompts = [request.prompt for request in requests]
         negative = [request.settings.negative_prompt for request in requests]
         if self.encoder is not None:
@@ -189,8 +195,7 @@ def _as_pictures(images: Any) -> tuple[list[Image], list[bool]]:
     if not isinstance(images, np.ndarray):
         black = [np.asarray(picture).max() == 0 for picture in images]
         return list(images), black
-    flat = images.reshape(len(images), -1)
-    overflowed = [bool(flag) for flag in ~np.isfinite(flat).all(axis=1)]
+    overflowed = [not np.isfinite(image).all() for image in images]
     whole = np.where(np.isfinite(images), images, 0)
     for place, flag in enumerate(overflowed):
         if flag:

@@ -55,11 +55,11 @@ class PromptEncoder:
         )
         self._takes_pooled = wrapper is compel.CompelForSDXL
 
-    @torch.no_grad()
     def encode(self, prompt: str, negative_prompt: str | None) -> dict[str, Any]:
         """Return what the pipeline takes instead of a prompt."""
-        # always a negative one: both must have the same number of pieces
-        encoded = self._encode([prompt], negative_prompt=[negative_prompt or ""])
+        with torch.no_grad():
+            # always a negative one: both must have the same number of pieces
+            encoded = self._encode([prompt], negative_prompt=[negative_prompt or ""])
         arguments = {
             "prompt_embeds": encoded.embeds,
             "negative_prompt_embeds": encoded.negative_embeds,

@@ -84,10 +84,11 @@ def read_texts(path: Path) -> tuple[dict[str, str], tuple[int, int]] | None:
 
     None if the file isn't there, or not whole.
     """
+    texts: dict[str, Any]
     try:
         with Image.open(path) as picture:
             if picture.format == "PNG":
-                texts = dict(picture.info)
+                texts = {str(key): text for key, text in picture.info.items()}
                 texts.pop("parameters", None)
                 picture.verify()
             else:

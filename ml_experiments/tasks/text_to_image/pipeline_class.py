@@ -71,8 +71,9 @@ class PipelineTraits:
         import diffusers
 
         named = self.index.get(part)
-        is_diffusers = isinstance(named, list) and named[0] == "diffusers"
-        return getattr(diffusers, str(named[1]), None) if is_diffusers else None
+        if not isinstance(named, list) or named[0] != "diffusers":
+            return None
+        return getattr(diffusers, str(named[1]), None)
 
     def argument(self, option: str) -> str | None:
         """Return what the pipeline calls an option; None if it doesn't have it."""
@@ -162,6 +163,11 @@ class PipelineTraits:
                 f"{len(schedule)} steps; give guidance_scale too, for all of them"
             )
 
+    @functools.cached_property
+    def _scheduler_config(self) -> Mapping[str, Any]:
+        file = self.folder / "scheduler" / "scheduler_config.json"
+        return _read_json(file) if file.is_file() else {}
+
     def scheduler_class(self, wanted: str) -> type[Any]:
         """Return the scheduler of that name, if it works with the model.
 
@@ -170,6 +176,13 @@ class PipelineTraits:
         """
         own = self.component_class("scheduler")
         compatible = {_short_name(c.__name__): c for c in own._get_compatibles()} if own else {}
+        if str(self._scheduler_config.get("variance_type", "")).startswith("learned"):
+            # the network draws the variance too, which only some take apart
+            compatible = {
+                name: c
+                for name, c in compatible.items()
+                if "variance_type" in inspect.signature(c.__init__).parameters
+            }
         chosen: type[Any] | None = compatible.get(_short_name(wanted))
         if chosen is None:
             known = sorted(_short_name(c.__name__) for c in compatible.values())
