@@ -10,7 +10,7 @@ PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-python test-lowest-modal check lint types fast-tests docs docs-serve \
-	bench format build clean constraints lock check-lock
+	bench test-gpu gpu-wheels format build clean constraints lock check-lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,7 +26,7 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 # dependency groups need pip 25.1, which is newer than the pip that Python 3.11 brings
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) pip
-	$(INSTALL) -e '.[diffusion,training,results,plot]' --group dev
+	$(INSTALL) -e '.[diffusion,diffusion-extras,training,results,plot]' --group dev
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
@@ -46,6 +46,17 @@ types: $(VENV)/.installed-dev  ## mypy, strict
 
 fast-tests: $(VENV)/.installed-dev  ## the tests that are not marked slow
 	$(BIN)/python $(PYTEST) -m 'not slow'
+
+# for a machine with a GPU and nothing but Python and torch: wheels/ brings the rest
+GPU_PYTHON ?= python3
+gpu-wheels: $(VENV)/.installed-dev  ## download what `make test-gpu` needs besides torch into wheels/
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|nvidia-|triton|submitit|uv)' > wheels.txt
+	$(BIN)/python -m pip download --quiet --no-deps -d wheels -r wheels.txt
+	rm wheels.txt
+
+test-gpu:  ## run the checks that need a CUDA GPU, with wheels/ if it is there
+	if [ -d wheels ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps wheels/*.whl; fi
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/gpu -q -s
 
 docs: $(VENV)/.installed-dev  ## build the documentation in site/; a warning is an error
 	$(BIN)/zensical build --clean --strict
