@@ -22,7 +22,7 @@ DISTRIBUTIONS = {**PIP_NAMES, "google.protobuf": "protobuf", "modal_proto": "mod
 # the plugin for pytest is imported by pytest itself, so pytest is there
 BROUGHT_BY_THE_CALLER = {"modal_emulator/pytest_plugin.py": {"pytest"}}
 # not imported by name: transformers, diffusers and accelerate load them
-LOADED_BY_OTHERS = {"accelerate", "peft", "tokenizers", "torchao", "safetensors"}
+LOADED_BY_OTHERS = {"accelerate", "peft", "tokenizers", "torchao", "torchsde", "safetensors"}
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -71,13 +71,13 @@ def extras_of(file: Path) -> set[str]:
     """Return what may be imported in a file besides the core: the extras of its part."""
     name = file.relative_to(PROJECT).as_posix()
     if name.startswith("ml_experiments/tasks/text_to_image/"):
-        return EXTRAS["diffusion"]
+        return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     if name.startswith("ml_experiments/tasks/tiny_digits/"):
         return EXTRAS["diffusion"] | EXTRAS["training"]
     if name.startswith("ml_experiments/serialization/"):
         return EXTRAS["results"]
     if name == "ml_experiments/experiment/context.py":  # current_run().device
-        return EXTRAS["diffusion"]
+        return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     return BROUGHT_BY_THE_CALLER.get(name, set())
 
 

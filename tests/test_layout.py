@@ -99,7 +99,7 @@ TESTED_ELSEWHERE = {
     "runner/test_resume": "runs/heartbeat runs/lock",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",
-    "tasks/text_to_image/test_model_files": "tasks/text_to_image/download_errors",
+    "tasks/text_to_image/model/test_model_files": "tasks/text_to_image/model/download_errors",
     "tasks/text_to_image/test_experiment": "tasks/text_to_image/*",
     "tasks/tiny_digits/test_model": "tasks/tiny_digits/evaluation "
     "tasks/tiny_digits/pipeline_folder",
@@ -380,7 +380,7 @@ def has_own_tests(parts: Sequence[str]) -> bool:
 
 
 def test_every_test_file_stands_where_what_it_tests_does() -> None:
-    beside = {"docs", "examples", "support"}
+    beside = {"docs", "examples", "gpu", "support"}
     wrong = []
     for file in TESTS.rglob("test_*.py"):
         folder = file.parent.relative_to(TESTS)

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field, PositiveInt
 
 from ml_experiments.experiment.base import ExperimentConfig
-from ml_experiments.tasks.text_to_image.file_names import check_template
+from ml_experiments.tasks.text_to_image.pictures.file_names import check_template
 from ml_experiments.tasks.text_to_image.prompts_file import read_rows
 
 PictureSide = Annotated[int, Field(ge=8, multiple_of=8)]

@@ -12,10 +12,10 @@ from PIL.Image import Image
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.batches import Drawing
-from ml_experiments.tasks.text_to_image.denoiser import denoising_networks
-from ml_experiments.tasks.text_to_image.loading import LoadedPipeline
 from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder, unread_part
-from ml_experiments.tasks.text_to_image.pipeline_class import PipelineTraits
+from ml_experiments.tasks.text_to_image.model.denoiser import denoising_networks
+from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
+from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
 
 OnStep = Callable[[float], None]

@@ -12,14 +12,14 @@ from ml_experiments.errors import ConfigError, SoftTimeout
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.context import current_run
 from ml_experiments.tasks.text_to_image.config import TINY_DIGITS, TextToImageConfig
-from ml_experiments.tasks.text_to_image.file_names import file_names
+from ml_experiments.tasks.text_to_image.pictures.file_names import file_names
 
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.batch_log import BatchLog
     from ml_experiments.tasks.text_to_image.batches import Batch, Drawing
     from ml_experiments.tasks.text_to_image.drawing import Drawer
-    from ml_experiments.tasks.text_to_image.gallery import Gallery
-    from ml_experiments.tasks.text_to_image.loading import LoadedPipeline
+    from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
+    from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
     from ml_experiments.tasks.text_to_image.requests import PictureRequest
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
 
     preload: ClassVar[tuple[str, ...]] = (
         "ml_experiments.tasks.text_to_image.drawing",
-        "ml_experiments.tasks.text_to_image.gallery",
+        "ml_experiments.tasks.text_to_image.pictures.gallery",
     )
 
     _loaded: LoadedPipeline
@@ -75,7 +75,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         started = time.perf_counter()
         config, run = self.config, current_run()
         run.progress(0, None, text=f"loading {config.model_name}")
-        from ml_experiments.tasks.text_to_image.loading import load_pipeline
+        from ml_experiments.tasks.text_to_image.model.loading import load_pipeline
 
         self._loaded = load_pipeline(
             config, run.device if config.device == "auto" else config.device
@@ -135,8 +135,8 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
 
     def _prepare_drawer(self) -> Drawer:
         from ml_experiments.tasks.text_to_image.drawing import Drawer, prepare_memory_savers
-        from ml_experiments.tasks.text_to_image.loading import check_run
         from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder
+        from ml_experiments.tasks.text_to_image.model.loading import check_run
 
         config, loaded = self.config, self._loaded
         check_run(config, loaded.files)
@@ -168,9 +168,12 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
     def _open_gallery(
         self, requests: Sequence[PictureRequest], used: Sequence[Mapping[str, Any]], seed: int
     ) -> Gallery:
-        from ml_experiments.tasks.text_to_image.contact_sheet import ContactSheet
-        from ml_experiments.tasks.text_to_image.gallery import Gallery
-        from ml_experiments.tasks.text_to_image.picture_files import DEFAULT_QUALITY, EXTENSIONS
+        from ml_experiments.tasks.text_to_image.pictures.contact_sheet import ContactSheet
+        from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
+        from ml_experiments.tasks.text_to_image.pictures.picture_files import (
+            DEFAULT_QUALITY,
+            EXTENSIONS,
+        )
 
         config, common = self.config, _common(used)
         texts = [

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.pipeline_class import PipelineTraits
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
 
 # with the wrapper of compel that encodes for them; each family's own class and its PAG variant
 _WRAPPERS = {

@@ -11,18 +11,18 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.checkpoint_file import (
+from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
     CHECKPOINT_SUFFIXES,
     check_checkpoint,
     usual_base_model,
 )
-from ml_experiments.tasks.text_to_image.download_errors import explained_download
-from ml_experiments.tasks.text_to_image.pipeline_class import (
+from ml_experiments.tasks.text_to_image.model.download_errors import explained_download
+from ml_experiments.tasks.text_to_image.model.pipeline_class import (
     PIPELINE_FILE,
     PipelineTraits,
     read_traits,
 )
-from ml_experiments.tasks.text_to_image.quiet import quiet_progress_bars
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_progress_bars
 from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from ml_experiments.tasks.text_to_image.contact_sheet import MAX_COUNT, ContactSheet
+from ml_experiments.tasks.text_to_image.pictures.contact_sheet import MAX_COUNT, ContactSheet
 
 
 def sheet_of(

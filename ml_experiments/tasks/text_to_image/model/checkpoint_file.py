@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.pipeline_class import NETWORKS, PipelineTraits
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports, quiet_progress_bars
+from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports, quiet_progress_bars
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKPOINT_SUFFIXES = (".safetensors", ".gguf", *_PICKLES)

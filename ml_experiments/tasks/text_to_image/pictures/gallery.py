@@ -12,8 +12,12 @@ from typing import Any, Self
 from PIL import Image
 
 from ml_experiments.tasks.text_to_image.batches import Batch
-from ml_experiments.tasks.text_to_image.contact_sheet import ContactSheet
-from ml_experiments.tasks.text_to_image.picture_files import ImageFormat, read_texts, write_picture
+from ml_experiments.tasks.text_to_image.pictures.contact_sheet import ContactSheet
+from ml_experiments.tasks.text_to_image.pictures.picture_files import (
+    ImageFormat,
+    read_texts,
+    write_picture,
+)
 from ml_experiments.tasks.text_to_image.requests import PictureRequest
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,17 @@ import torch
 from safetensors import SafetensorError
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.adapters import (
+from ml_experiments.tasks.text_to_image.long_prompts import check_long_prompts
+from ml_experiments.tasks.text_to_image.model.adapters import (
     check_adapters,
     load_loras,
     load_textual_inversions,
 )
-from ml_experiments.tasks.text_to_image.checkpoint_file import check_single_file, load_checkpoint
-from ml_experiments.tasks.text_to_image.denoiser import (
+from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
+    check_single_file,
+    load_checkpoint,
+)
+from ml_experiments.tasks.text_to_image.model.denoiser import (
     cache_first_block,
     check_speed_options,
     compile_denoiser,
@@ -25,8 +29,7 @@ from ml_experiments.tasks.text_to_image.denoiser import (
     set_attention_backend,
     use_channels_last,
 )
-from ml_experiments.tasks.text_to_image.long_prompts import check_long_prompts
-from ml_experiments.tasks.text_to_image.model_files import (
+from ml_experiments.tasks.text_to_image.model.model_files import (
     ModelFiles,
     check_parts,
     fetch_adapter,
@@ -34,7 +37,7 @@ from ml_experiments.tasks.text_to_image.model_files import (
     fetch_part,
     fetch_weights,
 )
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports, quiet_progress_bars
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports, quiet_progress_bars
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings
 
 with quiet_imports():

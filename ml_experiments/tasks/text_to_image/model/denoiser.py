@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.tasks.text_to_image.pipeline_class import NETWORKS, PipelineTraits
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
 _INT4_GROUP = 64

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings
 
 PIPELINE_FILE = "model_index.json"

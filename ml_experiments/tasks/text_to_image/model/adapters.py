@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.pipeline_class import PipelineTraits
-from ml_experiments.tasks.text_to_image.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.config import Lora, TextualInversion

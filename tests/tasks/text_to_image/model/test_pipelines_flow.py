@@ -15,7 +15,10 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.pipeline_class import PipelineTraits, why_not_from_text
+from ml_experiments.tasks.text_to_image.model.pipeline_class import (
+    PipelineTraits,
+    why_not_from_text,
+)
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
 from tests.support import tiny_pipelines
 
@@ -69,8 +72,8 @@ class Tiny:
         import torch
 
         from ml_experiments.tasks.text_to_image.drawing import Drawer
-        from ml_experiments.tasks.text_to_image.loading import LoadedPipeline
-        from ml_experiments.tasks.text_to_image.model_files import ModelFiles
+        from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
+        from ml_experiments.tasks.text_to_image.model.model_files import ModelFiles
 
         self.pipeline = pipeline = tiny_pipelines.build(name)
         pipeline.scheduler.save_pretrained(folder / "scheduler")

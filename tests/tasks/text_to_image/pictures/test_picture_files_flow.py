@@ -15,8 +15,8 @@ from PIL import Image
 from ml_experiments import ConfigError, LocalBackend, run_experiment
 from ml_experiments.config.validation import validate_config
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
-from ml_experiments.tasks.text_to_image.file_names import check_template, file_names
-from ml_experiments.tasks.text_to_image.picture_files import read_texts
+from ml_experiments.tasks.text_to_image.pictures.file_names import check_template, file_names
+from ml_experiments.tasks.text_to_image.pictures.picture_files import read_texts
 from tests.support.pictures import Overflows, difference, draw, pixels, refusals
 
 

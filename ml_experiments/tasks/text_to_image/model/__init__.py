@@ -1,0 +1,1 @@
+"""A diffusers pipeline: finding it, checking what it can do, loading it."""
