@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 
-from ml_experiments.errors import ConfigError
+from ml_experiments.errors import BackendError, CacheError, ConfigError
 from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
     CHECKPOINT_SUFFIXES,
     check_checkpoint,
@@ -131,14 +131,17 @@ def _files_of_checkpoint(config: TextToImageConfig, path: Path | None) -> ModelF
     if path is None:
         path = _download_checkpoint(config.model_name, config.revision)
     base = config.base_model or usual_base_model(path)
-    where = (
-        "base_model" if config.base_model else f"the checkpoint file {path.name}: its base_model"
-    )
     local = _local_path(base, "base_model", max_slashes=1)
     if local is not None:
         traits = _local_files(local, "base_model", base, None, is_base=True).traits
         return ModelFiles(local, traits, checkpoint=path)
-    folder = _download_configs(where, base, None, patterns=_CONFIGS)
+    try:
+        folder = _download_configs("base_model", base, None, patterns=_CONFIGS)
+    except (BackendError, CacheError) as e:
+        raise type(e)(
+            f"the checkpoint file {path.name} has no configs and needs those of its base model; "
+            f"set base_model to a folder that holds it, or see why the download failed: {e}"
+        ) from e
     return ModelFiles(folder, read_traits(folder), base, folder.name, checkpoint=path)
 
 
