@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
 from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports, quiet_progress_bars
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# how the keys of VAEs and text encoders begin
+_OTHER_PARTS = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.")
 CHECKPOINT_SUFFIXES = (".safetensors", ".gguf", *_PICKLES)
 
 
@@ -65,7 +69,7 @@ def check_single_file(traits: PipelineTraits, file: Path) -> None:
         ConfigError: If it can't.
     """
     part, network = _network(traits)
-    is_network_only = file.suffix.lower() == ".gguf"
+    is_network_only = _is_network_only(file)
     loader = network if is_network_only else traits.pipeline_class
     if not hasattr(loader, "from_single_file"):
         what = f"the {part}" if is_network_only else "a pipeline"
@@ -97,25 +101,28 @@ def load_checkpoint(
     with quiet_imports():
         from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    if file.suffix.lower() == ".gguf":  # the network only
+    if _is_network_only(file):
         network, _ = _network(traits)
         for part in traits.index:
             is_model = (folder / part / "config.json").is_file() and "tokenizer" not in part
             if is_model and part != network and not _has_weights(folder / part):
                 fetch_part(part)
-    fetched: set[str] = set()
+    parts: dict[str, Any] = {}
     while True:
         try:
             with quiet_progress_bars(), quiet_imports():
-                pipeline = _load(file, traits, folder, dtype)
+                pipeline = _load(file, traits, folder, dtype, parts)
             break
         except SingleFileComponentError as e:
             named = re.search(r"^(\w+) = ", str(e), re.MULTILINE)
             part = named[1] if named else ""
-            if not part or part in fetched:
+            if not part or part in parts:
                 raise _misfit(file, folder, e) from e
-            fetch_part(part)
-            fetched.add(part)
+            if not _has_weights(folder / part):
+                fetch_part(part)
+            library, name = traits.index[part]
+            part_class = getattr(importlib.import_module(library), name)
+            parts[part] = part_class.from_pretrained(folder, subfolder=part, dtype=dtype)
         except ConfigError:
             raise
         except Exception as e:
@@ -126,22 +133,37 @@ def load_checkpoint(
     return pipeline
 
 
-def _load(file: Path, traits: PipelineTraits, folder: Path, dtype: torch.dtype) -> Any:
+def _load(
+    file: Path,
+    traits: PipelineTraits,
+    folder: Path,
+    dtype: torch.dtype,
+    parts: Mapping[str, Any],
+) -> Any:
     part, network = _network(traits)
-    if file.suffix.lower() != ".gguf":
+    if not _is_network_only(file):
         return traits.pipeline_class.from_single_file(
-            str(file), config=str(folder), dtype=dtype, local_files_only=True
+            str(file), config=str(folder), dtype=dtype, local_files_only=True, **parts
         )
-    from diffusers import GGUFQuantizationConfig
+    options: dict[str, Any] = {}
+    if file.suffix.lower() == ".gguf":
+        from diffusers import GGUFQuantizationConfig
 
+        options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
     module = network.from_single_file(
-        str(file),
-        config=str(folder),
-        subfolder=part,
-        dtype=dtype,
-        quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+        str(file), config=str(folder), subfolder=part, dtype=dtype, **options
     )
     return traits.pipeline_class.from_pretrained(folder, dtype=dtype, **{part: module})
+
+
+def _is_network_only(file: Path) -> bool:
+    """Return whether a file holds no VAE and no text encoder, as of most transformers."""
+    if file.suffix.lower() == ".gguf":
+        return True
+    if file.suffix.lower() != ".safetensors":
+        return False
+    with safe_open(file, framework="pt") as tensors:
+        return not any(key.startswith(_OTHER_PARTS) for key in tensors.keys())  # noqa: SIM118
 
 
 def _has_weights(folder: Path) -> bool:
