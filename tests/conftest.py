@@ -20,9 +20,12 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count what starts Modal containers as slow: `make check` leaves it out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count what starts Modal containers as slow, and leave out what is run by name only."""
+    is_exhaustive = "exhaustive" in config.option.markexpr
     for item in items:
+        if item.get_closest_marker("exhaustive") and not is_exhaustive:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m exhaustive"))
         fixtures = set(getattr(item, "fixturenames", ()))
         if "modal_emulator" in item.path.parts or fixtures & {
             "modal_emulator",

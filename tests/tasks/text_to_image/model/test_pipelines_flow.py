@@ -114,7 +114,14 @@ def base_settings(tiny: Tiny) -> DrawingSettings:
     return DrawingSettings(num_inference_steps=3, height=side, width=side)
 
 
-@pytest.mark.parametrize("name", BUILT)
+# all of them take ten minutes: pytest -m exhaustive
+SAMPLE = {"FluxPipeline", "StableDiffusionPipeline", "PixArtAlphaPipeline"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.exhaustive) for n in BUILT],
+)
 def test_every_option_changes_the_pictures_or_is_refused(name: str, tmp_path: Path) -> None:
     tiny = Tiny(name, tmp_path)
     base = base_settings(tiny)
