@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib.util
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,10 +24,11 @@ from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
+from ml_experiments.serialization.scratch import ScratchFolder
 
 _DRAWN_SEEDS = 2**31
 # until a run folder has a copy
-_NOTEBOOKS = tempfile.TemporaryDirectory(prefix="ml-experiments-notebook-")
+_NOTEBOOKS = functools.cache(ScratchFolder)
 _DIFFUSION = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "PIL")
 # ready experiment -> the extra with what it imports while it runs
 _EXTRAS = {
@@ -127,7 +128,7 @@ def _file_for(experiment: Callable[..., Any]) -> Path:
     check_experiment(experiment, experiment.__qualname__)
     source = source_of(experiment, secret_values())
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    file = Path(_NOTEBOOKS.name, digest, FILE_NAME)
+    file = Path(_NOTEBOOKS().name, digest, FILE_NAME)
     if not file.exists():
         file.parent.mkdir(parents=True)
         file.write_text(source, encoding="utf-8")

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 import sys
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
 from ml_experiments.backends.modal.preflight.staging import StagedSource, stage_this_package
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.scratch import ScratchFolder
 
 # importing this package and the experiment's Python files, on a cold container
 STARTUP_TIMEOUT_S = 600
@@ -129,7 +129,7 @@ class AppPool:
     def _this_package(self, files: frozenset[Path]) -> Path:
         """Return a frozen copy of files of this package, the same for all apps that need them."""
         if files not in self._staged_packages:
-            place = self._open.enter_context(tempfile.TemporaryDirectory(prefix="ml-experiments-"))
+            place = self._open.enter_context(ScratchFolder())
             target = Path(place) / OWN_PACKAGE
             with platform_errors("copy this package"):
                 stage_this_package(target, files)

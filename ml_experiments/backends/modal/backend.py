@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets as random_tokens
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -32,6 +31,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import PreparedRun, RunSpec
+from ml_experiments.serialization.scratch import ScratchFolder
 
 _RUNS_AT_A_TIME = 64
 
@@ -108,7 +108,7 @@ class ModalBackend(Backend):
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Freeze the run's source and hand it over; returns at once."""
         spec, plan = prepared.spec, prepared.plan
-        place = tempfile.TemporaryDirectory(prefix="ml-experiments-")
+        place = ScratchFolder()
         with platform_errors("copy the run's source"):
             source = stage_source(plan.imports, Path(place.name) / "source")
         handle = ModalRunHandle(spec, folder, observer, prepared.secrets)

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 # how long a run that is preempted or cancelled may take to save what it has
 _SAVE_LIMIT_S = 25.0
+# a finished run must not fail because Modal could not store its files at the first try
+_COMMIT_WAITS_S = (0.5, 2.0)
 
 _templates = TemplatePool()
 _slot = WorkerSlot()
@@ -202,12 +204,17 @@ def _is_on_volume(volume: modal.Volume, run_id: str) -> bool:
 
 
 def _commit(volume: modal.Volume) -> Exception | None:
-    """Store what was written to the volume; return what went wrong."""
-    try:
-        volume.commit()
-    except (modal.exception.Error, RuntimeError) as e:
-        return e
-    return None
+    """Store what was written to the volume, also after a failure or two; return what went wrong."""
+    failure: Exception | None = None
+    for wait_s in (0.0, *_COMMIT_WAITS_S):
+        time.sleep(wait_s)
+        try:
+            volume.commit()
+        except (modal.exception.Error, RuntimeError) as e:
+            failure = e
+        else:
+            return None
+    return failure
 
 
 def _not_begun(spec: RunSpec, error: BaseException) -> RunResult:
