@@ -12,7 +12,7 @@ import click
 
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.runner.printable import printable_lines
-from ml_experiments.runs.result import RunResult
+from ml_experiments.runs.result import Attempt, RunResult
 
 _MAX_ROWS = 20
 _MIN_VALUE_LENGTH = 20
@@ -37,6 +37,7 @@ def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> Non
     if result.run_dir is not None:
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))
+    rows.extend((f"attempt {a.number}", _attempt(a)) for a in result.attempts[:-1])
     rows.extend(more)
     print_table((Column(""), Column("")), rows)
     if result.error is not None:
@@ -54,6 +55,13 @@ def _print_error(result: RunResult) -> None:
     click.echo(f"{click.style('error kind', bold=True)}  {error.kind}")
     if error.hint:
         click.echo(f"{click.style('hint', bold=True)}        {printable_lines(error.hint)}")
+
+
+def _attempt(attempt: Attempt) -> str:
+    error = attempt.error
+    why = f": {error.type}: {error.message}" if error is not None else ""
+    seconds = "" if attempt.seconds is None else f" after {attempt.seconds:.2f} s"
+    return f"{attempt.status}{seconds} on {attempt.place or 'an unknown machine'}{why}"
 
 
 def _seconds(timings: dict[str, float]) -> str:

@@ -133,6 +133,10 @@ def test_every_attempt_is_kept_with_its_error_and_the_log_tells_them_apart(
     assert third.attempts[0].error is not None
     assert "in waits" in third.attempts[0].error.traceback
     assert failed.read_result().attempts == third.attempts
+    show = [sys.executable, "-m", "ml_experiments", "runs", "show", "last"]
+    shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    assert "attempt 1" in shown
+    assert "ValueError: the first one fails" in shown
     log = failed.log_file.read_text()
     positions = [
         log.index(text)
