@@ -32,25 +32,29 @@ def check_long_prompts(traits: PipelineTraits) -> None:
             f"long_prompt=true: compel encodes no long prompts for a {traits.name}; leave "
             f"long_prompt out; it works with {', '.join(sorted(_WRAPPERS))}"
         )
+    _import_compel()
+
+
+def _import_compel() -> Any:
     try:
         with quiet_imports():
-            import compel  # noqa: F401
+            import compel
     except ImportError as e:
-        raise ConfigError("long_prompt=true needs the package compel: pip install compel") from e
+        raise ConfigError(
+            "long_prompt=true needs the package compel: pip install compel (on Modal: --pip compel)"
+        ) from e
+    return compel
 
 
 class PromptEncoder:
     """Encodes a prompt of any length in pieces, with compel's syntax for weights: (word)1.3."""
 
     def __init__(self, pipeline: Any) -> None:
-        with quiet_imports():
-            import compel
-            from compel import DiffusersTextualInversionManager
-
+        compel = _import_compel()
         wrapper = getattr(compel, _WRAPPERS[type(pipeline).__name__])
         self._encode = wrapper(
             pipeline,
-            textual_inversion_manager=DiffusersTextualInversionManager(pipeline),
+            textual_inversion_manager=compel.DiffusersTextualInversionManager(pipeline),
             device=pipeline._execution_device,
         )
         self._takes_pooled = wrapper is compel.CompelForSDXL
