@@ -207,7 +207,8 @@ def run_experiment_local(
 
     Returns:
         `status`, `results`, `experiment_class`, `run_id`, `error`, `artifacts`, `timings`,
-        `cost`, `environment`, `attempts` and `run_dir`. The results are the values that `run()` returned, of
+        `cost`, `environment`, `attempts` and `run_dir`. The results are the values that `run()`
+        returned, of
         which a date is a date; the rest is JSON.
 
     Raises:
