@@ -78,7 +78,8 @@ def end_a_flood(
 
 def check_that_the_tail_was_shown(reader: SlowReader, log_file: Path) -> None:
     assert len(reader.shown) < log_file.stat().st_size
-    assert reader.shown[-50_000:] == log_file.read_bytes()[-50_000:]
+    # the log has the traceback, too, which is not part of the output
+    assert reader.shown[-50_000:] in log_file.read_bytes()[-70_000:]
     (notice,) = reader.notices
     assert "came faster than it could be shown" in notice
     assert str(log_file) in notice

@@ -76,14 +76,6 @@ def test_a_module_started_with_dash_m(modal_emulator: Emulator, tmp_path: Path) 
     assert "{'value': 'from near by', 'x': 2}" in done.stdout, done.stderr
 
 
-def test_a_class_in_a_notebook_cell_says_why_not(modal_emulator: Emulator, tmp_path: Path) -> None:
-    cell = "class Exp:\n    def __init__(self, c): ...\n    def run(self): ...\n"
-    code = f"{cell}{RUN}run_experiment(Exp, {{}}, backend='modal')"
-    done = start(modal_emulator, tmp_path, "-c", code)
-    assert done.returncode == 1
-    assert "save it in a file" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("files", "path", "experiment"),
     [
