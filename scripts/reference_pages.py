@@ -133,7 +133,7 @@ def options_page() -> str:
 def type_name(kind: Any) -> str:
     """Return a type as an annotation without module names."""
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-    text = re.sub(r"\b(collections\.abc|pathlib|typing)\.", "", text)
+    text = re.sub(r"\b(collections\.abc|pathlib(\._local)?|typing)\.", "", text)
     text = re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
     return text.replace(" | ", " or ")  # a bar would end the cell of a table
 
