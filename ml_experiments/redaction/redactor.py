@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +35,11 @@ class Redactor:
         ordered = sorted(self._numbers, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         self.byte_forms = tuple(form.encode("utf-8", "surrogateescape") for form in ordered)
-        self.byte_pattern = re.compile(b"|".join(map(re.escape, self.byte_forms)))
+
+    @functools.cached_property
+    def byte_pattern(self) -> re.Pattern[bytes]:
+        """What matches the secrets in bytes."""
+        return re.compile(b"|".join(map(re.escape, self.byte_forms)))
 
     def redact_text(self, value: str) -> str:
         """Return a string without the secrets that it holds."""

@@ -36,7 +36,7 @@ def test_a_worker_that_dies_before_it_starts_a_run_is_replaced_once(
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "started = os.path.join(os.path.dirname(__file__), 'started')\n"
-        "if 'worker.main' in str(sys.orig_argv):\n"
+        "if 'worker.child' in str(sys.orig_argv):\n"
         "    open(started, 'a').write('x')\n"
         # the first one only checks the config
         f"    if 1 < os.path.getsize(started) <= 1 + {deaths}:\n"

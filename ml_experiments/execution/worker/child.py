@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import faulthandler
 import importlib
 import json
 import os
@@ -219,3 +220,24 @@ def _interrupt_main_thread() -> None:
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, signal.SIGINT)
+
+
+def set_up_process() -> None:
+    """Set up the standard streams and the signals of a process in which experiments execute."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is something to interrupt
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable()
+
+
+def main() -> None:
+    """Serve the socket whose file descriptor is the first argument, in a new interpreter.
+
+    For experiments whose template can't be forked.
+    """
+    set_up_process()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    sys.argv = [""]
+    sources = LoadedSources()
+    sources.record_imports()
+    Worker(connection, sources).serve()

@@ -10,12 +10,10 @@ Started by `process.py`, with one end of a socket pair. It receives, one JSON ob
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import gc
 import importlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,18 +23,19 @@ from typing import Any
 
 from ml_experiments.config.validation import prepare_config_of
 from ml_experiments.execution.execute import prepare_process
-from ml_experiments.execution.worker.child import Worker
+from ml_experiments.execution.worker.child import Worker, set_up_process
 from ml_experiments.execution.worker.ending import keep_finalizers
 from ml_experiments.execution.worker.forking import why_not_to_fork
 from ml_experiments.execution.worker.guard import Guard, send_start_error
 from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.execution.worker.process import command_for
+from ml_experiments.execution.worker.rehearsal import rehearse
 from ml_experiments.execution.worker.sources import LoadedSources
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.settings import update_environment, whole_environment
 
 _READ_SIZE = 1 << 16
-_WORKER = "ml_experiments.execution.worker.main"
+_WORKER = "ml_experiments.execution.worker.child"
 _MAX_IMPORT_OUTPUT = 1 << 20
 
 
@@ -51,6 +50,7 @@ class Template:
         self._sources = LoadedSources()
         self._guards: set[int] = set()
         self._can_fork = True
+        self._is_prepared = False
         self._to_preload: tuple[str, ...] = ()
         self._finalizers: list[weakref.finalize[..., Any]] = []
         self._first_environment = whole_environment()
@@ -66,7 +66,7 @@ class Template:
                 worker = self._start_guard(self._descriptors.pop(0))
                 if worker is not None:
                     return worker
-                prepare_process()  # meanwhile the config is checked
+                self._prepare()  # meanwhile the config is checked
         self._connection.close()
         for guard in self._guards:  # not all systems have an init that reaps orphans
             os.waitpid(guard, 0)
@@ -84,6 +84,16 @@ class Template:
             prepare_config_of(target)  # once, for all workers
             self._to_preload = tuple(getattr(target, "preload", ()))
         self._settle()
+
+    def _prepare(self) -> None:
+        """Do once what each worker would do, before it is needed."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        prepare_process()
+        if self._can_fork:
+            with contextlib.suppress(Exception):  # no room on the disk: a run reports that
+                rehearse()
 
     def _preload(self) -> None:
         """Import what the experiment's runs import, once for all of them."""
@@ -128,6 +138,7 @@ class Template:
 
     def _fork_worker(self, setup: WorkerSetup, _channel: socket.socket) -> int:
         imported = _read_import_output()
+        gc.freeze()  # what a worker collects at its end is its own; each page it touches is copied
         pid = os.fork()
         if pid == 0:
             os.setsid()
@@ -187,14 +198,6 @@ def _read_import_output() -> bytes:
         return os.pread(1, _MAX_IMPORT_OUTPUT, 0)
     except OSError:
         return b""
-
-
-def set_up_process() -> None:
-    """Set up the standard streams and the signals of a process in which experiments execute."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is something to interrupt
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    faulthandler.enable()
 
 
 def main() -> None:

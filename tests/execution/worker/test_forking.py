@@ -9,7 +9,7 @@ import pytest
 from ml_experiments import LocalBackend, run_experiment
 from ml_experiments.execution.worker import forking
 
-FORKED, NEW = "worker.template", "worker.main"
+FORKED, NEW = "worker.template", "worker.child"
 MODULES = {
     "plain": ("", FORKED),
     "numpy": ("import numpy\nnumpy.ones((300, 300)) @ numpy.ones((300, 300))", FORKED),
