@@ -10,22 +10,8 @@ from typing import Any
 
 import yaml
 
-from ml_experiments.config.scalars import Unquoted, read_scalar
+from ml_experiments.config.scalars import MAX_DEPTH, read_scalar, tree_problems
 from ml_experiments.errors import ConfigError
-
-MAX_DEPTH = 100
-MAX_VALUES = 1_000_000
-_SCALARS = (bool, int, float, str, Unquoted)
-
-_NULL = re.compile(r"null|Null|NULL|~|")
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+")
-_FLOAT = re.compile(
-    r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
-    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-)
-_TRUE = {"true", "yes", "on"}
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
@@ -84,40 +70,6 @@ def describe_parse_error(error: Exception) -> str:
     if what and "'\\t'" in what:
         what = "a tab; YAML indents with spaces only"
     return f", line {mark.line + 1}, column {mark.column + 1}: {what}"
-
-
-def tree_problems(data: Any) -> tuple[str, ...]:
-    """Return why data can't be a config: not JSON, or so deep or large that it's a mistake."""
-    problems: list[str] = []
-    waiting: list[tuple[str, Any, int]] = [("", data, 0)]
-    count = 0
-    while waiting:
-        path, value, depth = waiting.pop()
-        count += 1
-        if count > MAX_VALUES:
-            return (*problems, f"more than {MAX_VALUES:,} values")
-        if depth > MAX_DEPTH:
-            return (*problems, f"{path[:80]}: nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, dict):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    problems.append(f"{path or 'top level'}: the key {key!r} is not a string")
-                waiting.append((f"{path}.{key}" if path else str(key), item, depth + 1))
-        elif isinstance(value, list | tuple):
-            waiting += [(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
-        elif not (value is None or type(value) in _SCALARS):
-            problems.append(
-                f"{path or 'top level'}: {_article(type(value))} is not JSON; use a string, "
-                "a number, true or false, null, a list or a dict"
-            )
-    return tuple(reversed(problems))
-
-
-def _article(kind: type) -> str:
-    # private parts are left out, as in pathlib._local.PosixPath of Python 3.13
-    module = [part for part in kind.__module__.split(".") if not part.startswith("_")]
-    name = ".".join([*module, kind.__qualname__]).removeprefix("builtins.")
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _parse_json(content: str) -> Any:

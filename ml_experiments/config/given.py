@@ -9,8 +9,13 @@ from typing import Any
 
 from ml_experiments.config.building import dump
 from ml_experiments.config.fields import annotation_at, takes_anything, takes_string
-from ml_experiments.config.files import MAX_DEPTH
-from ml_experiments.config.scalars import LoadedConfig, Location, is_number_list, parse_scalar
+from ml_experiments.config.scalars import (
+    MAX_DEPTH,
+    LoadedConfig,
+    Location,
+    is_number_list,
+    parse_scalar,
+)
 from ml_experiments.config.schema import Parameters
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import is_config_class

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ml_experiments.config.files import MAX_DEPTH
+from ml_experiments.config.scalars import MAX_DEPTH
 from ml_experiments.errors import ConfigError
 
 _MISSING_VARIABLE = re.compile(r"Environment variable '(.*?)' not found")

@@ -6,13 +6,8 @@ from typing import Any
 
 import yaml
 
-from ml_experiments.config.files import (
-    MAX_DEPTH,
-    describe_parse_error,
-    parse_yaml,
-    tree_problems,
-)
-from ml_experiments.config.scalars import MISSING, read_scalar
+from ml_experiments.config.files import describe_parse_error, parse_yaml
+from ml_experiments.config.scalars import MAX_DEPTH, MISSING, read_scalar, tree_problems
 from ml_experiments.errors import ConfigError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name

@@ -1,4 +1,4 @@
-"""Unquoted scalars of YAML and of overrides: what they mean, and how they were written."""
+"""What a config may consist of, and unquoted scalars of YAML and of overrides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ Location = tuple[int | str, ...]
 
 # written in a file for a value that has to be given, as OmegaConf and Hydra do
 MISSING = "???"
+
+MAX_DEPTH = 100
+MAX_VALUES = 1_000_000
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
@@ -119,3 +122,40 @@ def resolve_scalars(config: Any) -> tuple[Any, dict[Location, str]]:
             ),
         )
     return resolved, unquoted
+
+
+_SCALARS = (bool, int, float, str, Unquoted)
+
+
+def tree_problems(data: Any) -> tuple[str, ...]:
+    """Return why data can't be a config: not JSON, or so deep or large that it's a mistake."""
+    problems: list[str] = []
+    waiting: list[tuple[str, Any, int]] = [("", data, 0)]
+    count = 0
+    while waiting:
+        path, value, depth = waiting.pop()
+        count += 1
+        if count > MAX_VALUES:
+            return (*problems, f"more than {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            return (*problems, f"{path[:80]}: nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    problems.append(f"{path or 'top level'}: the key {key!r} is not a string")
+                waiting.append((f"{path}.{key}" if path else str(key), item, depth + 1))
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{path}.{i}", item, depth + 1) for i, item in enumerate(value)]
+        elif not (value is None or type(value) in _SCALARS):
+            problems.append(
+                f"{path or 'top level'}: {_article(type(value))} is not JSON; use a string, "
+                "a number, true or false, null, a list or a dict"
+            )
+    return tuple(reversed(problems))
+
+
+def _article(kind: type) -> str:
+    # private parts are left out, as in pathlib._local.PosixPath of Python 3.13
+    module = [part for part in kind.__module__.split(".") if not part.startswith("_")]
+    name = ".".join([*module, kind.__qualname__]).removeprefix("builtins.")
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

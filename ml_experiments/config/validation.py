@@ -11,9 +11,9 @@ import pydantic
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from ml_experiments.config.building import build, dump, reader_of
-from ml_experiments.config.files import tree_problems
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.problems import describe_problems, ignored_fields
+from ml_experiments.config.scalars import tree_problems
 from ml_experiments.config.schema import schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
 from ml_experiments.serialization.encoder import to_json

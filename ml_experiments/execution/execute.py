@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from ml_experiments.cache.layout import repo_folder, this_machine
-from ml_experiments.cache.usage.recorded_uses import record_uses
 from ml_experiments.cache.usage.watch import CacheWatch, UsedRevision
 from ml_experiments.config.schema import call_function
 from ml_experiments.config.secret_values import secret_config_values
@@ -313,6 +312,8 @@ class _Attempt:
         models = (*own, *kept)
         if not models:
             return
+        from ml_experiments.cache.usage.recorded_uses import record_uses  # most runs use none
+
         record_uses(_cache_dir(), models)
         manifest = dataclasses.replace(
             self.folder.read_manifest(), cached_models=tuple(model.to_dict() for model in models)

@@ -14,8 +14,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from ml_experiments.settings import restore_environment, whole_environment
 
 
@@ -99,5 +97,7 @@ def _children() -> frozenset[int]:
     try:
         with open("/proc/thread-self/children") as file:  # noqa: PTH123 - a hot path
             return frozenset(map(int, file.read().split()))
-    except OSError:  # where the kernel doesn't list them
+    except OSError:
+        import psutil  # where the kernel doesn't list them
+
         return frozenset(child.pid for child in psutil.Process().children())

@@ -18,7 +18,6 @@ import json
 import logging
 import mimetypes
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -93,7 +92,7 @@ class RunFolder:
             RunFolderError: If it exists already or can't be written.
         """
         folder = cls(runs_dir / spec.run_id, manifest.attempt)
-        temporary = runs_dir / f".{spec.run_id}.{secrets.token_hex(4)}"
+        temporary = runs_dir / f".{spec.run_id}.{os.urandom(4).hex()}"
         try:
             temporary.mkdir(parents=True)
             draft = cls(temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import secrets
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,4 +98,4 @@ def new_run_id(now: datetime.datetime | None = None) -> str:
     """Return an id such as `20261123-141502-417a9c3` (UTC, to the millisecond), unique."""
     moment = now or datetime.datetime.now(datetime.UTC)
     milliseconds = moment.microsecond // 1000
-    return f"{moment:%Y%m%d-%H%M%S}-{milliseconds:03}{secrets.token_hex(2)}"
+    return f"{moment:%Y%m%d-%H%M%S}-{milliseconds:03}{os.urandom(2).hex()}"

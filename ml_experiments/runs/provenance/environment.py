@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ml_experiments.runs.provenance.nvidia import query_gpus
 
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
@@ -70,6 +68,8 @@ def _cpu_count() -> int:
 
 
 def _memory_bytes() -> int:
+    import psutil  # slow to import: not before the environment is described
+
     installed = psutil.virtual_memory().total
     for file in _CGROUP_LIMITS:  # a container may have less than the machine
         try:

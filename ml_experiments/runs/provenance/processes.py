@@ -7,8 +7,6 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 
 @dataclass(frozen=True)
 class ProcessId:
@@ -46,6 +44,8 @@ class ProcessId:
                 return None  # another machine or container of this name, or gone with a reboot
             stat = _read_stat(self.pid)
             return stat is not None and stat[0] not in ("Z", "X") and stat[1] == self.start_ticks
+        import psutil  # slow to import, and Linux does without
+
         try:
             found = psutil.Process(self.pid)
             created_at = found.create_time()
@@ -61,6 +61,8 @@ def this_process() -> ProcessId:
     hostname, pid = socket.gethostname(), os.getpid()
     boot_id, stat = _read_boot_id(), _read_stat(pid)
     if boot_id is None or stat is None:
+        import psutil
+
         return ProcessId(hostname, pid, create_time=psutil.Process().create_time())
     return ProcessId(hostname, pid, boot_id, _read_pid_namespace(), stat[1])
 
