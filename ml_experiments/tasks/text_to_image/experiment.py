@@ -136,10 +136,12 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
     def _prepare_drawer(self) -> Drawer:
         from ml_experiments.tasks.text_to_image.drawing import Drawer, prepare_memory_savers
         from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder
+        from ml_experiments.tasks.text_to_image.model.adapters import check_words
         from ml_experiments.tasks.text_to_image.model.loading import check_run
 
         config, loaded = self.config, self._loaded
         check_run(config, loaded.files)
+        check_words(loaded.embeddings, config)
         prepare_memory_savers(
             loaded, attention_slicing=config.attention_slicing, tiling=config.vae_tiling
         )

@@ -9,7 +9,7 @@ import torch
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging
 
 # with the wrapper of compel that encodes for them; each family's own class and its PAG variant
 _WRAPPERS = {
@@ -37,7 +37,7 @@ def check_long_prompts(traits: PipelineTraits) -> None:
 
 def _import_compel() -> Any:
     try:
-        with quiet_imports():
+        with quiet_logging():
             import compel
     except ImportError as e:
         raise ConfigError(

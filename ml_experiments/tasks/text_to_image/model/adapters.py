@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging, shorten
 
 if TYPE_CHECKING:
-    from ml_experiments.tasks.text_to_image.config import Lora, TextualInversion
+    from ml_experiments.tasks.text_to_image.config import (
+        Lora,
+        TextToImageConfig,
+        TextualInversion,
+    )
 
 _FITTING = "choose a LoRA that was trained on this model"
+# the end of the key of a LoRA's first matrix, as diffusers names it
+_FIRST_MATRIX = re.compile(r"(lora_A|lora_down|\.down)\.weight$")
+# the two tensors of an embedding for SDXL, with how the text encoder of each is named
+_SDXL_PARTS = {"clip_l": "", "clip_g": "_2"}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A textual inversion.
+
+    Attributes:
+        word: Stands for it in prompts.
+        vectors: For each text encoder, by what follows `text_encoder` in its name.
+    """
+
+    word: str
+    vectors: Mapping[str, torch.Tensor]
 
 
 def check_adapters(
@@ -53,58 +78,113 @@ def load_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], fuse
 
 def _load_lora(pipeline: Any, name: str, lora: Lora, file: Path) -> None:
     of_pipeline = f"this {type(pipeline).__name__}"
+    unet = {"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}
     try:
-        # peft only warns of weights that it has no place for
-        with warnings.catch_warnings(), quiet_imports():
+        # what has no place is counted below; peft and diffusers only warn of it
+        with warnings.catch_warnings(), quiet_logging(logging.ERROR):
+            read = pipeline.lora_state_dict(file.parent, weight_name=file.name, **unet)
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as e:
+    except Exception as e:  # each format has a converter, which fails in its own way
         raise ConfigError(
-            f"lora={lora.path!r} can't be loaded into {of_pipeline}: {e}; {_FITTING}"
+            f"lora={lora.path!r} can't be loaded into {of_pipeline}: {shorten(e)}; {_FITTING}"
         ) from e
-    if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
-        raise ConfigError(
-            f"lora={lora.path!r} has no weight that belongs to {of_pipeline}; {_FITTING}"
+    weights = read[0] if isinstance(read, tuple) else read
+    count = sum(_FIRST_MATRIX.search(key) is not None for key in weights)
+    placed = _count_layers(pipeline, name)
+    if placed < max(count, 1):
+        what = (
+            f"{count - placed} of its {count} layers have no place in"
+            if placed
+            else "none of its layers belongs to"
         )
+        raise ConfigError(f"lora={lora.path!r}: {what} {of_pipeline}; {_FITTING}")
 
 
-def load_textual_inversions(
-    pipeline: Any, inversions: Sequence[TextualInversion], files: Sequence[Path]
+def _count_layers(pipeline: Any, adapter: str) -> int:
+    """Return how many layers of a pipeline an adapter changes."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    modules = [module for part in parts for module in part.modules()]
+    return sum(adapter in getattr(module, "lora_A", ()) for module in modules)
+
+
+def read_embedding(inversion: TextualInversion, file: Path) -> Embedding:
+    """Read the file of a textual inversion.
+
+    Raises:
+        ConfigError: If it is none, or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            weights = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as e:
+        raise ConfigError(f"{_named(inversion)} can't be read: {shorten(e)}") from e
+    is_sdxl = weights.keys() == _SDXL_PARTS.keys()
+    if len(weights) != 1 and not is_sdxl:
+        raise ConfigError(
+            f"{_named(inversion)} holds {len(weights)} tensors, and a textual inversion holds one "
+            "(two for SDXL: clip_l and clip_g); choose another file"
+        )
+    key = next(iter(weights))
+    # files of AUTOMATIC1111 and CivitAI name no word
+    own = file.stem if is_sdxl or key == "emb_params" else key
+    vectors = {_SDXL_PARTS[k]: v for k, v in weights.items()} if is_sdxl else {"": weights[key]}
+    return Embedding(inversion.token or own, vectors)
+
+
+def load_embeddings(
+    pipeline: Any, inversions: Sequence[TextualInversion], embeddings: Sequence[Embedding]
 ) -> None:
     """Teach a pipeline's text encoders the words that embeddings stand for.
 
     Raises:
         ConfigError: If one was made for another text encoder, or its word is taken.
     """
-    for inversion, file in zip(inversions, files, strict=True):
+    for inversion, embedding in zip(inversions, embeddings, strict=True):
         try:
-            _load_inversion(pipeline, inversion, file)
-        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as e:
+            with quiet_logging():
+                _load_embedding(pipeline, embedding)
+        except (RuntimeError, ValueError) as e:
             raise ConfigError(
-                f"textual_inversions: {inversion.path!r} can't be loaded into this "
-                f"{type(pipeline).__name__}: {e}; choose one that was trained on this model"
+                f"{_named(inversion)} can't be loaded into this {type(pipeline).__name__}: "
+                f"{shorten(e)}; choose one that was trained on this model"
             ) from e
 
 
-def _load_inversion(pipeline: Any, inversion: TextualInversion, file: Path) -> None:
-    with safe_open(file, framework="pt") as tensors:
-        keys = set(tensors.keys())
-        weights = {key: tensors.get_tensor(key) for key in keys}
-    if {"clip_l", "clip_g"} <= keys:  # SDXL has two text encoders
-        token = inversion.token or file.stem
-        parts = {
-            "clip_l": ("text_encoder", "tokenizer"),
-            "clip_g": ("text_encoder_2", "tokenizer_2"),
-        }
-        for key, (encoder, tokenizer) in parts.items():
-            pipeline.load_textual_inversion(
-                weights[key],
-                token=token,
-                text_encoder=getattr(pipeline, encoder),
-                tokenizer=getattr(pipeline, tokenizer),
+def _load_embedding(pipeline: Any, embedding: Embedding) -> None:
+    encoders = set(_SDXL_PARTS.values())
+    has = encoders if "StableDiffusionXL" in type(pipeline).__name__ else {""}
+    if embedding.vectors.keys() != has:
+        raise ValueError(
+            f"it is {'' if len(has) == 1 else 'not '}made for the two text encoders of SDXL"
+        )
+    for suffix, vectors in embedding.vectors.items():
+        encoder, tokenizer = (
+            getattr(pipeline, f"{n}{suffix}") for n in ("text_encoder", "tokenizer")
+        )
+        width = encoder.get_input_embeddings().weight.shape[-1]
+        if vectors.shape[-1] != width:
+            raise ValueError(
+                f"its vectors have {vectors.shape[-1]} numbers, those of the model {width}"
             )
-        return
-    if "emb_params" in keys:  # as AUTOMATIC1111 and CivitAI name it
-        token = inversion.token or file.stem
-        pipeline.load_textual_inversion(weights["emb_params"], token=token)
-        return
-    pipeline.load_textual_inversion(file.parent, weight_name=file.name, token=inversion.token)
+        pipeline.load_textual_inversion(
+            vectors, token=embedding.word, text_encoder=encoder, tokenizer=tokenizer
+        )
+
+
+def check_words(embeddings: Sequence[Embedding], config: TextToImageConfig) -> None:
+    """Check that the word of each textual inversion stands in a prompt.
+
+    Raises:
+        ConfigError: If one doesn't, and so has no effect.
+    """
+    text = "\n".join(f"{row.prompt}\n{row.negative_prompt}" for row in config.rows)
+    for word in (embedding.word for embedding in embeddings):
+        if word not in text:
+            raise ConfigError(
+                f"textual_inversions: {word!r} stands in no prompt and no negative_prompt, so it "
+                f"has no effect; write {word} where you want it, or leave it out"
+            )
+
+
+def _named(inversion: TextualInversion) -> str:
+    return f"textual_inversions: {inversion.path!r}"

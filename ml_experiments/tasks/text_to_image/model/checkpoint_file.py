@@ -13,7 +13,11 @@ from safetensors import safe_open
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports, quiet_progress_bars
+from ml_experiments.tasks.text_to_image.model.quiet import (
+    quiet_logging,
+    quiet_progress_bars,
+    shorten,
+)
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # how the keys of VAEs and text encoders begin
@@ -46,7 +50,7 @@ def usual_base_model(file: Path) -> str:
     Raises:
         ConfigError: If the file is damaged.
     """
-    with quiet_imports():
+    with quiet_logging():
         from diffusers.loaders.single_file_utils import (
             fetch_diffusers_config,
             load_single_file_checkpoint,
@@ -56,7 +60,7 @@ def usual_base_model(file: Path) -> str:
         found = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
     except Exception as e:
         raise ConfigError(
-            f"model_name={str(file)!r} can't be read as a checkpoint file: {_first_line(e)}; "
+            f"model_name={str(file)!r} can't be read as a checkpoint file: {_describe(e)}; "
             "if it is damaged, download it again"
         ) from e
     return str(found["pretrained_model_name_or_path"])
@@ -98,7 +102,7 @@ def load_checkpoint(
     Raises:
         ConfigError: If the file and the base model don't fit together.
     """
-    with quiet_imports():
+    with quiet_logging():
         from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     if _is_network_only(file):
@@ -110,7 +114,7 @@ def load_checkpoint(
     parts: dict[str, Any] = {}
     while True:
         try:
-            with quiet_progress_bars(), quiet_imports():
+            with quiet_progress_bars(), quiet_logging():
                 pipeline = _load(file, traits, folder, dtype, parts)
             break
         except SingleFileComponentError as e:
@@ -179,10 +183,9 @@ def _network(traits: PipelineTraits) -> tuple[str, Any]:
 def _misfit(file: Path, folder: Path, error: Exception) -> ConfigError:
     return ConfigError(
         f"model_name: the checkpoint file {file} can't be loaded with the configs of {folder}: "
-        f"{_first_line(error)}; set base_model to the model that it is a version of"
+        f"{_describe(error)}; set base_model to the model that it is a version of"
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(error)}"

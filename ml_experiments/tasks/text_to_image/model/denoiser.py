@@ -9,7 +9,7 @@ import torch
 
 from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
 _INT4_GROUP = 64
@@ -65,7 +65,7 @@ def quantize_denoiser(pipeline: Any, quantization: Quantization, device: torch.d
     Raises:
         ConfigError: If the network has no layer that can be quantized.
     """
-    with quiet_imports():
+    with quiet_logging():
         from torchao.quantization import (
             Float8WeightOnlyConfig,
             Int4WeightOnlyConfig,
@@ -103,7 +103,7 @@ def set_attention_backend(pipeline: Any, backend: str) -> None:
     changed = 0
     for network in denoising_networks(pipeline):
         try:
-            with quiet_imports():
+            with quiet_logging():
                 network.set_attention_backend(backend)
         except (ImportError, RuntimeError, ValueError) as e:
             raise ConfigError(
@@ -124,7 +124,7 @@ def cache_first_block(pipeline: Any, threshold: float) -> None:
     Raises:
         ConfigError: If diffusers doesn't know the network's blocks.
     """
-    with quiet_imports():
+    with quiet_logging():
         from diffusers import FirstBlockCacheConfig
 
     for network in denoising_networks(pipeline):

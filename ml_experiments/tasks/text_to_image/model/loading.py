@@ -13,9 +13,12 @@ from safetensors import SafetensorError
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.long_prompts import check_long_prompts
 from ml_experiments.tasks.text_to_image.model.adapters import (
+    Embedding,
     check_adapters,
+    check_words,
+    load_embeddings,
     load_loras,
-    load_textual_inversions,
+    read_embedding,
 )
 from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
     check_single_file,
@@ -37,10 +40,10 @@ from ml_experiments.tasks.text_to_image.model.model_files import (
     fetch_part,
     fetch_weights,
 )
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports, quiet_progress_bars
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging, quiet_progress_bars
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings
 
-with quiet_imports():
+with quiet_logging():
     # seconds, for what nearly all pipelines share; a template spends them once for all runs
     import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion  # noqa: F401
 
@@ -57,6 +60,7 @@ class LoadedPipeline:
     Attributes:
         scheduler: The one that comes with the model.
         quantized_layers: How many layers have their weights in 8 or 4 bits.
+        embeddings: That its text encoders learned.
     """
 
     pipeline: Any
@@ -65,6 +69,7 @@ class LoadedPipeline:
     dtype: torch.dtype
     scheduler: Any
     quantized_layers: int
+    embeddings: Sequence[Embedding] = ()
 
     @property
     def dtype_name(self) -> str:
@@ -91,10 +96,13 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
     _check_setup(config, files)
     check_run(config, files)
     loras = [fetch_adapter(lora.path) for lora in config.loras]
-    inversions = [fetch_adapter(i.path, "textual_inversions") for i in config.textual_inversions]
+    inversions = config.textual_inversions
+    embeddings = [
+        read_embedding(i, fetch_adapter(i.path, "textual_inversions")) for i in inversions
+    ]
+    check_words(embeddings, config)
     pipeline = _read_pipeline(files, config.revision, dtype)
-    if inversions:
-        load_textual_inversions(pipeline, config.textual_inversions, inversions)
+    load_embeddings(pipeline, inversions, embeddings)
     if loras:
         load_loras(pipeline, config.loras, loras, config.fuse_loras)
     quantized_layers = 0
@@ -116,7 +124,8 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
             getattr(pipeline, inner).set_progress_bar_config(disable=True)
     if config.compile:
         compile_denoiser(pipeline)
-    return LoadedPipeline(pipeline, files, device, dtype, pipeline.scheduler, quantized_layers)
+    scheduler = pipeline.scheduler
+    return LoadedPipeline(pipeline, files, device, dtype, scheduler, quantized_layers, embeddings)
 
 
 def check_run(config: TextToImageConfig, files: ModelFiles) -> Sequence[DrawingSettings]:
@@ -224,7 +233,7 @@ def _read_pipeline(files: ModelFiles, revision: str | None, dtype: torch.dtype) 
     if files.hub_name is not None:
         check_parts(folder, files.traits)
     try:
-        with quiet_progress_bars(), quiet_imports():
+        with quiet_progress_bars(), quiet_logging():
             return files.traits.pipeline_class.from_pretrained(
                 folder, dtype=dtype, variant=files.variant
             )

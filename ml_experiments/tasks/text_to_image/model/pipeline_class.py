@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.tasks.text_to_image.model.quiet import quiet_imports
+from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings
 
 PIPELINE_FILE = "model_index.json"
@@ -216,7 +216,7 @@ def read_traits(folder: Path) -> PipelineTraits:
     index_file = folder / PIPELINE_FILE
     index = _read_json(index_file)
     name = index.get("_class_name")
-    with quiet_imports():
+    with quiet_logging():
         import diffusers
 
         found = getattr(diffusers, name, None) if isinstance(name, str) else None

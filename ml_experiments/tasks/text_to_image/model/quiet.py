@@ -6,12 +6,24 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_MAX_LENGTH = 300
+
+
+def shorten(error: BaseException) -> str:
+    """Return the first lines of an exception's message, which may list hundreds of weights."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH].rsplit(' ', 1)[0]} …"
+
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Drop warnings logged while libraries are imported: which optional parts they lack."""
+def quiet_logging(level: int = logging.WARNING) -> Iterator[None]:
+    """Drop what libraries log of optional parts that they lack, and of weights that they ignore.
+
+    Args:
+        level: Up to which messages are dropped.
+    """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:
@@ -21,7 +33,7 @@ def quiet_imports() -> Iterator[None]:
 @contextmanager
 def quiet_progress_bars() -> Iterator[None]:
     """Keep diffusers and transformers from drawing progress bars while they load."""
-    with quiet_imports():
+    with quiet_logging():
         from diffusers.utils import logging as of_diffusers
         from transformers.utils import logging as of_transformers
 
