@@ -262,13 +262,13 @@ def _stable_diffusion(scheduler: str = "DDIMScheduler", **of_unet: Any) -> dict[
 
 def _sdxl() -> dict[str, Any]:
     return _stable_diffusion(
-        cross_attention_dim=64,
+        cross_attention_dim=32 + 48,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=80,
+        projection_class_embeddings_input_dim=48 + 6 * 8,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
-    ) | {"text_encoder_2": clip(projection=True), "tokenizer_2": clip_tokenizer()}
+    ) | {"text_encoder_2": clip(projection=True, size=48), "tokenizer_2": clip_tokenizer()}
 
 
 def _sd3() -> dict[str, Any]:

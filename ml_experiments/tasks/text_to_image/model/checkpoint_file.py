@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
@@ -59,10 +59,7 @@ def usual_base_model(file: Path) -> str:
     try:
         found = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
     except Exception as e:
-        raise ConfigError(
-            f"model_name={str(file)!r} can't be read as a checkpoint file: {_describe(e)}; "
-            "if it is damaged, download it again"
-        ) from e
+        raise _unreadable(file, e) from e
     return str(found["pretrained_model_name_or_path"])
 
 
@@ -129,8 +126,11 @@ def load_checkpoint(
             parts[part] = part_class.from_pretrained(folder, subfolder=part, dtype=dtype)
         except ConfigError:
             raise
+        except NotImplementedError as e:  # a weight that the file doesn't have can't be moved
+            raise ConfigError(f"model_name: {file} lacks weights; it is not whole") from e
         except Exception as e:
-            raise _misfit(file, folder, e) from e
+            is_damaged = "Unable to load weights from checkpoint file" in str(e)
+            raise (_unreadable(file, e) if is_damaged else _misfit(file, folder, e)) from e
     for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and any(p.is_meta for p in module.parameters()):
             raise ConfigError(f"model_name: {file} lacks weights of the {part}; it is not whole")
@@ -166,8 +166,11 @@ def _is_network_only(file: Path) -> bool:
         return True
     if file.suffix.lower() != ".safetensors":
         return False
-    with safe_open(file, framework="pt") as tensors:
-        return not any(key.startswith(_OTHER_PARTS) for key in tensors.keys())  # noqa: SIM118
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return not any(key.startswith(_OTHER_PARTS) for key in tensors.keys())  # noqa: SIM118
+    except SafetensorError as e:
+        raise _unreadable(file, e) from e
 
 
 def _has_weights(folder: Path) -> bool:
@@ -178,6 +181,13 @@ def _network(traits: PipelineTraits) -> tuple[str, Any]:
     """Return the name and the class of the denoising network."""
     part = next((name for name in NETWORKS if name in traits.index), "")
     return part, traits.component_class(part)
+
+
+def _unreadable(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model_name={str(file)!r} can't be read as a checkpoint file: {_describe(error)}; "
+        "if it is damaged, download it again"
+    )
 
 
 def _misfit(file: Path, folder: Path, error: Exception) -> ConfigError:

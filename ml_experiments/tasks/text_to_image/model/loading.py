@@ -172,6 +172,11 @@ def _check_setup(config: TextToImageConfig, files: ModelFiles) -> None:
                 f"quantization={config.quantization}: the weights in {files.checkpoint.name} are "
                 "quantized already; leave quantization out"
             )
+        if is_quantized and config.loras and config.fuse_loras:
+            raise ConfigError(
+                f"fuse_loras: the weights in {files.checkpoint.name} are quantized, so no LoRA can "
+                "be added to them; set fuse_loras=false"
+            )
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -131,6 +131,8 @@ def _files_of_checkpoint(config: TextToImageConfig, path: Path | None) -> ModelF
     if path is None:
         path = _download_checkpoint(config.model_name, config.revision)
     base = config.base_model or usual_base_model(path)
+    if base == TINY_DIGITS:
+        base = str(model_dir())
     local = _local_path(base, "base_model", max_slashes=1)
     if local is not None:
         traits = _local_files(local, "base_model", base, None, is_base=True).traits

@@ -159,7 +159,7 @@ def embeddings(folder: Path) -> Mapping[str, dict[str, Any]]:
         "diffusers": {"<my-cat>": torch.randn(32)},
         "several-vectors": {"<my-cat>": torch.randn(3, 32)},
         "bad-hands": {"emb_params": torch.randn(2, 32)},
-        "sdxl": {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 32)},
+        "sdxl": {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)},
         "wide": {"<my-cat>": torch.randn(48)},
         "lora": {"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)},
     }
