@@ -116,6 +116,12 @@ def test_the_gpu_image_asks_for_what_the_package_needs() -> None:
     assert declared([line for line in lines if not line.startswith("#")]) >= CORE
 
 
+def test_the_gpu_image_holds_all_that_pictures_can_need() -> None:
+    lock = PROJECT / "ml_experiments/backends/modal/gpu_image/requirements-gpu.lock"
+    locked = declared([line.split()[0] for line in lock.read_text(encoding="utf-8").splitlines()])
+    assert locked >= EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
+
+
 def test_the_supported_range_of_modal_is_pinned() -> None:
     dependencies = PYPROJECT["project"]["dependencies"]
     assert any(d.startswith("modal") and "<1.7" in d for d in dependencies)

@@ -40,9 +40,7 @@ def _import_compel() -> Any:
         with quiet_logging():
             import compel
     except ImportError as e:
-        raise ConfigError(
-            "long_prompt=true needs the package compel: pip install compel (on Modal: --pip compel)"
-        ) from e
+        raise ConfigError("long_prompt=true needs the package compel: pip install compel") from e
     return compel
 
 
