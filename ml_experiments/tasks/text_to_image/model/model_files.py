@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,9 +244,16 @@ def _local_path(name: str, field: str, max_slashes: int) -> Path | None:
     else:
         is_path = name.count("/") > max_slashes
     if is_path:
+        advice = "check the path, or give a name on the Hub: org/name"
+        if "MODAL_TASK_ID" in os.environ:
+            advice = (
+                "a container on Modal has no file of your machine: put it on the volume, as with "
+                "`modal volume put hf-model-cache FILE /models/FILE`, and give /cache/models/FILE, "
+                "or give a name on the Hub: org/name"
+            )
         raise ConfigError(
             f"{field}={name!r}: nothing is there on this machine (current folder: {Path.cwd()}); "
-            "check the path, or give a name on the Hub: org/name"
+            f"{advice}"
         )
     return None
 

@@ -136,6 +136,14 @@ def test_files_that_are_damaged_or_of_another_model_are_refused(
             load(file, base)  # type: ignore[arg-type]
 
 
+def test_a_file_that_a_modal_container_does_not_have_belongs_on_a_volume(
+    sd: tuple[Any, Weights, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
+    with pytest.raises(ConfigError, match="modal volume put hf-model-cache"):
+        load(Path("/home/ada/model.safetensors"), sd[2])
+
+
 def original_z_image(transformer: Any) -> Weights:
     weights = {}
     for name, weight in transformer.state_dict().items():
