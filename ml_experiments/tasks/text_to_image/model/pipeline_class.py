@@ -228,9 +228,16 @@ def read_traits(folder: Path) -> PipelineTraits:
         )
     reason = why_not_from_text(found)
     if reason:
+        whole = re.sub(r"(Decoder|Prior)?Pipeline$", "CombinedPipeline", found.__name__)
+        advice = "choose a text-to-image model"
+        if hasattr(diffusers, whole):
+            advice = (
+                "it is one of the two halves of a model: save both in a folder with "
+                f"diffusers.{whole}.from_pretrained(NAME).save_pretrained(FOLDER), where NAME is "
+                "the decoder's on the Hub, and give the folder"
+            )
         raise ConfigError(
-            f"{folder} holds a {name}, which does not draw from a text alone: {reason}; "
-            "choose a text-to-image model"
+            f"{folder} holds a {name}, which does not draw from a text alone: {reason}; {advice}"
         )
     network: Mapping[str, Any] = {}
     for part in NETWORKS:

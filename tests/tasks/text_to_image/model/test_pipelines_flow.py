@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.model.pipeline_class import (
     PipelineTraits,
+    read_traits,
     why_not_from_text,
 )
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
@@ -189,3 +190,16 @@ def test_pipelines_that_need_more_than_a_text_are_refused() -> None:
     )
     for name in others:
         assert why_not_from_text(getattr(diffusers, name)) is not None, name
+
+
+def test_half_of_a_model_is_refused_with_how_to_get_the_whole(tmp_path: Path) -> None:
+    for half, whole in {
+        "KandinskyPipeline": "KandinskyCombinedPipeline",
+        "KandinskyV22Pipeline": "KandinskyV22CombinedPipeline",
+        "KandinskyV22PriorPipeline": "KandinskyV22CombinedPipeline",
+        "WuerstchenDecoderPipeline": "WuerstchenCombinedPipeline",
+        "StableCascadeDecoderPipeline": "StableCascadeCombinedPipeline",
+    }.items():
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": half}))
+        with pytest.raises(ConfigError, match=rf"diffusers\.{whole}\.from_pretrained"):
+            read_traits(tmp_path)
