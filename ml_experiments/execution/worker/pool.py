@@ -121,14 +121,20 @@ class TemplatePool:
                 raise
             if answer is not None and "description" in answer:
                 return parse_record(Description, answer["description"]), template
+            error = (
+                None if answer is None or "problem" not in answer else _error_of(answer["problem"])
+            )
+            if isinstance(error, ConfigError):  # the import is fine, and so are warm workers
+                self.release(template)
+                raise error
             self._retire(template)
             if answer is None:
                 raise ExperimentPathError(
                     f"importing {experiment} or checking its config ended the process "
                     f"({_ended_with(template.exit_code)})"
                 )
-            if "problem" in answer:
-                raise _error_of(answer["problem"])
+            if error is not None:
+                raise error
         raise ExperimentPathError(f"the source of {experiment} changes all the time")
 
     def get(self, experiment: str, import_paths: tuple[str, ...]) -> Template:

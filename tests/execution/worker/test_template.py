@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.errors import ExperimentPathError
+from ml_experiments.errors import ConfigError, ExperimentPathError
 
 
 def write(file: Path, source: str) -> str:
@@ -193,3 +193,27 @@ def test_a_source_replaced_by_an_older_one_of_equal_size_is_what_runs(tmp_path: 
         assert run_experiment(path, backend=backend).results == 1
         older.rename(tmp_path / "replaced.py")
         assert run_experiment(path, backend=backend).results == 2
+
+
+def test_a_refused_config_costs_no_import_and_no_warm_instance(tmp_path: Path) -> None:
+    file = tmp_path / "warm.py"
+    file.write_text(
+        "import os\n"
+        "from ml_experiments import Experiment, ExperimentConfig\n"
+        "class Config(ExperimentConfig):\n"
+        "    size: int\n"
+        "class Warm(Experiment[Config]):\n"
+        "    setup_fields = ()\n"
+        "    def setup(self): self.pid, self.runs = os.getpid(), 0\n"
+        "    def run(self):\n"
+        "        self.runs += 1\n"
+        "        return [self.pid, self.runs]\n"
+    )
+    path = f"{file}:Warm"
+    with LocalBackend() as backend:
+        first = run_experiment(path, {"size": 1}, backend=backend).raise_for_error().results
+        for refused in ({"size": "large"}, {"sise": 1}, {}):
+            with pytest.raises(ConfigError):
+                run_experiment(path, refused, backend=backend)
+        second = run_experiment(path, {"size": 2}, backend=backend).raise_for_error().results
+    assert second == [first[0], 2]

@@ -347,6 +347,17 @@ def test_changing_a_field_of_a_run_reloads_nothing(warm_backend: LocalBackend) -
         assert result.results["load_seconds"] == 0, field
 
 
+def test_a_mistake_in_a_config_does_not_cost_the_warm_model(warm_backend: LocalBackend) -> None:
+    draw(warm_backend).raise_for_error()
+    found_in_worker = draw(warm_backend, scheduler="eular")
+    assert found_in_worker.error is not None
+    assert found_in_worker.error.kind == "config"
+    for refused in ({"num_images": 0}, {"num_image": 3}):
+        with pytest.raises(ConfigError):
+            draw(warm_backend, **refused)
+    assert draw(warm_backend).results["load_seconds"] == 0
+
+
 def test_changing_a_setup_field_reloads(warm_backend: LocalBackend, own_model: Path) -> None:
     changes: dict[str, Any] = {
         "model_name": str(own_model),
