@@ -72,11 +72,12 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
 
 
 def _prepare(spec: RunSpec, backend: Backend) -> PreparedRun:
-    if Redactor.MARK in str(spec.config):
-        raise Error(
-            f"the config of run {spec.run_id} held a secret, which was not recorded; "
-            "start a new run with it"
-        )
+    for what, recorded in (("config", spec.config), ("backend options", spec.backend_options)):
+        if Redactor.MARK in str(recorded):
+            raise Error(
+                f"the {what} of run {spec.run_id} held a secret, which was not recorded; "
+                "start a new run with it"
+            )
     if spec.backend != backend.name:
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
     description, template = backend.describe(

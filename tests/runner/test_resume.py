@@ -227,3 +227,27 @@ def test_a_project_that_was_moved_resumes(
     folder = RunFolder(tmp_path / "moved" / "runs" / result.run_id)
     with LocalBackend() as backend:
         assert resume_run(folder, backend=backend).result(60).raise_for_error().results == 3
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [{"config": {"token": Redactor.MARK}}, {"backend_options": {"pip": [Redactor.MARK]}}],
+    ids=["config", "backend options"],
+)
+def test_a_run_whose_request_held_a_secret_is_not_resumed(
+    failed: RunFolder, recorded: dict[str, object]
+) -> None:
+    file = failed.path / "spec.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **recorded}))
+    before = {f.name: f.read_bytes() for f in failed.path.iterdir() if f.is_file()}
+    with LocalBackend() as backend, pytest.raises(Error, match="held a secret.*new run"):
+        resume_run(failed, backend=backend)
+    after = {f.name: f.read_bytes() for f in failed.path.iterdir() if f.is_file()}
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("limit_s", [1e12, float("inf")])
+def test_a_wait_without_an_end_is_no_error(failed: RunFolder, limit_s: float) -> None:
+    (failed.path / "go").touch()
+    with LocalBackend() as backend:
+        assert resume_run(failed, backend=backend).result(limit_s).status is RunStatus.SUCCESS

@@ -20,10 +20,6 @@ class LocalRunHandle(RunHandle):
         super().__init__(spec, folder)
         self.cancellation = Cancellation()
 
-    def result(self, timeout_s: float | None = None) -> RunResult:
-        """Wait for the run to end and return its result."""
-        return self.future.result(timeout_s)
-
     def cancel(self, *, at_once: bool = False) -> None:
         """End the run, queued or executing."""
         if at_once:

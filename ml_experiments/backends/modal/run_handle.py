@@ -68,10 +68,6 @@ class ModalRunHandle(RunHandle):
         self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
         self._lock = threading.Lock()
 
-    def result(self, timeout_s: float | None = None) -> RunResult:
-        """Wait for the run to end and return its result."""
-        return self.future.result(timeout_s)
-
     def cancel(self, *, at_once: bool = False) -> None:
         """End the run: by an interrupt in its container, or with the container."""
         with self._lock:
