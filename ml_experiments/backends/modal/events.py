@@ -23,6 +23,8 @@ from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
 EVENT_MARK = b"ml-experiments: "
+# ends a line that goes on after the event; other viewers of the logs show nothing for it
+_UNFINISHED = b"\x1b[0;0m"
 
 
 class EventPrinter(Observer):
@@ -54,7 +56,7 @@ class EventPrinter(Observer):
 
     def _print(self, event: Event) -> None:
         line = EVENT_MARK + json.dumps(event_to_json(event)).encode() + b"\n"
-        self._write(line if self._is_at_line_start else b"\n" + line)
+        self._write(line if self._is_at_line_start else _UNFINISHED + b"\n" + line)
 
     def _write(self, data: bytes) -> None:
         self._is_at_line_start = data.endswith(b"\n")
@@ -74,10 +76,20 @@ class EventReader:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             event = _parse(line)
-            yield line + b"\n" if event is None else event
+            if event is not None:
+                yield event
+            elif line.endswith(_UNFINISHED):
+                yield line.removesuffix(_UNFINISHED)
+            else:
+                yield line + b"\n"
         if self._rest and not EVENT_MARK.startswith(self._rest[: len(EVENT_MARK)]):
-            rest, self._rest = self._rest, b""
-            yield rest
+            # the mark may be cut, like any other bytes
+            cuts = range(len(_UNFINISHED), -1, -1)
+            held = next(n for n in cuts if self._rest.endswith(_UNFINISHED[:n]))
+            end = len(self._rest) - held
+            rest, self._rest = self._rest[:end], self._rest[end:]
+            if rest:
+                yield rest
 
     def flush(self) -> bytes:
         """Return what was held back because it could have become an event."""
