@@ -26,7 +26,8 @@ def test_output_and_events_are_told_apart_however_they_arrive(
 ) -> None:
     # an event is a line of its own
     data = b"".join(b"\n" + p if p.startswith(EVENT_MARK) else p for p in pieces)
-    reader, heard, position = EventReader(), [], 0
+    reader, position = EventReader(), 0
+    heard: list[object] = []
     for cut in [*cuts, len(data) + 1]:
         heard += reader.feed(data[position : position + cut])
         position += cut
@@ -59,7 +60,8 @@ def test_an_event_amid_a_line_leaves_the_line_whole(cuts: list[int]) -> None:
         for piece in pieces:
             printer.log(SPEC, piece)
             printer.progress(SPEC, 1.0, None, "")
-    reader, received, position = EventReader(), [], 0
+    reader, position = EventReader(), 0
+    received: list[object] = []
     for cut in [*cuts, len(printed)]:
         received += reader.feed(bytes(printed[position : position + cut]))
         position += cut
