@@ -218,9 +218,12 @@ def _not_in_module(parsed: ExperimentPath, module: ModuleType) -> str:
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and inspect.isclass(value)
-        and value.__module__ == module.__name__
-        and callable(getattr(value, "run", None))
+        and getattr(value, "__module__", None) == module.__name__
+        and (
+            callable(getattr(value, "run", None))
+            if inspect.isclass(value)
+            else inspect.isfunction(value)
+        )
     )
     known = ", ".join(names) if names else "none"
     return (

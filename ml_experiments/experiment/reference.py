@@ -6,6 +6,7 @@ last part may also be a function.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,12 @@ def parse_experiment_path(path: str) -> ExperimentPath:
     if colon and location.endswith(".py"):
         return _in_file(path, Path(location), name)
     if path.endswith(".py"):
-        raise ExperimentPathError(f"{path!r} names a file only; write {path}:Class")
+        names = _names_in(Path(path))
+        known = f" ({', '.join(names)})" if names else ""
+        raise ExperimentPathError(
+            f"{path!r} names a file only; add a class or function of it{known}, as in "
+            f"{path}:{names[0] if names else 'Class'}"
+        )
     if not colon:
         location, _, name = path.rpartition(".")
     parts = [*location.split("."), *name.split(".")]
@@ -84,3 +90,13 @@ def _in_file(path: str, file: Path, name: str) -> ExperimentPath:
     while (root / "__init__.py").is_file() and root.parent != root:
         root, module = root.parent, f"{root.name}.{module}"
     return ExperimentPath(module=module, name=name, file=file, root=root)
+
+
+def _names_in(file: Path) -> list[str]:
+    """Return the classes and functions that a file seems to define, without executing it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return []
+    definitions = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return [node.name for node in definitions if not node.name.startswith("_")]

@@ -90,6 +90,8 @@ def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
     assert "did you mean 'Plain'" in str(caught.value)
     assert "Fit" in str(caught.value)
     assert "NoRun" not in str(caught.value)
+    with pytest.raises(ExperimentPathError, match=r"did you mean 'train'\?"):
+        load_experiment("tests.support.experiments.trian")
 
 
 def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) 
         "async def train(config): ...\n"
         "class Train:\n    def __init__(self, config): ...\n    async def run(self): ...\n"
     )
-    with pytest.raises(ExperimentPathError, match=r"write .*waits\.py:Class"):
+    with pytest.raises(ExperimentPathError, match=r"\(Train\), as in .*waits\.py:Train"):
         load_experiment(str(tmp_path / "waits.py"))
     for name in ("train", "Train"):
         with pytest.raises(ExperimentPathError, match=r"is async.*asyncio\.run"):
