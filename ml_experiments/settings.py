@@ -3,6 +3,7 @@
 | environment variable | `[tool.ml-experiments]` | meaning | default |
 |---|---|---|---|
 | ML_EXPERIMENTS_RUNS_DIR | runs_dir | where run folders are written | ./runs |
+| ML_EXPERIMENTS_INDEX_DIR | | indexes of runs; may be deleted | ~/.cache/ml-experiments |
 
 An environment variable wins over pyproject.toml. The table of pyproject.toml is read from
 the current folder or its nearest parent that has one; a relative path is relative to that file.
@@ -45,6 +46,18 @@ def runs_dir() -> Path:
         folder, table = found
         return (folder / Path(str(table["runs_dir"])).expanduser()).resolve()
     return (working_dir() / "runs").resolve()
+
+
+def index_dir() -> Path:
+    """Return the folder that holds the indexes of runs folders."""
+    own = os.environ.get("ML_EXPERIMENTS_INDEX_DIR")
+    if own:
+        return Path(own).expanduser().absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(caches).expanduser() / "ml-experiments"
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull, "ml-experiments")
 
 
 def visible_cuda_devices() -> tuple[str, ...] | None:

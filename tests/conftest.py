@@ -17,6 +17,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Send run folders to a temporary folder, never to the project's own."""
     folder = tmp_path_factory.mktemp("runs")
     monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(folder))
+    monkeypatch.setenv("ML_EXPERIMENTS_INDEX_DIR", str(folder.with_name(f"{folder.name}-index")))
     return folder
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
     "run": ("ml_experiments.cli.run", "Run an experiment, here or on Modal."),
-    "runs": ("ml_experiments.cli.runs", "List, show and resume runs."),
+    "runs": ("ml_experiments.cli.runs", "List, show, compare, label, remove and resume runs."),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "emulator": ("modal_emulator.cli", "Run Modal programs against a local Modal server."),

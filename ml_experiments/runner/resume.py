@@ -17,6 +17,7 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.run import keep_alive
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.lock import RunLock
 from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunResult, RunStatus
@@ -119,8 +120,10 @@ def _submit_again(
     if folder.result_file.exists():
         shutil.copyfile(folder.result_file, result_before)
     try:
-        folder.write_spec(prepared.spec, redactor)
-        handle = backend.submit(prepared, folder.begin_attempt(pending, redactor), observer)
+        with recorded(folder.path.parent, folder.path.name):
+            folder.write_spec(prepared.spec, redactor)
+            begun = folder.begin_attempt(pending, redactor)
+        handle = backend.submit(prepared, begun, observer)
     except BaseException:
         if result_before.exists() and not folder.result_file.exists():
             result_before.rename(folder.result_file)

@@ -18,6 +18,7 @@ from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import Heartbeat
+from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.provenance.processes import this_process
@@ -161,7 +162,8 @@ def submit_run(
         experiment = f"{kept / FILE_NAME}:{name}"
         spec = dataclasses.replace(spec, experiment=experiment, import_paths=paths)
         prepared = dataclasses.replace(prepared, spec=spec)
-    folder = RunFolder.create(place, spec, manifest, redactor, source)
+    with recorded(place, spec.run_id, is_new=True):
+        folder = RunFolder.create(place, spec, manifest, redactor, source)
     handle = backend.submit(prepared, folder, guarded(observer))
     keep_alive(handle)
     return handle

@@ -1,0 +1,65 @@
+"""`ml-experiments runs show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ml_experiments.cli.runs.finding import find_run
+
+_LOG_CHUNK = 1 << 20
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--log", "with_log", is_flag=True, help="Print what the experiment printed.")
+def show(run: str, as_json: bool, with_log: bool) -> None:
+    """Show one run. RUN is an id, the beginning of one, or `last`."""
+    from ml_experiments.cli.run_report import print_report
+    from ml_experiments.runner.printable import printable
+    from ml_experiments.runs.labels import read_labels
+
+    folder = find_run(run)
+    outcome, labels = folder.outcome(), read_labels(folder)
+    if as_json:
+        everything = {
+            **outcome.to_dict(),
+            "spec": folder.read_spec().to_dict(),
+            "manifest": folder.read_manifest().to_dict(),
+            "labels": {"name": labels.name, "tags": labels.tags, "note": labels.note},
+            "metrics": list(folder.read_metrics()),
+        }
+        click.echo(json.dumps(everything, allow_nan=False))
+        return
+    spec = folder.read_spec()
+    config = json.dumps(spec.config, ensure_ascii=False)
+    click.echo(printable(f"{spec.experiment}  {config}  seed {spec.seed}"))
+    place = folder.read_manifest().modal
+    tags = ", ".join(f"{tag}={value}" for tag, value in labels.tags.items())
+    given = (("name", labels.name), ("tags", tags), ("note", labels.note))
+    more = [(what, value) for what, value in given if value]
+    if place and place.app_url and outcome.status in ("pending", "running"):
+        more += [
+            ("on Modal", place.app_url),
+            ("follow it", f"ml-experiments runs attach {spec.run_id}"),
+        ]
+    print_report(outcome, more)
+    if with_log:
+        click.echo("")
+        _print_log(folder.log_file)
+
+
+def _print_log(file: Path) -> None:
+    from ml_experiments.errors import RunFolderError
+    from ml_experiments.runner.printable import printable_lines
+
+    try:
+        # newline="": a progress bar's \r is no end of a line that it would be translated to
+        with file.open(encoding="utf-8", errors="backslashreplace", newline="") as log:
+            while chunk := log.read(_LOG_CHUNK):
+                click.echo(printable_lines(chunk), nl=False)
+    except OSError as e:
+        raise RunFolderError(f"{file} is not readable: {e.strerror}") from e
