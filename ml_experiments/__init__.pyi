@@ -21,4 +21,7 @@ from .runs.result import RunError as RunError
 from .runs.result import RunFailedError as RunFailedError
 from .runs.result import RunResult as RunResult
 from .runs.result import RunStatus as RunStatus
+from .runs.search import find_runs as find_runs
+from .runs.search import load_run as load_run
+from .runs.search import runs_dataframe as runs_dataframe
 from .runs.spec import RunSpec as RunSpec

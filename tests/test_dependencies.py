@@ -74,7 +74,7 @@ def extras_of(file: Path) -> set[str]:
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     if name.startswith("ml_experiments/tasks/tiny_digits/"):
         return EXTRAS["diffusion"] | EXTRAS["training"]
-    if name.startswith("ml_experiments/serialization/"):
+    if name.startswith("ml_experiments/serialization/") or name == "ml_experiments/runs/search.py":
         return EXTRAS["results"]
     if name == "ml_experiments/experiment/context.py":  # current_run().device
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]

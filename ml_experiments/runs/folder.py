@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import mimetypes
 import os
 import shutil
@@ -28,17 +27,14 @@ from ml_experiments.errors import RunFolderError, SupersededError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.heartbeat import LOST_AFTER_S, silent_s
 from ml_experiments.runs.manifest import Manifest
-from ml_experiments.runs.records import parse_record, read_json_object
+from ml_experiments.runs.records import parse_record, read_json_object, read_metrics
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.files import (
     is_temporary,
-    parse_strict_json,
     remove_temporary_files,
     write_json_atomically,
 )
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -198,24 +194,7 @@ class RunFolder:
         Raises:
             RunFolderError: If metrics.jsonl can't be read.
         """
-        damaged: list[int] = []
-        try:
-            with self.metrics_file.open(encoding="utf-8", errors="replace", newline="\n") as file:
-                for number, line in enumerate(file, 1):
-                    entry = _parse_metrics(line)
-                    if entry is not None:
-                        yield entry
-                    elif line.endswith("\n") and line.strip():  # the last may be half written yet
-                        damaged.append(number)
-        except FileNotFoundError:
-            return
-        except OSError as e:
-            raise RunFolderError(f"{self.metrics_file} is not readable: {e.strerror}") from e
-        if damaged:
-            logger.warning(
-                "%s: %d lines are damaged and were left out, the first is line %d",
-                *(self.metrics_file, len(damaged), damaged[0]),
-            )
+        return read_metrics(self.metrics_file)
 
     def write_spec(self, spec: RunSpec, redactor: Redactor) -> None:
         """Replace the request, when more of it turned out to be secret."""
@@ -343,11 +322,3 @@ def redact_result(result: RunResult, redactor: Redactor) -> dict[str, Any]:
     data = redactor.redact_record(result.to_dict(), _RESULT_USER_DATA)
     data["artifacts"] = [{**a, "path": redactor.redact_path(a["path"])} for a in data["artifacts"]]
     return data
-
-
-def _parse_metrics(line: str) -> dict[str, Any] | None:
-    try:
-        entry = parse_strict_json(line)
-    except (ValueError, RecursionError):
-        return None
-    return entry if isinstance(entry, dict) else None

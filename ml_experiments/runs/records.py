@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import stat
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +13,8 @@ import dacite
 
 from ml_experiments.errors import RunFolderError
 from ml_experiments.serialization.files import parse_strict_json
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,6 +36,40 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RunFolderError(f"{file} holds a {type(data).__name__}, not an object")
     return data
+
+
+def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was logged, in order; lines that are not whole are left out, with a warning.
+
+    Raises:
+        RunFolderError: If the file can't be read.
+    """
+    damaged: list[int] = []
+    try:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                entry = _parse_metrics(line)
+                if entry is not None:
+                    yield entry
+                elif line.endswith("\n") and line.strip():  # the last may be half written yet
+                    damaged.append(number)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise RunFolderError(f"{file} is not readable: {e.strerror}") from e
+    if damaged:
+        logger.warning(
+            "%s: %d lines are damaged and were left out, the first is line %d",
+            *(file, len(damaged), damaged[0]),
+        )
+
+
+def _parse_metrics(line: str) -> dict[str, Any] | None:
+    try:
+        entry = parse_strict_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def parse_record(kind: type[T], data: dict[str, Any]) -> T:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_experiments.errors import Error, RunFolderError
-from ml_experiments.runs.records import parse_record
+from ml_experiments.runs.records import parse_record, read_metrics
+from ml_experiments.runs.reports.html import result_html
 from ml_experiments.serialization.loading import load_file
 from ml_experiments.serialization.typed_json import from_json
 
@@ -177,7 +178,7 @@ class Attempt:
     cost_usd: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What came of a run.
 
@@ -229,6 +230,27 @@ class RunResult:
         except (TypeError, KeyError, ValueError, OSError, Error) as e:
             place = self.run_dir / "result.json" if self.run_dir else f"run {self.run_id}"
             raise RunFolderError(f"{place}: the results are damaged: {e}") from e
+
+    @functools.cached_property
+    def metrics(self) -> tuple[dict[str, Any], ...]:
+        """What the run logged, in order: `step`, `time` and `metrics` of each call.
+
+        Raises:
+            RunFolderError: If the file of the metrics is not readable.
+        """
+        return () if self.run_dir is None else tuple(read_metrics(self.run_dir / "metrics.jsonl"))
+
+    def __repr__(self) -> str:
+        """Return status, id, experiment, and the results or the error, in one line."""
+        what = "" if self.results_json is None else f" {self.results_json!r:.200}"
+        if self.error is not None:
+            what = f" {self.error.kind}: {self.error.type}: {self.error.message:.200}"
+        seconds = f" in {self.timings['total_s']:.2f} s" if "total_s" in self.timings else ""
+        return f"<RunResult {self.run_id} {self.experiment_class}: {self.status}{seconds}{what}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: status, config, results and the first pictures."""
+        return result_html(self)
 
     def raise_for_error(self) -> RunResult:
         """Return the result itself, or raise `RunFailedError` unless the run succeeded."""

@@ -1,0 +1,1 @@
+"""Reports about runs; they read run folders only."""
