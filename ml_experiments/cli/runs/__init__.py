@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ml_experiments.cli.runs.comparing import compare, diff
 from ml_experiments.cli.runs.listing import list_
 from ml_experiments.cli.runs.resuming import attach, resume
 from ml_experiments.cli.runs.showing import show
@@ -14,5 +15,5 @@ def runs() -> None:
     """List, show, compare, label, remove and resume runs."""
 
 
-for _command in (list_, show, resume, attach):
+for _command in (list_, show, compare, diff, resume, attach):
     runs.add_command(_command)

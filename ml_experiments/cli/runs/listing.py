@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,7 +56,8 @@ def list_(
         records = [{name: row.get(name) for name in chosen} or row.to_dict() for row in rows]
         click.echo(json.dumps(records))
     elif as_csv:
-        click.echo(_as_csv(rows, chosen), nl=False)
+        named = chosen or _csv_columns(rows)
+        print_csv([named, *([row.get(name) for name in named] for row in rows)])
     elif not rows:
         click.echo(f"no runs in {runs_dir()}" + ("" if run_filter.is_empty else " match"))
     else:
@@ -66,17 +67,21 @@ def list_(
             click.echo(f"{more} {'older ones' if sort is None else 'more'}: --limit 0")
 
 
-def _as_csv(rows: Sequence[RunRow], columns: Sequence[str]) -> str:
+def _csv_columns(rows: Sequence[RunRow]) -> tuple[str, ...]:
     from ml_experiments.runs.index.rows import COLUMNS
 
-    if not columns:
-        paths = dict.fromkeys(path for row in rows for path in row.values)
-        columns = (*COLUMNS, *sorted(paths))
+    return (*COLUMNS, *sorted({path for row in rows for path in row.values}))
+
+
+def print_csv(lines: Iterable[Sequence[Any]]) -> None:
+    """Print lines as CSV: as they are into a file or a pipe, without escape sequences elsewhere."""
+    from ml_experiments.cli.table import is_terminal
+    from ml_experiments.runner.printable import printable_lines
+
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([row.get(name) for name in columns] for row in rows)
-    return file.getvalue()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    content = printable_lines(file.getvalue()) if is_terminal() else file.getvalue()
+    click.echo(content, nl=False, color=True)
 
 
 def _print_columns(rows: Sequence[RunRow], columns: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ TIME_LIMIT_S = 5.0
 _CHUNK = 1024 * 1024
 _MAX_ARGUMENTS = 500  # of one command
 # a repository's own config names programs; none of them may run only to describe its state
-_SAFE_OPTIONS = (
+SAFE_OPTIONS = (
     "--no-pager",
     "--no-optional-locks",
     *("-c", "core.fsmonitor=false"),
@@ -48,7 +48,7 @@ class _Git:
     program: str
     root: Path
     deadline: float
-    options: tuple[str, ...] = _SAFE_OPTIONS
+    options: tuple[str, ...] = SAFE_OPTIONS
     index: Path | None = None  # used instead of the repository's own
 
     @contextlib.contextmanager

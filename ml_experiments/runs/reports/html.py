@@ -24,6 +24,7 @@ _PICTURE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _COLOURS = {"success": "#2e7d32", "error": "#c62828", "cancelled": "#b26a00"}
 # colours come from the notebook's own theme, dark or light
 _CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;border:none;background:none"
+_TABLE = "border:none;border-collapse:collapse;margin:4px 0;color:inherit;font-size:inherit"
 _HEADING = f"{_CELL};font-weight:600;white-space:nowrap"
 
 
@@ -68,7 +69,8 @@ def _rows(result: RunResult) -> Iterator[tuple[str, Any]]:
         yield f"cost, {name.removesuffix('_usd').replace('_', ' ')}", f"${usd:.4f}"
     if result.artifacts:
         count, size = len(result.artifacts), sum(a.size_bytes for a in result.artifacts)
-        yield "artifacts", f"{count} file{'s' if count != 1 else ''}, {size / 1e6:.2f} MB"
+        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+        yield "artifacts", f"{count} file{'s' if count != 1 else ''}, {shown}"
     if result.run_dir is not None:
         yield "run folder", str(result.run_dir)
 
@@ -79,7 +81,7 @@ def _table(rows: Iterator[tuple[str, Any]]) -> str:
         f'<td style="{_CELL}">{html.escape(_shown(value))}</td></tr>'
         for name, value in rows
     )
-    return f'<table style="border:none;border-collapse:collapse;margin:4px 0">{cells}</table>'
+    return f'<table style="{_TABLE}">{cells}</table>'
 
 
 def _shown(value: Any) -> str:
