@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_experiments.backends.base import Backend, RunHandle
@@ -51,7 +52,7 @@ def resume_run(
         backend.recover(folder, guarded(observer))
         outcome, spec = folder.outcome(), folder.read_spec()
         _check_status(outcome, spec, force=force)
-        prepared = _prepare(relocated(spec, folder), backend)
+        prepared = prepare_recorded(relocated(spec, folder), backend)
         handle = _submit_again(prepared, folder, outcome, backend, guarded(observer))
         keep_alive(handle)
     except BaseException:
@@ -72,7 +73,12 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
         raise Error(text)
 
 
-def _prepare(spec: RunSpec, backend: Backend) -> PreparedRun:
+def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
+    """Check a run that was recorded as `prepare_run` checks a new one.
+
+    Raises:
+        Error: If it could not work any more, or its record had secrets taken out.
+    """
     for what, recorded in (("config", spec.config), ("backend options", spec.backend_options)):
         if Redactor.MARK in str(recorded):
             raise Error(
@@ -149,22 +155,25 @@ def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:
     old_root = Path(spec.import_paths[-1])  # the folder that the run was started in
     for root in (Path.cwd(), *folder.path.parents):
         paths = tuple(_moved(path, old_root, root) for path in spec.import_paths)
+        experiment = spec.experiment
         if location.endswith(".py"):
-            file = _moved(location, old_root, root)
-            experiment, is_there = f"{file}:{name}", Path(file).is_file()
-        else:
-            module = Path(*parse_experiment_path(spec.experiment).module.split("."))
-            experiment, is_there = (
-                spec.experiment,
-                any(
-                    Path(path, file).exists()
-                    for path in paths
-                    for file in (module.with_suffix(".py"), module / "__init__.py")
-                ),
-            )
-        if is_there:
+            experiment = f"{_moved(location, old_root, root)}:{name}"
+        if is_importable(experiment, paths):
             return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
     return spec
+
+
+def is_importable(experiment: str, import_paths: Iterable[str]) -> bool:
+    """Return whether the file of an experiment is where it would be imported from."""
+    location = experiment.rpartition(":")[0]
+    if location.endswith(".py"):
+        return Path(location).is_file()
+    module = Path(*parse_experiment_path(experiment).module.split("."))
+    return any(
+        Path(path, file).exists()
+        for path in import_paths
+        for file in (module.with_suffix(".py"), module / "__init__.py")
+    )
 
 
 def _moved(path: str, old_root: Path, root: Path) -> str:

@@ -139,6 +139,24 @@ def submit_run(
                 print(submit_run(prepared, backend=backend).result().results)  # 9
         ```
     """
+    return submit_with_code(
+        prepared,
+        describe_code(working_dir()),
+        backend=backend,
+        runs_dir=runs_dir,
+        observer=observer,
+    )
+
+
+def submit_with_code(
+    prepared: PreparedRun,
+    code: dict[str, Any],
+    *,
+    backend: Backend,
+    runs_dir: Path | None = None,
+    observer: Observer | None = None,
+) -> RunHandle:
+    """Do what `submit_run` does, for code whose git state is known."""
     spec = prepared.spec
     try:
         client = this_process()
@@ -148,7 +166,7 @@ def submit_run(
         run_id=spec.run_id,
         seed=spec.seed,
         began_at=spec.created_at,
-        code=describe_code(working_dir()),
+        code=code,
         client=client,
     )
     redactor = Redactor(prepared.secrets)

@@ -6,6 +6,7 @@ import click
 
 from ml_experiments.cli.runs.comparing import compare, diff
 from ml_experiments.cli.runs.listing import list_
+from ml_experiments.cli.runs.replaying import replay
 from ml_experiments.cli.runs.resuming import attach, resume
 from ml_experiments.cli.runs.showing import show
 
@@ -15,5 +16,5 @@ def runs() -> None:
     """List, show, compare, label, remove and resume runs."""
 
 
-for _command in (list_, show, compare, diff, resume, attach):
+for _command in (list_, show, compare, diff, replay, resume, attach):
     runs.add_command(_command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_experiments.runs.folder import RunFolder
@@ -141,9 +142,11 @@ def _code(manifests: tuple[Manifest, Manifest], patch: str | None) -> Iterator[D
 
 def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
     yield from _fields("config.", first.config, second.config, YES)
+    experiments = [_without_folder(spec.experiment) for spec in (first, second)]
+    if experiments[0] != experiments[1]:
+        yield Difference("experiment", experiments[0], experiments[1], YES)
     for name, explains in (
         ("seed", YES),
-        ("experiment", YES),
         ("backend", PERHAPS),
         ("gpu", PERHAPS),
         ("timeout_s", NO),
@@ -153,6 +156,12 @@ def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
             what = "gpu asked for" if name == "gpu" else name
             yield Difference(what, shown(one), shown(other), explains)
     yield from _fields("option ", first.backend_options, second.backend_options, PERHAPS)
+
+
+def _without_folder(experiment: str) -> str:
+    """Return an import path; what a file holds is compared as code, wherever it is."""
+    location, colon, name = experiment.rpartition(":")
+    return f"{Path(location).name}{colon}{name}"
 
 
 def _environment(first: Manifest, second: Manifest) -> Iterator[Difference]:
