@@ -177,7 +177,7 @@ def measure_ours(runs_dir: Path, rounds: int) -> dict[str, float]:
         nonlocal number
         number += 1
         name = f"20990101-000000-{number:07}"
-        with recorded(runs_dir, name, is_new=True):
+        with recorded(runs_dir, name, is_listed=True):
             shutil.copytree(runs_dir / newest[0].run_id, runs_dir / name)
         RunRegistry(runs_dir).rows(50)
 

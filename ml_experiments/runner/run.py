@@ -180,7 +180,7 @@ def submit_with_code(
         experiment = f"{kept / FILE_NAME}:{name}"
         spec = dataclasses.replace(spec, experiment=experiment, import_paths=paths)
         prepared = dataclasses.replace(prepared, spec=spec)
-    with recorded(place, spec.run_id, is_new=True):
+    with recorded(place, spec.run_id, is_listed=True):
         folder = RunFolder.create(place, spec, manifest, redactor, source)
     handle = backend.submit(prepared, folder, guarded(observer))
     keep_alive(handle)

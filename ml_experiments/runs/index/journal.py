@@ -36,7 +36,7 @@ class Position:
 
 
 @contextlib.contextmanager
-def recorded(runs_dir: Path, run_id: str, *, is_new: bool = False) -> Iterator[None]:
+def recorded(runs_dir: Path, run_id: str, *, is_listed: bool = False) -> Iterator[None]:
     """Record that a run is added, changed or removed inside the block.
 
     A journal that can't be written is no error: readers list the folder then.
@@ -44,9 +44,10 @@ def recorded(runs_dir: Path, run_id: str, *, is_new: bool = False) -> Iterator[N
     Args:
         runs_dir: The runs folder.
         run_id: The run.
-        is_new: Whether it is added. That alone begins no journal: a new run is found without it.
+        is_listed: Whether it is added or removed, which listing the folder shows too. That alone
+            begins no journal.
     """
-    if not is_new:
+    if not is_listed:
         begin_journal(runs_dir)
     before = _modified_at(runs_dir)
     try:

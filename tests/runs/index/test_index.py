@@ -113,7 +113,7 @@ def test_runs_that_the_journal_names_are_found_without_listing_the_folder(
     begin_journal(runs)
     age(runs)
     assert len(ids(runs)) == 6
-    with recorded(runs, run_id(7), is_new=True):
+    with recorded(runs, run_id(7), is_listed=True):
         write_run(runs, run_id(7))
     with recorded(runs, run_id(2)):
         shutil.rmtree(runs / run_id(2))
@@ -215,7 +215,7 @@ def test_a_lost_journal_lets_every_folder_be_looked_at(runs: Path, reads: list[s
 def test_a_small_folder_gets_no_journal_until_a_finished_run_changes(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with recorded(runs, run_id(7), is_new=True):
+    with recorded(runs, run_id(7), is_listed=True):
         write_run(runs, run_id(7))
     assert len(ids(runs)) == 7
     assert not (runs / FILE_NAME).exists()
