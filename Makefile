@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-lowest-modal check lint types fast-tests docs docs-serve \
+.PHONY: help demo test test-python test-modal check lint types fast-tests docs docs-serve \
 	bench test-gpu gpu-wheels format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -97,17 +97,19 @@ $(OTHER)/.installed: pyproject.toml $(CONSTRAINTS)
 test-python: $(OTHER)/.installed  ## run the tests on another Python: VERSION=3.13 TESTS="-m 'not slow'"
 	$(OTHER)/bin/python $(PYTEST) $(TESTS)
 
-LOWEST := .venv-lowest
+# VERSION is one of modal here; without it, the lowest supported one
+MODAL := $(if $(filter file,$(origin VERSION)),1.6.0,$(VERSION))
+OTHER_MODAL := .venv-modal-$(MODAL)
 # modal 1.6.0 wants an older protobuf than the tested one
-$(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -m venv $(LOWEST)
-	grep -vE '^(modal|protobuf)==' $(CONSTRAINTS) > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt pip
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt modal==1.6.0 -e . --group test
+$(OTHER_MODAL)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(OTHER_MODAL)
+	grep -vE '^(modal|protobuf)==' $(CONSTRAINTS) > $(OTHER_MODAL)/constraints.txt
+	$(OTHER_MODAL)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OTHER_MODAL)/constraints.txt pip
+	$(OTHER_MODAL)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OTHER_MODAL)/constraints.txt modal==$(MODAL) -e . --group test
 	@touch $@
 
-test-lowest-modal: $(LOWEST)/.installed  ## run the emulator's tests with the lowest supported modal
-	$(LOWEST)/bin/python $(PYTEST) tests/modal_emulator
+test-modal: $(OTHER_MODAL)/.installed  ## run the local server's tests with another modal: VERSION=1.6.2
+	$(OTHER_MODAL)/bin/python $(PYTEST) $(or $(TESTS),tests/modal_emulator)
 
 lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
 	$(BIN)/python scripts/gpu_lock.py make

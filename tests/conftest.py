@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from modal_emulator import Emulator
 
 # tests run side by side: threads of torch that wait in busy loops would starve each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +24,14 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(folder))
     monkeypatch.setenv("ML_EXPERIMENTS_INDEX_DIR", str(folder.with_name(f"{folder.name}-index")))
     return folder
+
+
+@pytest.fixture
+def modal_emulator(modal_emulator_server: Emulator) -> Iterator[Emulator]:
+    """The server of the session, without faults: many modules share a running app with it."""
+    modal_emulator_server.clear_faults()
+    yield modal_emulator_server
+    modal_emulator_server.clear_faults()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from modal_emulator import Emulator
-from tests.support.doc_pages import follow
+from tests.support.doc_pages import BLOCK, follow
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
@@ -20,6 +22,7 @@ PAGES = (
     DOCS / "index.md",
     DOCS / "tutorial.md",
     DOCS / "emulator.md",
+    DOCS / "test-your-modal-app.md",
     DOCS / "settings.md",
     *sorted((DOCS / "how-to").glob("*.md")),
 )
@@ -40,6 +43,16 @@ def test_what_a_page_shows_is_what_happens(
     page: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     follow(page, tmp_path, environment)
+
+
+def test_the_workflow_to_copy_installs_this_distribution_and_runs_the_tests() -> None:
+    page = (DOCS / "test-your-modal-app.md").read_text(encoding="utf-8")
+    workflow = next(block for language, block in BLOCK.findall(page) if language == "yaml")
+    commands = [step["run"] for step in yaml.safe_load(workflow)["jobs"]["test"]["steps"][2:]]
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        name = tomllib.load(file)["project"]["name"]
+    assert commands[0] == f"pip install {name} pytest"
+    assert commands[-1] == "pytest -q"
 
 
 def test_the_reference_pages_are_what_the_commands_and_options_say() -> None:
