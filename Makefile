@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-modal check lint types fast-tests docs docs-serve \
+.PHONY: help demo test test-python test-modal contract-modal prove-modal check lint types fast-tests docs docs-serve \
 	bench test-gpu gpu-wheels format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -110,6 +110,12 @@ $(OTHER_MODAL)/.installed: pyproject.toml $(CONSTRAINTS)
 
 test-modal: $(OTHER_MODAL)/.installed  ## run the local server's tests with another modal: VERSION=1.6.2
 	$(OTHER_MODAL)/bin/python $(PYTEST) $(or $(TESTS),tests/modal_emulator)
+
+contract-modal: $(VENV)/.installed-dev  ## hold Modal itself to the local server's contract: asks first, GPU=1 for a T4
+	$(BIN)/python scripts/contract_modal.py
+
+prove-modal: $(VENV)/.installed-dev  ## run the documented ways to use this package on Modal itself: asks first
+	$(BIN)/python scripts/prove_modal.py
 
 lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
 	$(BIN)/python scripts/gpu_lock.py make

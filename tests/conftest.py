@@ -41,8 +41,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("exhaustive") and not is_exhaustive:
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m exhaustive"))
         fixtures = set(getattr(item, "fixturenames", ()))
-        if "modal_emulator" in item.path.parts or fixtures & {
-            "modal_emulator",
-            "modal_emulator_server",
-        }:
+        folders = {"modal_emulator", "contract"} & set(item.path.parts)
+        if folders or fixtures & {"modal_emulator", "modal_emulator_server"}:
             item.add_marker(pytest.mark.slow)

@@ -382,7 +382,7 @@ def has_own_tests(parts: Sequence[str]) -> bool:
 
 
 def test_every_test_file_stands_where_what_it_tests_does() -> None:
-    beside = {"docs", "examples", "gpu", "support"}
+    beside = {"contract", "docs", "examples", "gpu", "scripts", "support"}
     wrong = []
     for file in TESTS.rglob("test_*.py"):
         folder = file.parent.relative_to(TESTS)
