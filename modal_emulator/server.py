@@ -41,6 +41,7 @@ from modal_emulator.services.containers import ContainerService
 from modal_emulator.services.functions import FunctionService
 from modal_emulator.services.suggestions import SuggestionService
 from modal_emulator.services.volumes import VolumeService
+from modal_emulator.services.web_endpoints import WebEndpoints
 from modal_emulator.storage.state import State
 from modal_emulator.storage.temporary_folders import CONTAINERS_PREFIX, TemporaryFolder
 from modal_emulator.volumes.store import VolumeStore
@@ -151,6 +152,16 @@ class Server:
             heartbeat_limit_s=self.options.heartbeat_limit_s,
         )
 
+        self._web = WebEndpoints(
+            self._functions,
+            self._apps,
+            self._calls,
+            self._scheduler,
+            self._blobs,
+            token_id=self.token_id,
+            token_secret=self.token_secret,
+        )
+
     def _services(self) -> list[object]:
         function_service = FunctionService(
             self._functions,
@@ -160,6 +171,7 @@ class Server:
             secrets=self._secrets,
             volumes=self._volumes,
             on_settings=self._autoscaler.scale_function,
+            web=self._web,
         )
         app_service = AppService(
             self._apps,
@@ -227,6 +239,7 @@ class Server:
             asyncio.create_task(self._clients.watch_heartbeats()),
             asyncio.create_task(commit_in_background(self._pools, self.options.commit_every_s)),
         ]
+        await self._web.open_deployed()
         self._autoscaler.keep_deployed_warm()
 
     async def _listen(self) -> None:
@@ -250,6 +263,7 @@ class Server:
             self._rpc.close()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._rpc.wait_closed(), 5.0)
+        await self._web.close()
         await self.http.stop()
         self._dicts.close()
         self._queues.close()

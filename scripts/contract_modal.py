@@ -49,8 +49,8 @@ def main() -> int:
     prefix = f"contract-{uuid.uuid4().hex[:8]}"
     print(
         f"This runs on the Modal workspace of your token, on {'a T4 and ' * gpu}CPUs. "
-        f"It costs at most ${max_cost_usd(gpu=gpu):.2f} and takes at most {MAX_RUN_S // 60} minutes. "
-        f"All that it makes is named {prefix}-… and is removed afterwards."
+        f"It costs at most ${max_cost_usd(gpu=gpu):.2f} and takes at most "
+        f"{MAX_RUN_S // 60} minutes. All that it makes is named {prefix}-…, and removed afterwards."
     )
     if not options.yes and input("Go on? [y/N] ").strip().lower() != "y":
         print("Nothing was run.")

@@ -88,7 +88,9 @@ class Call:
     inputs: dict[int, Input] = field(default_factory=dict)
     # in the order in which they finished, which the client's cursor refers to
     finished: list[Input] = field(default_factory=list)
+    # what a generator or a web endpoint has yielded, and what a web endpoint's client has sent
     data_out: list[Any] = field(default_factory=list)
+    data_in: list[Any] = field(default_factory=list)
     changed: Notifier = field(default_factory=Notifier)
     outputs_deleted: bool = False
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from grpclib import GRPCError, Status
-from modal_proto import api_pb2
 
+from modal_emulator.apps.functions import web_methods
 from modal_emulator.rpc.gpus import GpuRequest, UnknownGpuError, requested_gpu
 
 _MAX_TIMEOUT_S = 24 * 3600
@@ -70,13 +70,11 @@ def check_features(function: Any) -> None:
                 Status.UNIMPLEMENTED,
                 f"{function.function_name} uses {feature}, which the emulator does not emulate.",
             )
-    webhooks = [function.webhook_config.type] + [
-        method.webhook_config.type for method in function.method_definitions.values()
-    ]
-    if any(kind != api_pb2.WEBHOOK_TYPE_UNSPECIFIED for kind in webhooks):
+    if function.HasField("http_config"):
         raise GRPCError(
             Status.UNIMPLEMENTED,
-            f"{function.function_name} is a web endpoint, which the emulator does not emulate.",
+            f"{function.function_name} is an HTTP server (http_server), which the emulator does "
+            "not emulate; it serves modal.web_server.",
         )
 
 
@@ -106,4 +104,9 @@ def ignored_options(function: Any) -> list[str]:
         ignored.append("enable_memory_snapshot")
     if function.block_network:
         ignored.append("block_network")
+    web = web_methods(function).values()
+    if any(each.custom_domains for each in web):
+        ignored.append("custom_domains (endpoints are on 127.0.0.1)")
+    if any(each.requested_suffix for each in web):
+        ignored.append("label (endpoints are on 127.0.0.1)")
     return ignored

@@ -15,6 +15,8 @@ from modal_emulator.rpc.gpus import GpuRequest, requested_gpu
 from modal_emulator.storage.ids import content_id, new_id
 from modal_emulator.storage.state import State
 
+_DEFAULT_MAX_CONTAINERS = 32
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -84,6 +86,18 @@ def _encode(message: Any) -> str:
     return b64encode(message.SerializeToString()).decode()
 
 
+def web_methods(definition: Any) -> dict[str, Any]:
+    """Return the web endpoints of a function ("") or of the methods of a class, by method."""
+    found = {
+        name: method.webhook_config
+        for name, method in definition.method_definitions.items()
+        if method.webhook_config.type
+    }
+    if definition.webhook_config.type:
+        found[""] = definition.webhook_config
+    return found
+
+
 @dataclass(frozen=True)
 class RunnableFunction:
     """A function as containers run it: one `Function` message per acceptable GPU, by rank."""
@@ -105,6 +119,13 @@ class RunnableFunction:
         return int(concurrent * max(first.batch_max_size, 1))
 
     @property
+    def max_containers(self) -> int:
+        """How many containers it can have at the same time."""
+        if any(each.web_server_port for each in web_methods(self.first).values()):
+            return 1  # its port is one of this machine
+        return self.first.autoscaler_settings.max_containers or _DEFAULT_MAX_CONTAINERS
+
+    @property
     def first(self) -> Any:
         """The message of the first rank; the others differ from it only in the GPU."""
         return self.ranked[0]
@@ -117,6 +138,8 @@ class Functions:
         self._state = state
         # a cache, because each call reads it several times
         self._runnable: dict[str, RunnableFunction] = {}
+        # (function id, method of a class or "") -> address, which is another one after a restart
+        self.web_urls: dict[tuple[str, str], str] = {}
         self._records = {
             function_id: FunctionRecord.load(function_id, data)
             for function_id, data in state.objects("function")
@@ -199,7 +222,14 @@ class Functions:
         handle = api_pb2.FunctionHandleMetadata()
         handle.CopyFrom(self._current(record).handle)
         handle.base_function_id = record.base_id
+        self.add_urls(handle, record.base_id or record.function_id)
         return handle
+
+    def add_urls(self, handle: Any, function_id: str) -> None:
+        """Set the addresses of web endpoints in a handle."""
+        handle.web_url = self.web_urls.get((function_id, ""), "")
+        for name, method in handle.method_handle_metadata.items():
+            method.web_url = self.web_urls.get((function_id, name), "")
 
     def current_data(self, record: FunctionRecord) -> Any:
         """Return the current `FunctionData`, with a variant's options applied.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,6 +199,8 @@ class Launcher:
             "MODAL_EMULATOR_GPU": gpu.device if gpu else "",
             "MODAL_EMULATOR_GPU_COUNT": str(gpu.count) if gpu else "0",
         }
+        if "eth0" not in {name for _, name in socket.if_nameindex()}:
+            variables["MODAL_EMULATOR_LOOPBACK"] = "1"
         if gpu is None:
             # as on Modal, a function without a GPU has none
             variables["CUDA_VISIBLE_DEVICES"] = ""

@@ -120,7 +120,7 @@ def _unimplemented(name: str) -> Method:
         raise GRPCError(
             Status.UNIMPLEMENTED,
             f"The emulator does not implement {name}. It emulates functions, classes, apps, "
-            "images, volumes, secrets, dicts and queues; not sandboxes, web endpoints or tunnels.",
+            "images, volumes, secrets, dicts, queues and web endpoints; not sandboxes or tunnels.",
         )
 
     return method

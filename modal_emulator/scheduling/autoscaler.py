@@ -23,8 +23,6 @@ from modal_emulator.storage.ids import new_id
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_MAX_CONTAINERS = 32
-
 Spawn = Callable[[Container], Awaitable[None]]
 OnExit = Callable[[ContainerPool, Container, int, str], None]
 OnRemoved = Callable[[AppRecord], None]
@@ -105,7 +103,7 @@ class Autoscaler:
             wanted += settings.buffer_containers
         if pool.broken_definition_id != function.definition_id:
             wanted = max(wanted, settings.min_containers)
-        wanted = int(min(wanted, settings.max_containers or _DEFAULT_MAX_CONTAINERS))
+        wanted = min(wanted, function.max_containers)
         containers = self._pools.containers()
         starting = sum(1 for each in containers if not each.ready and not each.stopping)
         allowed = self._max_starting - starting

@@ -170,19 +170,27 @@ class CallService:
     async def FunctionCallGetDataOut(self, request: Message) -> AsyncIterator[Message]:
         """Yield what a generator function has yielded since `last_index`."""
         call = self._calls.get(request.function_call_id)
+        async for chunk in self._chunks(call, call.data_out, request.last_index):
+            yield chunk
+
+    async def FunctionCallGetDataIn(self, request: Message) -> AsyncIterator[Message]:
+        """Yield what the client of a web endpoint has sent since `last_index`."""
+        call = self._calls.get(request.function_call_id)
+        async for chunk in self._chunks(call, call.data_in, request.last_index):
+            yield chunk
+
+    async def _chunks(
+        self, call: Call, chunks: list[Any], last_index: int
+    ) -> AsyncIterator[Message]:
         sent = 0
         ends_at = time.monotonic() + _MAX_POLL_S
         while (left_s := ends_at - time.monotonic()) > 0:
-            while sent < len(call.data_out):
-                chunk = call.data_out[sent]
+            while sent < len(chunks):
+                chunk = chunks[sent]
                 sent += 1
-                if chunk.index > request.last_index:
+                if chunk.index > last_index:
                     yield chunk
             await call.changed.wait(left_s)
-
-    async def FunctionCallGetDataIn(self, request: Message) -> None:
-        """Send nothing: only web endpoints, which are not emulated, get data while they run."""
-        self._calls.get(request.function_call_id)
 
 
 def call_info(call: Call) -> Any:

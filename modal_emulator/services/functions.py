@@ -19,6 +19,7 @@ from modal_emulator.apps.function_checks import (
 )
 from modal_emulator.apps.functions import Functions
 from modal_emulator.rpc.rpc import Message
+from modal_emulator.services.web_endpoints import WebEndpoints
 from modal_emulator.storage.ids import new_id
 
 
@@ -97,6 +98,7 @@ class FunctionService:
         secrets: Objects,
         volumes: Objects,
         on_settings: Callable[[str], None],
+        web: WebEndpoints,
     ) -> None:
         self._functions = functions
         self._apps = apps
@@ -107,14 +109,18 @@ class FunctionService:
         self._images = images
         self._volumes = volumes
         self._on_settings = on_settings
+        self._web = web
 
     async def FunctionPrecreate(self, request: Message) -> Message:
         self._apps.get(request.app_id)
         record = self._functions.reserve(
             request.app_id, request.existing_function_id, request.function_name
         )
+        handle = handle_of(request, request.app_id)
+        await self._web.open(record.function_id, request)
+        self._functions.add_urls(handle, record.function_id)
         return api_pb2.FunctionPrecreateResponse(
-            function_id=record.function_id, handle_metadata=handle_of(request, request.app_id)
+            function_id=record.function_id, handle_metadata=handle
         )
 
     async def FunctionCreate(self, request: Message) -> Message:
@@ -132,6 +138,13 @@ class FunctionService:
         )
         handle = handle_of(first, request.app_id)
         self._functions.define(record, data, handle)
+        await self._web.open(record.function_id, first)
+        self._functions.add_urls(handle, record.function_id)
+        created = api_pb2.Function()
+        created.CopyFrom(first)
+        created.web_url = handle.web_url
+        for name, method in created.method_definitions.items():
+            method.web_url = handle.method_handle_metadata[name].web_url
         warnings = [
             api_pb2.Warning(
                 type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
@@ -142,7 +155,7 @@ class FunctionService:
         ]
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,
-            function=first,
+            function=created,
             function_data=data,
             handle_metadata=handle,
             server_warnings=warnings,

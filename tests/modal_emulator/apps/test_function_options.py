@@ -7,6 +7,7 @@ from typing import Any
 
 import emulated_settings as settings
 import modal
+import modal.experimental
 import pytest
 from modal.exception import InvalidError, NotFoundError, UnimplementedError
 
@@ -141,11 +142,14 @@ def test_a_missing_volume_is_refused_before_anything_runs() -> None:
         pytest.fail("the app ran")
 
 
-def test_a_web_endpoint_is_refused_and_not_ignored() -> None:
+def test_an_http_server_is_refused_and_not_ignored() -> None:
+    class Server:
+        pass
+
     app = modal.App("refused")
-    endpoint = modal.fastapi_endpoint()(settings.one)
-    app.function()(endpoint)
-    with pytest.raises(UnimplementedError, match="web endpoint"), app.run():
+    server = modal.experimental.http_server(port=8000, proxy_regions=["us-east"])(Server)
+    app.cls(serialized=True)(server)
+    with pytest.raises(UnimplementedError, match="http_server"), app.run():
         pytest.fail("the app ran")
 
 
