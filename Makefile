@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-modal contract-modal prove-modal check lint types fast-tests docs docs-serve \
+.PHONY: help demo test test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \
 	bench test-gpu gpu-wheels format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -116,6 +116,9 @@ contract-modal: $(VENV)/.installed-dev  ## hold Modal itself to the local server
 
 prove-modal: $(VENV)/.installed-dev  ## run the documented ways to use this package on Modal itself: asks first
 	$(BIN)/python scripts/prove_modal.py
+
+gpu-image: $(VENV)/.installed-dev  ## build the GPU image on this machine (5 GB), and run the demo in it
+	$(BIN)/modal-emulator run --images build -- $(BIN)/ml-experiments run ml_experiments.tasks.text_to_image.TextToImageExperiment prompt="a red handwritten seven" num_images=8 --gpu t4
 
 lock: $(VENV)/.installed-dev  ## compile the lock of the GPU image anew
 	$(BIN)/python scripts/gpu_lock.py make

@@ -23,6 +23,7 @@ from modal_emulator.storage.state import StateInUseError
 
 if TYPE_CHECKING:
     from modal_emulator.emulator import Emulator
+    from modal_emulator.server import ImageMode
 
 # Modal's own, between the SIGINT and the SIGKILL of a preemption
 _DEFAULT_GRACE_S = 30.0
@@ -79,6 +80,12 @@ _SHARED = [
         multiple=True,
         metavar="NAME=BYTES",
         help="Limit the size of a volume, which is full when it is reached.",
+    ),
+    click.option(
+        "--images",
+        type=click.Choice(["build", "record"]),
+        help="Build images, each with packages of its own, or only record them. "
+        "Default: build where uv is there; the variable MODAL_EMULATOR_IMAGES changes it.",
     ),
     click.option("--fail-image-builds", metavar="MESSAGE", help="Fail every image build."),
     click.option(
@@ -168,7 +175,12 @@ def serve(**options: Any) -> None:
 
 @contextmanager
 def _running_emulator(
-    state_dir: Path | None, *, port: int = 0, verbose: bool, **faults: Any
+    state_dir: Path | None,
+    *,
+    port: int = 0,
+    images: ImageMode | None = None,
+    verbose: bool,
+    **faults: Any,
 ) -> Iterator[Emulator]:
     from modal_emulator.emulator import Emulator  # takes a third of a second: not for --help
 
@@ -177,7 +189,7 @@ def _running_emulator(
         logging.getLogger("modal_emulator").setLevel(logging.INFO)
     with ExitStack() as stack:
         try:
-            emulator = stack.enter_context(Emulator(state_dir, port=port))
+            emulator = stack.enter_context(Emulator(state_dir, port=port, images=images))
             _inject_faults(emulator, **faults)
         except (OSError, StateInUseError, UnsupportedModalError, ValueError) as e:
             raise click.UsageError(str(e)) from e

@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from modal_emulator.containers.sandbox import SandboxMode
 from modal_emulator.control.control import Control
-from modal_emulator.server import Server, ServerOptions
+from modal_emulator.server import ImageMode, Server, ServerOptions, image_mode
 from modal_emulator.storage.temporary_folders import (
     STATE_PREFIX,
     TemporaryFolder,
@@ -64,6 +64,7 @@ class Emulator:
         heartbeat_limit_s: float = 50.0,
         commit_every_s: float = 3.0,
         sandbox_mode: SandboxMode | None = None,
+        images: ImageMode | None = None,
     ) -> None:
         """Set the options of the server, which the `with` block starts.
 
@@ -77,6 +78,9 @@ class Emulator:
                 clients send one every 15 seconds.
             commit_every_s: Interval of the background commits of volumes.
             sandbox_mode: Isolation of containers. Default: the best that this machine supports.
+            images: "build" builds images, each with packages of its own; "record" only records
+                them, and containers have the packages of this environment. Default: the variable
+                MODAL_EMULATOR_IMAGES; without it, images are built where uv is there.
         """
         self._given_state_dir = Path(state_dir) if state_dir is not None else None
         self._options = ServerOptions(
@@ -86,6 +90,7 @@ class Emulator:
             heartbeat_limit_s=heartbeat_limit_s,
             commit_every_s=commit_every_s,
             sandbox_mode=sandbox_mode,
+            images=images or image_mode(os.environ.get("MODAL_EMULATOR_IMAGES")),
         )
         self._temporary: TemporaryFolder | None = None
         self._server: Server | None = None

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from modal_emulator.apps.apps import Apps
 from modal_emulator.apps.calls import Calls
 from modal_emulator.apps.functions import Functions
 from modal_emulator.apps.logs import Logs, LogService
+from modal_emulator.builds.builder import ImageBuilder
+from modal_emulator.builds.pythons import find_uv
 from modal_emulator.containers.container import Container, launch_container
 from modal_emulator.containers.launch import Launcher
-from modal_emulator.containers.sandbox import Sandbox, SandboxMode
+from modal_emulator.containers.sandbox import Sandbox, SandboxMode, sandbox_mode
 from modal_emulator.control.control import Control
 from modal_emulator.control.control_http import serve_control
 from modal_emulator.objects.blobs import BlobStore
 from modal_emulator.objects.dicts import DictService
 from modal_emulator.objects.environments import EnvironmentService
 from modal_emulator.objects.images import ImageService
+from modal_emulator.objects.layers import LayerStore, cache_folder
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.queues import QueueService
 from modal_emulator.objects.secrets import SecretService
@@ -36,6 +41,7 @@ from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.scheduling.scheduler import Scheduler
 from modal_emulator.scheduling.termination import Termination
 from modal_emulator.services.apps import AppService
+from modal_emulator.services.build_functions import BuildFunctions
 from modal_emulator.services.calls import CallService
 from modal_emulator.services.containers import ContainerService
 from modal_emulator.services.functions import FunctionService
@@ -46,7 +52,23 @@ from modal_emulator.storage.state import State
 from modal_emulator.storage.temporary_folders import CONTAINERS_PREFIX, TemporaryFolder
 from modal_emulator.volumes.store import VolumeStore
 
+log = logging.getLogger(__name__)
+
+ImageMode = Literal["build", "record"]
 _LOOPBACK = "127.0.0.1"
+
+
+def image_mode(given: str | None) -> ImageMode | None:
+    """Return what a setting asks for; None is what this machine can do.
+
+    Raises:
+        ValueError: If it is neither "build" nor "record".
+    """
+    if not given:
+        return None
+    if given not in ("build", "record"):
+        raise ValueError(f'Images are "build" or "record", not "{given}".')
+    return "build" if given == "build" else "record"
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,7 @@ class ServerOptions:
     heartbeat_limit_s: float = 50.0
     commit_every_s: float = 3.0
     sandbox_mode: SandboxMode | None = None
+    images: ImageMode | None = None
 
 
 class Server:
@@ -152,6 +175,7 @@ class Server:
             heartbeat_limit_s=self.options.heartbeat_limit_s,
         )
 
+        self._images.builder = self._make_builder()
         self._web = WebEndpoints(
             self._functions,
             self._apps,
@@ -199,6 +223,45 @@ class Server:
                 self._pools, self._calls, self._apps, self._scheduler, self._termination
             ),
         ]
+
+    def _make_builder(self) -> ImageBuilder | None:
+        """Return what builds images, or None if they are only recorded."""
+        images = self.options.images
+        if images == "record":
+            return None
+        uv = find_uv()
+        why_not = "there is no uv" if uv is None else ""
+        if (self.options.sandbox_mode or sandbox_mode(self._volumes.folder)) == "path_rewriting":
+            why_not = "this machine refuses mount namespaces"
+        if why_not:
+            if images == "build":
+                raise ValueError(f"Images can't be built, because {why_not}.")
+            log.warning(
+                "Images are recorded and not built, because %s: "
+                "containers have the packages of this environment.",
+                why_not,
+            )
+            return None
+        assert uv is not None
+        functions = BuildFunctions(
+            self._functions,
+            self._calls,
+            self._logs,
+            self._pools,
+            self._scheduler,
+            self._launcher,
+        )
+        return ImageBuilder(
+            LayerStore(cache_folder()),
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            uv=uv,
+            scratch=self._run_folder.path,
+            hidden=[self.state_dir, self._run_folder.path],
+            sandbox_mode=self.options.sandbox_mode,
+            run_function=functions.run,
+        )
 
     def _make_control(self) -> Control:
         control = Control(
@@ -258,6 +321,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._termination.close()
+        await self._images.close()
         await asyncio.to_thread(self._run_folder.delete)
         if self.url and self._rpc is not None:
             self._rpc.close()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # tests run side by side: threads of torch that wait in busy loops would starve each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# the GPU image alone has 5 GB; the tests of builds ask for them
+os.environ.setdefault("MODAL_EMULATOR_IMAGES", "record")
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ EMULATOR_LAYERS: tuple[tuple[str, ...], ...] = (
     ("control",),
     ("services",),
     ("scheduling",),
+    ("builds",),
     ("containers",),
     ("apps", "volumes"),
     ("objects",),
@@ -86,6 +87,7 @@ TESTED_ELSEWHERE = {
     "execution/test_warm_experiment": "execution/process_state",
     "modal_emulator/apps/test_function_options": "modal_emulator/apps/function_checks",
     "modal_emulator/apps/test_functions": "modal_emulator/services/* modal_emulator/scheduling/*",
+    "modal_emulator/builds/test_builder": "modal_emulator/builds/* modal_emulator/objects/layers",
     "modal_emulator/containers/test_container": "modal_emulator/containers/launch "
     "modal_emulator/containers/container_site/sitecustomize",
     "modal_emulator/control/test_control_http": "modal_emulator/control/*",

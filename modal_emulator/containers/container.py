@@ -18,6 +18,7 @@ from modal_emulator.apps.calls import Input
 from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.apps.logs import STDERR, STDOUT, LogLine, Logs
 from modal_emulator.containers.launch import Launch, Launcher, Placement
+from modal_emulator.objects.layers import Layer
 from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import RpcServer
 
@@ -110,6 +111,7 @@ class Container:
         self._inputs = inputs
         self.pid = 0
         self.sandbox: Any = None
+        self._built: Layer | None = None
         self._logs = logs
         self._process: asyncio.subprocess.Process | None = None
         self._server: RpcServer | None = None
@@ -140,7 +142,7 @@ class Container:
 
     async def spawn(self, launch: Launch, server: RpcServer) -> None:
         """Start the process, and the server for it alone."""
-        self.sandbox = launch.sandbox
+        self.sandbox, self._built = launch.sandbox, launch.built
         self._server = server
         await server.start(path=str(self.place.socket))
         self._pipes = [OutputPipe(STDOUT, self._on_lines), OutputPipe(STDERR, self._on_lines)]
@@ -253,6 +255,8 @@ class Container:
             pipe.close()
         if self._server is not None:
             self._server.close()
+        if self.sandbox is not None and self._built is not None:
+            await asyncio.to_thread(self.sandbox.keep_files, self._built.files)
         if self.sandbox is not None:
             await asyncio.to_thread(self.sandbox.close)
         await asyncio.to_thread(shutil.rmtree, self.place.folder, True)

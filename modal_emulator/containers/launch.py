@@ -16,9 +16,10 @@ from modal_proto import api_pb2
 from modal_emulator.apps.apps import AppRecord, Apps
 from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.containers.interpreter import INTERPRETER
-from modal_emulator.containers.sandbox import Sandbox, SandboxMode
+from modal_emulator.containers.sandbox import WORKING_FOLDER, Sandbox, SandboxMode
 from modal_emulator.containers.volume_view import VolumeMount
 from modal_emulator.objects.images import ImageRecord, ImageService
+from modal_emulator.objects.layers import Layer
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.secrets import SecretService
 from modal_emulator.rpc.gpus import GpuRequest
@@ -45,6 +46,8 @@ class Launch:
     argv: list[str]
     env: dict[str, str]
     sandbox: Sandbox
+    # the layer that the container builds, which keeps what it has written
+    built: Layer | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ def container_environment(
     secrets: Mapping[str, str],
     modal_variables: Mapping[str, str],
     root: str,
+    layer: Layer | None = None,
 ) -> dict[str, str]:
     """Return a container's variables: inherited ones, the image's, secrets and Modal's own."""
     env = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     # so that `python` in a container is the interpreter that runs it
-    scripts = str(INTERPRETER.parent)
+    scripts = str((layer.python if layer else INTERPRETER).parent)
     host_path = os.pathsep.join([scripts, env.get("PATH", os.defpath)])
     env |= {"PATH": host_path, "HOME": root, "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
     env.update(image.env)
@@ -102,6 +106,9 @@ def container_environment(
     env["PATH"] = path if host_path in path else f"{path}{os.pathsep}{host_path}"
     python_path = [env.get("PYTHONPATH", ""), root, str(_CONTAINER_SITE)]
     env["PYTHONPATH"] = os.pathsep.join(part for part in python_path if part)
+    if layer is not None:
+        # after the image's own packages, of which some may be other versions
+        env["MODAL_EMULATOR_CLIENT"] = layer.client
     env.update(modal_variables)
     return env
 
@@ -127,6 +134,8 @@ class Launcher:
         self._volumes = volumes
         self._state_dir = state_dir
         self._sandbox_mode = sandbox_mode
+        # function id -> the layer that a function of `Image.run_function` builds
+        self.building: dict[str, Layer] = {}
 
     async def prepare(self, function: RunnableFunction, place: Placement) -> Launch:
         """Write the arguments of a container and set up its sandbox.
@@ -137,6 +146,8 @@ class Launcher:
         app = self._apps.get(function.app_id)
         definition = function.ranked[place.rank]
         image = self._image_of(definition)
+        built = self.building.get(function.function_id)
+        layer = built or self._images.layer(image.image_id)
         secrets = self._secrets.environment(definition.secret_ids)
         place.shared.mkdir(parents=True)
         place.arguments.write_bytes(self._arguments(function, definition, place, app))
@@ -144,13 +155,17 @@ class Launcher:
             Sandbox.prepare,
             place.folder / "scratch",
             mounts=self._mounts,
-            mount_ids=[*image.copied_mount_ids, *definition.mount_ids],
+            # what was copied into a layer is among its files
+            mount_ids=[*(() if layer else image.copied_mount_ids), *definition.mount_ids],
             volumes=self._volumes,
             volume_mounts=[
                 VolumeMount(each.volume_id, each.mount_path, each.read_only, each.sub_path)
                 for each in definition.volume_mounts
             ],
-            visible=[place.shared],
+            files=layer.files if layer else None,
+            working_folder=image.workdir or WORKING_FOLDER,
+            visible=[place.shared, *(layer.visible if layer else ())],
+            writable=[built.env] if built else [],
             # with the secrets and files of other containers
             hidden=[self._state_dir, place.folder.parent],
             mode=self._sandbox_mode,
@@ -160,9 +175,11 @@ class Launcher:
             secrets,
             self._modal_variables(definition, place, app),
             sandbox.path("/root"),
+            layer,
         )
-        command = [str(INTERPRETER), "-m", "modal._container_entrypoint"]
-        return Launch(sandbox.argv(command), sandbox.environment(env), sandbox)
+        python = layer.python if layer else INTERPRETER
+        command = [str(python), "-m", "modal._container_entrypoint"]
+        return Launch(sandbox.argv(command), sandbox.environment(env), sandbox, built)
 
     def _image_of(self, definition: Any) -> ImageRecord:
         if not definition.image_id:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Sandbox:
         self._root.mkdir(parents=True)
         self._namespace = Namespace(self._root, OVERLAY_OPTIONS.get(mode, ""))
         self._views: dict[str, VolumeView] = {}
+        self._mounted: set[str] = set()
 
     @classmethod
     def prepare(
@@ -66,7 +68,10 @@ class Sandbox:
         mount_ids: Sequence[str],
         volumes: VolumeStore,
         volume_mounts: Sequence[VolumeMount],
+        files: Path | None = None,
+        working_folder: str = WORKING_FOLDER,
         visible: Sequence[Path] = (),
+        writable: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
         mode: SandboxMode | None = None,
     ) -> Sandbox:
@@ -78,19 +83,27 @@ class Sandbox:
             mount_ids: The mounts whose files the container has.
             volumes: All volumes.
             volume_mounts: The volumes that the container has.
+            files: The files of the image, each at its path in the container below this folder.
+            working_folder: Where its process starts.
             visible: Folders of this machine that the container can read even if they are in
                 `/tmp`, `/root` or a hidden folder.
+            writable: Such folders to which it can also write.
             hidden: Folders of this machine that the container can't see; the Python installation
                 stays visible.
             mode: The kind of isolation; by default the best that this machine supports.
         """
         sandbox = cls(scratch, mode or sandbox_mode(volumes.folder))
         try:
+            if files is not None:
+                shutil.copytree(files, sandbox._root, symlinks=True, dirs_exist_ok=True)
             mounts.copy_files(mount_ids, sandbox._root)
+            sandbox._mounted = {each.remote_path for each in mounts.files(mount_ids)}
             for mount in volume_mounts:
                 sandbox._add_volume(mount, volumes)
             sandbox._write_plan(
+                working_folder=working_folder,
                 visible=[str(each.absolute()) for each in visible],
+                writable=[str(each.absolute()) for each in writable],
                 hidden=[str(each.resolve()) for each in hidden],
             )
         except BaseException:
@@ -130,6 +143,26 @@ class Sandbox:
         """
         self._view(volume_id).reload()
 
+    def keep_files(self, folder: Path) -> None:
+        """Copy what was written to the private folders into a layer, after the process's end.
+
+        `/tmp` is left out, and so are the files that were mounted.
+        """
+        self._kill_processes()
+        for private in PRIVATE_FOLDERS:
+            source, target = self._root / private[1:], folder / private[1:]
+            if private == "/tmp" or not source.exists():
+                continue
+            if target.exists():
+                delete_tree(target)
+            shutil.copytree(source, target, symlinks=True, ignore=self._is_mounted)
+
+    def _is_mounted(self, folder: str, names: list[str]) -> set[str]:
+        inside = "/" + str(Path(folder).relative_to(self._root))
+        found = {name for name in names if f"{inside}/{name}" in self._mounted}
+        # mount points of the machine's own folders, such as that of Python
+        return found | {name for name in names if Path(folder, name).is_mount()}
+
     def close(self) -> None:
         """Kill the remaining processes of the container, and delete its files."""
         if self.mode != "path_rewriting":
@@ -163,19 +196,23 @@ class Sandbox:
             view = OverlayView(real, folder, self._namespace, private, upper_in_memory=in_memory)
             self._views[mount.volume_id] = view
 
-    def _write_plan(self, *, visible: list[str], hidden: list[str]) -> None:
+    def _write_plan(
+        self, *, working_folder: str, visible: list[str], writable: list[str], hidden: list[str]
+    ) -> None:
         views = [view for view in self._views.values() if isinstance(view, OverlayView)]
         views.sort(key=lambda view: view.mount.mount_path)
         for folder in PRIVATE_FOLDERS:
             (self._root / folder[1:]).mkdir(exist_ok=True)
         (self._root / "tmp").chmod(0o1777)
+        (self._root / working_folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
         plan = {
             "root": None if self.mode == "path_rewriting" else str(self._root),
             "user_namespace": self.mode == "user_namespaces",
-            "working_folder": self.path(WORKING_FOLDER),
+            "working_folder": self.path(working_folder),
             "private": PRIVATE_FOLDERS,
             "hidden": hidden,
             "visible": visible,
+            "writable": writable,
             "kept": folders_of_python([*PRIVATE_FOLDERS, *hidden]),
             "volumes": [view.plan() for view in views],
         }
@@ -249,6 +286,7 @@ def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
             "private": PRIVATE_FOLDERS,
             "hidden": [],
             "visible": [],
+            "writable": [],
             "kept": folders_of_python(PRIVATE_FOLDERS),
             "volumes": [volume],
         }

@@ -64,6 +64,8 @@ def enter(plan: dict[str, Any]) -> None:
     # before anything else is mounted below the scratch folder, which may be in a visible one
     for path in [*plan["visible"], *plan["kept"]]:
         bind(path, root + path)
+    for path in plan["writable"]:
+        bind(path, root + path, read_only=False)
     for each in plan["volumes"]:
         _make_folder(root + each["target"])
         bind(each["snapshots"], root + each["inner_snapshots"])
@@ -72,7 +74,7 @@ def enter(plan: dict[str, Any]) -> None:
             mount("tmpfs", root + each["inner_private"], "tmpfs", 0, each["tmpfs_options"])
         else:
             bind(each["private"], root + each["inner_private"], read_only=False)
-    own = {*plan["private"], *plan["hidden"], *plan["visible"], *plan["kept"]}
+    own = {*plan["private"], *plan["hidden"], *plan["visible"], *plan["kept"], *plan["writable"]}
     _fill("/", root, own | {each["target"] for each in plan["volumes"]})
     mount(root, root, None, MS_BIND | MS_REC)
     os.chdir(root)

@@ -1,31 +1,60 @@
-"""Images: checked and recorded, not built; containers run in this Python environment."""
+"""Images: checked, recorded and, where that is possible, built."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import platform
 import re
 import shlex
 import string
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
 from modal_emulator.objects.environments import IMAGE_BUILDER_VERSION
+from modal_emulator.objects.layers import Layer, LayerStore
 from modal_emulator.rpc.faults import Faults
 from modal_emulator.rpc.gpus import UnknownGpuError, requested_gpu
+from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import content_id
 from modal_emulator.storage.state import State
 
+log = logging.getLogger(__name__)
+
+_LINES_IN_ERROR = 30
+# the deadline of the client is 55 s
+_MAX_POLL_S = 50.0
 _INSTALL = re.compile(r"(?:pip3?|uv) (?:pip )?install\b")
 _OPTIONS_WITH_VALUE = {
     "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "-c", "--constraint",
     "--python", "-p", "--torch-backend", "--index-strategy", "--target", "-t", "--prefix",
 }  # fmt: skip
 _REQUIREMENTS_OPTIONS = {"-r", "--requirement", "--requirements"}
+
+
+class BuildError(Exception):
+    """Raised when an image can't be built."""
+
+
+class Builder(Protocol):
+    """Builds the layers of images."""
+
+    store: LayerStore
+
+    async def build(
+        self, image_id: str, request: Any, base: ImageRecord, log: Callable[[str], None], /
+    ) -> Layer:
+        """Build a layer on that of its base image.
+
+        Raises:
+            BuildError: If a step fails.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,7 +96,7 @@ def _expand(value: str, env: dict[str, str]) -> str:
     return string.Template(value).safe_substitute({"PATH": "$PATH", **env})
 
 
-def _env_of(command: str, env: dict[str, str]) -> dict[str, str]:
+def env_of(command: str, env: dict[str, str]) -> dict[str, str]:
     """Parse `ENV A=1 B='x y'` and the old `ENV A 1`."""
     assignments = command[len("ENV ") :].strip()
     name, _, rest = assignments.partition(" ")
@@ -139,7 +168,7 @@ def describe_image(
             if match := re.match(r"python:(\d+\.\d+)", rest):
                 python_version = match.group(1)
         elif keyword == "ENV":
-            env.update(_env_of(command.strip(), env))
+            env.update(env_of(command.strip(), env))
         elif keyword == "WORKDIR":
             workdir = rest.strip()
         elif keyword == "COPY" and image.context_mount_id and rest.strip() == ". /":
@@ -195,12 +224,25 @@ def bases_first(requests: Mapping[str, Any]) -> Iterator[str]:
                 yield placed_id
 
 
+@dataclass
+class Build:
+    """A build that goes on or has failed, with its log."""
+
+    lines: list[str] = field(default_factory=list)
+    changed: Notifier = field(default_factory=Notifier)
+    result: Any = None
+    task: asyncio.Task[None] | None = None
+
+
 class ImageService:
     """Answers the Image* RPCs."""
 
     def __init__(self, state: State, faults: Faults) -> None:
         self._state = state
         self._faults = faults
+        # None: images are recorded only
+        self.builder: Builder | None = None
+        self._builds: dict[str, Build] = {}
         self._records: dict[str, ImageRecord] = {}
         requests = {
             image_id: api_pb2.ImageGetOrCreateRequest.FromString(data)
@@ -208,6 +250,27 @@ class ImageService:
         }
         for image_id in bases_first(requests):
             self._records[image_id] = self._describe(image_id, requests[image_id])
+
+    def layer(self, image_id: str) -> Layer | None:
+        """Return the layer of an image; None if images are recorded only.
+
+        Raises:
+            GRPCError: If it was deleted from the cache (FAILED_PRECONDITION).
+        """
+        if self.builder is None or not image_id:
+            return None
+        found = self.builder.store.get(image_id)
+        if found is None:
+            message = f"Image '{image_id}' is not built on this machine; deploy the app again."
+            raise GRPCError(Status.FAILED_PRECONDITION, message)
+        return found
+
+    def warnings(self, image_id: str) -> tuple[str, ...]:
+        """Return what an image asks for that its containers don't have."""
+        if self.builder is None or not image_id:
+            return ()
+        layer = self.builder.store.get(image_id)
+        return layer.warnings if layer else ()
 
     def all(self) -> list[ImageRecord]:
         """Return every image, oldest first."""
@@ -231,10 +294,10 @@ class ImageService:
         bases = [self.get(base.image_id) for base in request.image.base_images]
         return describe_image(image_id, request.image, bases, request.build_function_id)
 
-    def _metadata(self) -> api_pb2.ImageMetadata:
+    def _metadata(self, layer: Layer | None) -> api_pb2.ImageMetadata:
+        version = layer.python_version if layer else platform.python_version()
         return api_pb2.ImageMetadata(
-            image_builder_version=IMAGE_BUILDER_VERSION,
-            python_version_info=f"Python {platform.python_version()}",
+            image_builder_version=IMAGE_BUILDER_VERSION, python_version_info=f"Python {version}"
         )
 
     async def ImageGetOrCreate(self, request: Message) -> Message:
@@ -251,18 +314,80 @@ class ImageService:
             raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e
         self._records[image_id] = record
         self._state.put("image", image_id, request.SerializeToString())
+        layer = self.builder.store.get(image_id) if self.builder else None
+        anew = request.force_build or request.ignore_cache
+        if self.builder and (layer is None or anew):
+            self._start_build(image_id, request, self.builder)
+            return api_pb2.ImageGetOrCreateResponse(image_id=image_id)
         return api_pb2.ImageGetOrCreateResponse(
-            image_id=image_id, result=_SUCCESS, metadata=self._metadata()
+            image_id=image_id, result=_SUCCESS, metadata=self._metadata(layer)
         )
+
+    def _start_build(self, image_id: str, request: Message, builder: Builder) -> None:
+        build = self._builds.get(image_id)
+        if build is None or build.result is not None:
+            build = self._builds[image_id] = Build()
+            build.task = asyncio.create_task(self._build(image_id, request, builder, build))
+
+    async def _build(self, image_id: str, request: Message, builder: Builder, build: Build) -> None:
+        loop = asyncio.get_running_loop()
+
+        def add(line: str) -> None:
+            build.lines.append(line)
+            build.changed.notify()
+
+        def log_line(line: str) -> None:
+            loop.call_soon_threadsafe(add, line)  # steps run in other threads
+
+        bases = [self.get(base.image_id) for base in request.image.base_images]
+        base = bases[0] if bases else ImageRecord(image_id="")
+        try:
+            await builder.build(image_id, request, base, log_line)
+            build.result = _SUCCESS
+        except BuildError as e:
+            log.info("image %s: %s", image_id, e)
+            await asyncio.sleep(0)  # for the last lines of the log
+            tail = "".join(build.lines[-_LINES_IN_ERROR:])
+            build.result = api_pb2.GenericResult(
+                status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=tail
+            )
+        build.changed.notify()
+
+    async def close(self) -> None:
+        """Wait for the end of the builds."""
+        tasks = [build.task for build in self._builds.values() if build.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def ImageFromId(self, request: Message) -> Message:
         record = self.get(request.image_id)
-        return api_pb2.ImageFromIdResponse(image_id=record.image_id, metadata=self._metadata())
+        metadata = self._metadata(self.layer(record.image_id))
+        return api_pb2.ImageFromIdResponse(image_id=record.image_id, metadata=metadata)
 
     async def ImageJoinStreaming(self, request: Message) -> AsyncIterator[Message]:
+        """Yield the log of a build, and then its result."""
         self.get(request.image_id)
-        metadata = self._metadata()
-        yield api_pb2.ImageJoinStreamingResponse(result=_SUCCESS, eof=True, metadata=metadata)
+        build = self._builds.get(request.image_id)
+        sent = int(request.last_entry_id or 0)
+        ends_at = time.monotonic() + min(request.timeout, _MAX_POLL_S)
+        while build is not None:
+            done = build.result is not None
+            new = build.lines[sent:]
+            sent += len(new)
+            if new:
+                entry = api_pb2.TaskLogs(data="".join(new), timestamp=time.time())
+                yield api_pb2.ImageJoinStreamingResponse(task_logs=[entry], entry_id=str(sent))
+            if done:
+                break
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0:
+                return
+            if sent == len(build.lines):
+                await build.changed.wait(left_s)
+        result = build.result if build is not None else _SUCCESS
+        layer = self.layer(request.image_id) if result == _SUCCESS else None
+        yield api_pb2.ImageJoinStreamingResponse(
+            result=result, eof=True, metadata=self._metadata(layer)
+        )
 
 
 _SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)

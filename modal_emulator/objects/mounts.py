@@ -96,6 +96,8 @@ class MountService:
         self._names_file = self._folder / "names.json"
         self._names: dict[str, str] = read_json(self._names_file, {})
         self._files: dict[str, list[MountedFile]] = {}
+        # of Modal's own mounts, which have no files here
+        self.global_names: dict[str, str] = {}
 
     async def MountBatchedCheckExistence(self, request: Message) -> Message:
         """Return which contents have to be uploaded."""
@@ -186,7 +188,11 @@ class MountService:
         if request.namespace == api_pb2.DEPLOYMENT_NAMESPACE_GLOBAL:
             # one of Modal's own, with its client, dependencies or a Python: in the emulator,
             # containers use those that are installed on this machine
-            return self._create([])
+            name = request.deployment_name
+            mount_id = content_id("mo", b"global", name.encode())
+            self.global_names[mount_id] = name
+            write_json(self._folder / f"{mount_id}.json", [])
+            return mount_id
         message = f"Mount '{request.deployment_name}' not found"
         raise GRPCError(Status.NOT_FOUND, message)
 

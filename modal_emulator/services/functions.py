@@ -18,6 +18,7 @@ from modal_emulator.apps.function_checks import (
     ignored_options,
 )
 from modal_emulator.apps.functions import Functions
+from modal_emulator.objects.images import ImageService
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.services.web_endpoints import WebEndpoints
 from modal_emulator.storage.ids import new_id
@@ -93,7 +94,7 @@ class FunctionService:
         functions: Functions,
         apps: Apps,
         *,
-        images: Objects,
+        images: ImageService,
         mounts: Objects,
         secrets: Objects,
         volumes: Objects,
@@ -152,6 +153,13 @@ class FunctionService:
                 "but it has no effect here.",
             )
             for name in ignored_options(first)
+        ]
+        warnings += [
+            api_pb2.Warning(
+                type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
+                message=f"The image of {first.function_name} is built without {what}.",
+            )
+            for what in self._images.warnings(first.image_id)
         ]
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,

@@ -19,7 +19,9 @@ from ml_experiments.backends.modal.mounts import CACHE_VOLUME
 from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.core import modal_runner
 from modal_emulator import Emulator
+from modal_emulator.pytest_plugin import connected
 from tests.support.hub_server import HubServer
+from tests.support.image_builds import needs_uv, own_layer_cache
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +59,25 @@ def names(found: Any) -> list[str]:
 
 
 def test_pull_list_clear_list(modal_emulator: Emulator, hub: HubServer) -> None:
-    answer(
-        modal_emulator, "clear", "*", "--yes"
-    )  # what other tests have left on the server's volume
+    # what other tests have left on the server's volume
+    answer(modal_emulator, "clear", "*", "--yes")
+    pull_list_clear_list(modal_emulator)
+
+
+@needs_uv
+def test_the_commands_run_in_the_image_that_is_built_for_them(tmp_path: Path) -> None:
+    with (
+        own_layer_cache(tmp_path),
+        Emulator(images="build") as emulator,
+        connected(emulator),
+        HubServer() as server,
+    ):
+        server.add_repo("org/one", {"config.json": b"{}", "model.bin": b"x" * 3_000_000})
+        modal.Secret.objects.create("huggingface-secret", server.environment())
+        pull_list_clear_list(emulator)
+
+
+def pull_list_clear_list(modal_emulator: Emulator) -> None:
     pulled = answer(modal_emulator, "pull", "org/one")
     assert pulled["name"] == "org/one"
     assert names(answer(modal_emulator, "list")) == ["org/one"]

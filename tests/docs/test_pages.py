@@ -51,7 +51,7 @@ def test_the_workflow_to_copy_installs_this_distribution_and_runs_the_tests() ->
     commands = [step["run"] for step in yaml.safe_load(workflow)["jobs"]["test"]["steps"][2:]]
     with (PROJECT / "pyproject.toml").open("rb") as file:
         name = tomllib.load(file)["project"]["name"]
-    assert commands[0] == f"pip install {name} pytest"
+    assert commands[0] == f"pip install {name} pytest uv"
     assert commands[-1] == "pytest -q"
 
 

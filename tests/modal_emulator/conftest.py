@@ -62,7 +62,7 @@ def start_modal(modal_emulator: Emulator) -> Iterator[Callable[..., "subprocess.
 def without_modal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Forget the session's emulator: each command brings its own."""
     for name in list(os.environ):
-        if name.startswith("MODAL_"):
+        if name.startswith("MODAL_") and name != "MODAL_EMULATOR_IMAGES":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     root = str(Path(__file__).parents[2])

@@ -62,7 +62,7 @@ def test_without_a_token_nothing_is_asked() -> None:
 @pytest.fixture
 def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("MODAL_"):
+        if name.startswith("MODAL_") and name != "MODAL_EMULATOR_IMAGES":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
 

@@ -64,5 +64,7 @@ def _give_loopback_as_eth0() -> None:
 
 
 _remove_editable_installs()
+if client := os.environ.get("MODAL_EMULATOR_CLIENT"):
+    sys.path.append(client)
 if os.environ.get("MODAL_EMULATOR_LOOPBACK") == "1":
     _give_loopback_as_eth0()

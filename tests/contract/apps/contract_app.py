@@ -31,6 +31,26 @@ second_secret = modal.Secret.from_dict({"CONTRACT_BOTH": "second"})
 settings = modal.Image.debian_slim().env({"CONTRACT_IMAGE": "yes"})
 
 
+def write_in_image() -> None:
+    """Write a file during the build of an image that has six."""
+    import six
+
+    Path("/root/from-function").write_text(six.__version__)
+
+
+def look_at_image() -> dict[str, str]:
+    """Return what the steps of an image have left."""
+    import six
+
+    names = ("from-command", "from-function", "from-file")
+    return {
+        "six": six.__version__,
+        "variable": os.environ["CONTRACT_IMAGE"],
+        "folder": str(Path.cwd()),
+        **{name: Path("/root", name).read_text() for name in names},
+    }
+
+
 def count_attempt(notes: modal.Dict, key: str) -> int:
     """Count an attempt at an input, and return which one it is."""
     attempt = notes.get(key, 0) + 1

@@ -1,0 +1,63 @@
+"""An image with a step of every kind, and a function that looks at it."""
+
+import os
+import sys
+from pathlib import Path
+
+import modal
+
+
+def store_weights(name: str) -> None:
+    import six
+
+    Path("/root/weights").mkdir()
+    Path("/root/weights/name").write_text(f"{name} {six.__name__}")
+    print("weights are stored")
+
+
+def make_image(folder: Path, python: str) -> modal.Image:
+    """Return the image; `folder` has a requirements.txt and a project with a lock."""
+    return (
+        modal.Image.debian_slim(python_version=python)
+        .pip_install("wrapt")
+        .uv_pip_install("tomli-w", requirements=[str(folder / "requirements.txt")])
+        .uv_sync(str(folder / "project"))
+        .env({"GREETING": "hello $NAME", "NAME": "Ada"})
+        .add_local_file(folder / "requirements.txt", "/root/copied.txt", copy=True)
+        .workdir("/opt/work")
+        .run_commands(
+            "cat /root/copied.txt > /root/seen && pwd >> /root/seen",
+            "python -c 'import six, sys; print(sys.version_info[:2])' >> /root/seen",
+            "python -m pip --version | cut -c1-3 >> /root/seen",
+        )
+        .run_function(store_weights, args=("tiny",))
+        .apt_install("no-such-package")
+        .add_local_file(folder / "requirements.txt", "/root/added.txt")
+    )
+
+
+app = modal.App("built-app")
+
+
+def look() -> dict[str, object]:
+    import importlib.metadata
+
+    names = sorted(
+        {each.name.lower().replace("_", "-") for each in importlib.metadata.distributions()}
+    )
+    return {
+        "python": list(sys.version_info[:2]),
+        "own": [name for name in names if name in ("wrapt", "six", "tomli-w", "iniconfig")],
+        "foreign": [name for name in names if name in ("pytest", "torch", "ml-experiments")],
+        "folder": str(Path.cwd()),
+        "greeting": os.environ["GREETING"],
+        "seen": Path("/root/seen").read_text().splitlines(),
+        "weights": Path("/root/weights/name").read_text(),
+        "copied": Path("/root/copied.txt").exists(),
+        "added": Path("/root/added.txt").exists(),
+        "interpreter": os.popen("python -c 'import wrapt; print(wrapt.__name__)'").read(),
+    }
+
+
+def version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
