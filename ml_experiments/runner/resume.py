@@ -79,8 +79,8 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
     Raises:
         Error: If it could not work any more, or its record had secrets taken out.
     """
-    for what, recorded in (("config", spec.config), ("backend options", spec.backend_options)):
-        if Redactor.MARK in str(recorded):
+    for what, data in (("config", spec.config), ("backend options", spec.backend_options)):
+        if Redactor.MARK in str(data):
             raise Error(
                 f"the {what} of run {spec.run_id} held a secret, which was not recorded; "
                 "start a new run with it"

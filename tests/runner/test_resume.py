@@ -240,7 +240,7 @@ def test_a_run_whose_request_held_a_secret_is_not_resumed(
     file = failed.path / "spec.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **recorded}))
     before = {f.name: f.read_bytes() for f in failed.path.iterdir() if f.is_file()}
-    with LocalBackend() as backend, pytest.raises(Error, match="held a secret.*new run"):
+    with LocalBackend() as backend, pytest.raises(Error, match=r"held a secret.*new run"):
         resume_run(failed, backend=backend)
     after = {f.name: f.read_bytes() for f in failed.path.iterdir() if f.is_file()}
     assert {name: after[name] for name in before} == before
