@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,11 +44,18 @@ def compare(run_ids: tuple[str, ...], shows_all: bool, as_json: bool, as_csv: bo
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    from ml_experiments.cli.table import Column, print_table
+    from ml_experiments.cli.table import Column, is_terminal, print_table
 
-    columns = [Column(""), *(Column(run, is_cut=True) for run in comparison.runs)]
+    headings: Sequence[str] = comparison.runs
     rows = [(name, *(shown(v) for v in values)) for name, values in comparison.rows]
-    print_table(columns, rows)
+    names_width = max(len(name) for name, *_ in rows)
+    room = shutil.get_terminal_size().columns - names_width - 2 * len(headings)
+    if is_terminal() and sum(map(len, headings)) > room:  # ids that are cut look alike
+        headings = [str(number) for number in range(1, len(headings) + 1)]
+        for heading, run in zip(headings, comparison.runs, strict=True):
+            click.echo(f"{heading}  {run}")
+        click.echo("")
+    print_table([Column(""), *(Column(heading, is_cut=True) for heading in headings)], rows)
     if comparison.same:
         are = "value of the config is" if comparison.same == 1 else "values of the config are"
         click.echo(f"{comparison.same} {are} the same: --all")

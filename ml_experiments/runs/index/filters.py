@@ -131,10 +131,10 @@ def _unknown_column(name: str, paths: Callable[[], Iterable[str]]) -> ConfigErro
     known = tuple(paths())
     found = [path for path in known if path.endswith(f".{name}")]
     nearest = f" (did you mean {found[0]!r}?)" if found else suggest(name, (*COLUMNS, *known))
-    return ConfigError(
-        f"no run has {name!r}{nearest}; there are {', '.join(COLUMNS)}, and the values of config, "
-        "results and tags, such as config.lr"
+    there = (
+        f"; there are {', '.join(COLUMNS)}, and the values of config, results and tags, such as "
     )
+    return ConfigError(f"no run has {name!r}{nearest or f'{there}config.lr'}")
 
 
 def _moment(given: str) -> str:

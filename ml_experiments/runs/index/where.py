@@ -205,11 +205,8 @@ class _Compiler:
             raise self._problem(node, f"is a value that no run has{nearest}{more}")
         also = [f"{group}.{name}" for group in _GROUPS if f"{group}.{name}" in known]
         nearest = f" (did you mean {also[0]!r}?)" if also else nearest
-        raise self._problem(
-            node,
-            f"is not known{nearest}; there are {', '.join(COLUMNS)}, and config.…, results.…, "
-            "tags.…",
-        )
+        there = f"; there are {', '.join(COLUMNS)}, and config.…, results.…, tags.…"
+        raise self._problem(node, f"is not known{nearest or there}")
 
     def _name(self, node: ast.expr) -> str:
         match node:

@@ -61,3 +61,14 @@ def test_diff_says_what_explains_the_difference(command: Command) -> None:
 def test_mistakes_are_errors(command: Command, arguments: tuple[str, ...]) -> None:
     done = command(*arguments)
     assert (done.code, done.out) == (2, "")
+
+
+def test_in_a_narrow_terminal_runs_have_numbers_for_headings(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_experiments.cli.table.is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = command("compare", FIRST, SECOND).out.splitlines()
+    assert lines[:4] == [f"1  {FIRST}", f"2  {SECOND}", "", "              1        2"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert FIRST in command("compare", FIRST, SECOND).out.splitlines()[0]
