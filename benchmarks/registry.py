@@ -67,15 +67,14 @@ with engine.begin() as db:
             "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)"
             " VALUES (:k, :v, 0, 0, 0, :id)"),
             [{"k": k, "v": v, "id": i} for i, r in batch for k, v in r["results"].items()])
-def timed(filter_string, order_by=("attributes.start_time DESC",)):
+def timed(filter_string):
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
         found = client.search_runs(
-            [experiment], filter_string, max_results=50, order_by=list(order_by)
+            [experiment], filter_string, max_results=50, order_by=["attributes.start_time DESC"]
         )
         times.append((time.perf_counter() - started) * 1e3)
-    print(filter_string, order_by, [round(t) for t in times], file=sys.stderr, flush=True)
     return sorted(times[1:])[rounds // 2], len(found)
 one = client.search_runs([experiment], "", max_results=1)[0].info.run_id
 started = time.perf_counter(); client.get_run(one); show = (time.perf_counter() - started) * 1e3
@@ -85,7 +84,7 @@ print(json.dumps({
     # its parameters are strings: they can be compared with = and LIKE only
     "config.steps == 7": timed("params.steps = '7'")[0],
     "results.accuracy > 0.9999": timed("metrics.accuracy > 0.9999")[0],
-    "best 50 by accuracy": timed("", ("metrics.accuracy DESC",))[0],
+    # ordering 100,000 runs by a metric did not end in four minutes, and is left out
     "record a run": record_ms,
 }))
 """
@@ -257,7 +256,7 @@ def main() -> None:
         write_folders(scratch / "runs", runs)
         ours = measure_ours(scratch / "runs", options.rounds)
         ours |= measure_processes(scratch / "runs", scratch / "index", options.rounds)
-        theirs = measure_mlflow(scratch, runs, min(options.rounds, 3)) if options.mlflow else {}
+        theirs = measure_mlflow(scratch, runs, options.rounds) if options.mlflow else {}
     print(f"{options.runs:,} runs{'ours ms':>32} {'MLflow ms':>10}")
     for what in dict.fromkeys([*ours, *theirs]):
         row = [f"{side[what]:.1f}" if what in side else "" for side in (ours, theirs)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,19 @@ def test_two_people_who_tag_at_once_lose_nothing(folder: RunFolder) -> None:
     with multiprocessing.get_context("fork").Pool(3) as pool:
         pool.map(_tag, [(folder.path, number) for number in range(3)])
     assert len(read_labels(folder).tags) == 31
+
+
+def test_on_a_full_disk_the_old_labels_stay(folder: RunFolder) -> None:
+    edit_labels(folder, lambda labels: Labels("kept", labels.tags))
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "from ml_experiments.cli.main import main\n"
+        f"main(['runs', 'name', {RUN!r}, 'lost'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "can't be written" in done.stderr
+    assert read_labels(folder).name == "kept"
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        *("labels.json", "log.txt", "manifest.json", "result.json", "spec.json"),
+    ]
