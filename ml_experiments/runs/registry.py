@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_experiments.errors import RunNotFoundError, suggest
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter, check_columns, select
-from ml_experiments.runs.index.index import Progress, RunIndex, is_run_folder
+from ml_experiments.runs.index.index import Progress, RunIndex, Selection, is_run_folder
 from ml_experiments.runs.index.rows import RunRow
 from ml_experiments.settings import index_dir
 
@@ -58,7 +58,7 @@ class RunRegistry:
         return self._index.rows(select(run_filter, sort, self._index.paths), limit)
 
     def find(self, reference: str) -> RunFolder:
-        """Return the run folder of an id, the beginning of one, or `last`.
+        """Return the run folder of an id, the beginning of one, a name, or `last`.
 
         Raises:
             RunNotFoundError: If none or several match.
@@ -79,10 +79,18 @@ class RunRegistry:
                 f"{reference!r} matches {count} runs, among them {', '.join(names[:3])}; "
                 "write more of it"
             )
+        named = self._index.rows(Selection("runs.name = ?", (reference,), needs_all=True), 4)
+        if len(named) == 1:
+            return RunFolder(self._runs_dir / named[0].run_id)
+        if named:
+            among = ", ".join(row.run_id for row in named[:3])
+            raise RunNotFoundError(
+                f"several runs are named {reference!r}, among them {among}; write an id"
+            )
         newest = self._index.names("", _MAX_SUGGESTED)
         if not newest:
             raise RunNotFoundError(f"there are no runs in {self._runs_dir}")
         raise RunNotFoundError(
-            f"no run in {self._runs_dir} has an id that starts with {reference!r}"
+            f"no run in {self._runs_dir} has this name, or an id that starts with {reference!r}"
             f"{suggest(reference, ('last', *newest))}; `ml-experiments runs list` shows them"
         )

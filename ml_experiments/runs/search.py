@@ -57,7 +57,7 @@ def load_run(run: str = "last", *, runs_dir: Path | str | None = None) -> RunRes
         ```
 
     Args:
-        run: Its id, the beginning of one, or `last`.
+        run: Its id, the beginning of one, its name, or `last`.
         runs_dir: The folder of the run folders; by default what the settings say.
 
     Raises:

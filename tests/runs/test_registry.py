@@ -21,6 +21,7 @@ from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.registry import RunRegistry, RunRow
 from ml_experiments.runs.spec import new_run_id
 from tests.support.experiments import Ends, Plain
+from tests.support.run_folders import write_run
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,16 @@ def test_a_run_is_found_by_id_by_its_beginning_and_as_last(runs: Path) -> None:
     assert registry.find(middle).path.name == middle
     assert registry.find(middle[:-1]).path.name == middle
     assert registry.find("last").path.name == newest
+
+
+def test_a_run_is_found_by_its_name_unless_another_has_it_too(tmp_path: Path) -> None:
+    for number, name in enumerate(("base", "base", "it's \"best\"", "base*")):
+        write_run(tmp_path, f"20260101-000000-000000{number}", name=name)
+    registry = RunRegistry(tmp_path)
+    assert registry.find("it's \"best\"").path.name.endswith("2")
+    assert registry.find("base*").path.name.endswith("3")  # a name, not a pattern
+    with pytest.raises(RunNotFoundError, match="several runs are named 'base', among them 2026"):
+        registry.find("base")
 
 
 @pytest.mark.parametrize("reference", ["nothing-like-it", "", "../copy", "/"])

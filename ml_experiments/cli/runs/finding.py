@@ -19,7 +19,7 @@ _MIN_SHOWN = 2000  # fewer folders are read before one could read about it
 
 
 def find_run(reference: str) -> RunFolder:
-    """Return the run folder of an id, the beginning of one, or `last`.
+    """Return the run folder of an id, the beginning of one, a name, or `last`.
 
     Raises:
         RunNotFoundError: If none or several match.

@@ -17,7 +17,7 @@ _LOG_CHUNK = 1 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--log", "with_log", is_flag=True, help="Print what the experiment printed.")
 def show(run: str, as_json: bool, with_log: bool) -> None:
-    """Show one run. RUN is an id, the beginning of one, or `last`."""
+    """Show one run. RUN is an id, the beginning of one, a name, or `last`."""
     from ml_experiments.cli.run_report import print_report
     from ml_experiments.runner.printable import printable
     from ml_experiments.runs.labels import read_labels
