@@ -334,6 +334,7 @@ def test_no_name_is_a_folder_in_disguise() -> None:
     assert names == ["core/modal_runner"]  # the documented name
 
 
+@pytest.mark.slow
 def test_a_container_gets_what_runs_there_and_nothing_of_other_places() -> None:
     files = package_files(*RUN_ROOTS)
     graph = imported_modules(PACKAGE)

@@ -13,6 +13,8 @@ from tests.support.cache_command import A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
 from tests.support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 
 def test_list_shows_sizes_and_a_total(home: Path) -> None:
     done = call(home, "list", "--local")

@@ -14,6 +14,8 @@ import pytest
 from tests.support.cache_command import COMMAND, A, B, answer, call, names
 from tests.support.hub_cache import fingerprint, set_age, write_repo
 
+pytestmark = pytest.mark.slow
+
 
 def test_clear_without_a_terminal_needs_yes(home: Path) -> None:
     before = fingerprint(home)

@@ -16,6 +16,8 @@ import pytest
 from tests.support.cache_command import COMMAND, A, answer, call, names
 from tests.support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_pull_on_a_terminal_shows_how_far_it_is(home: Path, hub: HubServer) -> None:
     hub.add_repo("org/live", {"b.safetensors": os.urandom(25_000_000)})

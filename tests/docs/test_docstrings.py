@@ -11,6 +11,8 @@ import ml_experiments
 from modal_emulator import Emulator
 from tests.support.docstrings import example_of, run_example
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
 NAMES = ml_experiments.__all__
 SLOW = {"ModalBackend", "SoftTimeout"}

@@ -127,6 +127,7 @@ class Plain(Experiment):
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_the_fields_of_the_config(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     for field in ("lr", "lrr"):

@@ -169,6 +169,7 @@ def test_removed_and_surrounding_lines_are_redacted_but_not_names_of_files(tmp_p
     assert f"--- token={MARK}" in clean
 
 
+@pytest.mark.slow
 def test_long_lines_take_no_time() -> None:
     lines = ["a" * 200_000, "a=" * 50_000, "token: " * 20_000, '"' * 100_000, "x: y" * 50_000]
     lines += [

@@ -13,6 +13,8 @@ import pytest
 from tests.support.command import COMMAND
 from tests.support.terminal import Terminal, Tmux, needs_tmux
 
+pytestmark = pytest.mark.slow
+
 SPINNER = re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
 UP = b"\x1b[1A\x1b[2K"
 RESULT_ROWS = ("status ", "run ", "seconds ", "peak memory ", "artifacts ", "run folder ")

@@ -17,6 +17,8 @@ from ml_experiments.runs.labels import edit_labels
 from ml_experiments.runs.reports.diff import diff_runs
 from tests.support.git_repo import commit, make_repo
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 import random
 from pathlib import Path

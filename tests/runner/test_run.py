@@ -190,6 +190,7 @@ def arrays(config: dict[str, Any]) -> dict[str, Any]:
     return {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "nan": np.float64("nan")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["Quick", "'script.Quick'"])
 def test_a_script_without_main_guard_is_refused_instead_of_starting_itself_for_ever(
     tmp_path: Path, runs_dir: Path, experiment: str

@@ -277,6 +277,7 @@ WORDS = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     secrets=st.lists(

@@ -177,10 +177,10 @@ def test_a_run_is_found_by_id_by_its_beginning_and_as_last(runs: Path) -> None:
 
 
 def test_a_run_is_found_by_its_name_unless_another_has_it_too(tmp_path: Path) -> None:
-    for number, name in enumerate(("base", "base", "it's \"best\"", "base*")):
+    for number, name in enumerate(("base", "base", 'it\'s "best"', "base*")):
         write_run(tmp_path, f"20260101-000000-000000{number}", name=name)
     registry = RunRegistry(tmp_path)
-    assert registry.find("it's \"best\"").path.name.endswith("2")
+    assert registry.find('it\'s "best"').path.name.endswith("2")
     assert registry.find("base*").path.name.endswith("3")  # a name, not a pattern
     with pytest.raises(RunNotFoundError, match="several runs are named 'base', among them 2026"):
         registry.find("base")
@@ -250,6 +250,7 @@ def test_a_limit_reads_the_newest_runs_only(runs: Path) -> None:
     assert registry.count() == 3
 
 
+@pytest.mark.slow
 def test_several_processes_list_at_once(runs: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:

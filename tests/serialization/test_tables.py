@@ -198,6 +198,7 @@ def frames(draw: Any) -> Any:
     return frame
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(frame=frames())
 def test_any_frame_comes_back(frame: Any, tmp_path_factory: Any) -> None:

@@ -431,6 +431,7 @@ def test_gpus_are_given_out_one_per_worker(monkeypatch: pytest.MonkeyPatch, tmp_
     assert seen == {"3", "5"}
 
 
+@pytest.mark.slow
 def test_workers_share_the_cores_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -483,6 +484,7 @@ def test_a_full_disk_is_told_and_the_result_still_arrives(
     assert "ML_EXPERIMENTS_RUNS_DIR" in result.error.hint
 
 
+@pytest.mark.slow
 def test_an_array_that_does_not_fit_on_the_disk_is_told_as_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,6 +505,7 @@ def test_an_array_that_does_not_fit_on_the_disk_is_told_as_a_full_disk(
         assert "free some disk space" in result.error.hint
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start_leaves_no_run_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

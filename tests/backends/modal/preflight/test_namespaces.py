@@ -17,6 +17,8 @@ from ml_experiments.backends.modal.preflight.packages import (
     read_lock,
 )
 
+pytestmark = pytest.mark.slow
+
 Install = Callable[..., None]
 LOCK = {"acme-one": "1.0", "protobuf": "7.0"}
 

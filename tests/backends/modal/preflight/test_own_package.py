@@ -20,6 +20,8 @@ from ml_experiments.backends.modal.preflight.staging import stage_this_package
 from ml_experiments.runs.result import ErrorKind
 from modal_emulator import Emulator
 
+pytestmark = pytest.mark.slow
+
 CACHE_ROOTS = ("backends.modal.container.cache_operations",)
 APP_ROOTS = ("core.modal_runner", "execution", "tasks")
 
