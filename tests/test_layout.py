@@ -100,7 +100,8 @@ TESTED_ELSEWHERE = {
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "runner/test_resume": "runs/heartbeat runs/lock",
-    "runs/index/test_index": "runs/index/database runs/index/journal runs/index/rows runs/labels",
+    "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "
+    "runs/index/rows runs/index/tables runs/labels",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",
     "serialization/test_tables": "serialization/table_columns",
     "tasks/text_to_image/model/test_model_files": "tasks/text_to_image/model/download_errors",

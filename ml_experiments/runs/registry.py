@@ -7,8 +7,10 @@ from pathlib import Path
 from ml_experiments.errors import RunNotFoundError, suggest
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter, check_columns, select
-from ml_experiments.runs.index.index import Progress, RunIndex, Selection, is_run_folder
+from ml_experiments.runs.index.index import Progress, RunIndex
+from ml_experiments.runs.index.names import is_run_folder
 from ml_experiments.runs.index.rows import RunRow
+from ml_experiments.runs.index.tables import Selection
 from ml_experiments.settings import index_dir
 
 _MAX_SUGGESTED = 100

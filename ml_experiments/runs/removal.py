@@ -15,8 +15,8 @@ from typing import Any
 from ml_experiments.errors import RunFolderError
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import LOST_AFTER_S, silent_s
-from ml_experiments.runs.index.index import is_run_folder
 from ml_experiments.runs.index.journal import recorded
+from ml_experiments.runs.index.names import is_run_folder
 from ml_experiments.runs.lock import RunLock
 from ml_experiments.runs.result import RunStatus
 

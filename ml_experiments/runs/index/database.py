@@ -152,7 +152,10 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _connect(file: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)
+    # the garbage collector may close it in any thread
+    connection = sqlite3.connect(
+        file, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+    )
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -32000")
     return connection

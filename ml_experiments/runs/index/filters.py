@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.runs.index.index import Selection
 from ml_experiments.runs.index.rows import COLUMNS
+from ml_experiments.runs.index.tables import Selection
 from ml_experiments.runs.index.where import Condition, parse_where, value_condition
 from ml_experiments.runs.result import RunStatus
 

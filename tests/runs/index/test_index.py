@@ -19,6 +19,7 @@ import pytest
 
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index import index as index_module
+from ml_experiments.runs.index import names
 from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.index.journal import (
     FILE_NAME,
@@ -74,7 +75,7 @@ def listings(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(str(path))
         return scandir(path)
 
-    monkeypatch.setattr(index_module.os, "scandir", record)
+    monkeypatch.setattr(names.os, "scandir", record)
     return seen
 
 
@@ -219,7 +220,7 @@ def test_a_small_folder_gets_no_journal_until_a_finished_run_changes(
         write_run(runs, run_id(7))
     assert len(ids(runs)) == 7
     assert not (runs / FILE_NAME).exists()
-    monkeypatch.setattr(index_module, "_MIN_JOURNALED", 3)
+    monkeypatch.setattr(names, "_MIN_JOURNALED", 3)
     assert len(ids(runs)) == 7
     assert (runs / FILE_NAME).exists()
 
@@ -334,14 +335,14 @@ from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.registry import RunRegistry
 index._BATCH = 2
 left = int(sys.argv[2])
-write_row = index._write_row
+write_row = index.write_row
 def write(*arguments):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     write_row(*arguments)
-index._write_row = write
+index.write_row = write
 RunRegistry(Path(sys.argv[1])).rows(run_filter=RunFilter(status=("success",)))
 """
 
