@@ -38,6 +38,7 @@ _OF_THE_BASE = {
     "echo 'debconf debconf/frontend select Noninteractive' | debconf-set-selections",
     "ln -s /usr/local/bin/python3 /usr/local/bin/python",
 }
+_READ_ONLY = "Read-only file system"
 _INSTALLERS = "pip install --upgrade pip wheel uv"
 
 # run the function of `Image.run_function` in a container whose layer it may change
@@ -219,6 +220,8 @@ class ImageBuilder:
             with process:
                 for line in process.stdout:
                     log(line)
+                    if _READ_ONLY in line:
+                        log("Commands of an image can write to /root, /tmp and the environment.\n")
             sandbox.keep_files(layer.files)
             return process.returncode
         finally:

@@ -68,23 +68,25 @@ class LayerBuild:
         plain = command.replace(_OWN_PYTHON, "")
         simple = not _SHELL.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", plain))
         if simple and (found := _PIP_INSTALL.fullmatch(plain)):
-            self._install(shlex.split(found["arguments"]))
+            code = self._install(shlex.split(found["arguments"]))
         elif simple and (found := _UV_SYNC.fullmatch(plain)):
-            self._sync(shlex.split(found["arguments"]))
+            code = self._sync(shlex.split(found["arguments"]))
         elif simple and _APT.match(plain):
-            self._record_apt(shlex.split(plain))
-        elif code := self.run_in_sandbox(command, {**self.env, **self.secrets}, self.workdir):
-            raise StepError(f"{command!r} exited with code {code}.")
+            code = self._record_apt(shlex.split(plain))
+        else:
+            code = self.run_in_sandbox(command, {**self.env, **self.secrets}, self.workdir)
+        if code:
+            raise StepError(f"{plain} exited with code {code}.")
 
-    def _install(self, arguments: list[str]) -> None:
+    def _install(self, arguments: list[str]) -> int:
         local = [str(self.inside(each)) if self._is_file(each) else each for each in arguments]
         known = [each for each in local if each not in _ONLY_OF_PIP]
-        self._run_uv(["pip", "install", "--python", str(self.python), *known])
+        return self._run_uv(["pip", "install", "--python", str(self.python), *known])
 
     def _is_file(self, argument: str) -> bool:
         return argument.startswith(("/", ".")) and self.inside(argument).exists()
 
-    def _sync(self, arguments: list[str]) -> None:
+    def _sync(self, arguments: list[str]) -> int:
         project = [
             f"--project={self.inside(each.removeprefix('--project='))}"
             if each.startswith("--project=")
@@ -93,9 +95,9 @@ class LayerBuild:
         ]
         # --inexact: the environment has pip and wheel, too, which no lock names
         environment = str(self.folder / "env")
-        self._run_uv(["sync", "--inexact", *project], UV_PROJECT_ENVIRONMENT=environment)
+        return self._run_uv(["sync", "--inexact", *project], UV_PROJECT_ENVIRONMENT=environment)
 
-    def _run_uv(self, arguments: list[str], **variables: str) -> None:
+    def _run_uv(self, arguments: list[str], **variables: str) -> int:
         known = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         process = subprocess.Popen(
             [self.uv, *arguments],
@@ -109,16 +111,16 @@ class LayerBuild:
         with process:
             for line in process.stdout:
                 self.log(line)
-        if process.returncode:
-            raise StepError(f"uv {shlex.join(arguments)} exited with code {process.returncode}.")
+        return process.returncode
 
-    def _record_apt(self, words: list[str]) -> None:
+    def _record_apt(self, words: list[str]) -> int:
         if "install" not in words:
-            return
+            return 0
         wanted = [each for each in words[words.index("install") + 1 :] if each[:1] != "-"]
         missing = [each for each in wanted if not _is_installed(each)]
         if missing:
             self.warnings.append(f"apt packages that this machine lacks: {', '.join(missing)}")
+        return 0
 
     def copy(self, arguments: str) -> None:
         """Apply `COPY source… target`, from the files that the client has sent.

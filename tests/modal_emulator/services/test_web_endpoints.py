@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import modal
 import pytest
 import web_app
 
-from modal_emulator import Emulator
+from modal_emulator import Emulator, containers
 from modal_emulator.pytest_plugin import connected
 from tests.support.waiting import wait_until
 
@@ -140,6 +141,15 @@ def test_a_web_server_answers_on_its_port() -> None:
     with app.run():
         answer = httpx.get(f"{served.get_web_url()}/nothing", timeout=TIMEOUT_S)
         assert (answer.status_code, answer.headers["Server"][:4]) == (404, "Simp")
+
+
+def test_the_entrypoint_connects_to_the_loopback_address_where_there_is_no_eth0() -> None:
+    code = "from modal._runtime.asgi import get_ip_address; print(get_ip_address(b'eth0'))"
+    site = str(Path(containers.__file__).parent / "container_site")
+    environment = {**os.environ, "MODAL_EMULATOR_LOOPBACK": "1", "PYTHONPATH": site}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "127.0.0.1\n"
 
 
 def test_containers_and_other_clients_know_the_address() -> None:
