@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import re
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping
@@ -153,7 +154,7 @@ class ImageBuilder:
         elif keyword == "ENV":
             build.env.update(env_of(f"ENV {rest}", build.env))
         elif keyword == "WORKDIR":
-            build.workdir = rest
+            build.workdir = posixpath.join(build.workdir, rest)
             build.inside(".").mkdir(parents=True, exist_ok=True)
 
     def _install_installers(self, build: LayerBuild) -> None:

@@ -101,7 +101,7 @@ class Sandbox:
             for mount in volume_mounts:
                 sandbox._add_volume(mount, volumes)
             sandbox._write_plan(
-                working_folder=working_folder,
+                working_folder=_real_target(working_folder),
                 visible=[str(each.absolute()) for each in visible],
                 writable=[str(each.absolute()) for each in writable],
                 hidden=[str(each.resolve()) for each in hidden],

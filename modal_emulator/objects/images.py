@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import posixpath
 import re
 import shlex
 import string
@@ -170,7 +171,7 @@ def describe_image(
         elif keyword == "ENV":
             env.update(env_of(command.strip(), env))
         elif keyword == "WORKDIR":
-            workdir = rest.strip()
+            workdir = posixpath.join(workdir or "/", rest.strip())
         elif keyword == "COPY" and image.context_mount_id and rest.strip() == ". /":
             copied.append(image.context_mount_id)
         elif keyword == "COPY" and rest.partition(" ")[0] in files:

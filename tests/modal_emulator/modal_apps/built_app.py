@@ -24,7 +24,8 @@ def make_image(folder: Path, python: str) -> modal.Image:
         .uv_sync(str(folder / "project"))
         .env({"GREETING": "hello $NAME", "NAME": "Ada"})
         .add_local_file(folder / "requirements.txt", "/root/copied.txt", copy=True)
-        .workdir("/opt/work")
+        .workdir("/opt")
+        .workdir("work")
         .run_commands(
             "cat /root/copied.txt > /root/seen && pwd >> /root/seen",
             "python -c 'import six, sys; print(sys.version_info[:2])' >> /root/seen",
