@@ -56,7 +56,7 @@ gpu-wheels: $(VENV)/.installed-dev  ## download what `make test-gpu` needs besid
 
 test-gpu:  ## run the checks that need a CUDA GPU, with wheels/ if it is there
 	if [ -d wheels ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps wheels/*.whl; fi
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/gpu -q -s
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/gpu -q -s -rs
 
 docs: $(VENV)/.installed-dev  ## build the documentation in site/; a warning is an error
 	$(BIN)/zensical build --clean --strict
