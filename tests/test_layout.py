@@ -80,6 +80,7 @@ TESTED_ELSEWHERE = {
     "cli/test_cache_modal_flow": "backends/modal/cache",
     "cli/test_cache_pull_flow": "cache/pull/progress",
     "cli/test_run": "cli/parameters backends/in_process",
+    "cli/runs/test_following": "runner/detached runner/following",
     "cli/test_runs": "cli/runs/*",
     "config/test_validation": "config/building config/fields config/scalars",
     "core/test_create_gpu_function": "backends/modal/gpu_functions",

@@ -69,6 +69,22 @@ class RunHandle(ABC):
         # no clock counts further
         return self.future.result(None if timeout_s is None else min(timeout_s, _MAX_WAIT_S))
 
+    def done(self) -> bool:
+        """Return whether the run has ended, in whatever way."""
+        return self.future is None or self.future.done()
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands now, as its folder says."""
+        return self.folder.outcome().status
+
+    def logs(self) -> str:
+        """Return what the run has printed so far."""
+        try:
+            return self.folder.log_file.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
     @abstractmethod
     def cancel(self, *, at_once: bool = False) -> None:
         """End the run: by an interrupt that the experiment sees, or at once."""

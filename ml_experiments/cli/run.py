@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -55,6 +56,14 @@ class _RunCommand(click.Command):
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
+@click.option("--detach", is_flag=True, help="Return once the run is accepted; it goes on.")
+@click.option(
+    "--on-interrupt",
+    type=click.Choice(["cancel", "detach"]),
+    default="cancel",
+    show_default=True,
+    help="What Ctrl-C does; detach is for runs on Modal.",
+)
 def run(
     class_path: str,
     overrides: tuple[str, ...],
@@ -63,6 +72,8 @@ def run(
     dry_run: bool,
     as_json: bool,
     debug: bool,
+    detach: bool,
+    on_interrupt: str,
     **_options: Any,
 ) -> int:
     """Run an experiment: a class with run(), or a function.
@@ -73,6 +84,8 @@ def run(
     Exit codes: 0 success, 1 the run ended in an error, 2 bad usage or config (nothing was
     started), 130 interrupted.
     """
+    if detach:
+        return _run_detached(class_path, overrides, config_file, backend, as_json, dry_run or debug)
     from ml_experiments.execution.worker.process import start_template
     from ml_experiments.experiment.reference import locate
 
@@ -88,15 +101,16 @@ def run(
 
     config = load_config(config_file, overrides)
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    backend_name = backend or ("modal" if "gpu" in options else "local")
+    backend_name = _backend_of(backend, options, for_modal)
+    if on_interrupt == "detach" and backend_name != "modal":
+        raise click.UsageError(
+            "--on-interrupt detach goes with --backend modal; a run on this machine goes on "
+            "without the terminal if it is started with --detach"
+        )
     if debug:
         if backend_name != "local":
             raise click.UsageError("--debug runs in this process; it can't go with another backend")
         backend_name = "debug"
-    if for_modal and backend_name != "modal":
-        name = next(iter(for_modal))
-        flag = flag_of(name, descriptions(ModalOptions)[name][0])
-        raise click.UsageError(f"{flag} goes with --backend modal")
     prefetch = options.pop("prefetch", False)
     with open_backend(backend_name, **for_modal) as opened:
         if template is not None:
@@ -115,14 +129,67 @@ def run(
         def start() -> RunHandle:
             return submit_run(prepared, backend=opened)
 
-        result = follow(start, as_json, before=download if prefetch else None)
+        result = follow(
+            start,
+            as_json,
+            before=download if prefetch else None,
+            leaves_on_interrupt=on_interrupt == "detach",
+        )
     return report(result, as_json)
+
+
+def _backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str, Any]) -> str:
+    """Return the name of the backend that a run is for.
+
+    Raises:
+        click.UsageError: If options were given that another one has.
+    """
+    backend_name = given or ("modal" if "gpu" in options else "local")
+    if for_modal and backend_name != "modal":
+        name = next(iter(for_modal))
+        flag = flag_of(name, descriptions(ModalOptions)[name][0])
+        raise click.UsageError(f"{flag} goes with --backend modal")
+    return backend_name
+
+
+def _run_detached(
+    class_path: str,
+    overrides: tuple[str, ...],
+    config_file: Path | None,
+    backend: str | None,
+    as_json: bool,
+    has_other_end: bool,
+) -> int:
+    """Start a run that goes on without this process; print how to come back to it."""
+    if has_other_end:
+        raise click.UsageError("--detach starts a run; it can't go with --dry-run or --debug")
+    from ml_experiments.config.loading import load_config
+    from ml_experiments.runner.detached import start_detached
+
+    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
+    folder = start_detached(
+        class_path,
+        load_config(config_file, overrides),
+        backend=_backend_of(backend, options, for_modal),
+        backend_options=for_modal,
+        options=options,
+    )
+    run_id = folder.path.name
+    if as_json:
+        click.echo(json.dumps({"run_id": run_id, "run_dir": str(folder.path)}))
+        return 0
+    click.echo(f"run {run_id} goes on without this terminal")
+    for command in ("follow", "logs", "wait", "cancel"):
+        click.echo(f"  ml-experiments runs {command} {run_id}")
+    return 0
 
 
 def follow(
     start: Callable[[], RunHandle],
     as_json: bool,
     before: Callable[[], object] | None = None,
+    *,
+    leaves_on_interrupt: bool = False,
 ) -> RunResult:
     """Start a run, show it live, and return its result; Ctrl-C cancels it.
 
@@ -130,6 +197,7 @@ def follow(
         start: Starts it, and returns at once.
         as_json: Whether stdout is kept for the result.
         before: Called first; Ctrl-C ends it, and nothing is started.
+        leaves_on_interrupt: Whether Ctrl-C leaves the run alone instead, and ends this process.
     """
     from ml_experiments.execution.interruptions import held_interrupt
     from ml_experiments.runner.run import wait_for
@@ -140,12 +208,30 @@ def follow(
             before()
         with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
             handle = start()
+        if leaves_on_interrupt:
+            try:
+                if not interrupt.fired:
+                    return handle.result()
+            except KeyboardInterrupt:
+                pass
+            leave(handle.run_id)
         if interrupt.fired:
             handle.cancel()
         try:
             return wait_for(handle)
         except KeyboardInterrupt:
             return handle.result()
+
+
+def leave(run_id: str, code: int = 130) -> NoReturn:
+    """Say that a run goes on, and end this process without waiting for the run."""
+    from ml_experiments.runner.observers import DISPLAY
+
+    DISPLAY.forget(run_id)
+    click.echo(f"run {run_id} goes on; see it with: ml-experiments runs follow {run_id}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)  # to close the backend would wait for the run
 
 
 def report(result: RunResult, as_json: bool) -> int:

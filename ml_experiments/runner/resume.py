@@ -69,7 +69,7 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
         way = f"ml-experiments runs resume --force {outcome.run_id}"
         text = f"run {outcome.run_id} is {outcome.status}; if you know that it isn't: {way}"
         if spec.backend == "modal":
-            text += f". Follow it with: ml-experiments runs attach {outcome.run_id}"
+            text += f". Follow it with: ml-experiments runs follow {outcome.run_id}"
         raise Error(text)
 
 

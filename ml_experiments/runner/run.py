@@ -188,9 +188,9 @@ def submit_with_code(
 
 
 def keep_alive(handle: RunHandle) -> None:
-    """Show signs of life in a run's folder until it has ended."""
+    """Show signs of life in a run's folder until it has ended, and pass on requests to cancel."""
     folder = handle.folder.path
-    _HEARTBEAT.add(folder)
+    _HEARTBEAT.add(folder, lambda at_once: handle.cancel(at_once=at_once))
     handle.when_ended(lambda: _HEARTBEAT.remove(folder))
 
 

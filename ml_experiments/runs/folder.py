@@ -25,7 +25,7 @@ from typing import Any, TextIO, TypeVar
 
 from ml_experiments.errors import RunFolderError, SupersededError
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runs.heartbeat import LOST_AFTER_S, silent_s
+from ml_experiments.runs.heartbeat import LOST_AFTER_S, forget_cancel, silent_s
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.records import parse_record, read_json_object, read_metrics
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
@@ -249,6 +249,7 @@ class RunFolder:
         for file in (self.result_file, self.path / _NOT_WRITTEN):
             file.unlink(missing_ok=True)
         remove_temporary_files(self.path)
+        forget_cancel(self.path)
         with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as log:
             began_at = (manifest.began_at or "").replace("T", " ")[:19]
             log.write(f"\n--- attempt {manifest.attempt}, {began_at} UTC ---\n")

@@ -1,8 +1,10 @@
-"""Signs of life of runs, for those who can't see the process that sees a run through.
+"""What the client of a run and others tell each other through the run folder.
 
 A run folder may be on a file system that several machines or containers share. While a run goes on,
 its client touches a file in the folder; when nothing in the folder has changed for a while, the run
 is lost. A run that ends before the first beat never has the file: its other files are as young.
+
+Whoever wants a run to end leaves a request there, which its client passes on.
 """
 
 from __future__ import annotations
@@ -10,28 +12,47 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 BEAT_EVERY_S = 15.0
 LOST_AFTER_S = 120.0
+_TICK_S = 0.5
 _FILE = ".heartbeat"
+_CANCEL_FILE = ".cancel"
+_AT_ONCE = "at once"
 _SIGNS = (_FILE, "manifest.json", "log.txt", "metrics.jsonl")
 
 
+@dataclass
+class _Watched:
+    cancel: Callable[[bool], object]
+    passed_on: str | None = None
+
+
 class Heartbeat:
-    """Touches a file in each of some run folders, from one thread, until they are removed."""
+    """Watches some run folders from one thread until they are removed.
+
+    It touches a file in each, and passes on requests to cancel the run.
+    """
 
     def __init__(self) -> None:
-        self._folders: set[Path] = set()
+        self._folders: dict[Path, _Watched] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, folder: Path) -> None:
-        """Start with a folder."""
+    def add(self, folder: Path, cancel: Callable[[bool], object]) -> None:
+        """Start with a folder.
+
+        Args:
+            folder: The run folder.
+            cancel: Cancels the run; it is called with whether to end it at once.
+        """
         with self._lock:
-            self._folders.add(folder)
+            self._folders[folder] = _Watched(cancel)
             if self._thread is None:
-                thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+                thread = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
                 with contextlib.suppress(RuntimeError):  # too many threads; the run does without
                     thread.start()
                     self._thread = thread
@@ -39,16 +60,46 @@ class Heartbeat:
     def remove(self, folder: Path) -> None:
         """Stop with a folder."""
         with self._lock, contextlib.suppress(OSError):
-            self._folders.discard(folder)
-            (folder / _FILE).unlink(missing_ok=True)
+            self._folders.pop(folder, None)
+            for name in (_FILE, _CANCEL_FILE):
+                (folder / name).unlink(missing_ok=True)
 
-    def _beat(self) -> None:
+    def _watch(self) -> None:
+        beaten_at = time.monotonic()
         while True:
-            time.sleep(BEAT_EVERY_S)
+            time.sleep(_TICK_S)
+            is_time = time.monotonic() - beaten_at >= BEAT_EVERY_S
+            if is_time:
+                beaten_at = time.monotonic()
+            asked = []
             with self._lock:
-                for folder in self._folders:
+                for folder, watched in self._folders.items():
                     with contextlib.suppress(OSError):  # a full disk, or a folder that was deleted
-                        (folder / _FILE).touch()
+                        if is_time:
+                            (folder / _FILE).touch()
+                        request = (folder / _CANCEL_FILE).read_text("ascii", "replace")
+                        if request != watched.passed_on:
+                            watched.passed_on = request
+                            asked.append((watched.cancel, request == _AT_ONCE))
+            for cancel, at_once in asked:
+                # the run may have ended meanwhile, or Modal may not be reached: asked for again
+                with contextlib.suppress(Exception):
+                    cancel(at_once)
+
+
+def request_cancel(folder: Path, *, at_once: bool) -> None:
+    """Ask the client of a run to cancel it.
+
+    Raises:
+        OSError: If the folder can't be written.
+    """
+    (folder / _CANCEL_FILE).write_text(_AT_ONCE if at_once else "", "ascii")
+
+
+def forget_cancel(folder: Path) -> None:
+    """Remove a request that was meant for an earlier attempt."""
+    with contextlib.suppress(OSError):
+        (folder / _CANCEL_FILE).unlink(missing_ok=True)
 
 
 def silent_s(folder: Path) -> float:

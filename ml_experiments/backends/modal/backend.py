@@ -154,7 +154,7 @@ class ModalBackend(Backend):
         if call_id is None and not has_begun_there(runs_volume(), handle.run_id, manifest):
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
-                "GPU; attach to it again later, or resume it"
+                "GPU; follow it again later, or resume it"
             )
         return self._start(handle, lambda: self._threads.submit(handle.collect, call_id))
 
@@ -170,7 +170,7 @@ class ModalBackend(Backend):
         if not handle.recover():
             raise RunFolderError(
                 f"run {handle.run_id} has begun on Modal, though its client was lost before it "
-                f"knew; follow it with: ml-experiments runs attach {handle.run_id}"
+                f"knew; follow it with: ml-experiments runs follow {handle.run_id}"
             )
 
     def close(self) -> None:

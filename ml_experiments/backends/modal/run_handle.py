@@ -65,6 +65,7 @@ class ModalRunHandle(RunHandle):
         self._redactor = Redactor((*secret_values(), *secrets))
         self._call: Any = None
         self._cancel_asked = threading.Event()
+        self._at_once = False
         self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
         self._lock = threading.Lock()
 
@@ -72,6 +73,7 @@ class ModalRunHandle(RunHandle):
         """End the run: by an interrupt in its container, or with the container."""
         with self._lock:
             self._cancel_asked.set()
+            self._at_once = self._at_once or at_once
             call = self._call
             if self._stop is not None:
                 self._stop()
@@ -141,7 +143,11 @@ class ModalRunHandle(RunHandle):
                 time.sleep(_ASKED_EVERY_S)
             return self.folder.read_result()
         with platform_errors("find the run"):
-            self._call = modal.FunctionCall.from_id(call_id)
+            call = modal.FunctionCall.from_id(call_id)
+        with self._lock:
+            self._call = call
+        if self._cancel_asked.is_set():  # before the call was known
+            self.cancel(at_once=self._at_once)
         return self._follow()
 
     def _follow(self) -> RunResult:
@@ -173,7 +179,7 @@ class ModalRunHandle(RunHandle):
         except BackendError as e:
             raise RunNotCollectedError(
                 f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
-                f"{RUNS_VOLUME}; get them with: ml-experiments runs attach {self.run_id}"
+                f"{RUNS_VOLUME}; get them with: ml-experiments runs follow {self.run_id}"
             ) from e
         if fetched.left_behind:
             self.notice(
@@ -250,7 +256,7 @@ class ModalRunHandle(RunHandle):
             except BackendError as e:
                 raise RunNotCollectedError(
                     f"the connection to Modal was lost ({describe_briefly(error)}); the run goes "
-                    f"on there. Collect it with: ml-experiments runs attach {self.run_id}"
+                    f"on there. Collect it with: ml-experiments runs follow {self.run_id}"
                 ) from e
             try:
                 self._call.get(timeout=0)

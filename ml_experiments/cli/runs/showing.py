@@ -44,15 +44,20 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
     if place and place.app_url and outcome.status in ("pending", "running"):
         more += [
             ("on Modal", place.app_url),
-            ("follow it", f"ml-experiments runs attach {spec.run_id}"),
+            ("follow it", f"ml-experiments runs follow {spec.run_id}"),
         ]
     print_report(outcome, more)
     if with_log:
         click.echo("")
-        _print_log(folder.log_file)
+        print_log(folder.log_file)
 
 
-def _print_log(file: Path) -> None:
+def print_log(file: Path) -> None:
+    """Print a log.
+
+    Raises:
+        RunFolderError: If it is not readable.
+    """
     from ml_experiments.errors import RunFolderError
     from ml_experiments.runner.printable import printable_lines
 

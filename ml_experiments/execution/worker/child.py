@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
-from ml_experiments.errors import Error
+from ml_experiments.errors import BackendError, Error
 from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import Event, Finished, Started, event_to_json
 from ml_experiments.execution.execute import execute_run
@@ -36,7 +36,7 @@ from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.death import NO_THREAD
 from ml_experiments.execution.worker.ending import end_process
 from ml_experiments.execution.worker.guard import WRITING_MARK
-from ml_experiments.execution.worker.messages import RunMessage
+from ml_experiments.execution.worker.messages import RunMessage, problem_of
 from ml_experiments.execution.worker.sources import LoadedSources
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
@@ -65,15 +65,7 @@ class Worker:
         try:
             threading.Thread(target=self._listen, daemon=True).start()
         except RuntimeError:  # too many threads and processes
-            self._send(
-                {
-                    "problem": {
-                        "type": "BackendError",
-                        "message": f"the worker process {NO_THREAD}",
-                        "facts": {},
-                    }
-                }
-            )
+            self._send({"problem": problem_of(BackendError(f"the worker process {NO_THREAD}"))})
             sys.exit(f"the worker process {NO_THREAD}")
         while (message := self._inbox.get()) is not None:
             if "describe" in message:
@@ -99,14 +91,7 @@ class Worker:
                 is_recorded=asked["is_recorded"],
             )
         except Error as e:
-            facts = {name: value for name, value in vars(e).items() if name != "result"}
-            return {
-                "problem": {
-                    "type": type(e).__name__,
-                    "message": str(e),
-                    "facts": facts,
-                }
-            }
+            return {"problem": problem_of(e)}
         return {"description": dataclasses.asdict(description)}
 
     def _execute(self, message: RunMessage) -> bool:

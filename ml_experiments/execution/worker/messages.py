@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ml_experiments import errors
+from ml_experiments.errors import Error
 from ml_experiments.runs.spec import RunSpec
 
 
@@ -77,3 +79,19 @@ class RunMessage:
     def to_dict(self) -> dict[str, Any]:
         """Return the message as JSON."""
         return dataclasses.asdict(self)
+
+
+def problem_of(error: Error) -> dict[str, Any]:
+    """Return an error as JSON, for the process that asked."""
+    facts = {name: value for name, value in vars(error).items() if name != "result"}
+    return {"type": type(error).__name__, "message": str(error), "facts": facts}
+
+
+def error_of(problem: dict[str, Any]) -> Error:
+    """Return the error that another process has reported."""
+    kind = getattr(errors, problem["type"], Error)
+    error: Error = kind.__new__(kind)
+    Exception.__init__(error, problem["message"])
+    for name, value in problem["facts"].items():
+        setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error

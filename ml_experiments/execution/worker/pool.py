@@ -11,9 +11,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from ml_experiments import errors
-from ml_experiments.errors import BackendError, ConfigError, Error, ExperimentPathError
-from ml_experiments.execution.worker.messages import Description
+from ml_experiments.errors import BackendError, ConfigError, ExperimentPathError
+from ml_experiments.execution.worker.messages import Description, error_of
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
 from ml_experiments.runs.records import parse_record
 
@@ -122,7 +121,7 @@ class TemplatePool:
             if answer is not None and "description" in answer:
                 return parse_record(Description, answer["description"]), template
             error = (
-                None if answer is None or "problem" not in answer else _error_of(answer["problem"])
+                None if answer is None or "problem" not in answer else error_of(answer["problem"])
             )
             if isinstance(error, ConfigError):  # the import is fine, and so are warm workers
                 self.release(template)
@@ -212,16 +211,6 @@ def _pickled(config: Any) -> str:
         return base64.b64encode(pickle.dumps(config)).decode("ascii")
     except Exception as e:
         raise ConfigError(f"the config can't travel to the experiment's process: {e}") from e
-
-
-def _error_of(problem: dict[str, Any]) -> Error:
-    """Return the error that a worker has reported."""
-    kind = getattr(errors, problem["type"], Error)
-    error: Error = kind.__new__(kind)
-    Exception.__init__(error, problem["message"])
-    for name, value in problem["facts"].items():
-        setattr(error, name, tuple(value) if isinstance(value, list) else value)
-    return error
 
 
 def _ended_with(code: int | None) -> str:

@@ -82,8 +82,8 @@ def test_a_run_survives_its_client_and_is_collected_later(
         check=True,
     ).stdout
     assert folder.read_manifest().to_dict()["modal"]["app_url"] in shown
-    assert f"ml-experiments runs attach {path.name}" in shown
-    with ModalBackend() as backend, pytest.raises(Error, match=f"runs attach {path.name}"):
+    assert f"ml-experiments runs follow {path.name}" in shown
+    with ModalBackend() as backend, pytest.raises(Error, match=f"runs follow {path.name}"):
         resume_run(folder, backend=backend)
 
     recorder = Recorder()
@@ -187,7 +187,7 @@ def test_a_run_whose_files_could_not_be_fetched_is_not_lost(
     # 2 would say that nothing was started
     assert done.returncode == 1, done.stderr
     assert f"run {path.name} ended with status success" in done.stderr
-    assert f"ml-experiments runs attach {path.name}" in done.stderr
+    assert f"ml-experiments runs follow {path.name}" in done.stderr
 
     with ModalBackend() as backend:
         result = attach_run(RunFolder(path), backend=backend, observer=Recorder()).result(WAIT_S)
@@ -210,7 +210,7 @@ def test_a_disk_that_is_too_small_for_the_files_is_told_as_one(
     assert done.returncode == 1, done.stderr
     assert "File too large" in done.stderr
     assert "this machine's disk is the cause" in done.stderr
-    assert f"ml-experiments runs attach {path.name}" in done.stderr
+    assert f"ml-experiments runs follow {path.name}" in done.stderr
 
     with ModalBackend() as backend:
         result = attach_run(RunFolder(path), backend=backend, observer=Recorder()).result(WAIT_S)
@@ -256,7 +256,7 @@ def test_a_lost_server_leaves_word_how_to_collect_the_run(tmp_path: Path, runs_d
     [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
     assert code == 1, said
     assert "the connection to Modal was lost" in said
-    assert f"ml-experiments runs attach {path.name}" in said
+    assert f"ml-experiments runs follow {path.name}" in said
     assert "Traceback" not in said
     assert RunFolder(path).outcome().status is RunStatus.RUNNING
 

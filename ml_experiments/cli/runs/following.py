@@ -1,0 +1,149 @@
+"""`ml-experiments runs follow|logs|wait|cancel`: runs that go on, from any terminal."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ml_experiments.cli.parameters import Duration
+from ml_experiments.cli.runs.finding import find_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ml_experiments.runs.folder import RunFolder
+    from ml_experiments.runs.result import RunResult
+
+_CANCEL_LIMIT_S = 30.0
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def follow(run: str, as_json: bool) -> int:
+    """Show what a run prints until it ends, then its result. Ctrl-C leaves the run alone."""
+    from ml_experiments.cli.run import report
+
+    folder = find_run(run)
+    return report(_until_ended(folder, _printer(to_stderr=as_json)), as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("-f", "--follow", "goes_on", is_flag=True, help="Wait for more until the run ends.")
+def logs(run: str, goes_on: bool) -> None:
+    """Print what a run has printed."""
+    from ml_experiments.cli.runs.showing import print_log
+
+    folder = find_run(run)
+    if goes_on:
+        _until_ended(folder, _printer(to_stderr=False))
+    else:
+        print_log(folder.log_file)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--timeout", type=Duration(), help="Give up after this time; exit code 124.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each run.")
+def wait(runs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
+    """Wait until runs have ended.
+
+    The exit code is that of the first that did not succeed, as for `run`.
+    """
+    from ml_experiments.cli.run import EXIT_CODES
+
+    code = 0
+    for folder in [find_run(run) for run in runs]:
+        try:
+            result = _until_ended(folder, None, timeout)
+        except TimeoutError as e:
+            click.echo(f"error: {e}", err=True)
+            return 124
+        line = json.dumps(result.to_dict()) if as_json else f"{result.run_id}  {result.status}"
+        click.echo(line)
+        code = code or EXIT_CODES[result.status]
+    return code
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--at-once", is_flag=True, help="Without time to save anything.")
+def cancel(runs: tuple[str, ...], at_once: bool) -> int:
+    """End runs, here or on Modal: by an interrupt, after which a run may save what it has."""
+    from ml_experiments.errors import Error
+    from ml_experiments.runner.following import ask_to_cancel, has_client, has_ended, wait_for_end
+
+    code = 0
+    for folder in [find_run(run) for run in runs]:
+        outcome = folder.outcome()
+        if has_ended(outcome):
+            raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
+        if has_client(folder):
+            ask_to_cancel(folder, at_once=at_once)
+            try:
+                outcome = wait_for_end(folder, _CANCEL_LIMIT_S)
+            except TimeoutError as e:
+                click.echo(f"{e}; it was asked to end: --at-once does not wait for it", err=True)
+                code = 1
+                continue
+        else:
+            outcome = _cancel_on_modal(folder, at_once)
+        click.echo(f"{outcome.run_id}  {outcome.status}")
+    return code
+
+
+def _until_ended(
+    folder: RunFolder, show: Callable[[bytes], object] | None, limit_s: float | None = None
+) -> RunResult:
+    """See a run to its end, wherever it is; show what it prints."""
+    from ml_experiments.cli.run import leave
+    from ml_experiments.runner.following import follow_log, has_client, has_ended, wait_for_end
+
+    try:
+        if has_ended(folder.outcome()) or has_client(folder):
+            return follow_log(folder, show) if show else wait_for_end(folder, limit_s)
+        return _collect_from_modal(folder, limit_s)
+    except KeyboardInterrupt:
+        leave(folder.path.name, 130)
+
+
+def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:
+    from ml_experiments.backends import open_backend
+    from ml_experiments.cli.run import leave
+    from ml_experiments.runner.resume import attach_run
+
+    spec = folder.read_spec()
+    with open_backend(spec.backend, **spec.backend_options) as backend:
+        handle = attach_run(folder, backend=backend)
+        try:
+            return handle.result(limit_s)
+        except (TimeoutError, KeyboardInterrupt) as e:
+            leave(spec.run_id, 124 if isinstance(e, TimeoutError) else 130)
+
+
+def _cancel_on_modal(folder: RunFolder, at_once: bool) -> RunResult:
+    from ml_experiments.backends import open_backend
+    from ml_experiments.execution.observer import Observer
+    from ml_experiments.runner.resume import attach_run
+
+    spec = folder.read_spec()
+    with open_backend(spec.backend, **spec.backend_options) as backend:
+        handle = attach_run(folder, backend=backend, observer=Observer())
+        handle.cancel(at_once=at_once)
+        return handle.result()
+
+
+def _printer(*, to_stderr: bool) -> Callable[[bytes], object]:
+    """Return what prints pieces of a log, which may be cut amid a character."""
+    from ml_experiments.runner.printable import printable_lines
+
+    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+
+    def show(data: bytes) -> None:
+        click.echo(printable_lines(decode(data)), nl=False, err=to_stderr)
+
+    return show

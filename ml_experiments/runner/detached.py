@@ -1,0 +1,148 @@
+"""Runs that outlive the terminal: a supervisor process starts the run and sees it to its end.
+
+The supervisor receives the request as a pickle on its standard input, for a config may hold secrets
+that no file may; it answers with one line of JSON once the run is accepted, and then lets go of the
+terminal. If it is killed, its runs end as those of any client do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from ml_experiments.backends import open_backend
+from ml_experiments.backends.base import RunHandle
+from ml_experiments.errors import BackendError, ConfigError, Error
+from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.messages import error_of, problem_of
+from ml_experiments.execution.worker.process import command_for
+from ml_experiments.runner.printable import printable_lines
+from ml_experiments.runner.run import submit_experiment, wait_for
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.spec import RunSpec
+
+_LOOK_EVERY_S = 0.05
+
+
+def start_detached(
+    experiment: str,
+    config: Mapping[str, Any],
+    *,
+    backend: str,
+    backend_options: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> RunFolder:
+    """Start a run that goes on when this process ends; return its folder once it is accepted.
+
+    Args:
+        experiment: The class path.
+        config: Its config.
+        backend: The backend's name.
+        backend_options: What it is opened with.
+        options: Those of the run; see `RunOptions`.
+
+    Raises:
+        Error: If the run could not work.
+        BackendError: If the supervisor ends before the run is accepted.
+    """
+    request = {
+        "experiment": experiment,
+        "config": config,
+        "backend": backend,
+        "backend_options": dict(backend_options),
+        "options": dict(options),
+    }
+    try:
+        pickled = pickle.dumps(request)
+    except Exception as e:
+        raise ConfigError(f"the config can't travel to the run's supervisor: {e}") from e
+    search_path = tuple(filter(None, sys.path))
+    supervisor = subprocess.Popen(
+        command_for(__name__, search_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a terminal that closes ends its own session only
+    )
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    try:
+        with contextlib.suppress(BrokenPipeError), supervisor.stdin as pipe:
+            pipe.write(pickled)
+        line = supervisor.stdout.readline()
+    except BaseException:  # an interrupt before the run is accepted
+        supervisor.terminate()
+        raise
+    if not line:
+        raise BackendError(f"the run's supervisor ended with code {supervisor.wait()}")
+    answer = json.loads(line)
+    if "problem" in answer:
+        raise error_of(answer["problem"])
+    supervisor.returncode = 0  # this process does not wait for it
+    return RunFolder(Path(answer["folder"]))
+
+
+class _Notices(Observer):
+    """Prints what the user has to know before the run is accepted."""
+
+    @override
+    def notice(self, spec: RunSpec, text: str) -> None:
+        sys.stderr.write(printable_lines(text) + "\n")
+        sys.stderr.flush()
+
+
+def main() -> None:
+    """Start the run that standard input asks for, and see it to its end."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
+    request = pickle.loads(sys.stdin.buffer.read())  # from the client that started this process
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        with open_backend(request["backend"], **request["backend_options"]) as backend:
+            handle = submit_experiment(
+                request["experiment"],
+                request["config"],
+                backend=backend,
+                observer=_Notices(),
+                **request["options"],
+            )
+            _wait_until_accepted(handle)
+            answer.write(json.dumps({"folder": str(handle.folder.path)}) + "\n")
+            answer.close()
+            _let_go_of_terminal()
+            with contextlib.suppress(KeyboardInterrupt):
+                wait_for(handle)
+    except Error as e:
+        if answer.closed:  # the run's folder says what has become of it
+            sys.exit(1)
+        answer.write(json.dumps({"problem": problem_of(e)}) + "\n")
+        answer.close()
+
+
+def _wait_until_accepted(handle: RunHandle) -> None:
+    """Wait until the run can be found by others: on Modal, that is when its call is recorded."""
+    while handle.spec.backend == "modal" and not handle.done():
+        place = handle.folder.read_manifest().modal
+        if place is not None and place.function_call_id is not None:
+            return
+        time.sleep(_LOOK_EVERY_S)
+    if handle.done():
+        handle.result()  # raises what kept it from being accepted
+
+
+def _let_go_of_terminal() -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    os.close(nowhere)

@@ -1,0 +1,91 @@
+"""Looks after runs that another process started: follows, waits for, and cancels them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ml_experiments.errors import Error, RunFolderError
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.heartbeat import LOST_AFTER_S, request_cancel, silent_s
+from ml_experiments.runs.result import RunResult, RunStatus
+
+_LOOK_EVERY_S = 0.1
+_CHUNK = 1 << 20
+
+
+def has_ended(outcome: RunResult) -> bool:
+    """Return whether a run has come to its end, in whatever way."""
+    return outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING)
+
+
+def has_client(folder: RunFolder) -> bool:
+    """Return whether a process sees the run through; a run on Modal goes on without.
+
+    Raises:
+        RunFolderError: If the manifest is not readable.
+    """
+    client = folder.read_manifest().client
+    is_alive = None if client is None else client.is_alive()
+    return silent_s(folder.path) < LOST_AFTER_S if is_alive is None else is_alive
+
+
+def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int = 0) -> RunResult:
+    """Show what a run prints until it has ended, from its log; return its outcome.
+
+    Args:
+        folder: The run folder.
+        show: Receives the output as it comes.
+        offset: Where in the log to begin, in bytes.
+
+    Raises:
+        RunFolderError: If a file of the folder is not readable.
+    """
+    while True:
+        outcome = folder.outcome()
+        is_over = has_ended(outcome)
+        while data := _read_log(folder, offset):
+            offset += len(data)
+            show(data)
+        if is_over:
+            return outcome
+        time.sleep(_LOOK_EVERY_S)
+
+
+def wait_for_end(folder: RunFolder, limit_s: float | None = None) -> RunResult:
+    """Wait until a run has ended; return its outcome.
+
+    Raises:
+        TimeoutError: If it hasn't after so many seconds.
+        RunFolderError: If a file of the folder is not readable.
+    """
+    ends_at = None if limit_s is None else time.monotonic() + limit_s
+    while not has_ended(outcome := folder.outcome()):
+        if ends_at is not None and time.monotonic() > ends_at:
+            raise TimeoutError(f"run {outcome.run_id} is {outcome.status} after {limit_s:g} s")
+        time.sleep(_LOOK_EVERY_S)
+    return outcome
+
+
+def ask_to_cancel(folder: RunFolder, *, at_once: bool) -> None:
+    """Ask the process that sees a run through to cancel it.
+
+    Raises:
+        Error: If there is none, or the folder can't be written.
+    """
+    if not has_client(folder):
+        raise Error(f"no process sees run {folder.path.name} through any more")
+    try:
+        request_cancel(folder.path, at_once=at_once)
+    except OSError as e:
+        raise RunFolderError(f"{folder.path} can't be written: {e.strerror}") from e
+
+
+def _read_log(folder: RunFolder, offset: int) -> bytes:
+    try:
+        # opened anew each time: the log of a run on Modal is replaced by the volume's in the end
+        with folder.log_file.open("rb") as log:
+            log.seek(offset)
+            return log.read(_CHUNK)
+    except OSError as e:
+        raise RunFolderError(f"{folder.log_file} is not readable: {e.strerror}") from e

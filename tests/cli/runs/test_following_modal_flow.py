@@ -1,0 +1,111 @@
+"""Runs on Modal that are detached, found again and ended, after their client or without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.result import RunStatus
+from modal_emulator import Emulator
+from tests.support.modal_runs import run_command
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def call(modal_emulator: Emulator, tmp_path: Path) -> Call:
+    """Run `ml-experiments …` in a folder that has an experiment which takes its time."""
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "def slow(seconds: float = 600.0):\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(seconds)\n"
+        "    return 'done'\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command(modal_emulator, tmp_path, *arguments)
+
+    return run
+
+
+def detached(call: Call, *overrides: str) -> RunFolder:
+    arguments = ("run", "slow.slow", *overrides, "--backend", "modal", "--detach", "--json")
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(Path(json.loads(done.stdout)["run_dir"]))
+
+
+def kill_client(folder: RunFolder) -> None:
+    client = folder.read_manifest().client
+    assert client is not None
+    os.kill(client.pid, signal.SIGKILL)
+    wait_until(lambda: client.is_alive() is False, "the end of the client")
+
+
+def test_a_detached_run_is_collected_by_its_supervisor(call: Call) -> None:
+    folder = detached(call, "seconds=0.1")
+    done = call("runs", "follow", "last")
+    assert done.returncode == 0, done.stderr
+    assert "begun" in done.stdout
+    assert folder.read_result().results == "done"
+
+
+def test_a_run_whose_client_is_gone_is_followed_by_another(call: Call) -> None:
+    folder = detached(call, "seconds=2")
+    kill_client(folder)
+    assert folder.outcome().status in (RunStatus.PENDING, RunStatus.RUNNING)
+    done = call("runs", "follow", "last")
+    assert done.returncode == 0, done.stderr
+    assert folder.read_result().results == "done"
+
+
+@pytest.mark.parametrize("has_client", [True, False], ids=["client", "no client"])
+def test_cancelling_stops_the_container(
+    modal_emulator: Emulator, call: Call, has_client: bool
+) -> None:
+    folder = detached(call)
+    wait_until(lambda: "begun" in folder.log_file.read_text(), "the beginning of the run")
+    if not has_client:
+        kill_client(folder)
+    done = call("runs", "cancel", folder.path.name)
+    assert (done.returncode, done.stdout) == (0, f"{folder.path.name}  cancelled\n"), done.stderr
+    assert folder.read_result().status is RunStatus.CANCELLED
+    # an ephemeral app without a client goes, too
+    wait_until(
+        lambda: all(each.state == "ended" for each in modal_emulator.containers()), "its end"
+    )
+
+
+def test_ctrl_c_leaves_the_run_alone_if_asked_to(
+    modal_emulator: Emulator, call: Call, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "ml_experiments", "run", "slow.slow", "seconds=3"]
+    with subprocess.Popen(
+        [*command, "--backend", "modal", "--on-interrupt", "detach"],
+        cwd=tmp_path,
+        env={**os.environ, **modal_emulator.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "begun\n"
+        client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=60)
+    assert client.returncode == 130
+    assert "goes on; see it with: ml-experiments runs follow" in said
+    done = call("runs", "follow", "last")
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stdout
