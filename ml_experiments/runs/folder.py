@@ -8,6 +8,7 @@ runs/<run_id>/
   metrics.jsonl     one line per `log()` call   (this and the next, once the run uses them)
   artifacts/        files that the run left
   checkpoints/      state from which the same run resumes
+  labels.json       its name, tags and note, once one was changed
 """
 
 from __future__ import annotations
