@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from ml_experiments.redaction.secret_names import is_secret_name
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_DEPTH = 5
 _LIST_TYPES = ("list_type", "tuple_type", "set_type", "frozen_set_type")
+_FIELD_NAMED = re.compile(r"Value error, (\w+): (.+)", re.DOTALL)
 _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -36,6 +38,10 @@ def describe_problems(
         path = _path_in(data, error)
         message = _describe(error, schema, path)
         field = ".".join(map(str, path)) or "config"
+        named = None if path else _FIELD_NAMED.match(error["msg"])
+        # a validator of the whole config can say which field is wrong
+        if named and named[1] in fields_of(schema):
+            field, message = named[1], named[2]
         if message not in by_field.setdefault(field, []):
             by_field[field].append(message)
     # there is one message for each member of a union
@@ -120,8 +126,8 @@ def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
         if isinstance(value, str):
             return suggest(value, choices)
         quoted = next((choice for choice in choices if _means(choice, value)), None)
-    elif kind == "string_type" and (value is None or isinstance(value, bool | int | float)):
-        # True may have been written as yes, 0.001 as 1e-3
+    elif kind == "string_type" and (value is None or isinstance(value, bool | int | float | dict)):
+        # True may have been written as yes, 0.001 as 1e-3, a dict as {index}
         quoted = "null" if value is None else str(value) if type(value) is int else "..."
     elif isinstance(value, str) and kind in _LIST_TYPES:
         return f" (as a list: {name}=[{value}])"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pydantic
 import pytest
 
@@ -67,6 +69,24 @@ def test_a_number_where_a_string_is_needed_says_how_to_quote_it() -> None:
     assert "in quotes: model_name='\"7\"'" in found["model_name"]
     config, _ = validate_config(Train, load_config(None, ['model_name="7"']))
     assert config.model_name == "7"
+    found = problems_of(Train, load_config(None, ["model_name={index}"]))
+    assert "in quotes: model_name='\"...\"'" in found["model_name"]
+
+
+def test_a_validator_of_the_whole_config_may_name_the_field() -> None:
+    class Ordered:
+        class Config(pydantic.BaseModel):
+            low: int = 1
+            high: int = 0
+
+            @pydantic.model_validator(mode="after")
+            def _check(self) -> Any:
+                raise ValueError("high: it must be above low" if self.low else "ratio: it is odd")
+
+        def __init__(self, config: Config) -> None: ...
+
+    assert problems_of(Ordered, {}) == {"high": "it must be above low"}
+    assert "ratio: it is odd" in problems_of(Ordered, {"low": 0})["config"]
 
 
 def test_secrets_are_not_in_messages() -> None:

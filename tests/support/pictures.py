@@ -220,6 +220,8 @@ class Overflows(TextToImageExperiment):
 class Refusals:
     """Says how each of several configs is refused, by which method; in one worker, to be quick."""
 
+    preload = TextToImageExperiment.preload  # once for all runs, not in each
+
     class Config(ExperimentConfig):
         configs: list[dict[str, Any]]
 
@@ -253,6 +255,8 @@ def refusals(backend: LocalBackend, *configs: dict[str, Any]) -> list[str]:
 class PlainDiffusers:
     """Draws one picture as a user of diffusers would."""
 
+    preload = TextToImageExperiment.preload  # once for all runs, not in each
+
     class Config(ExperimentConfig):
         seed: int
         num_inference_steps: int
@@ -276,6 +280,8 @@ class PlainDiffusers:
 
 class MakeLora:
     """Writes a LoRA with random weights, for the network of tiny-digits or a wider one."""
+
+    preload = TextToImageExperiment.preload  # once for all runs, not in each
 
     class Config(ExperimentConfig):
         fits: bool = True
@@ -316,6 +322,8 @@ class MakeModel:
 
     With `is_unsafe`, it has a safety checker that finds every picture unsafe.
     """
+
+    preload = TextToImageExperiment.preload  # once for all runs, not in each
 
     class Config(ExperimentConfig):
         is_unsafe: bool = False

@@ -90,8 +90,8 @@ class TextToImageConfig(ExperimentConfig):
         variant: Which of the model's sets of weights, such as `fp16`. By default the plain one,
             or the only one that there is.
         prompt: One, or several different ones, each a string or a `PromptRow`.
-        prompts_file: Instead of `prompt`: a .txt file with a prompt a line, or a .csv or .jsonl
-            file with the fields of `PromptRow`.
+        prompts_file: Instead of `prompt`: a .txt file with a prompt a line, or a .csv, .tsv or
+            .jsonl file with the fields of `PromptRow`.
         negative_prompt: What pictures should not show; works through guidance.
         num_images: Pictures of each prompt.
         true_cfg_scale: Guidance by a negative prompt, for models that have both kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,26 @@ def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, 
     A column `size`, such as `512x768`, stands for width and height.
 
     Args:
-        file: A .txt, .csv or .jsonl file in UTF-8.
+        file: A .txt, .csv, .tsv or .jsonl file in UTF-8.
         row_type: Checks a row.
 
     Raises:
         ValueError: If it can't be read, or rows are not valid; it names their lines.
     """
-    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise ValueError(f"prompts_file: {file} must be a .txt, .csv or .jsonl file")
+        raise ValueError(f"prompts_file: {file} must be a .txt, .csv, .tsv or .jsonl file")
     try:
         text = file.expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else f"it is not UTF-8: {e}"
         raise ValueError(f"prompts_file: {file} can't be read: {reason}") from e
     rows, problems, lines = [], [], dict[str, int]()
-    for line, fields in reader(text):
+    known = [*row_type.model_fields, "size"]
+    for line, fields in reader(text, known):
         try:
-            row = _row(fields, row_type)
+            row = _row(fields, row_type, known)
         except ValueError as e:
             problems.append(f"{file.name}, line {line}: {e}")
             continue
@@ -58,7 +59,9 @@ def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, 
     return rows
 
 
-def _row(fields: Mapping[str, Any] | str, row_type: type[pydantic.BaseModel]) -> dict[str, Any]:
+def _row(
+    fields: Mapping[str, Any] | str, row_type: type[pydantic.BaseModel], known: Sequence[str]
+) -> dict[str, Any]:
     """Return the fields of a row, checked.
 
     Raises:
@@ -73,13 +76,9 @@ def _row(fields: Mapping[str, Any] | str, row_type: type[pydantic.BaseModel]) ->
         row |= {"width": int(found[1]), "height": int(found[2])}
     elif size is not None:
         raise ValueError(f"size: {size!r} is not WIDTHxHEIGHT, such as 512x768")
-    known = [*row_type.model_fields, "size"]
     for name in row:
         if name not in known:
-            raise ValueError(
-                f"{name!r} is no field of a prompt{suggest(name, known)}; "
-                f"those are: {', '.join(known)}"
-            )
+            raise ValueError(_no_field(name, known))
     try:
         return row_type.model_validate(row).model_dump(exclude_none=True)
     except pydantic.ValidationError as e:
@@ -89,14 +88,22 @@ def _row(fields: Mapping[str, Any] | str, row_type: type[pydantic.BaseModel]) ->
         raise ValueError(f"{name}: {problem['msg']}{given}") from e
 
 
-def _read_txt(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _no_field(name: str, known: Sequence[str]) -> str:
+    return f"{name!r} is no field of a prompt{suggest(name, known)}; those are: {', '.join(known)}"
+
+
+def _read_txt(text: str, _known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
-def _read_csv(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    lines = csv.reader(text.splitlines(keepends=True), strict=True, skipinitialspace=True)
+def _read_csv(text: str, known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    # spreadsheets write semicolons where a comma is the decimal point
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(
+        text.splitlines(keepends=True), strict=True, skipinitialspace=True, delimiter=separator
+    )
     header: list[str] | None = None
     line = 1
     while True:
@@ -108,20 +115,26 @@ def _read_csv(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         if cells is None:
             return
         if header is None:
-            header = [name.strip() for name in cells]
+            header = [name.strip().lower() for name in cells]
             repeated = {name for name in header if header.count(name) > 1}
             if "prompt" not in header or repeated:
                 wrong = f"columns {sorted(repeated)} twice" if repeated else "no column 'prompt'"
                 yield 1, f"the first line must name the columns; it has {wrong}: {cells}"
                 return
+            if unknown := [name for name in header if name not in known]:
+                yield 1, _no_field(unknown[0], known)
+                return
         elif len(cells) > len(header):
-            yield line, f"{len(cells)} values for {len(header)} columns; quote those with a comma"
+            yield (
+                line,
+                f"{len(cells)} values for {len(header)} columns; quote those with {separator!r}",
+            )
         elif any(cells):
             yield line, dict(zip(header, cells, strict=False))
         line = lines.line_num + 1
 
 
-def _read_jsonl(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _read_jsonl(text: str, _known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,10 @@ def _local_files(
     traits = read_traits(path)
     if not is_base:
         check_parts(path, traits)
+        if variant is not None and variant not in _variants(path, traits):
+            raise ConfigError(
+                f"variant={variant!r}: {path} has no weights of that variant; leave variant out"
+            )
         variant = variant or only_variant(path, traits)
     return ModelFiles(path, traits, variant=variant)
 
@@ -182,12 +187,18 @@ def check_parts(folder: Path, traits: PipelineTraits) -> None:
 def only_variant(folder: Path, traits: PipelineTraits) -> str | None:
     """Return the variant of a model's weights if parts have only files of that one."""
     variants: set[str] = set()
-    for part in _parts(traits):
-        names = [f.name for f in (folder / part).iterdir() if f.suffix in _WEIGHTS]
-        found = [_variant_of(name) for name in names]
-        if found and None not in found:
+    for found in map(partial(_variants_of_part, folder), _parts(traits)):
+        if None not in found:
             variants |= {variant for variant in found if variant is not None}
     return variants.pop() if len(variants) == 1 else None
+
+
+def _variants(folder: Path, traits: PipelineTraits) -> set[str | None]:
+    return set().union(*(_variants_of_part(folder, part) for part in _parts(traits)))
+
+
+def _variants_of_part(folder: Path, part: str) -> set[str | None]:
+    return {_variant_of(f.name) for f in (folder / part).iterdir() if f.suffix in _WEIGHTS}
 
 
 def _variant_of(name: str) -> str | None:
@@ -227,9 +238,11 @@ def fetch_adapter(name: str, field_name: str = "lora") -> Path:
     found = sorted(path.rglob("*.safetensors"))
     if len(found) != 1:
         names = ", ".join(p.relative_to(path).as_posix() for p in found)
-        listed = f"it has {names}: name one" if found else "it has no .safetensors file"
+        if not found:
+            raise ConfigError(f"{field_name}={name!r}: it has no .safetensors file; choose another")
         raise ConfigError(
-            f"{field_name}={name!r}: {listed}, as in {name.rstrip('/')}/FILE.safetensors"
+            f"{field_name}={name!r}: it has {names}: name one, as in "
+            f"{name.rstrip('/')}/FILE.safetensors"
         )
     return found[0]
 

@@ -103,10 +103,25 @@ def test_prompts_come_from_txt_csv_and_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "Prompt;Seed\none, two;7\n"),
+        ("a.tsv", "prompt\tseed\none, two\t7\n"),
+        ("a.csv", '\ufeffprompt, seed \n"one, two",7\n'),
+    ],
+    ids=["semicolons", "tabs", "byte order mark"],
+)
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (row,) = rows_of(tmp_path / name)
+    assert (row["prompt"], row["seed"]) == ("one, two", 7)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", "prompt,seed\none,1\ntwo,x\n", "a.csv, line 3: seed: .*given: 'x'"),
-        ("a.csv", "prompt,sed\none,1\n", "line 2: 'sed' is no field.*did you mean 'seed'"),
+        ("a.csv", "prompt,sed\none,1\ntwo,2\n", "csv, line 1: 'sed' is no field.*mean 'seed'"),
         ("a.csv", "text\none\n", "line 1: .*no column 'prompt'"),
         ("a.csv", "prompt,seed\none,1,2\n", "line 2: 3 values for 2 columns"),
         ("a.csv", "prompt,size\none,64\n", "line 2: size: '64' is not WIDTHxHEIGHT"),
@@ -115,7 +130,7 @@ def test_prompts_come_from_txt_csv_and_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", "[1]", "line 1: it is no object"),
         ("a.txt", "one\ntwo\none\n", "line 3: the same as line 1"),
         ("a.txt", "\n", "has no prompt"),
-        ("a.xlsx", "x", "must be a .txt, .csv or .jsonl file"),
+        ("a.xlsx", "x", "must be a .txt, .csv, .tsv or .jsonl file"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line_before_anything_starts(
