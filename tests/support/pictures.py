@@ -28,9 +28,13 @@ Pixels = np.ndarray[Any, np.dtype[np.int16]]
 PROMPT = "a red handwritten seven"
 
 
+class Draws(TextToImageExperiment):
+    """The experiment as it is, in the module whose template all helpers here share."""
+
+
 def draw(
     backend: LocalBackend,
-    experiment: type[TextToImageExperiment] = TextToImageExperiment,
+    experiment: type[TextToImageExperiment] = Draws,
     *,
     run_seed: int = 1,
     **config: Any,

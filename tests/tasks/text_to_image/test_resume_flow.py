@@ -37,17 +37,16 @@ def test_a_killed_run_keeps_its_whole_pictures_and_ends_as_if_uninterrupted(
     warm_backend: LocalBackend,
 ) -> None:
     whole = draw(warm_backend, **CONFIG)
-    with LocalBackend() as backend:
-        killed = draw(backend, KilledOnce, **CONFIG)
-        assert killed.error is not None
-        assert killed.run_dir is not None
-        before = pictures_of(killed.run_dir)
-        assert len(before) == 4
-        damaged, foreign = sorted(before)[1], sorted(before)[2]
-        path = killed.run_dir / "artifacts" / damaged
-        path.write_bytes(path.read_bytes()[:-30])
-        (killed.run_dir / "artifacts" / sorted(before)[3]).replace(path.parent / foreign)
-        resumed = resume_run(RunFolder(killed.run_dir), backend=backend).result()
+    killed = draw(warm_backend, KilledOnce, **CONFIG)
+    assert killed.error is not None
+    assert killed.run_dir is not None
+    before = pictures_of(killed.run_dir)
+    assert len(before) == 4
+    damaged, foreign = sorted(before)[1], sorted(before)[2]
+    path = killed.run_dir / "artifacts" / damaged
+    path.write_bytes(path.read_bytes()[:-30])
+    (killed.run_dir / "artifacts" / sorted(before)[3]).replace(path.parent / foreign)
+    resumed = resume_run(RunFolder(killed.run_dir), backend=warm_backend).result()
     assert difference(pixels(whole), pixels(resumed)) <= 1
     after = pictures_of(killed.run_dir)
     assert after[sorted(before)[0]] == before[sorted(before)[0]]

@@ -60,11 +60,16 @@ def settings(hub: HubServer, home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def hub_backend(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackend]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def hub_backend(hub: HubServer, home: Path) -> Iterator[LocalBackend]:
     """Workers for which the Hub is the loopback server, with a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("HF_TOKEN", raising=False)
-        for name, value in settings(hub, tmp_path_factory.mktemp("home")).items():
+        for name, value in settings(hub, home).items():
             patch.setenv(name, value)
         with LocalBackend() as backend:
             yield backend
@@ -180,34 +185,34 @@ def test_gated_model_needs_a_token_that_may_read_it(
 
 
 def test_broken_connection_and_full_disk_say_what_to_do(
-    hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_backend: LocalBackend, hub: HubServer
 ) -> None:
-    for name, value in settings(hub, tmp_path / "home").items():
-        monkeypatch.setenv(name, value)
-    with LocalBackend() as backend:
-        full = draw(backend, LimitedDownload, model_name="org/digits", max_bytes=100_000)
-        assert full.error is not None
-        assert (full.error.kind, full.error.type) == ("infrastructure", "CacheError")
-        assert "the disk is full" in full.error.message
-        assert "HF_HOME" in full.error.message
-        hub.break_after(UNET, 100_000, times=1000)
-        broken = draw(backend, model_name="org/digits")
-        hub.break_after(UNET, 100_000)
-        assert broken.error is not None
-        assert (broken.error.kind, broken.error.type) == ("infrastructure", "CacheError")
-        assert "downloading it failed" in broken.error.message
-        # the second attempt, once the connection holds, goes on from there
-        draw(backend, model_name="org/digits").raise_for_error()
+    hub.add_repo("org/large", model_dir())
+    full = draw(hub_backend, LimitedDownload, model_name="org/large", max_bytes=100_000)
+    assert full.error is not None
+    assert (full.error.kind, full.error.type) == ("infrastructure", "CacheError")
+    assert "the disk is full" in full.error.message
+    assert "HF_HOME" in full.error.message
+    hub.break_after(UNET, 100_000, times=1000)
+    broken = draw(hub_backend, model_name="org/large")
+    hub.break_after(UNET, 100_000)
+    assert broken.error is not None
+    assert (broken.error.kind, broken.error.type) == ("infrastructure", "CacheError")
+    assert "downloading it failed" in broken.error.message
+    # the second attempt, once the connection holds, goes on from there
+    draw(hub_backend, model_name="org/large").raise_for_error()
 
 
 def test_without_a_network_the_cache_is_enough_and_a_miss_is_explained(
-    hub: HubServer, model: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_backend: LocalBackend,
+    hub: HubServer,
+    model: HubRepo,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    environment = settings(hub, tmp_path / "home")
-    for name, value in environment.items():
+    draw(hub_backend, model_name="org/digits").raise_for_error()
+    for name, value in settings(hub, home).items():
         monkeypatch.setenv(name, value)
-    with LocalBackend() as backend:
-        draw(backend, model_name="org/digits").raise_for_error()
     cached, missing = {"model_name": "org/digits"}, {"model_name": "org/other"}
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with LocalBackend() as backend:
