@@ -40,7 +40,7 @@ def describe_problems(
         field = ".".join(map(str, path)) or "config"
         named = None if path else _FIELD_NAMED.match(error["msg"])
         # a validator of the whole config can say which field is wrong
-        if named and named[1] in fields_of(schema):
+        if named and any(named[1] in fields_of(m) for m in models_at(schema, ())):
             field, message = named[1], named[2]
         if message not in by_field.setdefault(field, []):
             by_field[field].append(message)
