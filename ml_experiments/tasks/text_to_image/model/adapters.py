@@ -24,6 +24,12 @@ if TYPE_CHECKING:
         TextualInversion,
     )
 
+# each format of LoRAs has a converter, which fails in its own way
+_FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
+    *(LookupError, OSError, SafetensorError),
+)
+_MAX_CAUSE = 1000  # characters; some exceptions list every layer of a LoRA
 _FITTING = "choose a LoRA that was trained on this model"
 # the end of the key of a LoRA's first matrix, as diffusers names it
 _FIRST_MATRIX = re.compile(r"(lora_A|lora_down|\.down)\.weight$")
@@ -84,10 +90,10 @@ def _load_lora(pipeline: Any, name: str, lora: Lora, file: Path) -> None:
         with warnings.catch_warnings(), quiet_logging(logging.ERROR):
             read = pipeline.lora_state_dict(file.parent, weight_name=file.name, **unet)
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-    except Exception as e:  # each format has a converter, which fails in its own way
+    except _FAILURES as e:
         raise ConfigError(
             f"lora={lora.path!r} can't be loaded into {of_pipeline}: {shorten(e)}; {_FITTING}"
-        ) from e
+        ) from (e if len(str(e)) < _MAX_CAUSE else None)
     weights = read[0] if isinstance(read, tuple) else read
     count = sum(_FIRST_MATRIX.search(key) is not None for key in weights)
     placed = _count_layers(pipeline, name)
