@@ -25,9 +25,12 @@ def has_client(folder: RunFolder) -> bool:
     Raises:
         RunFolderError: If the manifest is not readable.
     """
-    client = folder.read_manifest().client
-    is_alive = None if client is None else client.is_alive()
-    return silent_s(folder.path) < LOST_AFTER_S if is_alive is None else is_alive
+    manifest = folder.read_manifest()
+    is_alive = None if manifest.client is None else manifest.client.is_alive()
+    if is_alive is not None:
+        return is_alive
+    # the folder of a run on Modal may be young because it has just been brought here
+    return silent_s(folder.path, only_beats=manifest.modal is not None) < LOST_AFTER_S
 
 
 def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int = 0) -> RunResult:

@@ -102,10 +102,15 @@ def forget_cancel(folder: Path) -> None:
         (folder / _CANCEL_FILE).unlink(missing_ok=True)
 
 
-def silent_s(folder: Path) -> float:
-    """Return for how many seconds a run folder has shown no sign of life."""
+def silent_s(folder: Path, *, only_beats: bool = False) -> float:
+    """Return for how many seconds a run folder has shown no sign of life.
+
+    Args:
+        folder: The run folder.
+        only_beats: Whether only what `Heartbeat` touches is a sign.
+    """
     times = []
-    for name in _SIGNS:
+    for name in (_FILE,) if only_beats else _SIGNS:
         with contextlib.suppress(OSError):
             times.append((folder / name).stat().st_mtime)
     return time.time() - max(times, default=0.0)

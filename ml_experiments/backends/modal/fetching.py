@@ -47,15 +47,27 @@ def has_result_there(volume: modal.Volume, run_id: str) -> bool:
     return PurePosixPath(run_id, "result.json") in _list_files(volume, run_id)
 
 
-def fetch_run_folder(volume: modal.Volume, run_id: str, folder: Path) -> Fetched:
+def fetch_run_folder(
+    volume: modal.Volume, run_id: str, folder: Path, *, goes_on: bool = False
+) -> Fetched:
     """Copy what a run has left on the volume into its folder here, but for its checkpoints.
 
     `result.json` comes last: once it is here, so is all else. What a link leads to comes as a file.
+
+    Args:
+        volume: The volume.
+        run_id: The run.
+        folder: Its folder here.
+        goes_on: Whether to leave out files that are here with the size that they have there.
     """
     found = _list_files(volume, run_id)
     result = PurePosixPath(run_id, "result.json")
     records = [path for name in _RECORDS if (path := PurePosixPath(run_id, name)) in found]
-    rest = [path for path in found if path not in (*records, result)]
+    rest = [
+        path
+        for path, size in found.items()
+        if path not in (*records, result) and not (goes_on and _size_here(path, folder) == size)
+    ]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
         read = threads.map(lambda path: _read_json(volume, path), records)
         fetched = list(threads.map(lambda path: _fetch(volume, path, folder), rest))
@@ -70,17 +82,22 @@ def _read_json(volume: modal.Volume, path: PurePosixPath) -> dict[str, Any]:
     return data
 
 
-def _list_files(volume: modal.Volume, run_id: str) -> list[PurePosixPath]:
+def _size_here(path: PurePosixPath, folder: Path) -> int | None:
+    try:
+        return folder.joinpath(*path.parts[1:]).stat().st_size
+    except OSError:
+        return None
+
+
+def _list_files(volume: modal.Volume, run_id: str) -> dict[PurePosixPath, int]:
+    """Return the files of a run there, with their sizes in bytes."""
     try:
         entries = list(volume.iterdir(f"/{run_id}", recursive=True))
     except modal.exception.NotFoundError:
-        return []
-    paths = [
-        PurePosixPath(entry.path.lstrip("/"))
-        for entry in entries
-        if entry.type in (modal.types.FileEntryType.FILE, modal.types.FileEntryType.SYMLINK)
-    ]
-    return [path for path in paths if path.parts[1] != _LEFT_THERE]
+        return {}
+    kinds = (modal.types.FileEntryType.FILE, modal.types.FileEntryType.SYMLINK)
+    sizes = {PurePosixPath(e.path.lstrip("/")): e.size for e in entries if e.type in kinds}
+    return {path: size for path, size in sizes.items() if path.parts[1] != _LEFT_THERE}
 
 
 def _fetch(

@@ -12,6 +12,7 @@ CACHE_VOLUME = "hf-model-cache"
 CACHE_MOUNT = "/cache"
 RUNS_VOLUME = "ml-experiments-runs"
 RUNS_MOUNT = "/runs"
+ENDED_FOLDER = ".ended"  # on the volume of runs: see remote_runs.py
 
 ENVIRONMENT = {
     "HF_HOME": f"{CACHE_MOUNT}/huggingface",

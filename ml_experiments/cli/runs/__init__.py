@@ -12,6 +12,7 @@ from ml_experiments.cli.runs.removing import rm
 from ml_experiments.cli.runs.replaying import replay
 from ml_experiments.cli.runs.resuming import resume
 from ml_experiments.cli.runs.showing import show
+from ml_experiments.cli.runs.syncing import pull, sync
 
 
 @click.group()
@@ -21,6 +22,6 @@ def runs() -> None:
 
 _FINDING = (list_, show, compare, diff)
 _GOING_ON = (follow, logs, wait, cancel, resume, replay)
-_KEEPING = (tag, name, note, rm)
+_KEEPING = (tag, name, note, rm, sync, pull)
 for _command in (*_FINDING, *_GOING_ON, *_KEEPING):
     runs.add_command(_command)

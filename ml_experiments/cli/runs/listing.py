@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_experiments.cli.runs.finding import filter_of, filter_options, open_registry
+from ml_experiments.cli.runs.syncing import with_remote_statuses
 
 if TYPE_CHECKING:
     from ml_experiments.runs.index.rows import RunRow
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="The first so many; 0 for all.",
 )
+@click.option("--offline", is_flag=True, help="Do not ask Modal which runs have ended there.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def list_(
     sort: str | None,
     columns: str | None,
     limit: int,
+    offline: bool,
     as_json: bool,
     as_csv: bool,
     **filters: Any,
@@ -52,6 +55,8 @@ def list_(
     chosen = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     registry, run_filter = open_registry(), filter_of(filters)
     rows = registry.rows(limit or None, run_filter, sort, chosen)
+    if not offline:
+        rows = with_remote_statuses(rows)
     if as_json:
         records = [{name: row.get(name) for name in chosen} or row.to_dict() for row in rows]
         click.echo(json.dumps(records))

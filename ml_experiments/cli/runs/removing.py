@@ -50,7 +50,7 @@ def rm(
     plan = plan_removal(runs_dir(), names)
     on_modal: dict[str, int] = {}
     if place != "local":
-        from ml_experiments.backends.modal.removal import sizes_on_volume
+        from ml_experiments.backends.modal.remote_runs import sizes_on_volume
 
         on_modal = sizes_on_volume(run.run_id for run in plan.runs if run.is_on_modal)
     is_nothing = not plan.runs or (place == "modal" and not on_modal)
@@ -83,7 +83,7 @@ def _remove(plan: RemovalPlan, place: str, on_modal: dict[str, int]) -> dict[str
     from ml_experiments.runs.removal import remove_run
 
     if place != "local":  # first: the local folder says that there is one
-        from ml_experiments.backends.modal.removal import remove_from_volume
+        from ml_experiments.backends.modal.remote_runs import remove_from_volume
 
         remove_from_volume(on_modal)
     failed: dict[str, str] = {}

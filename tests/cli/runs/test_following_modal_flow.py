@@ -109,3 +109,54 @@ def test_ctrl_c_leaves_the_run_alone_if_asked_to(
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout
+
+
+def test_a_run_that_has_ended_is_seen_in_the_list_and_brought_here(
+    modal_emulator: Emulator, call: Call
+) -> None:
+    folder = detached(call, "seconds=0.5")
+    kill_client(folder)
+    wait_until(
+        lambda: all(not c.running_input_ids for c in modal_emulator.containers()),
+        "the end of the run",
+    )
+
+    def listed() -> list[str]:
+        rows = json.loads(call("runs", "list", "--json").stdout)
+        return [row["status"] for row in rows]
+
+    wait_until(lambda: listed() == ["success"], "the status of the run there")
+    assert json.loads(call("runs", "list", "--json", "--offline").stdout)[0]["status"] != "success"
+    assert f"{folder.path.name}  success\n" in call("runs", "sync").stdout
+    result = folder.read_result()
+    assert result.results == "done"
+    assert result.cost["estimate_usd"] > 0
+    assert call("runs", "sync").stdout == "everything that is on Modal is here\n"
+
+
+def test_another_machine_finds_the_runs_of_an_account(
+    modal_emulator: Emulator, call: Call, tmp_path: Path, runs_dir: Path
+) -> None:
+    ended, goes_on = detached(call, "seconds=0.1"), detached(call)
+    assert call("runs", "wait", ended.path.name).returncode == 0
+    wait_until(lambda: "begun" in goes_on.log_file.read_text(), "the beginning of the run")
+    kill_client(goes_on)
+    kept = tmp_path / "machine-a"
+    runs_dir.rename(kept)  # from here on, the runs folder is that of another machine
+    # Modal stores what a container has written every few seconds
+    wait_until(
+        lambda: goes_on.path.name in call("runs", "sync", "--dry-run").stdout, "the run there"
+    )
+    assert set(call("runs", "sync").stdout.splitlines()) >= {
+        f"{ended.path.name}  success",
+        f"{goes_on.path.name}  running",
+    }
+    assert RunFolder(runs_dir / ended.path.name).read_result().results == "done"
+    (runs_dir / ended.path.name / "log.txt").unlink()
+    assert call("runs", "pull", ended.path.name).returncode == 0
+    assert (runs_dir / ended.path.name / "log.txt").read_text() == "begun\n"
+    done = call("runs", "cancel", goes_on.path.name)
+    assert done.stdout == f"{goes_on.path.name}  cancelled\n", done.stderr
+    missing = call("runs", "pull", "20260101-000000-0000001")
+    assert missing.returncode == 2
+    assert "has no run '20260101-000000-0000001'" in missing.stderr

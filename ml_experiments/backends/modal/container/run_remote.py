@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -16,7 +17,12 @@ import modal.experimental
 import ml_experiments
 from ml_experiments.backends.modal.events import EventPrinter
 from ml_experiments.backends.modal.hints import ModalHints
-from ml_experiments.backends.modal.mounts import CACHE_VOLUME, RUNS_VOLUME, mounted_cache_dir
+from ml_experiments.backends.modal.mounts import (
+    CACHE_VOLUME,
+    ENDED_FOLDER,
+    RUNS_VOLUME,
+    mounted_cache_dir,
+)
 from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
@@ -80,6 +86,7 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
             logger.warning("what the run has left was not stored: %s", failure)
         _let_no_other_run_in()
         raise
+    _mark_ended(spec.run_id, result.status)
     failure = _commit(volume)
     _events.finished(spec, result)
     if result.error is not None and _may_be_the_machines(result.error):
@@ -142,6 +149,17 @@ def _lease_for(run_id: str) -> LeaseKeeper:
     return LeaseKeeper(mounted_cache_dir(), run_id, modal.current_function_call_id() or "", publish)
 
 
+def _mark_ended(run_id: str, status: RunStatus | None) -> None:
+    """Say on the volume how a run has ended; with None, that it goes on."""
+    folder = runs_dir() / ENDED_FOLDER
+    with contextlib.suppress(OSError):  # a full volume: lists show the run as one that goes on
+        folder.mkdir(exist_ok=True)
+        for earlier in RunStatus:
+            (folder / f"{run_id}.{earlier}").unlink(missing_ok=True)
+        if status is not None:
+            (folder / f"{run_id}.{status}").touch()
+
+
 def _here(spec: RunSpec) -> RunSpec:
     """Return the spec with the place where this container has the user's modules."""
     experiment, shipped = spec.experiment, _shipped_source()
@@ -165,11 +183,17 @@ def _cache_volume() -> modal.Volume:
 
 
 def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFolder:
+    if manifest.modal is not None:  # for other machines, which read it from the volume
+        place = dataclasses.replace(
+            manifest.modal, function_call_id=modal.current_function_call_id()
+        )
+        manifest = dataclasses.replace(manifest, modal=place)
     folder = RunFolder(runs_dir() / spec.run_id, manifest.attempt)
     if not folder.path.is_dir():
         return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
     if folder.read_manifest().submission != manifest.submission:
         # the user resumes the run: its checkpoints count, its old result doesn't
+        _mark_ended(spec.run_id, None)
         return folder.begin_attempt(manifest, redactor)
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml_experiments.backends.modal.mounts import runs_volume
-from ml_experiments.backends.modal.removal import remove_from_volume, sizes_on_volume
+from ml_experiments.backends.modal.remote_runs import remove_from_volume, sizes_on_volume
 from ml_experiments.runs.manifest import ModalPlace
 from modal_emulator import Emulator
 from tests.support.command import call

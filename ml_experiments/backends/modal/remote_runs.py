@@ -1,0 +1,123 @@
+"""Runs on the volume of run folders: which there are, bringing them here, removing them.
+
+When a run has ended, its container leaves a file `.ended/RUN_ID.STATUS` on the volume, so that one
+request tells of all runs which have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import modal
+
+from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.fetching import fetch_run_folder
+from ml_experiments.backends.modal.mounts import ENDED_FOLDER, runs_volume
+from ml_experiments.backends.modal.run_handle import ModalRunHandle
+from ml_experiments.errors import RunFolderError
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.index.journal import recorded
+from ml_experiments.runs.result import RunStatus
+from ml_experiments.serialization.files import write_json_atomically
+
+_WITHOUT = "remove the folders of this machine alone with --from local"
+_OFFLINE = "list what is known here with --offline"
+
+
+def statuses_there() -> dict[str, str]:
+    """Return the runs that have ended there, with their statuses, by one request.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    require_access(_OFFLINE)
+    with platform_errors("list the runs that have ended", _OFFLINE):
+        try:
+            entries = runs_volume().listdir(f"/{ENDED_FOLDER}")
+        except modal.exception.NotFoundError:
+            return {}
+    names = [entry.path.rpartition("/")[2].rpartition(".") for entry in entries]
+    return {run_id: status for run_id, _, status in names}
+
+
+def runs_there() -> set[str]:
+    """Return the ids of the runs that have a folder there.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    require_access()
+    with platform_errors("list the runs on the volume"):
+        names = {entry.path.strip("/") for entry in runs_volume().listdir("/")}
+    return {name for name in names if not name.startswith(".")}
+
+
+def bring_here(run_id: str, runs_dir: Path) -> tuple[str, ...]:
+    """Copy a run's folder from the volume, but for its checkpoints.
+
+    A run that has a folder here gets the files that it lacks, or that have another size there.
+
+    Returns:
+        Files that could not be read from the volume.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+        RunFolderError: If the volume has nothing of the run.
+    """
+    folder, draft = runs_dir / run_id, runs_dir / f".{run_id}.sync"
+    is_new = not folder.exists()
+    if not is_new and not (folder / "result.json").exists():
+        known = RunFolder(folder)
+        ModalRunHandle(known.read_spec(), known, Observer()).recover()
+        return ()
+    place = draft if is_new else folder  # a copy that was broken off is gone on with
+    with platform_errors(f"bring run {run_id} here"):
+        fetched = fetch_run_folder(runs_volume(), run_id, place, goes_on=True)
+    if is_new:
+        if "spec.json" not in fetched.records:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise RunFolderError(f"the volume of runs has no run {run_id!r}")
+        for name, record in fetched.records.items():
+            write_json_atomically(place / name, record)
+        (place / "log.txt").touch()
+        with recorded(runs_dir, run_id, is_listed=True):
+            draft.rename(folder)
+    return fetched.left_behind
+
+
+def sizes_on_volume(run_ids: Iterable[str]) -> dict[str, int]:
+    """Return what the folders of runs hold there, in bytes; those that aren't there are left out.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    require_access(_WITHOUT)
+    with platform_errors("list the runs on the volume", _WITHOUT):
+        volume = runs_volume()
+        there = {entry.path.strip("/") for entry in volume.listdir("/")}
+        return {run_id: _size_bytes(volume, run_id) for run_id in run_ids if run_id in there}
+
+
+def remove_from_volume(run_ids: Iterable[str]) -> None:
+    """Remove the folders of runs there; one that is gone already is no error.
+
+    Raises:
+        BackendError: If Modal can't be reached, or refuses.
+    """
+    with platform_errors("remove runs from the volume", _WITHOUT):
+        volume = runs_volume()
+        for run_id in run_ids:
+            with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
+                volume.remove_file(f"/{run_id}", recursive=True)
+            for status in RunStatus:
+                with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
+                    volume.remove_file(f"/{ENDED_FOLDER}/{run_id}.{status}")
+
+
+def _size_bytes(volume: modal.Volume, run_id: str) -> int:
+    entries = volume.iterdir(f"/{run_id}", recursive=True)
+    return sum(entry.size for entry in entries if entry.type is modal.types.FileEntryType.FILE)

@@ -1,0 +1,147 @@
+"""`ml-experiments runs sync|pull`, and what lists ask Modal: runs that other clients left there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ml_experiments.runs.index.rows import RunRow
+
+_ASKED_EVERY_S = 5.0
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Print what would come here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def sync(dry_run: bool, as_json: bool) -> None:
+    """Bring runs here that are on Modal: those of other machines, and those that have ended."""
+    from ml_experiments.backends.modal.remote_runs import bring_here, runs_there, statuses_there
+    from ml_experiments.settings import runs_dir
+
+    place = runs_dir().expanduser().resolve()
+    there, ended = runs_there(), statuses_there()
+    wanted = sorted(
+        run_id
+        for run_id in there
+        if not (place / run_id).exists() or (run_id in ended and _waits_for_result(place / run_id))
+    )
+    for run_id in () if dry_run else wanted:
+        _note_left_behind(run_id, bring_here(run_id, place))
+        if not as_json:
+            click.echo(f"{run_id}  {ended.get(run_id, 'running')}")
+    if as_json:
+        click.echo(json.dumps({"runs": wanted, "brought": not dry_run}))
+    elif dry_run:
+        for run_id in wanted:
+            click.echo(run_id)
+    if not as_json and not wanted:
+        click.echo("everything that is on Modal is here")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+def pull(runs: tuple[str, ...]) -> None:
+    """Bring the files of runs here from Modal; what is here in full is left out."""
+    from ml_experiments.backends.modal.errors import require_access
+    from ml_experiments.backends.modal.remote_runs import bring_here
+    from ml_experiments.settings import runs_dir
+
+    require_access()
+    place = runs_dir().expanduser().resolve()
+    for run in runs:
+        run_id = _id_of(run)
+        _note_left_behind(run_id, bring_here(run_id, place))
+        click.echo(str(place / run_id))
+
+
+def with_remote_statuses(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Return rows with the status that runs on Modal have there, where no client sees to them.
+
+    Modal is asked once for all of them, and at most every five seconds.
+    """
+    from ml_experiments.runner.following import has_client
+    from ml_experiments.runs.folder import RunFolder
+    from ml_experiments.settings import modal_credentials_source, runs_dir
+
+    place = runs_dir().expanduser().resolve()
+    waiting = [
+        row.run_id
+        for row in rows
+        if row.backend == "modal"
+        and row.status in ("pending", "running")
+        and not has_client(RunFolder(place / row.run_id))
+    ]
+    if not waiting or modal_credentials_source() is None:
+        return list(rows)
+    statuses = _statuses_there()
+    ended = [run_id for run_id in waiting if run_id in statuses]
+    if ended:
+        what = "1 run has" if len(ended) == 1 else f"{len(ended)} runs have"
+        click.echo(f"{what} ended on Modal: ml-experiments runs sync brings the results", err=True)
+    return [
+        dataclasses.replace(row, status=statuses[row.run_id]) if row.run_id in ended else row
+        for row in rows
+    ]
+
+
+def _statuses_there() -> dict[str, str]:
+    from ml_experiments.errors import BackendError
+    from ml_experiments.serialization.files import write_json_atomically
+    from ml_experiments.settings import index_dir
+
+    file = index_dir() / "ended-on-modal.json"
+    try:
+        known = json.loads(file.read_text("utf-8"))
+        if 0 <= time.time() - known["asked_at"] < _ASKED_EVERY_S:
+            return dict(known["statuses"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never asked, or the file is damaged
+    from ml_experiments.backends.modal.remote_runs import statuses_there
+
+    try:
+        statuses = statuses_there()
+    except BackendError as e:
+        click.echo(f"what has ended on Modal is not known: {e}", err=True)
+        return {}
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json_atomically(file, {"asked_at": time.time(), "statuses": statuses})
+    except OSError:
+        pass  # asked again the next time
+    return statuses
+
+
+def _waits_for_result(path: Path) -> bool:
+    from ml_experiments.runner.following import has_client
+    from ml_experiments.runs.folder import RunFolder
+
+    return not (path / "result.json").exists() and not has_client(RunFolder(path))
+
+
+def _id_of(run: str) -> str:
+    """Return the id of a run that is here, or what may be the id of one that is not."""
+    from ml_experiments.cli.runs.finding import find_run
+    from ml_experiments.errors import RunNotFoundError
+
+    try:
+        return find_run(run).path.name
+    except RunNotFoundError:
+        if "/" in run or run.startswith("."):
+            raise
+        return run
+
+
+def _note_left_behind(run_id: str, files: Sequence[str]) -> None:
+    if files:
+        click.echo(
+            f"{len(files)} files of {run_id} could not be read from the volume and stay there: "
+            f"{', '.join(files[:3])}",
+            err=True,
+        )
