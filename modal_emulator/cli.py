@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 # Modal's own, between the SIGINT and the SIGKILL of a preemption
 _DEFAULT_GRACE_S = 30.0
+_DETACHED_POLL_S = 0.2
+_TICK_S = 30.0
 
 
 @click.group()
@@ -126,15 +131,21 @@ def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @emulator.command()
 @_shared_options
+@click.option(
+    "--end-detached",
+    is_flag=True,
+    help="End the calls that COMMAND has detached, instead of waiting for them.",
+)
 @click.argument("command", nargs=-1, required=True)
-def run(command: tuple[str, ...], **options: Any) -> None:
+def run(command: tuple[str, ...], *, end_detached: bool, **options: Any) -> None:
     """Run COMMAND against a server that lives as long as it.
 
     \b
     ml-experiments emulator run -- modal run app.py
     ml-experiments emulator run --limit-gpu H100=0 -- python train.py
 
-    The exit code is the command's.
+    The exit code is the command's. Calls that it has detached or spawned in a deployed app are
+    waited for, until Ctrl-C.
     """
     # `modal` is next to this Python, which need not be on the PATH
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(INTERPRETER.parent)])
@@ -149,6 +160,7 @@ def run(command: tuple[str, ...], **options: Any) -> None:
             raise click.UsageError(f"{program} can't be started: {e.strerror}.") from e
         with _signal_handler(lambda signum: _forward(signum, process)):
             exit_code = process.wait()
+        _leave_detached(emulator, wait=not end_detached)
     # as a shell reports a program that a signal ended
     click.get_current_context().exit(exit_code if exit_code >= 0 else 128 - exit_code)
 
@@ -171,6 +183,34 @@ def serve(**options: Any) -> None:
         for name, value in emulator.environment.items():
             click.echo(f"export {name}={shlex.quote(value)}")
         stopped.wait()
+
+
+@emulator.command()
+@click.argument("function", required=False)
+def tick(function: str | None) -> None:
+    """Call the functions that have a schedule, or one of them, as if it was due.
+
+    On the server of `serve`, whose variables are in the environment. No clock calls them.
+    """
+    url = os.environ.get("MODAL_EMULATOR_CONTROL_URL")
+    if url is None:
+        raise click.UsageError(
+            "No server is known here: set the variables that `modal-emulator serve` prints."
+        )
+    request = urllib.request.Request(
+        f"{url}/tick",
+        data=json.dumps({"function_name": function}).encode(),
+        headers={"Authorization": f"Bearer {os.environ.get('MODAL_TOKEN_SECRET', '')}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TICK_S) as answer:
+            call_ids = json.load(answer)
+    except urllib.error.HTTPError as e:
+        raise click.ClickException(e.read().decode(errors="replace")) from e
+    except OSError as e:
+        raise click.ClickException(f"The server at {url} doesn't answer: {e}") from e
+    for call_id in call_ids:
+        click.echo(call_id)
 
 
 @contextmanager
@@ -233,6 +273,36 @@ def _inject_faults(
         emulator.preempt_input(preempt_input, after_s=after_s or 0.0, grace_s=grace_s)
     if kill_input is not None:
         emulator.kill_input(kill_input, after_s=after_s or 0.0)
+
+
+def _leave_detached(emulator: Emulator, *, wait: bool) -> None:
+    """Wait for the calls that go on without the command, or say that they are ended."""
+    unfinished = _unfinished_calls(emulator)
+    if not unfinished:
+        return
+    names = ", ".join(unfinished)
+    if not wait:
+        click.echo(f"emulator: ends what was detached: {names}.", err=True)
+        return
+    click.echo(f"emulator: waits for what was detached: {names}. Ctrl-C ends it.", err=True)
+    interrupted = threading.Event()
+    with _signal_handler(lambda _signum: interrupted.set()):
+        while _unfinished_calls(emulator) and not interrupted.wait(_DETACHED_POLL_S):
+            pass
+
+
+def _unfinished_calls(emulator: Emulator) -> list[str]:
+    """Return the unfinished calls of apps that outlive their client, as `FUNCTION (CALL)`."""
+    lasting = {
+        app.app_id
+        for app in emulator.apps()
+        if app.state in ("deployed", "detached", "detached_disconnected")
+    }
+    return [
+        f"{call.function_name} ({call.call_id})"
+        for call in emulator.calls()
+        if call.app_id in lasting and any(not each.status for each in call.inputs)
+    ]
 
 
 def _assignment(entry: str) -> tuple[str, int]:

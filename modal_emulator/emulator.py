@@ -178,6 +178,7 @@ class Emulator:
     images = _in_server_thread(Control.images)
     logs = _in_server_thread(Control.logs)
 
+    tick = _in_server_thread(Control.tick)
     preempt = _in_server_thread(Control.preempt)
     kill = _in_server_thread(Control.kill)
     preempt_input = _in_server_thread(Control.preempt_input)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from modal_emulator.apps.apps import Apps
 from modal_emulator.apps.calls import Calls
+from modal_emulator.apps.function_checks import check_access
 from modal_emulator.apps.functions import Functions
 from modal_emulator.apps.logs import Logs, LogService
 from modal_emulator.builds.builder import ImageBuilder
@@ -37,10 +38,12 @@ from modal_emulator.rpc.versions import check_installed
 from modal_emulator.scheduling.app_clients import AppClients
 from modal_emulator.scheduling.autoscaler import Autoscaler
 from modal_emulator.scheduling.background_commits import commit_in_background
+from modal_emulator.scheduling.memory_limits import watch_memory
 from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.scheduling.scheduler import Scheduler
 from modal_emulator.scheduling.termination import Termination
 from modal_emulator.services.apps import AppService
+from modal_emulator.services.billing import BillingService
 from modal_emulator.services.build_functions import BuildFunctions
 from modal_emulator.services.calls import CallService
 from modal_emulator.services.containers import ContainerService
@@ -103,7 +106,11 @@ class Server:
         self.control = self._make_control()
         self._methods = compose(self._services())
         self._guard = Guard(
-            self.token_id, self.token_secret, self._faults, self._environments.resolve
+            self.token_id,
+            self.token_secret,
+            self._faults,
+            self._environments.resolve,
+            self._check_container,
         )
         self._rpc: RpcServer | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -153,6 +160,7 @@ class Server:
             self._apps,
             self._calls,
             self._faults,
+            self._logs,
             scale=self._autoscaler.scale,
             scale_all=self._autoscaler.scale_all,
             on_done=lambda app: self._clients.on_done(app),
@@ -216,6 +224,7 @@ class Server:
             self._images,
             function_service,
             app_service,
+            BillingService(self._pools, self._apps, self._environments.id_of),
             SuggestionService(self._apps),
             LogService(self._logs, self._apps),
             CallService(self._calls, self._functions, self._apps, self._pools, self._scheduler),
@@ -276,6 +285,7 @@ class Server:
             self._faults,
             self._termination,
             self._autoscaler,
+            self._scheduler,
         )
         serve_control(self.http.app, control, self.token_secret)
         return control
@@ -284,6 +294,11 @@ class Server:
         task_id = current_caller.get().task_id
         container = self._pools.container(task_id) if task_id else None
         return container.sandbox if container else None
+
+    def _check_container(self, task_id: str, rpc_name: str) -> None:
+        container = self._pools.container(task_id)
+        if container is not None:
+            check_access(container.definition, rpc_name)
 
     async def _spawn(self, container: Container) -> None:
         await launch_container(container, self._launcher, self._container_server)
@@ -301,6 +316,7 @@ class Server:
         self._background = [
             asyncio.create_task(self._clients.watch_heartbeats()),
             asyncio.create_task(commit_in_background(self._pools, self.options.commit_every_s)),
+            asyncio.create_task(watch_memory(self._pools)),
         ]
         await self._web.open_deployed()
         self._autoscaler.keep_deployed_warm()

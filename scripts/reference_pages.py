@@ -1,4 +1,4 @@
-"""Writes docs/reference/commands.md and options.md from the commands and the options themselves.
+"""Writes commands.md, options.md and emulator-fields.md in docs/reference from the code itself.
 
 python scripts/reference_pages.py            write them
 python scripts/reference_pages.py --check    exit with 1 if they are not what would be written
@@ -21,6 +21,7 @@ from ml_experiments.cli.main import cli
 from ml_experiments.cli.parameters import flag_of
 from ml_experiments.config.options import descriptions
 from ml_experiments.runner.options import RunOptions
+from modal_emulator.rpc.protocol_fields import FIELDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 WRITTEN = "<!-- written by scripts/reference_pages.py; a change here is overwritten -->"
@@ -130,6 +131,29 @@ def options_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def fields_page() -> str:
+    """Return the page of what the local Modal server does with each field of the protocol."""
+    lines = [
+        "# Fields of the Modal protocol",
+        WRITTEN,
+        "",
+        "What [the local Modal server](../emulator.md) does with each field by which a client "
+        "defines functions, classes, schedules, secrets and images. A field that is *recorded* "
+        "shows a warning at the client. A function with a field that is *refused* is accepted, so "
+        "that the rest of its file can be used, and a call of it is an error; in an image, a class "
+        "or `with_options`, it is an error at once. So is a field of a newer client.",
+        "",
+    ]
+    for message, fields in FIELDS.items():
+        lines += [f"## {message}", "", "| field | | set by |", "|---|---|---|"]
+        for name, field in sorted(fields.items()):
+            treatment = field.treatment.value + (f": {field.note}" if field.note else "")
+            option = "" if field.option == name else field.option
+            lines.append(f"| `{name}` | {cell(treatment)} | {cell(option)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def type_name(kind: Any) -> str:
     """Return a type as an annotation without module names."""
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
@@ -143,7 +167,11 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES = {"commands.md": commands_page, "options.md": options_page}
+PAGES = {
+    "commands.md": commands_page,
+    "options.md": options_page,
+    "emulator-fields.md": fields_page,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:] not in ([], ["--check"]):

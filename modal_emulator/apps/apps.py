@@ -220,6 +220,20 @@ class Apps:
             function.definition_id = definition_id
             self._functions.save(function)
 
+    def deployment(self, record: AppRecord, version: int) -> Deployment:
+        """Return a version of a deployed app.
+
+        Raises:
+            GRPCError: If the app has no such version (NOT_FOUND).
+        """
+        for deployment in record.deployments:
+            if deployment.version == version:
+                return deployment
+        known = ", ".join(str(each.version) for each in record.deployments) or "none"
+        raise GRPCError(
+            Status.NOT_FOUND, f"App '{record.name}' has no version {version}. It has: {known}"
+        )
+
     def roll_back(self, record: AppRecord, version: int, client_version: str) -> None:
         """Deploy an older version again; a negative version counts back from the newest.
 
@@ -227,14 +241,7 @@ class Apps:
             GRPCError: If the app has no such version (NOT_FOUND).
         """
         wanted = record.version + version if version <= 0 else version
-        for deployment in record.deployments:
-            if deployment.version == wanted:
-                break
-        else:
-            known = ", ".join(str(d.version) for d in record.deployments) or "none"
-            raise GRPCError(
-                Status.NOT_FOUND, f"App '{record.name}' has no version {wanted}. It has: {known}"
-            )
+        deployment = self.deployment(record, wanted)
         self._activate(deployment.definition_ids)
         record.function_ids = dict(deployment.function_ids)
         record.class_ids = dict(deployment.class_ids)

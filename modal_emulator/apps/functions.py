@@ -12,6 +12,7 @@ from modal_proto import api_pb2
 
 from modal_emulator.apps.function_options import apply_options
 from modal_emulator.rpc.gpus import GpuRequest, requested_gpu
+from modal_emulator.rpc.protocol_fields import refusals
 from modal_emulator.storage.ids import content_id, new_id
 from modal_emulator.storage.state import State
 
@@ -40,6 +41,8 @@ class FunctionRecord:
     base_id: str = ""
     params: bytes = b""
     options: Any = None
+    # for one that is pinned to a deployment: the definition of that deployment
+    pinned_definition_id: str = ""
 
     def dump(self) -> bytes:
         """Serialise for the state file."""
@@ -54,6 +57,7 @@ class FunctionRecord:
             "base_id": self.base_id,
             "params": b64encode(self.params).decode(),
             "options": _encode(self.options) if self.options is not None else None,
+            "pinned_definition_id": self.pinned_definition_id,
         }
         return json.dumps(fields).encode()
 
@@ -79,6 +83,8 @@ class FunctionRecord:
             options=None
             if options is None
             else api_pb2.FunctionOptions.FromString(b64decode(options)),
+            # not in state folders of earlier versions
+            pinned_definition_id=fields.get("pinned_definition_id", ""),
         )
 
 
@@ -110,6 +116,8 @@ class RunnableFunction:
     params: bytes
     ranked: tuple[Any, ...]
     gpus: tuple[GpuRequest | None, ...]
+    # what it uses and is not emulated, so that it can't be called
+    refused: tuple[str, ...]
 
     @property
     def slots(self) -> int:
@@ -191,9 +199,25 @@ class Functions:
                     variant_id,
                     base.app_id,
                     base.name,
-                    base_id=base.function_id,
+                    base_id=base.base_id or base.function_id,
                     params=params,
                     options=options,
+                    pinned_definition_id=base.pinned_definition_id,
+                )
+            )
+        return self._records[variant_id]
+
+    def pinned(self, base: FunctionRecord, definition_id: str) -> FunctionRecord:
+        """Return the variant of a function that keeps one of its definitions."""
+        variant_id = content_id("fu", base.function_id.encode(), b"pinned", definition_id.encode())
+        if variant_id not in self._records:
+            self.save(
+                FunctionRecord(
+                    variant_id,
+                    base.app_id,
+                    base.name,
+                    base_id=base.function_id,
+                    pinned_definition_id=definition_id,
                 )
             )
         return self._records[variant_id]
@@ -211,7 +235,7 @@ class Functions:
             raise GRPCError(
                 Status.FAILED_PRECONDITION, f"Function {record.name} has no definition yet"
             )
-        return base.definitions[base.definition_id]
+        return base.definitions[record.pinned_definition_id or base.definition_id]
 
     def handle(self, record: FunctionRecord) -> Any:
         """Return the current handle.
@@ -274,8 +298,9 @@ class Functions:
             app_id=record.app_id,
             name=record.name,
             base_id=base.function_id,
-            definition_id=base.definition_id,
+            definition_id=record.pinned_definition_id or base.definition_id,
             params=record.params,
             ranked=ranked,
             gpus=tuple(requested_gpu(function.resources.gpu_config) for function in ranked),
+            refused=tuple(refusals([data])),
         )

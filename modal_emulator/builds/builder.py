@@ -200,6 +200,8 @@ class ImageBuilder:
             visible=[*layer.visible[1:], _SHIMS],
             writable=[layer.env],
             hidden=self._hidden,
+            # what is written there could not be kept
+            writable_folders=False,
             mode=self._sandbox_mode,
         )
         try:

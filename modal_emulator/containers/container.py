@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # why a container is ended; empty otherwise, so that an exit is a crash
 EndReason = Literal[
     "", "idle", "outdated", "preempted", "killed", "timeout", "startup_timeout", "app_stopped",
-    "cancelled", "stopped",
+    "cancelled", "stopped", "out_of_memory",
 ]  # fmt: skip
 
 _READ_BYTES = _PIPE_BYTES = _MAX_LINE_BYTES = 1 << 16
@@ -98,12 +98,14 @@ class Container:
         self.place = place
         self.created_at = time.time()
         self.started_at = 0.0
+        self.ended_at = 0.0
         self.ready = False
         self.stopping = False
         self.end_reason: EndReason = ""
         self.running: dict[str, Input] = {}
         self.inputs_taken = 0
-        self.startup_failed = False
+        # the error in the function's imports or `enter` methods, if there was one
+        self.startup_error: Any = None
         self.startup_limit_s = _BOOT_LIMIT_S
         self.cancelled_input_ids: list[str] = []
         self.cancellations = Notifier()
@@ -237,6 +239,10 @@ class Container:
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
+
+    def processes(self) -> list[int]:
+        """Return the ids of the container's processes, as far as this machine shows them."""
+        return self.sandbox.processes(self.pid) if self.sandbox is not None else []
 
     def cancel_inputs(self, input_ids: list[str]) -> None:
         """Cancel inputs, by the reply to the container's heartbeat."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import math
 import os
 import socket
 import string
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +40,9 @@ INHERITED_VARIABLES = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
+# https://modal.com/docs/guide/resources
+NUMBER_OF_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_TOKEN_S = 24 * 3600
 _CONTAINER_SITE = Path(__file__).parent / "container_site"
 
 
@@ -92,13 +99,20 @@ def container_environment(
     modal_variables: Mapping[str, str],
     root: str,
     layer: Layer | None = None,
+    *,
+    threads: int | None = None,
 ) -> dict[str, str]:
-    """Return a container's variables: inherited ones, the image's, secrets and Modal's own."""
+    """Return a container's variables: inherited ones, the image's, secrets and Modal's own.
+
+    `threads` is the number that libraries for linear algebra use, None for their default.
+    """
     env = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     # so that `python` in a container is the interpreter that runs it
     scripts = str((layer.python if layer else INTERPRETER).parent)
     host_path = os.pathsep.join([scripts, env.get("PATH", os.defpath)])
     env |= {"PATH": host_path, "HOME": root, "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
+    if threads is not None:
+        env |= dict.fromkeys(NUMBER_OF_THREADS, str(threads))
     env.update(image.env)
     env.update(secrets)
     # programs of this machine are found even if the image replaces the PATH
@@ -111,6 +125,40 @@ def container_environment(
         env["MODAL_EMULATOR_CLIENT"] = layer.client
     env.update(modal_variables)
     return env
+
+
+def threads_of(resources: Any) -> int | None:
+    """Return how many threads a container's libraries use, from the cores that are requested."""
+    # new in modal 1.6.1
+    if not resources.milli_cpu or getattr(resources, "skip_num_threads_env_vars", False):
+        return None
+    return math.ceil(int(resources.milli_cpu) / 1000)
+
+
+def identity_token(function: RunnableFunction, place: Placement, app: AppRecord) -> str:
+    """Return an OIDC token with the claims of Modal's, but not signed, so nobody accepts it.
+
+    https://modal.com/docs/guide/oidc-integration
+    """
+    now_s = int(time.time())
+    claims = {
+        "iss": "https://oidc.modal.com",
+        "aud": "oidc.modal.com",
+        "iat": now_s,
+        "exp": now_s + _TOKEN_S,
+        "workspace_id": "ac-emulator",
+        "environment_name": app.environment,
+        "app_id": app.app_id,
+        "app_name": app.name or app.description,
+        "function_id": function.function_id,
+        "function_name": function.name,
+        "container_id": place.task_id,
+    }
+    named = ("workspace_id", "environment_name", "app_name", "function_name", "container_id")
+    claims["sub"] = "modal:" + ":".join(f"{name}:{claims[name]}" for name in named)
+    parts = [json.dumps(each).encode() for each in ({"alg": "none", "typ": "JWT"}, claims)]
+    encoded = [base64.urlsafe_b64encode(each).decode().rstrip("=") for each in parts]
+    return ".".join([*encoded, ""])
 
 
 class Launcher:
@@ -168,14 +216,18 @@ class Launcher:
             writable=[built.env] if built else [],
             # with the secrets and files of other containers
             hidden=[self._state_dir, place.folder.parent],
+            # what a step of an image writes there could not be kept
+            writable_folders=built is None,
+            max_cores=math.ceil(definition.resources.milli_cpu_max / 1000) or None,
             mode=self._sandbox_mode,
         )
         env = container_environment(
             image,
             secrets,
-            self._modal_variables(definition, place, app),
+            self._modal_variables(function, place, app),
             sandbox.path("/root"),
             layer,
+            threads=threads_of(definition.resources),
         )
         python = layer.python if layer else INTERPRETER
         command = [str(python), "-m", "modal._container_entrypoint"]
@@ -202,13 +254,16 @@ class Launcher:
         encoded: bytes = arguments.SerializeToString()
         return encoded
 
-    def _modal_variables(self, definition: Any, place: Placement, app: AppRecord) -> dict[str, str]:
+    def _modal_variables(
+        self, function: RunnableFunction, place: Placement, app: AppRecord
+    ) -> dict[str, str]:
         gpu = place.gpu
         variables = {
             "MODAL_IS_REMOTE": "1",
             "MODAL_SERVER_URL": f"unix://{place.socket}",
             "MODAL_TASK_ID": place.task_id,
-            "MODAL_IMAGE_ID": definition.image_id,
+            "MODAL_IMAGE_ID": function.ranked[place.rank].image_id,
+            "MODAL_IDENTITY_TOKEN": identity_token(function, place, app),
             "MODAL_ENVIRONMENT": app.environment,
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(place.arguments),
             "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_UNSPECIFIED",

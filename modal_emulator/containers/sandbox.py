@@ -2,8 +2,8 @@
 
 With mount namespaces (as root, or in a user namespace as an ordinary user), a container has its
 own root folder: the files of this machine, read-only; a private `/root` with the uploaded source
-files; a private `/tmp`; and volumes at their mount paths, as overlays over a snapshot. The machine
-itself is not changed.
+files; a private `/tmp`; folders such as `/opt` in which it can create files of its own; and volumes
+at their mount paths, as overlays over a snapshot. The machine itself is not changed.
 
 Where the system refuses namespaces (macOS, some Docker containers), a container sees the file
 system of this machine, and the mount paths of volumes in its environment variables are replaced
@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 SandboxMode = Literal["namespaces", "user_namespaces", "path_rewriting"]
 
 WORKING_FOLDER = "/root"
-PRIVATE_FOLDERS = (WORKING_FOLDER, "/tmp")
+TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")
+PRIVATE_FOLDERS = (WORKING_FOLDER, *TEMPORARY_FOLDERS)
+# a container can create files in these, beside what this machine has there
+WRITABLE_FOLDERS = ("/home", "/mnt", "/opt", "/var", "/var/cache", "/var/lib", "/var/log")
 # without redirect_dir, which user namespaces don't have, renaming a committed folder fails (EXDEV)
 OVERLAY_OPTIONS = {
     "namespaces": "redirect_dir=on,metacopy=off,index=off",
@@ -73,6 +76,8 @@ class Sandbox:
         visible: Sequence[Path] = (),
         writable: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
+        writable_folders: bool = True,
+        max_cores: int | None = None,
         mode: SandboxMode | None = None,
     ) -> Sandbox:
         """Set up everything before the start of the process; blocks for some milliseconds.
@@ -84,12 +89,14 @@ class Sandbox:
             volumes: All volumes.
             volume_mounts: The volumes that the container has.
             files: The files of the image, each at its path in the container below this folder.
-            working_folder: Where its process starts.
+            working_folder: Where its process starts; created if it doesn't exist.
             visible: Folders of this machine that the container can read even if they are in
                 `/tmp`, `/root` or a hidden folder.
             writable: Such folders to which it can also write.
             hidden: Folders of this machine that the container can't see; the Python installation
                 stays visible.
+            writable_folders: Whether the container can create files in `/opt` and the like.
+            max_cores: How many of this machine's cores the container runs on; default: all.
             mode: The kind of isolation; by default the best that this machine supports.
         """
         sandbox = cls(scratch, mode or sandbox_mode(volumes.folder))
@@ -105,6 +112,8 @@ class Sandbox:
                 visible=[str(each.absolute()) for each in visible],
                 writable=[str(each.absolute()) for each in writable],
                 hidden=[str(each.resolve()) for each in hidden],
+                writable_folders=WRITABLE_FOLDERS if writable_folders else (),
+                max_cores=max_cores,
             )
         except BaseException:
             sandbox.close()
@@ -151,7 +160,7 @@ class Sandbox:
         self._kill_processes()
         for private in PRIVATE_FOLDERS:
             source, target = self._root / private[1:], folder / private[1:]
-            if private == "/tmp" or not source.exists():
+            if private in TEMPORARY_FOLDERS or not source.exists():
                 continue
             if target.exists():
                 delete_tree(target)
@@ -162,6 +171,15 @@ class Sandbox:
         found = {name for name in names if f"{inside}/{name}" in self._mounted}
         # mount points of the machine's own folders, such as that of Python
         return found | {name for name in names if Path(folder, name).is_mount()}
+
+    def processes(self, group: int) -> list[int]:
+        """Return the ids of the container's processes.
+
+        Without namespaces these are the processes of the group, on Linux only.
+        """
+        if self.mode != "path_rewriting":
+            return self._namespace.processes()
+        return [pid for pid in _all_processes() if _group_of(pid) == group]
 
     def close(self) -> None:
         """Kill the remaining processes of the container, and delete its files."""
@@ -197,18 +215,26 @@ class Sandbox:
             self._views[mount.volume_id] = view
 
     def _write_plan(
-        self, *, working_folder: str, visible: list[str], writable: list[str], hidden: list[str]
+        self,
+        *,
+        working_folder: str,
+        visible: list[str],
+        writable: list[str],
+        hidden: list[str],
+        writable_folders: Sequence[str],
+        max_cores: int | None,
     ) -> None:
         views = [view for view in self._views.values() if isinstance(view, OverlayView)]
         views.sort(key=lambda view: view.mount.mount_path)
-        for folder in PRIVATE_FOLDERS:
-            (self._root / folder[1:]).mkdir(exist_ok=True)
-        (self._root / "tmp").chmod(0o1777)
-        (self._root / working_folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        for folder in (*PRIVATE_FOLDERS, *writable_folders, working_folder):
+            (self._root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        for folder in ("tmp", "var/tmp"):
+            (self._root / folder).chmod(0o1777)
         plan = {
             "root": None if self.mode == "path_rewriting" else str(self._root),
             "user_namespace": self.mode == "user_namespaces",
             "working_folder": self.path(working_folder),
+            "max_cores": max_cores,
             "private": PRIVATE_FOLDERS,
             "hidden": hidden,
             "visible": visible,
@@ -236,6 +262,18 @@ class Sandbox:
                 if Path(f"/proc/{pid}").exists():
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
+
+
+def _all_processes() -> list[int]:
+    proc = Path("/proc")
+    return [int(each.name) for each in proc.glob("[0-9]*")] if proc.is_dir() else []
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 @lru_cache
@@ -283,6 +321,7 @@ def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
             "root": f"{name}/root",
             "user_namespace": mode == "user_namespaces",
             "working_folder": "/probe",
+            "max_cores": None,
             "private": PRIVATE_FOLDERS,
             "hidden": [],
             "visible": [],

@@ -44,8 +44,15 @@ def main(arguments: list[str]) -> None:
         plan = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
         if plan["root"] is not None:
             enter(plan)
+        _make_folder(plan["working_folder"])
         os.chdir(plan["working_folder"])
         _end_with_the_server()
+        if plan["max_cores"] and sys.platform == "linux":
+            cores = sorted(os.sched_getaffinity(0))
+            # not all containers on the same ones
+            first = os.getpid() % len(cores)
+            chosen = (cores + cores)[first : first + min(plan["max_cores"], len(cores))]
+            os.sched_setaffinity(0, chosen)
         # ignored in background processes of a shell, which a container would inherit
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(arguments[2], arguments[2:])

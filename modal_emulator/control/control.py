@@ -15,6 +15,7 @@ from modal_emulator.rpc.faults import (
 )
 from modal_emulator.rpc.rpc import rpc_names
 from modal_emulator.scheduling.autoscaler import Autoscaler
+from modal_emulator.scheduling.scheduler import Scheduler
 from modal_emulator.scheduling.termination import Termination
 from modal_emulator.volumes.limit import VolumeLimit
 
@@ -30,6 +31,7 @@ class Control(StateReader):
     _faults: Faults
     _termination: Termination
     _autoscaler: Autoscaler
+    _scheduler: Scheduler
 
     def _targets(self, task_id: str | None) -> list[Container]:
         if task_id is not None:
@@ -41,6 +43,31 @@ class Control(StateReader):
             which = f"container {task_id}" if task_id else "container that runs an input"
             raise ContainerNotFoundError(f"There is no {which}.")
         return found
+
+    def tick(self, function_name: str | None = None) -> list[str]:
+        """Call the functions that have a schedule, as if it was due; no clock does.
+
+        Args:
+            function_name: Only the function of this name.
+
+        Returns:
+            The ids of the calls.
+
+        Raises:
+            LookupError: If no running app has such a function.
+        """
+        due = [
+            function
+            for app in self._apps.all()
+            if app.running
+            for function in map(self._functions.runnable, app.function_ids.values())
+            if function.first.schedule.WhichOneof("schedule_oneof")
+            and function_name in (None, function.name)
+        ]
+        if not due:
+            which = f"function {function_name}" if function_name else "function"
+            raise LookupError(f"No running app has a {which} with a schedule.")
+        return [self._scheduler.call_without_arguments(each) for each in due]
 
     def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
         """Preempt a container: SIGINT, then SIGKILL; its inputs run again elsewhere.
@@ -63,7 +90,7 @@ class Control(StateReader):
         return [container.task_id for container in found]
 
     def kill(self, task_id: str | None = None) -> list[str]:
-        """Kill a container, as a crash would; its inputs fail, or are retried.
+        """Kill a container, as a crash would; its inputs run again.
 
         Args:
             task_id: The container; by default all that run an input.

@@ -106,6 +106,7 @@ class ContainerInfo:
     pid: int
     inputs_taken: int
     running_input_ids: tuple[str, ...]
+    created_at: float
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,7 @@ class StateReader:
             pid=container.pid,
             inputs_taken=container.inputs_taken,
             running_input_ids=tuple(container.running),
+            created_at=container.created_at,
         )
 
     def apps(self) -> list[AppInfo]:

@@ -90,6 +90,10 @@ class EnvironmentService:
     async def ClientHello(self, _request: Message) -> Message:
         return api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER_VERSION)
 
+    def id_of(self, name: str) -> str:
+        """Return the id of an environment, or an empty string if it was deleted."""
+        return self._ids.get(name, "")
+
     async def WorkspaceNameLookup(self, _request: Message) -> Message:
         return api_pb2.WorkspaceNameLookupResponse(workspace_name=WORKSPACE, username=WORKSPACE)
 

@@ -12,6 +12,7 @@ import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, Protocol
 
 from grpclib import GRPCError, Status
@@ -19,9 +20,11 @@ from modal_proto import api_pb2
 
 from modal_emulator.objects.environments import IMAGE_BUILDER_VERSION
 from modal_emulator.objects.layers import Layer, LayerStore
+from modal_emulator.rpc.caller import warn_client
 from modal_emulator.rpc.faults import Faults
 from modal_emulator.rpc.gpus import UnknownGpuError, requested_gpu
 from modal_emulator.rpc.notifier import Notifier
+from modal_emulator.rpc.protocol_fields import refuse, warnings
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.ids import content_id
 from modal_emulator.storage.state import State
@@ -37,6 +40,11 @@ _OPTIONS_WITH_VALUE = {
     "--python", "-p", "--torch-backend", "--index-strategy", "--target", "-t", "--prefix",
 }  # fmt: skip
 _REQUIREMENTS_OPTIONS = {"-r", "--requirement", "--requirements"}
+
+
+# a missing package is an ImportError, so its installation needs no warning
+_INSTALLS_PACKAGES = re.compile(r"\b(?:pip3? install|uv|apt-get|poetry|micromamba)\b")
+_MAX_COMMAND_CHARS = 60
 
 
 class BuildError(Exception):
@@ -201,6 +209,22 @@ def describe_image(
     )
 
 
+def steps_not_run(image: Any) -> list[str]:
+    """Return the steps of a layer that do more than install packages, where nothing is built.
+
+    Those of Modal's own base images are left out.
+    """
+    found = ["`Image.run_function`"] if image.HasField("build_function") else []
+    if "FROM base" not in image.dockerfile_commands:
+        return found
+    for command in image.dockerfile_commands:
+        keyword, _, rest = command.strip().partition(" ")
+        runs = keyword == "RUN" and not _INSTALLS_PACKAGES.search(rest)
+        if runs or (keyword in {"ENTRYPOINT", "ADD", "USER"} and rest.strip() != "[]"):
+            found.append(f"`{shorten(command.strip(), _MAX_COMMAND_CHARS, placeholder=' …')}`")
+    return found
+
+
 def bases_first(requests: Mapping[str, Any]) -> Iterator[str]:
     """Yield the ids of images, each after its base images.
 
@@ -302,6 +326,7 @@ class ImageService:
         )
 
     async def ImageGetOrCreate(self, request: Message) -> Message:
+        refuse("The image", [request.image])
         image_id = content_id("im", request.image.SerializeToString(deterministic=True))
         if self._faults.image_build_error is not None:
             result = api_pb2.GenericResult(
@@ -313,6 +338,11 @@ class ImageService:
             record = self._describe(image_id, request)
         except UnknownGpuError as e:
             raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e
+        recorded = warnings([request.image])
+        if self.builder is None:
+            recorded += steps_not_run(request.image)
+        for option in recorded:
+            warn_client(f"The emulator records {option} of an image but it has no effect here.")
         self._records[image_id] = record
         self._state.put("image", image_id, request.SerializeToString())
         layer = self.builder.store.get(image_id) if self.builder else None

@@ -19,6 +19,7 @@ from modal_emulator.storage.sqlite_file import open_sqlite, transaction
 # as documented by Modal
 MAX_ITEMS_PER_PARTITION = 5_000
 MAX_ITEM_BYTES = 1024 * 1024
+MAX_PARTITION_BYTES = 64 * 1024 * 1024
 
 _SCHEMA = """
 create table if not exists items (
@@ -106,6 +107,11 @@ class QueueService:
         where, values = _where(request, all_partitions=False)
         if self._count(where, values) + len(request.values) > MAX_ITEMS_PER_PARTITION:
             message = f"A partition of a Queue can hold {MAX_ITEMS_PER_PARTITION} items at most"
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, message)
+        size = f"select coalesce(sum(length(value)), 0) from items where {where}"
+        new_bytes = sum(len(value) for value in request.values)
+        if self._db.execute(size, values).fetchone()[0] + new_bytes > MAX_PARTITION_BYTES:
+            message = f"A partition of a Queue can hold {MAX_PARTITION_BYTES} bytes at most"
             raise GRPCError(Status.RESOURCE_EXHAUSTED, message)
         expires_at = time.time() + request.partition_ttl_seconds
         insert = "insert into items (queue_id, partition, value, expires_at) values (?, ?, ?, ?)"

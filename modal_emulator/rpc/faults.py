@@ -113,6 +113,8 @@ class Faults:
             ValueError: If the count is not a whole number of 0 or more.
         """
         device = gpus.device_of(gpus.check_name(name))
+        if device == "ANY":
+            raise ValueError("any is not one type of GPU: limit L4, A10 and T4.")
         if count is None:
             self._gpu_capacity.pop(device, None)
             return

@@ -1,5 +1,7 @@
 """GPU types and counts that Modal offers, from https://modal.com/docs/guide/gpu (October 2026).
 
+`A10G` and `any` are not in that list, but in the client's own messages and in Modal's examples.
+
 The `modal` client accepts any name, and the service refuses an unknown one when the app starts;
 the emulator refuses it when the function is created.
 """
@@ -14,6 +16,7 @@ MAX_COUNT: dict[str, int] = {
     "T4": 8,
     "L4": 8,
     "A10": 4,
+    "A10G": 4,
     "L40S": 8,
     "A100": 8,
     "A100-40GB": 8,
@@ -24,10 +27,13 @@ MAX_COUNT: dict[str, int] = {
     "H200": 8,
     "B200": 8,
     "B200+": 8,
+    "ANY": 4,
 }
 
 # name in a request -> type of the GPU that is allocated
-_DEVICE = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
+_DEVICE = {"A10G": "A10", "A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
+# https://modal.com/docs/examples/gpu_fallbacks
+_ANY = ("L4", "A10", "T4")
 
 
 class UnknownGpuError(ValueError):
@@ -47,8 +53,17 @@ class GpuRequest:
         return device_of(self.name)
 
     @property
+    def candidates(self) -> tuple[GpuRequest, ...]:
+        """The requests that meet this one, best first: several for `any`."""
+        if self.name != "ANY":
+            return (self,)
+        return tuple(GpuRequest(name, self.count) for name in _ANY)
+
+    @property
     def in_words(self) -> str:
         """The request as part of a sentence, such as `an H100` or `2 T4`."""
+        if self.name == "ANY":
+            return "any GPU" if self.count == 1 else f"any {self.count} GPUs"
         if self.count > 1:
             return f"{self.count} {self.name}"
         # the names are spelled out: an "aitch" hundred

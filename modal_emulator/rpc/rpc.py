@@ -9,12 +9,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import cache, partial
 from typing import Any
+from urllib.parse import quote
 
 import grpclib.server
 from grpclib import GRPCError, Status
 from grpclib.const import Handler
 from grpclib.exceptions import StreamTerminatedError
-from modal._utils.grpc_utils import custom_detail_codec
+from modal._utils.grpc_utils import SERVER_WARNING_HEADER, custom_detail_codec
 from modal_proto.api_grpc import ModalClientBase
 
 from modal_emulator.rpc.caller import Caller, current_caller
@@ -42,10 +43,12 @@ class Guard:
         token_secret: str,
         faults: Faults,
         check_environment: Callable[[str], object],
+        check_container: Callable[[str, str], object],
     ) -> None:
         self._token = (token_id, token_secret)
         self._faults = faults
         self._check_environment = check_environment
+        self._check_container = check_container
 
     async def call(self, task_id: str | None, name: str, method: Method, stream: Any) -> None:
         """Run one RPC for a client (`task_id` None) or for a container."""
@@ -54,6 +57,8 @@ class Guard:
             secret = str(stream.metadata.get("x-modal-token-secret", ""))
             self._authenticate(caller.token_id, secret)
             self._check_client(caller.client_version)
+        else:
+            self._check_container(task_id, name)
         current_caller.set(caller)
         await self._faults.before_rpc(name)
         try:
@@ -62,6 +67,7 @@ class Guard:
             if "environment_name" in request.DESCRIPTOR.fields_by_name:
                 self._check_environment(request.environment_name)
             await _send_replies(method(request), stream)
+            await _send_warnings(caller.warnings, stream)
         except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
             raise
         except Exception as e:
@@ -107,6 +113,12 @@ async def _send_replies(answer: Awaitable[Message] | AsyncGenerator[Message], st
                 await stream.send_message(reply)
     elif (reply := await answer) is not None:
         await stream.send_message(reply)
+
+
+async def _send_warnings(warnings: list[str], stream: Any) -> None:
+    if warnings:
+        encoded = [(SERVER_WARNING_HEADER, quote(message)) for message in warnings]
+        await stream.send_trailing_metadata(metadata=encoded)
 
 
 def rpc_names() -> list[str]:

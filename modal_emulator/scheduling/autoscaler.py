@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from modal_emulator.apps.logs import Logs
 from modal_emulator.containers.container import Container
 from modal_emulator.containers.launch import Placement
 from modal_emulator.rpc.faults import Faults
+from modal_emulator.rpc.gpus import GpuRequest
 from modal_emulator.scheduling.pools import ContainerPool, ContainerPools
 from modal_emulator.storage.ids import new_id
 
@@ -90,9 +92,19 @@ class Autoscaler:
         for container in pool.live:
             if container.function.definition_id != function.definition_id:
                 container.end("outdated")
-        for _ in range(self._missing(pool, function)):
+        missing = self._missing(pool, function)
+        if missing > 0 and (wait_s := self._back_off_s(pool, function)):
+            asyncio.get_running_loop().call_later(wait_s, self.scale, pool)
+            return
+        for _ in range(missing):
             if not self._start(pool, function):
                 return
+
+    def _back_off_s(self, pool: ContainerPool, function: RunnableFunction) -> float:
+        """Return how long to wait before the next container of a function that crashes."""
+        if self._apps.get(function.app_id).state != DEPLOYED:
+            return 0.0
+        return pool.crashes.wait_s(function.definition_id)
 
     def _missing(self, pool: ContainerPool, function: RunnableFunction) -> int:
         settings = function.first.autoscaler_settings
@@ -101,7 +113,7 @@ class Autoscaler:
         wanted = live + math.ceil(without_slot / function.slots)
         if pool.waiting or any(each.running for each in pool.live):
             wanted += settings.buffer_containers
-        if pool.broken_definition_id != function.definition_id:
+        if pool.broken_definition_id != function.definition_id and not function.refused:
             wanted = max(wanted, settings.min_containers)
         wanted = min(wanted, function.max_containers)
         containers = self._pools.containers()
@@ -112,12 +124,12 @@ class Autoscaler:
         return min(wanted - live, allowed if live else max(allowed, 1))
 
     def _start(self, pool: ContainerPool, function: RunnableFunction) -> bool:
-        rank = self._rank_with_capacity(function)
-        if rank is None:
+        free = self._free_gpu(function)
+        if free is None:
             self._report_waiting(pool, function)
             return False
         task_id = new_id("ta")
-        place = Placement(task_id, rank, function.gpus[rank], self._run_dir / task_id[-8:])
+        place = Placement(task_id, *free, self._run_dir / task_id[-8:])
         container = Container(function, place, self._logs, pool.changed)
         pool.containers[task_id] = container
         log.info("container %s of %s starts", task_id, function.name)
@@ -145,15 +157,19 @@ class Autoscaler:
             )
         self._reported[pool.function_id] = set(call_ids)
 
-    def _rank_with_capacity(self, function: RunnableFunction) -> int | None:
+    def _free_gpu(self, function: RunnableFunction) -> tuple[int, GpuRequest | None] | None:
+        """Return the first rank for which there is a GPU, with that GPU (None if it needs none)."""
         used = Counter[str]()
         for container in self._pools.containers():
             if container.place.gpu is not None:
                 used[container.place.gpu.device] += container.place.gpu.count
-        for rank, gpu in enumerate(function.gpus):
-            capacity = None if gpu is None else self._faults.gpu_capacity(gpu.device)
-            if gpu is None or capacity is None or used[gpu.device] + gpu.count <= capacity:
-                return rank
+        for rank, request in enumerate(function.gpus):
+            if request is None:
+                return rank, None
+            for gpu in request.candidates:
+                capacity = self._faults.gpu_capacity(gpu.device)
+                if capacity is None or used[gpu.device] + gpu.count <= capacity:
+                    return rank, gpu
         return None
 
     async def _run(self, pool: ContainerPool, container: Container) -> None:
@@ -166,9 +182,8 @@ class Autoscaler:
             # any error is reported to the callers whose inputs wait for the container
             log.exception("container %s could not be started", container.task_id)
             error = f"{type(e).__name__}: {e}"
+        container.ended_at = time.time()
         container.read_output()
-        if not container.ready and container.end_reason in ("", "startup_timeout"):
-            pool.broken_definition_id = container.function.definition_id
         self._on_exit(pool, container, exit_code, error)
         await container.clean_up()
         log.info(

@@ -11,6 +11,7 @@ from modal_proto import api_pb2
 from modal_emulator.apps.calls import Input
 from modal_emulator.containers.container import Container
 from modal_emulator.rpc.notifier import Notifier
+from modal_emulator.scheduling.crashes import Crashes
 
 
 class ContainerPool:
@@ -22,6 +23,7 @@ class ContainerPool:
         self.containers: dict[str, Container] = {}
         # a definition whose containers fail to start, so that no minimum of them is kept
         self.broken_definition_id = ""
+        self.crashes = Crashes()
         # notified when there are new inputs, and when a container should exit
         self.changed = Notifier()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from modal_emulator.apps.apps import AppRecord, Apps
+from modal._serialization import serialize
+from modal_proto import api_pb2
+
+from modal_emulator.apps.apps import DEPLOYED, AppRecord, Apps
 from modal_emulator.apps.calls import (
     FAILURE,
     INTERNAL_FAILURE,
@@ -19,19 +21,19 @@ from modal_emulator.apps.calls import (
     Input,
     failed,
 )
-from modal_emulator.apps.functions import Functions
+from modal_emulator.apps.functions import Functions, RunnableFunction
+from modal_emulator.apps.logs import Logs
 from modal_emulator.containers.container import Container, EndReason
 from modal_emulator.rpc.faults import Faults
+from modal_emulator.scheduling.crashes import MAX_CRASHES, describe_crash
 from modal_emulator.scheduling.pools import ContainerPool, ContainerPools
 
 _DEFAULT_IDLE_S = 60.0
 _CANCEL_GRACE_S = 10.0
 _CANCELLED = "The function call was cancelled."
 _STOPPED = "The app was stopped."
-# why a container can end through no fault of the inputs that it runs, which then run again
-_RUN_AGAIN: tuple[EndReason, ...] = (
-    "preempted", "timeout", "outdated", "idle", "stopped", "cancelled",
-)  # fmt: skip
+# the other reasons are not a fault of the inputs that a container runs
+_CRASHED: tuple[EndReason, ...] = ("", "killed", "out_of_memory")
 
 
 class Scheduler:
@@ -44,6 +46,7 @@ class Scheduler:
         apps: Apps,
         calls: Calls,
         faults: Faults,
+        logs: Logs,
         *,
         scale: Callable[[ContainerPool], None],
         scale_all: Callable[[], None],
@@ -56,6 +59,7 @@ class Scheduler:
         self._apps = apps
         self._calls = calls
         self._faults = faults
+        self._logs = logs
         self._scale = scale
         self._scale_all = scale_all
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -75,6 +79,21 @@ class Scheduler:
         pool = self._pools.get(function_id)
         pool.add(items)
         self._scale(pool)
+
+    def call_without_arguments(self, function: RunnableFunction) -> str:
+        """Call a function as a schedule does, and return the id of the call."""
+        request = api_pb2.FunctionMapRequest(
+            function_id=function.function_id,
+            function_call_type=api_pb2.FUNCTION_CALL_TYPE_UNARY,
+            function_call_invocation_type=api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC,
+        )
+        call = self._calls.create(request, function.app_id)
+        arguments = api_pb2.FunctionInput(
+            args=serialize(((), {})), data_format=api_pb2.DATA_FORMAT_PICKLE, final_input=True
+        )
+        item = api_pb2.FunctionPutInputsItem(idx=0, input=arguments)
+        self.enqueue(function.function_id, [self._calls.add_input(call, item)])
+        return call.call_id
 
     async def next_inputs(
         self, container: Container, batch_size: int, linger_s: float
@@ -143,6 +162,7 @@ class Scheduler:
     def put_outputs(self, container: Container, outputs: Iterable[Any]) -> None:
         """Handle the outputs of a container."""
         container.read_output()
+        pool = self._pools.get(container.function.function_id)
         for output in outputs:
             item = container.running.pop(output.input_id, None)
             if item is None:
@@ -151,8 +171,9 @@ class Scheduler:
             result = output.result
             if result.status == TERMINATED and not result.exception:
                 result.exception = _CANCELLED
+            pool.crashes.add_output()
             self._finish_or_retry(item, result, output.data_format)
-        self._scale(self._pools.get(container.function.function_id))
+        self._scale(pool)
 
     def _on_timeout(self, container: Container, item: Input) -> None:
         limit_s = container.definition.timeout_secs
@@ -166,7 +187,7 @@ class Scheduler:
     def _finish_or_retry(self, item: Input, result: Any, data_format: int = 0) -> None:
         """Finish an input, or retry it if its function has retries left."""
         self._stop_timer(item)
-        retriable = result.status in (FAILURE, TIMEOUT, INTERNAL_FAILURE)
+        retriable = result.status in (FAILURE, TIMEOUT)
         policy = self._functions.runnable(item.call.function_id).first.retry_policy
         if not retriable or item.cancelled or item.attempts > policy.retries:
             self._finish(item, result, data_format)
@@ -196,10 +217,9 @@ class Scheduler:
     def on_exit(
         self, pool: ContainerPool, container: Container, exit_code: int, error: str
     ) -> None:
-        """Handle the exit of a container: rerun, retry or finish the inputs that it ran."""
+        """Handle the exit of a container: rerun or finish the inputs that it ran."""
         if self._closed:
             return
-        reason = container.end_reason
         container.stopping = True
         app = self._apps.get(container.function.app_id)
         lost, container.running = list(container.running.values()), {}
@@ -210,44 +230,58 @@ class Scheduler:
                 self._finish(item, failed(TERMINATED, _STOPPED))
             elif item.cancelled:
                 self._finish(item, failed(TERMINATED, _CANCELLED))
-            elif reason in _RUN_AGAIN:
+            else:
                 # doesn't count as one of its retries
                 item.attempts -= 1
                 again.append(item)
-            else:
-                exit_ = _describe_exit(exit_code)
-                message = f"The container {container.task_id} {exit_} while it ran the input."
-                self._finish_or_retry(item, failed(INTERNAL_FAILURE, message))
         pool.add_first(again)
-        if not container.ready and not container.startup_failed:
-            self._on_failed_start(pool, container, error or _describe_exit(exit_code))
-
-    def _on_failed_start(self, pool: ContainerPool, container: Container, reason: str) -> None:
-        name = container.function.name
-        if container.end_reason == "startup_timeout":
+        if error:
+            message = f"The container of {container.function.name} did not start: it {error}."
+            self._give_up(pool, container, failed(INTERNAL_FAILURE, message))
+        elif container.end_reason == "startup_timeout" and not container.ready:
             limit_s = container.startup_limit_s
-            result = failed(TIMEOUT, f"{name} was not ready {limit_s} s after its start.")
-        elif container.end_reason == "":
+            message = f"{container.function.name} was not ready {limit_s} s after its start."
+            self._give_up(pool, container, failed(TIMEOUT, message))
+        elif container.end_reason in _CRASHED and (lost or not container.ready):
+            self._on_crash(pool, container, app, exit_code)
+
+    def _on_crash(
+        self,
+        pool: ContainerPool,
+        container: Container,
+        app: AppRecord,
+        exit_code: int,
+    ) -> None:
+        """Count a crash; for an ephemeral app with too many, the waiting inputs fail."""
+        pool.crashes.add_crash(container.function.definition_id)
+        gives_up = app.state != DEPLOYED and pool.crashes.are_too_many()
+        self._logs.append_system_line(
+            app.app_id,
+            f"{describe_crash(container, exit_code)}.",
+            task_id=container.task_id,
+            function_id=container.function.function_id,
+            base_function_id=container.function.base_id,
+        )
+        if gives_up:
+            pool.crashes.forget()
             message = (
-                f"The container of {name} did not start: it {reason}.\n{container.last_output}"
+                f"{describe_crash(container, exit_code)}, "
+                f"as {MAX_CRASHES - 1} others did shortly before.\n{container.last_output}"
             )
-            result = failed(INTERNAL_FAILURE, message)
-        else:
-            # preempted, killed or outdated, so that another one is started
-            return
-        self._fail_waiting(pool, result)
+            result = container.startup_error or failed(INTERNAL_FAILURE, message)
+            self._give_up(pool, container, result)
 
-    def fail_start(self, container: Container, result: Any) -> None:
-        """Handle an error in the imports or `enter` methods of a function."""
-        container.startup_failed = True
-        container.stopping = True
-        self._fail_waiting(self._pools.get(container.function.function_id), result)
-
-    def _fail_waiting(self, pool: ContainerPool, result: Any) -> None:
+    def _give_up(self, pool: ContainerPool, container: Container, result: Any) -> None:
+        pool.broken_definition_id = container.function.definition_id
         items = list(pool.waiting)
         pool.waiting.clear()
         for item in items:
             self._finish(item, result)
+
+    def fail_start(self, container: Container, result: Any) -> None:
+        """Handle an error in the imports or `enter` methods of a function."""
+        container.startup_error = result
+        container.stopping = True
 
     def cancel(self, call: Call, *, terminate_containers: bool) -> None:
         """Cancel the unfinished inputs of a call, and the calls that they have made."""
@@ -285,10 +319,3 @@ class Scheduler:
         for pool in self._pools.all():
             if self._functions.get(pool.function_id).app_id == app.app_id:
                 pool.waiting.clear()
-
-
-def _describe_exit(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exited with code {exit_code}"
-    names = {each.value: each.name for each in signal.Signals}
-    return f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"

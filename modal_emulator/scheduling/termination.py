@@ -39,7 +39,16 @@ class Termination:
         self._stop_grace_s = stop_grace_s
 
     def preempt(self, container: Container, grace_s: float) -> None:
-        """Send SIGINT, and SIGKILL after the grace period; the inputs run again elsewhere."""
+        """Send SIGINT, and SIGKILL after the grace period; the inputs run again elsewhere.
+
+        A container of a function with `nonpreemptible=True` runs on.
+        """
+        if container.definition.scheduler_placement.nonpreemptible:
+            message = f"Container {container.task_id} is not preempted: it is nonpreemptible."
+            self._logs.append_system_line(
+                container.function.app_id, message, task_id=container.task_id
+            )
+            return
         self._logs.append_system_line(
             container.function.app_id,
             f"Container {container.task_id} is preempted.",

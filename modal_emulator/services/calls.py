@@ -22,6 +22,7 @@ from modal_emulator.apps.calls import (
     Input,
 )
 from modal_emulator.apps.functions import Functions
+from modal_emulator.rpc.protocol_fields import not_emulated
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.scheduling.scheduler import Scheduler
@@ -55,6 +56,8 @@ class CallService:
                 Status.FAILED_PRECONDITION,
                 f"App {app.app_id} is stopped, so {function.name} cannot be called.",
             )
+        if refused := self._functions.runnable(request.function_id).refused:
+            raise not_emulated(function.name, refused)
         call = self._calls.create(request, function.app_id)
         response = api_pb2.FunctionMapResponse(
             function_call_id=call.call_id,

@@ -11,14 +11,17 @@ from modal_proto import api_pb2
 
 from modal_emulator.apps.apps import Apps
 from modal_emulator.apps.function_checks import (
-    check_features,
     check_gpu,
+    check_placement,
     check_requests,
+    check_schedule,
     check_timeout,
-    ignored_options,
 )
-from modal_emulator.apps.functions import Functions
+from modal_emulator.apps.function_options import apply_options
+from modal_emulator.apps.functions import FunctionRecord, Functions
 from modal_emulator.objects.images import ImageService
+from modal_emulator.rpc.caller import warn_client
+from modal_emulator.rpc.protocol_fields import refusals, refuse, warnings
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.services.web_endpoints import WebEndpoints
 from modal_emulator.storage.ids import new_id
@@ -146,35 +149,33 @@ class FunctionService:
         created.web_url = handle.web_url
         for name, method in created.method_definitions.items():
             method.web_url = handle.method_handle_metadata[name].web_url
-        warnings = [
-            api_pb2.Warning(
-                type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
-                message=f"The emulator records `{name}` of {first.function_name} "
-                "but it has no effect here.",
-            )
-            for name in ignored_options(first)
-        ]
-        warnings += [
-            api_pb2.Warning(
-                type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
-                message=f"The image of {first.function_name} is built without {what}.",
-            )
-            for what in self._images.warnings(first.image_id)
-        ]
+        self._warn(first.function_name, [request])
+        for what in self._images.warnings(first.image_id):
+            warn_client(f"The image of {first.function_name} is built without {what}.")
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,
             function=created,
             function_data=data,
             handle_metadata=handle,
-            server_warnings=warnings,
         )
+
+    def _warn(self, name: str, messages: list[Any]) -> None:
+        """Warn the client of what a function asks for and doesn't get here."""
+        for option in warnings(messages):
+            warn_client(f"The emulator records {option} of {name} but it has no effect here.")
+        for option in refusals(messages):
+            warn_client(
+                f"{name} uses {option}, which the emulator does not emulate, "
+                "so calls of it are refused."
+            )
 
     def _check(self, function: Any) -> None:
         check_timeout("timeout", function.timeout_secs)
         check_timeout("startup_timeout", function.startup_timeout_secs)
         check_gpu(function.resources.gpu_config)
         check_requests(function.resources)
-        check_features(function)
+        check_placement(function)
+        check_schedule(function.schedule)
         for field, objects in self._dependencies:
             for object_id in getattr(function, field):
                 objects.require(object_id)
@@ -187,22 +188,23 @@ class FunctionService:
         base = self._functions.get(request.function_id)
         options = request.function_options if request.HasField("function_options") else None
         if options is not None:
-            self._check_options(options)
+            self._check_options(base, options)
         record = self._functions.variant(base, request.serialized_params, options)
         return api_pb2.FunctionBindParamsResponse(
             bound_function_id=record.function_id, handle_metadata=self._functions.handle(record)
         )
 
-    def _check_options(self, options: Any) -> None:
+    def _check_options(self, base: FunctionRecord, options: Any) -> None:
+        refuse(base.name, [options])
+        self._warn(base.name, [options])
+        if self._functions.is_defined(base):
+            for ranked in self._functions.current_data(base).ranked_functions:
+                check_placement(apply_options(ranked.function, options))
         if options.HasField("timeout_secs"):
             check_timeout("timeout", options.timeout_secs)
         if options.HasField("resources"):
             check_gpu(options.resources.gpu_config)
             check_requests(options.resources)
-        if options.cloud_bucket_mounts:
-            raise GRPCError(
-                Status.UNIMPLEMENTED, "The emulator does not emulate cloud bucket mounts."
-            )
         for field, objects in self._dependencies:
             for object_id in getattr(options, field):
                 objects.require(object_id)
@@ -211,18 +213,16 @@ class FunctionService:
 
     async def FunctionGet(self, request: Message) -> Message:
         app = self._apps.deployed(request.app_name, request.environment_name)
-        if request.app_version and request.app_version != app.version:
-            raise GRPCError(
-                Status.UNIMPLEMENTED,
-                f"The emulator runs version {app.version} of '{request.app_name}' only, "
-                f"not the pinned version {request.app_version}.",
-            )
-        function_id = app.function_ids.get(request.object_tag)
+        pinned = self._apps.deployment(app, request.app_version) if request.app_version else None
+        function_ids = pinned.function_ids if pinned else app.function_ids
+        function_id = function_ids.get(request.object_tag)
         if function_id is None:
-            raise self._lookup_error(request.object_tag, app.function_ids, app.class_ids)
+            raise self._lookup_error(request.object_tag, function_ids, app.class_ids)
         record = self._functions.get(function_id)
+        if pinned is not None:
+            record = self._functions.pinned(record, pinned.definition_ids[function_id])
         return api_pb2.FunctionGetResponse(
-            function_id=function_id,
+            function_id=record.function_id,
             handle_metadata=self._functions.handle(record),
             function=self._functions.current_data(record),
         )
@@ -249,6 +249,7 @@ class FunctionService:
 
     async def ClassCreate(self, request: Message) -> Message:
         self._apps.get(request.app_id)
+        refuse("The class", [request])
         return api_pb2.ClassCreateResponse(
             class_id=request.existing_class_id or new_id("cs"),
             handle_metadata=api_pb2.ClassHandleMetadata(),

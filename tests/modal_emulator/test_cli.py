@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import modal
 import pytest
 
-from tests.support.emulator_command import emulator_run
+from modal_emulator import Emulator
+from modal_emulator.pytest_plugin import connected
+from tests.support.emulator_command import COMMAND, emulator_run
 
 pytestmark = pytest.mark.usefixtures("without_modal")
 
@@ -125,3 +129,60 @@ def test_run_refuses_a_file_that_is_no_program(tmp_path: Path) -> None:
     done = emulator_run("--", str(program))
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert f"{program} can't be started: Exec format error." in done.stderr
+
+
+SPAWN = (
+    "import sys, modal\n"
+    "from deployed_app import app, sleep\n"
+    "with app.run(detach=True):\n"
+    "    print(sleep.spawn(float(sys.argv[1])).object_id)\n"
+)
+
+
+def test_run_waits_for_the_calls_that_were_detached(tmp_path: Path) -> None:
+    state = ["--state", str(tmp_path / "state")]
+    done = emulator_run(*state, "--", sys.executable, "-c", SPAWN, "1")
+    call_id = done.stdout.strip()
+    assert f"waits for what was detached: sleep ({call_id}). Ctrl-C ends it." in done.stderr
+    code = f"import modal; print(modal.FunctionCall.from_id('{call_id}').get())"
+    assert emulator_run(*state, "--", sys.executable, "-c", code).stdout.strip() == "slept"
+
+
+def test_run_says_which_detached_calls_it_ends() -> None:
+    done = emulator_run("--end-detached", "--", sys.executable, "-c", SPAWN, "600")
+    call_id = done.stdout.strip()
+    assert f"ends what was detached: sleep ({call_id}).\n" in done.stderr
+
+
+def run_tick(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, "tick", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator, connected(emulator):
+        yield emulator
+
+
+def test_tick_calls_what_has_a_schedule(emulator: Emulator) -> None:
+    app = modal.App("scheduled")
+    for name in ("hourly", "daily"):
+        app.function(serialized=True, name=name, schedule=modal.Period(hours=1))(lambda: "ran")
+    assert "No running app has a function with a schedule" in run_tick().stderr
+    with app.run():
+        both = run_tick().stdout.split()
+        assert [modal.FunctionCall.from_id(each).get(timeout=60) for each in both] == ["ran"] * 2
+        (daily,) = run_tick("daily").stdout.split()
+        modal.FunctionCall.from_id(daily).get(timeout=60)
+        assert len(emulator.calls("daily")) == 2
+        (hourly,) = emulator.tick("hourly")
+        modal.FunctionCall.from_id(hourly).get(timeout=60)
+        missing = run_tick("weekly")
+        assert missing.returncode == 1
+        assert "No running app has a function weekly with a schedule" in missing.stderr
+
+
+def test_tick_needs_to_know_the_server() -> None:
+    done = run_tick()
+    assert done.returncode == 2
+    assert "set the variables that `modal-emulator serve` prints" in done.stderr

@@ -288,6 +288,23 @@ def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -
     assert log.endswith("step 11\n")
 
 
+def test_a_run_whose_container_is_killed_goes_on_from_its_checkpoint(
+    modal_emulator: Emulator,
+) -> None:
+    # Modal runs the input again, as after a preemption, but without a signal before
+    modal_emulator.kill_input(1, after_s=3)
+    with ModalBackend() as backend:
+        result = run_experiment(
+            Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=Recorder()
+        )
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert 0 < result.results["started_at"] < 12
+    function = function_of(modal_emulator, result.run_id)
+    ran_in = [c for c in modal_emulator.containers() if c.function_id == function.function_id]
+    assert [each.end_reason == "killed" for each in ran_in] == [True, False]
+    assert folder_of(result).log_file.read_text().endswith("step 11\n")
+
+
 @pytest.mark.parametrize("how", ["return", "exit", "raise"])
 def test_a_preempted_run_runs_again_whatever_it_makes_of_the_interrupt(
     modal_emulator: Emulator, how: str

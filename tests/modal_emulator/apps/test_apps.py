@@ -12,6 +12,7 @@ from pathlib import Path
 
 import modal
 import pytest
+from modal.exception import NotFoundError
 
 from modal_emulator import Emulator
 from tests.support.emulator_command import MODAL_APPS, app_of_call, app_state, input_runs
@@ -105,6 +106,21 @@ def test_a_redeployment_runs_the_new_code_and_a_rollback_the_old(
     assert len(versions) >= 2
     run_modal("app", "rollback", "deployed")
     assert answer.remote() == before
+
+
+def test_a_function_of_an_earlier_version_keeps_its_code(
+    deployed: Path, run_modal: RunModal
+) -> None:
+    before = modal.Function.from_name("deployed", "answer").remote()
+    rows = json.loads(run_modal("app", "history", "deployed", "--json").stdout)
+    version = len(rows)
+    redeploy(deployed, before + 1)
+    pinned = modal.Function.from_name("deployed", "answer", version=version)
+    assert pinned.remote() == before
+    assert pinned.with_options(memory=300).remote() == before
+    assert modal.Function.from_name("deployed", "answer").remote() == before + 1
+    with pytest.raises(NotFoundError, match=r"has no version 99\. It has: 1, 2"):
+        modal.Function.from_name("deployed", "answer", version=99).hydrate()
 
 
 def test_a_failed_redeployment_leaves_the_app_as_it_was(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,13 @@ import emulated_settings as settings
 import modal
 import modal.experimental
 import pytest
-from modal.exception import InvalidError, NotFoundError, UnimplementedError
+from modal._vendor.cloudpickle import register_pickle_by_value
+from modal.exception import InvalidError, NotFoundError, ServerWarning, UnimplementedError
 
 from modal_emulator import Emulator
 from modal_emulator.control.info import FunctionInfo
+
+register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,15 +146,109 @@ def test_a_missing_volume_is_refused_before_anything_runs() -> None:
         pytest.fail("the app ran")
 
 
-def test_an_http_server_is_refused_and_not_ignored() -> None:
+def test_a_file_with_an_http_server_is_accepted_with_a_warning() -> None:
     class Server:
         pass
 
-    app = modal.App("refused")
+    app = modal.App("accepted")
+    two = app.function(serialized=True, name="two")(lambda: 2)
     server = modal.experimental.http_server(port=8000, proxy_regions=["us-east"])(Server)
     app.cls(serialized=True)(server)
-    with pytest.raises(UnimplementedError, match="http_server"), app.run():
+    warned = pytest.warns(ServerWarning, match=r"Server\.\* uses @modal.http_server")
+    with warned, app.run():
+        assert two.remote() == 2
+
+
+def test_what_is_not_emulated_is_refused_when_it_is_called_and_not_before() -> None:
+    app = modal.App("accepted")
+    bucket = modal.CloudBucketMount("somewhere")
+    two = app.function(serialized=True, name="two")(lambda: 2)
+    options: dict[str, Any] = {"volumes": {"/bucket": bucket}, "min_containers": 1}
+    reads = app.function(serialized=True, name="reads", **options)(lambda: 1)
+    message = "reads uses `modal.CloudBucketMount`, which the emulator does not emulate"
+    warned = pytest.warns(ServerWarning, match=message)
+    with warned, app.run():
+        assert two.remote() == 2
+        with pytest.raises(UnimplementedError, match=message):
+            reads.remote()
+
+
+def test_a_gpu_function_can_not_be_nonpreemptible() -> None:
+    app = modal.App("refused")
+    app.function(serialized=True, name="f", gpu="T4", nonpreemptible=True)(lambda: 1)
+    with pytest.raises(InvalidError, match="f has nonpreemptible=True and a GPU"), app.run():
         pytest.fail("the app ran")
+    app = modal.App("refused-later")
+    f = app.function(serialized=True, name="f", nonpreemptible=True)(lambda: 1)
+    with app.run(), pytest.raises(InvalidError, match="f has nonpreemptible=True and a GPU"):
+        f.with_options(gpu="T4").remote()
+
+
+def test_a_nonpreemptible_function_is_not_preempted(modal_emulator: Emulator) -> None:
+    app = modal.App("nonpreemptible")
+    f = app.function(serialized=True, name="f", nonpreemptible=True)(lambda: 1)
+    modal_emulator.preempt_input(1)
+    with app.run():
+        assert f.remote() == 1
+        app_id = str(app.app_id)
+    assert modal_emulator.calls("f")[-1].inputs[0].starts == 1
+    assert "it is nonpreemptible" in "".join(each.text for each in modal_emulator.logs(app_id))
+
+
+def test_more_disk_than_modal_offers_is_refused() -> None:
+    app = modal.App("refused")
+    app.function(serialized=True, ephemeral_disk=3_145_729)(lambda: 1)
+    with pytest.raises(InvalidError, match="ephemeral_disk=3145729 asks for too much"), app.run():
+        pytest.fail("the app ran")
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "message"),
+    [
+        ("0 9 * *", "UTC", "has five fields"),
+        ("60 9 * * *", "UTC", "minute 0-59"),
+        ("0 9 * * tue-x", "UTC", "not a cron schedule"),
+        ("0 9 * * *", "Europe/Nowhere", "is not a time zone"),
+    ],
+)
+def test_a_wrong_schedule_is_refused(cron: str, zone: str, message: str) -> None:
+    app = modal.App("refused")
+    app.function(serialized=True, schedule=modal.Cron(cron, timezone=zone))(lambda: None)
+    with pytest.raises(InvalidError, match=message), app.run():
+        pytest.fail("the app ran")
+
+
+def test_schedules_of_every_kind_are_recorded_with_a_warning(modal_emulator: Emulator) -> None:
+    app = modal.App("scheduled")
+    for name, schedule in {
+        "cron": modal.Cron("*/5 0-6,22 1 jan mon-fri", timezone="Europe/Berlin"),
+        "period": modal.Period(hours=5),
+    }.items():
+        app.function(serialized=True, name=name, schedule=schedule)(lambda: None)
+    warned = pytest.warns(ServerWarning, match="schedule")
+    with warned, app.run():
+        assert "Europe/Berlin" in received(modal_emulator, "cron").schedule
+        assert received(modal_emulator, "period").schedule == "period {\n  hours: 5\n}"
+
+
+def use_a_dict(name: str) -> str:
+    try:
+        modal.Dict.from_name(name, create_if_missing=True)["key"] = 1
+    except modal.exception.PermissionDeniedError as error:
+        return str(error)
+    return "done"
+
+
+def test_a_function_without_access_to_modal_can_not_use_its_objects() -> None:
+    app = modal.App("restricted")
+    free = app.function(serialized=True, name="free")(use_a_dict)
+    options: dict[str, Any] = {"name": "restricted", "restrict_modal_access": True}
+    restricted = app.function(serialized=True, **options)(use_a_dict)
+    with app.run():
+        assert free.remote("of-a-function") == "done"
+        answer = restricted.remote("of-a-function")
+    assert "restricted has restrict_modal_access=True" in answer
+    assert "DictGetOrCreate" in answer
 
 
 def test_the_tags_of_an_app_are_received(modal_emulator: Emulator) -> None:

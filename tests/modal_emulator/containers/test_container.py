@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,9 +13,13 @@ from typing import Any
 import emulated_calls as calls
 import modal
 import pytest
+from modal._vendor.cloudpickle import register_pickle_by_value
 from modal.exception import InternalFailure, NotFoundError
 
 from modal_emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("modal_emulator")
+register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +207,76 @@ def test_a_secret_that_was_deleted_fails_the_start_and_names_it(
         modal.Secret.objects.delete("soon-deleted")
         with pytest.raises((InternalFailure, NotFoundError), match="not found"):
             never.remote()
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+def test_the_libraries_use_as_many_threads_as_cores_are_requested() -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    app = modal.App("threads")
+    chosen = modal.Image.debian_slim().env({"OMP_NUM_THREADS": "7"})
+    many = app.function(serialized=True, name="many", cpu=2.5, image=chosen)(environment)
+    default = app.function(serialized=True, name="default")(environment)
+    with app.run():
+        found, not_asked = many.remote(), default.remote()
+    assert [found[name] for name in names] == ["7", "3", "3"]
+    assert not {*names} & {*not_asked}
+
+
+def test_a_container_has_an_identity_token_that_nobody_accepts(
+    surroundings: dict[str, Any],
+) -> None:
+    env = surroundings["env"]
+    header, claims, signature = env["MODAL_IDENTITY_TOKEN"].split(".")
+    decoded = json.loads(base64.urlsafe_b64decode(claims + "=="))
+    assert decoded["container_id"] == env["MODAL_TASK_ID"]
+    assert decoded["function_name"] == "surroundings"
+    assert decoded["iss"] == "https://oidc.modal.com"
+    assert json.loads(base64.urlsafe_b64decode(header + "=="))["alg"] == "none"
+    assert signature == ""
+
+
+def working_folder() -> str:
+    Path("written-here").write_text("x")
+    return str(Path.cwd())
+
+
+@pytest.mark.parametrize("folder", ["/workspace/app", "/usr/share/of-the-image", "/opt/app"])
+def test_the_workdir_of_the_image_is_where_a_function_starts(folder: str) -> None:
+    app = modal.App("workdir")
+    first, last = folder.rsplit("/", 1)
+    image = modal.Image.debian_slim().workdir(first).workdir(last)
+    start = app.function(serialized=True, image=image)(working_folder)
+    with app.run():
+        assert start.remote() == folder
+    assert not Path(folder).exists()
+
+
+def write_everywhere(folders: list[str]) -> list[str]:
+    for folder in folders:
+        Path(folder, "from-a-container").write_text("x")
+    return [folder for folder in folders if Path(folder, "from-a-container").exists()]
+
+
+def test_a_container_can_write_into_the_folders_of_a_debian_image() -> None:
+    folders = ["/opt", "/mnt", "/var", "/home", "/var/tmp", "/var/log", "/var/cache", "/tmp", "/"]
+    app = modal.App("writable")
+    write = app.function(serialized=True)(write_everywhere)
+    with app.run():
+        assert write.remote(folders) == folders
+    assert not any(Path(folder, "from-a-container").exists() for folder in folders)
+
+
+def number_of_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs sched_setaffinity")
+def test_the_limit_of_cpu_is_how_many_cores_a_container_runs_on() -> None:
+    app = modal.App("cores")
+    one = app.function(serialized=True, name="one", cpu=(0.5, 0.7))(number_of_cores)
+    every = app.function(serialized=True, name="every", cpu=0.5)(number_of_cores)
+    with app.run():
+        assert (one.remote(), every.remote()) == (1, number_of_cores())

@@ -83,6 +83,19 @@ def test_items_expire_with_their_partition() -> None:
         assert shared.get(block=False) == "long"
 
 
+def test_a_partition_holds_64_mib() -> None:
+    item = b"x" * 1_000_000
+    with modal.Queue.ephemeral() as shared:
+        for _ in range(4):
+            shared.put_many([item] * 16)
+        shared.put_many([item] * 3)
+        with pytest.raises(queue.Full, match="67108864 bytes"):
+            shared.put(item, block=False)
+        shared.put(item, partition="another", block=False)
+        shared.get()
+        shared.put(item, block=False)
+
+
 def test_a_full_partition_and_a_large_item_are_refused() -> None:
     with modal.Queue.ephemeral() as shared:
         shared.put_many(list(range(5000)))

@@ -12,7 +12,7 @@ from typing import Any
 import disturbed_app as disturbed
 import modal
 import pytest
-from modal.exception import InternalFailure, PermissionDeniedError
+from modal.exception import PermissionDeniedError
 
 from modal_emulator import Emulator
 from modal_emulator.control.control import ContainerNotFoundError
@@ -77,27 +77,27 @@ def test_a_preemption_is_not_one_of_the_retries(modal_emulator: Emulator) -> Non
     assert (found.attempts, found.starts) == (1, 2)
 
 
-def test_a_killed_container_is_an_internal_failure(modal_emulator: Emulator) -> None:
-    modal_emulator.kill_input(1, after_s=0.2)
-    with pytest.raises(InternalFailure, match="was killed by SIGKILL while it ran the input"):
-        disturbed.nap.remote(60)
-
-
-def test_a_killed_container_is_retried_when_the_function_retries(
+def test_the_input_of_a_killed_container_runs_again_apart_from_the_retries(
     modal_emulator: Emulator,
 ) -> None:
-    modal_emulator.kill_input(1, after_s=0.2)
-    call = disturbed.nap_with_retry.spawn(1)
-    call.get(timeout=60)
-    assert input_of(modal_emulator, call).attempts == 2
+    for function in (disturbed.nap, disturbed.nap_with_retry):
+        modal_emulator.kill_input(1, after_s=0.2)
+        call = function.spawn(1)
+        call.get(timeout=60)
+        found = input_of(modal_emulator, call)
+        assert (found.attempts, found.starts, found.status) == (1, 2, "success")
+    logs = "".join(each.text for each in modal_emulator.logs(str(disturbed.app.app_id)))
+    assert "of nap was killed by SIGKILL while it ran an input.\n" in logs
 
 
 def test_every_busy_container_is_killed_without_a_task_id(modal_emulator: Emulator) -> None:
-    calls = [disturbed.nap.spawn(60) for _ in range(2)]
+    nap = disturbed.nap.with_options(memory=301)
+    calls = [nap.spawn(60) for _ in range(2)]
     started = {wait_for_start(modal_emulator, call) for call in calls}
     assert set(modal_emulator.kill()) == started
     for call in calls:
-        with pytest.raises(InternalFailure):
+        call.cancel(terminate_containers=True)
+        with pytest.raises(modal.exception.RemoteError):
             call.get(timeout=60)
 
 
