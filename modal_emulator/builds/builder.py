@@ -40,6 +40,21 @@ _OF_THE_BASE = {
     "ln -s /usr/local/bin/python3 /usr/local/bin/python",
 }
 _READ_ONLY = "Read-only file system"
+_EXTENDABLE = (
+    "/home",
+    "/mnt",
+    "/opt",
+    "/srv",
+    "/usr/local",
+    "/usr/local/bin",
+    "/usr/local/lib",
+    "/usr/local/share",
+    "/var",
+)
+_WHERE_TO_WRITE = (
+    "Commands of an image can write to /root, /tmp and the environment, and create files in "
+    "/home, /mnt, /opt, /srv, /usr/local and /var.\n"
+)
 _INSTALLERS = "pip install --upgrade pip wheel uv"
 
 # run the function of `Image.run_function` in a container whose layer it may change
@@ -199,6 +214,7 @@ class ImageBuilder:
             working_folder=workdir,
             visible=[*layer.visible[1:], _SHIMS],
             writable=[layer.env],
+            extendable=_EXTENDABLE,
             hidden=self._hidden,
             # what is written there could not be kept
             writable_folders=False,
@@ -224,7 +240,7 @@ class ImageBuilder:
                 for line in process.stdout:
                     log(line)
                     if _READ_ONLY in line:
-                        log("Commands of an image can write to /root, /tmp and the environment.\n")
+                        log(_WHERE_TO_WRITE)
             sandbox.keep_files(layer.files)
             return process.returncode
         finally:

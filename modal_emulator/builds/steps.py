@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modal_emulator.objects.images import apt_packages_of
+
 _SHELL = re.compile(r"[|&;<>`]|\$\(")
 _PIP_INSTALL = re.compile(r"(?:python3? -m pip|pip3?|(?:\S*/)?uv pip) install (?P<arguments>.*)")
 _UV_SYNC = re.compile(r"\S*/uv sync (?P<arguments>.*)")
 # what the client writes: the interpreter is the layer's in any case
 _OWN_PYTHON = "--python $(command -v python)"
-_APT = re.compile(r"(?:apt-get|apt) ")
+_APT = re.compile(r"apt-get ")
 _ONLY_OF_PIP = {"--no-cache-dir", "--root-user-action=ignore", "--prefer-binary"}
 _INSTALLER_VARIABLES = ("PIP_", "UV_")
 
@@ -65,6 +67,7 @@ class LayerBuild:
             StepError: If it exits with another code than 0.
         """
         self.log(f"=> RUN {command}\n")
+        self._warn_of_missing(apt_packages_of(command))
         plain = command.replace(_OWN_PYTHON, "")
         simple = not _SHELL.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", plain))
         if simple and (found := _PIP_INSTALL.fullmatch(plain)):
@@ -72,7 +75,7 @@ class LayerBuild:
         elif simple and (found := _UV_SYNC.fullmatch(plain)):
             code = self._sync(shlex.split(found["arguments"]))
         elif simple and _APT.match(plain):
-            code = self._record_apt(shlex.split(plain))
+            code = 0  # recorded
         else:
             code = self.run_in_sandbox(command, {**self.env, **self.secrets}, self.workdir)
         if code:
@@ -113,14 +116,10 @@ class LayerBuild:
                 self.log(line)
         return process.returncode
 
-    def _record_apt(self, words: list[str]) -> int:
-        if "install" not in words:
-            return 0
-        wanted = [each for each in words[words.index("install") + 1 :] if each[:1] != "-"]
+    def _warn_of_missing(self, wanted: list[str]) -> None:
         missing = [each for each in wanted if not _is_installed(each)]
         if missing:
             self.warnings.append(f"apt packages that this machine lacks: {', '.join(missing)}")
-        return 0
 
     def copy(self, arguments: str) -> None:
         """Apply `COPY source… target`, from the files that the client has sent.

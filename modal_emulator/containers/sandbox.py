@@ -61,6 +61,7 @@ class Sandbox:
         self._namespace = Namespace(self._root, OVERLAY_OPTIONS.get(mode, ""))
         self._views: dict[str, VolumeView] = {}
         self._mounted: set[str] = set()
+        self._mount_points: set[str] = set()
 
     @classmethod
     def prepare(
@@ -75,6 +76,7 @@ class Sandbox:
         working_folder: str = WORKING_FOLDER,
         visible: Sequence[Path] = (),
         writable: Sequence[Path] = (),
+        extendable: Sequence[str] = (),
         hidden: Sequence[Path] = (),
         writable_folders: bool = True,
         max_cores: int | None = None,
@@ -93,6 +95,8 @@ class Sandbox:
             visible: Folders of this machine that the container can read even if they are in
                 `/tmp`, `/root` or a hidden folder.
             writable: Such folders to which it can also write.
+            extendable: Folders of this machine in which the container can create entries of its
+                own, beside those that are there.
             hidden: Folders of this machine that the container can't see; the Python installation
                 stays visible.
             writable_folders: Whether the container can create files in `/opt` and the like.
@@ -103,6 +107,9 @@ class Sandbox:
         try:
             if files is not None:
                 shutil.copytree(files, sandbox._root, symlinks=True, dirs_exist_ok=True)
+            for folder in extendable:
+                if not Path(folder).is_symlink():
+                    (sandbox._root / folder[1:]).mkdir(parents=True, exist_ok=True)
             mounts.copy_files(mount_ids, sandbox._root)
             sandbox._mounted = {each.remote_path for each in mounts.files(mount_ids)}
             for mount in volume_mounts:
@@ -153,24 +160,37 @@ class Sandbox:
         self._view(volume_id).reload()
 
     def keep_files(self, folder: Path) -> None:
-        """Copy what was written to the private folders into a layer, after the process's end.
+        """Replace the files of a layer with those that the container has, after its end.
 
-        `/tmp` is left out, and so are the files that were mounted.
+        `/tmp` is left out, and so are the files that were mounted and the mount points.
         """
         self._kill_processes()
-        for private in PRIVATE_FOLDERS:
-            source, target = self._root / private[1:], folder / private[1:]
-            if private in TEMPORARY_FOLDERS or not source.exists():
-                continue
-            if target.exists():
-                delete_tree(target)
-            shutil.copytree(source, target, symlinks=True, ignore=self._is_mounted)
+        delete_tree(folder)
+        folder.mkdir()
+        for parent, names, files in os.walk(self._root):
+            inside = parent.removeprefix(str(self._root)) or "/"
+            left_out = (*TEMPORARY_FOLDERS, "/__modal")
+            names[:] = [n for n in names if f"{inside.rstrip('/')}/{n}" not in left_out]
+            links = [name for name in names if Path(parent, name).is_symlink()]
+            for name in [*files, *links]:
+                source, path = Path(parent, name), f"{inside.rstrip('/')}/{name}"
+                if path not in self._mounted and not self._is_mount_point(source, path):
+                    target = folder / path[1:]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(source, target, follow_symlinks=False)
+            if not names and not files and not self._is_mount_point(Path(parent), inside):
+                (folder / inside[1:]).mkdir(parents=True, exist_ok=True)
 
-    def _is_mounted(self, folder: str, names: list[str]) -> set[str]:
-        inside = "/" + str(Path(folder).relative_to(self._root))
-        found = {name for name in names if f"{inside}/{name}" in self._mounted}
-        # mount points of the machine's own folders, such as that of Python
-        return found | {name for name in names if Path(folder, name).is_mount()}
+    def _is_mount_point(self, source: Path, path: str) -> bool:
+        if path in self._mount_points:
+            return True
+        if any(PurePosixPath(path).is_relative_to(each) for each in PRIVATE_FOLDERS):
+            return False
+        host = Path(path)
+        if source.is_symlink():
+            return host.is_symlink() and host.readlink() == source.readlink()
+        # what this machine has there was mounted on an empty file or folder
+        return os.path.lexists(path) and (source.is_dir() or source.lstat().st_size == 0)
 
     def processes(self, group: int) -> list[int]:
         """Return the ids of the container's processes.
@@ -230,7 +250,7 @@ class Sandbox:
             (self._root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
         for folder in ("tmp", "var/tmp"):
             (self._root / folder).chmod(0o1777)
-        plan = {
+        plan: dict[str, Any] = {
             "root": None if self.mode == "path_rewriting" else str(self._root),
             "user_namespace": self.mode == "user_namespaces",
             "working_folder": self.path(working_folder),
@@ -242,6 +262,7 @@ class Sandbox:
             "kept": folders_of_python([*PRIVATE_FOLDERS, *hidden]),
             "volumes": [view.plan() for view in views],
         }
+        self._mount_points = {*plan["visible"], *plan["writable"], *plan["kept"]}
         (self._scratch / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
 
     def _rewrite(self, path: str) -> str:

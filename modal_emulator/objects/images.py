@@ -149,7 +149,8 @@ def _requirements_in(content: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("-")]
 
 
-def _apt_packages_of(command: str) -> list[str]:
+def apt_packages_of(command: str) -> list[str]:
+    """Return what a `RUN … apt-get install …` installs."""
     packages = []
     for part in re.split(r"&&|;", command.removeprefix("RUN ")):
         words = _words(part)
@@ -187,7 +188,7 @@ def describe_image(
             files_inside[target.strip()] = files[source]
         elif keyword == "RUN":
             packages += _packages_of(command, files_inside)
-            apt_packages += _apt_packages_of(command)
+            apt_packages += apt_packages_of(command)
     built = list(first.build_functions)
     if image.HasField("build_function"):
         built.append(BuildFunction(build_function_id, image.build_function.definition))

@@ -65,7 +65,7 @@ def look(image: modal.Image) -> dict[str, object]:
 
 
 def test_a_container_has_what_the_steps_of_its_image_made_and_nothing_else(
-    builder: Emulator, project: Path, capfd: pytest.CaptureFixture[str]
+    builder: Emulator, cache: Path, project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with modal.enable_output():
         found = look(built_app.make_image(project, HOST_VERSION))
@@ -78,13 +78,20 @@ def test_a_container_has_what_the_steps_of_its_image_made_and_nothing_else(
         "greeting": "hello $NAME",
         "seen": ["six==1.16.0", "/opt/work", str(tuple(version)), "pip"],
         "weights": "tiny six",
-        "copied": True,
+        "copied": False,
+        "tool": "a tool\na tool\n",
+        "link": "seen",
+        "empty": [],
         "added": True,
         "interpreter": "wrapt\n",
     }
+    layers = [LayerStore(cache).get(each.image_id) for each in builder.images()]
+    tops = {path.name for layer in layers if layer for path in layer.files.iterdir()}
+    assert tops <= {"root", "opt", "usr", ".uv", ".0_requirements.txt"}
     printed = " ".join(capfd.readouterr().out.split())
     assert "+ six==1.16.0" in printed
-    assert "apt packages that this machine lacks: no-such-package" in printed
+    for package in ("no-such-package", "missing-too"):
+        assert f"{package}." in printed
 
 
 def test_a_layer_is_built_once_for_all_servers(
@@ -125,7 +132,7 @@ def test_files_of_layers_that_are_built_on_each_other_are_hard_links(
     [
         ("echo first; echo last words >&2; exit 3", "last words\n.* exited with code 3"),
         ("pip install no-such-package-at-all-here", "package-at-all-here exited with code 1"),
-        ("touch /usr/x", "Read-only.*can write to /root, /tmp and the environment"),
+        ("touch /etc/x", "Read-only.*can write to /root, /tmp and the environment, and"),
     ],
 )
 def test_a_failing_step_is_a_build_error_with_its_log(

@@ -32,7 +32,13 @@ def make_image(folder: Path, python: str) -> modal.Image:
             "python -m pip --version | cut -c1-3 >> /root/seen",
         )
         .run_function(store_weights, args=("tiny",))
+        .run_commands(
+            "mkdir /opt/own && printf '#!/bin/sh\\necho a tool\\n' > /usr/local/bin/own-tool",
+            "chmod +x /usr/local/bin/own-tool && own-tool > /opt/own/printed",
+        )
+        .run_commands("mkdir /root/empty && ln -s seen /root/link && rm /root/copied.txt")
         .apt_install("no-such-package")
+        .run_commands("apt-get update && apt-get install -y missing-too")
         .add_local_file(folder / "requirements.txt", "/root/added.txt")
     )
 
@@ -55,6 +61,9 @@ def look() -> dict[str, object]:
         "seen": Path("/root/seen").read_text().splitlines(),
         "weights": Path("/root/weights/name").read_text(),
         "copied": Path("/root/copied.txt").exists(),
+        "tool": os.popen("own-tool; cat /opt/own/printed").read(),
+        "link": str(Path("/root/link").readlink()),
+        "empty": sorted(each.name for each in Path("/root/empty").iterdir()),
         "added": Path("/root/added.txt").exists(),
         "interpreter": os.popen("python -c 'import wrapt; print(wrapt.__name__)'").read(),
     }
