@@ -179,7 +179,9 @@ def test_an_address_of_ones_own_has_no_effect_and_says_so(
     run_modal: Callable[..., CompletedProcess[str]],
 ) -> None:
     done = run_modal("deploy", "web_app.py", "--name", "labelled")
-    assert "label (endpoints are on 127.0.0.1)" in " ".join(done.stdout.split())
+    # a panel with a frame
+    warning = " ".join(done.stderr.replace("│", " ").split())
+    assert "The emulator records `label` (endpoints are on 127.0.0.1)" in warning
     assert "http://127.0.0.1:" in done.stdout
     run_modal("app", "stop", "--yes", "labelled")
 
