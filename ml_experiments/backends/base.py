@@ -35,6 +35,7 @@ class RunHandle(ABC):
             with LocalBackend() as backend:
                 handle = submit_experiment(square, {"n": 3}, backend=backend)
                 print(handle.result(timeout_s=60).results)  # 9
+                print(handle.done(), handle.status)  # True success
         ```
 
     Attributes:
@@ -79,7 +80,7 @@ class RunHandle(ABC):
         return self.folder.outcome().status
 
     def logs(self) -> str:
-        """Return what the run has printed so far."""
+        """Return what the run has printed so far; on Modal, as far as it has arrived here."""
         try:
             return self.folder.log_file.read_text("utf-8", "replace")
         except FileNotFoundError:

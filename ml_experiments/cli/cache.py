@@ -184,7 +184,7 @@ def stats(runs_dir: str | None, as_json: bool) -> None:
     """Say which downloads the cache saved, from the manifests of runs."""
     from ml_experiments import settings
     from ml_experiments.cli.cache_report import print_stats
-    from ml_experiments.runs.cache_stats import read_stats
+    from ml_experiments.runs.reports.cache_stats import read_stats
 
     folder = settings.runs_dir() if runs_dir is None else runs_dir
     _print(read_stats(folder).to_dict(), as_json, print_stats)

@@ -14,6 +14,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor, redact_file
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.log_times import LogTimes
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 
@@ -73,6 +74,7 @@ class LogTail:
         self._redactor = redactor
         self._stream = StreamRedactor(redactor)
         self._characters = WholeCharacters()
+        self._times = LogTimes(folder.log_file)
         self._file = output.open("rb", buffering=0)
         is_copied = output != folder.log_file
         self._copy = self._log_file.open("ab", buffering=0) if is_copied else None
@@ -109,6 +111,7 @@ class LogTail:
                 f"the output of {self._spec.run_id} came faster than it could be shown; all of it "
                 f"is in {self._log_file}, and this is its end:",
             )
+            self._times.note(tail)
             # on a line of its own
             self._show(b"\n" + tail)
 
@@ -138,7 +141,8 @@ class LogTail:
         return lines if newline and lines else tail.lstrip(_INSIDE_CHARACTERS)
 
     def _copied(self, data: bytes) -> bytes:
-        """Return the data, which is then in the log file."""
+        """Return the data, which is then in the log file, with its time."""
+        self._times.note(data)
         if self._copy is not None and data:
             with contextlib.suppress(OSError):  # a full disk must not end the live log
                 self._copy.write(data)

@@ -13,7 +13,7 @@ import pytest
 
 from ml_experiments import Experiment, ExperimentConfig, LocalBackend, RunResult, run_experiment
 from ml_experiments.experiment.hub_models import hub_models
-from ml_experiments.runs.cache_stats import read_stats
+from ml_experiments.runs.reports.cache_stats import read_stats
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from tests.support.hub_server import HubServer
 

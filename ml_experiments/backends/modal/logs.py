@@ -15,6 +15,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.streams import StreamRedactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.log_times import LogTimes
 from ml_experiments.runs.spec import RunSpec
 
 # how long the last lines may come after the result
@@ -71,13 +72,14 @@ class LiveLogs:
 
     def _follow(self) -> None:
         entries = self._call.logs.stream()
+        times = LogTimes(self._folder.log_file)
         try:
             with self._folder.log_file.open("ab", buffering=0) as file:
                 for entry in entries:
                     with self._lock:
                         if self._muted:
                             return
-                        self._hear(entry, file)
+                        self._hear(entry, file, times)
                     if self._ended:
                         return
         except (modal.exception.Error, OSError) as e:
@@ -87,7 +89,7 @@ class LiveLogs:
         finally:
             entries.close()
 
-    def _hear(self, entry: Any, file: Any) -> None:
+    def _hear(self, entry: Any, file: Any, times: LogTimes) -> None:
         if entry.source == "system":  # Modal itself, about the container
             self._observer.notice(self._spec, entry.message.rstrip("\n"))
             return
@@ -95,6 +97,7 @@ class LiveLogs:
             if isinstance(item, bytes):
                 data = self._redactor.feed(item)
                 file.write(data)
+                times.note(data)
                 self._print(self._characters.feed(data))
             else:
                 self._pass_on(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import datetime
 import json
 from typing import TYPE_CHECKING
 
@@ -34,15 +35,19 @@ def follow(run: str, as_json: bool) -> int:
 @click.command()
 @click.argument("run")
 @click.option("-f", "--follow", "goes_on", is_flag=True, help="Wait for more until the run ends.")
-def logs(run: str, goes_on: bool) -> None:
+@click.option("--since", help="Only what was printed since: an age, 10m or 2h, or a date.")
+def logs(run: str, goes_on: bool, since: str | None) -> None:
     """Print what a run has printed."""
     from ml_experiments.cli.runs.showing import print_log
 
     folder = find_run(run)
+    offset = 0 if since is None else _offset_since(folder, since)
+    if goes_on and since is not None and _is_only_on_modal(folder):
+        raise click.UsageError("no client writes the log of this run here; leave out --since")
     if goes_on:
-        _until_ended(folder, _printer(to_stderr=False))
+        _until_ended(folder, _printer(to_stderr=False), offset=offset)
     else:
-        print_log(folder.log_file)
+        print_log(folder.log_file, offset)
 
 
 @click.command()
@@ -96,19 +101,39 @@ def cancel(runs: tuple[str, ...], at_once: bool) -> int:
     return code
 
 
+def _offset_since(folder: RunFolder, since: str) -> int:
+    """Return where in its log begins what a run has printed since a date, or for an age."""
+    from ml_experiments.runs.index.filters import parse_moment
+    from ml_experiments.runs.log_times import offset_since
+
+    moment = datetime.datetime.fromisoformat(parse_moment(since))
+    return offset_since(folder.log_file, moment.timestamp())
+
+
 def _until_ended(
-    folder: RunFolder, show: Callable[[bytes], object] | None, limit_s: float | None = None
+    folder: RunFolder,
+    show: Callable[[bytes], object] | None,
+    limit_s: float | None = None,
+    *,
+    offset: int = 0,
 ) -> RunResult:
     """See a run to its end, wherever it is; show what it prints."""
     from ml_experiments.cli.run import leave
-    from ml_experiments.runner.following import follow_log, has_client, has_ended, wait_for_end
+    from ml_experiments.runner.following import follow_log, wait_for_end
 
     try:
-        if has_ended(folder.outcome()) or has_client(folder):
-            return follow_log(folder, show) if show else wait_for_end(folder, limit_s)
+        if not _is_only_on_modal(folder):
+            return follow_log(folder, show, offset) if show else wait_for_end(folder, limit_s)
         return _collect_from_modal(folder, limit_s)
     except KeyboardInterrupt:
         leave(folder.path.name, 130)
+
+
+def _is_only_on_modal(folder: RunFolder) -> bool:
+    """Return whether a run goes on there and no process here sees it through."""
+    from ml_experiments.runner.following import has_client, has_ended
+
+    return not has_ended(folder.outcome()) and not has_client(folder)
 
 
 def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:

@@ -52,8 +52,8 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
         print_log(folder.log_file)
 
 
-def print_log(file: Path) -> None:
-    """Print a log.
+def print_log(file: Path, offset: int = 0) -> None:
+    """Print a log, from an offset in bytes.
 
     Raises:
         RunFolderError: If it is not readable.
@@ -64,6 +64,7 @@ def print_log(file: Path) -> None:
     try:
         # newline="": a progress bar's \r is no end of a line that it would be translated to
         with file.open(encoding="utf-8", errors="backslashreplace", newline="") as log:
+            log.seek(offset)
             while chunk := log.read(_LOG_CHUNK):
                 click.echo(printable_lines(chunk), nl=False)
     except OSError as e:

@@ -120,9 +120,9 @@ def _conditions(run_filter: RunFilter, paths: Callable[[], Iterable[str]]) -> It
     for tag, value in run_filter.tags.items():
         yield value_condition(f"tags.{tag}", "value GLOB ?", value)
     if run_filter.since is not None:
-        yield Condition("coalesce(runs.created_at >= ?, 0)", (_moment(run_filter.since),))
+        yield Condition("coalesce(runs.created_at >= ?, 0)", (parse_moment(run_filter.since),))
     if run_filter.until is not None:
-        yield Condition("coalesce(runs.created_at < ?, 0)", (_moment(run_filter.until),))
+        yield Condition("coalesce(runs.created_at < ?, 0)", (parse_moment(run_filter.until),))
     if run_filter.where is not None:
         yield parse_where(run_filter.where, paths)
 
@@ -137,8 +137,8 @@ def _unknown_column(name: str, paths: Callable[[], Iterable[str]]) -> ConfigErro
     return ConfigError(f"no run has {name!r}{nearest or f'{there}config.lr'}")
 
 
-def _moment(given: str) -> str:
-    """Return a moment as records write it.
+def parse_moment(given: str) -> str:
+    """Return a date or an age, such as `7d`, as records write a moment.
 
     Raises:
         ConfigError: If it is neither a date nor an age.

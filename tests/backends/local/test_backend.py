@@ -358,6 +358,21 @@ def test_cancelling_interrupts_the_experiment() -> None:
     assert json.loads((result.run_dir / "result.json").read_text())["status"] == "cancelled"
 
 
+def test_a_handle_says_where_its_run_stands() -> None:
+    recorder = Recorder()
+    with LocalBackend() as backend:
+        handle = submit_experiment(Ends, {"how": "sleeps"}, backend=backend, observer=recorder)
+        assert recorder.began.wait(WAIT_S)
+        wait_until(lambda: handle.status is RunStatus.RUNNING)
+        assert not handle.done()
+        handle.cancel()
+        handle.result(WAIT_S)
+        assert (handle.done(), handle.status) == (True, RunStatus.CANCELLED)
+        handle = submit_experiment(Fit, {"steps": 2}, backend=backend)
+        handle.result(WAIT_S)
+        assert (handle.logs(), handle.status) == ("step 0\nstep 1\n", RunStatus.SUCCESS)
+
+
 def test_cancelling_ends_an_experiment_that_ignores_it() -> None:
     recorder = Recorder()
     with LocalBackend() as backend:

@@ -90,6 +90,9 @@ def test_a_detached_run_is_followed_to_its_result_and_leaves_no_process() -> Non
     again = call("runs", "follow", "last")
     assert again.stdout.startswith("begun\ngoing é\n")
     assert call("runs", "logs", "last").stdout == "begun\ngoing é\n"
+    assert call("runs", "logs", "last", "--since", "10m").stdout == "begun\ngoing é\n"
+    assert call("runs", "logs", "-f", "last", "--since", "2999-01-01").stdout == ""
+    assert "'soon' is not a date" in call("runs", "logs", "last", "--since", "soon").stderr
     assert call("runs", "wait", "last").stdout == f"{folder.path.name}  success\n"
 
 

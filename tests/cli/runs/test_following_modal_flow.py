@@ -60,12 +60,16 @@ def test_a_detached_run_is_collected_by_its_supervisor(call: Call) -> None:
     assert done.returncode == 0, done.stderr
     assert "begun" in done.stdout
     assert folder.read_result().results == "done"
+    assert call("runs", "logs", "last", "--since", "10m").stdout == "begun\n"
+    assert call("runs", "logs", "last", "--since", "2999-01-01").stdout == ""
 
 
 def test_a_run_whose_client_is_gone_is_followed_by_another(call: Call) -> None:
     folder = detached(call, "seconds=2")
     kill_client(folder)
     assert folder.outcome().status in (RunStatus.PENDING, RunStatus.RUNNING)
+    refused = call("runs", "logs", "-f", "last", "--since", "2999-01-01")
+    assert (refused.returncode, "leave out --since" in refused.stderr) == (2, True)
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
     assert folder.read_result().results == "done"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ml_experiments.cli.cache_report import print_stats
 from ml_experiments.errors import CacheError
-from ml_experiments.runs.cache_stats import read_stats
+from ml_experiments.runs.reports.cache_stats import read_stats
 from tests.support.hub_cache import commit_of
 
 A = commit_of("a")
