@@ -253,3 +253,23 @@ def say_much() -> None:
 def nap(seconds: float) -> str:
     time.sleep(seconds)
     return "slept"
+
+
+@app.function(**SMALL)
+def die_once(notes: modal.Dict, key: str, how: str) -> int:
+    attempt = count_attempt(notes, key)
+    if attempt == 1:
+        if how == "SIGKILL":
+            os.kill(os.getpid(), 9)
+        os._exit(3)
+    return attempt
+
+
+@app.function(**SMALL, retries=modal.Retries(max_retries=2, initial_delay=0.0))
+def die_and_fail(notes: modal.Dict, key: str) -> int:
+    attempt = count_attempt(notes, key)
+    if attempt == 2:
+        os.kill(os.getpid(), 9)
+    if attempt < 4:
+        raise ValueError(f"attempt {attempt} fails")
+    return attempt
