@@ -39,7 +39,6 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("transformer", {"attention_backend": "native"}),
     ("transformer", {"quantization": "int8"}),
     ("transformer", {"compile": True}),
-    ("U-Net", {"compile": True}),  # takes minutes to compile
 )
 DRAWING: dict[str, dict[str, Any]] = {
     "U-Net": {"height": 128, "width": 128, "num_inference_steps": 3, "guidance_scale": 1.0},
