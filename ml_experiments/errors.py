@@ -11,6 +11,7 @@ Error
 ├── CacheError                a cache pattern, folder or download is not usable
 ├── RunNotFoundError          no run folder matches an id
 ├── RunFolderError            a run folder is not readable
+├── CheckpointError           a state can't be saved so that it can be loaded again
 ├── UnportableResultError     a value that JSON and files cannot represent
 ├── InsufficientMemoryError   the smallest unit of work does not fit in memory
 └── RunFailedError            raised by `RunResult.raise_for_error()`
@@ -142,6 +143,10 @@ class UnportableResultError(Error):
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class CheckpointError(Error):
+    """Raised when a state can't be saved so that it can be loaded again; nothing has changed."""
 
 
 class InsufficientMemoryError(Error):

@@ -22,7 +22,10 @@ DISTRIBUTIONS = {**PIP_NAMES, "google.protobuf": "protobuf", "modal_proto": "mod
 # the plugin for pytest is imported by pytest itself, so pytest is there
 BROUGHT_BY_THE_CALLER = {"modal_emulator/pytest_plugin.py": {"pytest"}}
 # not imported by name: transformers, diffusers and accelerate load them
-LOADED_BY_OTHERS = {"accelerate", "peft", "tokenizers", "torchao", "torchsde", "safetensors"}
+LOADED_BY_OTHERS = {"accelerate", "peft", "tokenizers", "torchao", "torchsde"}
+
+# torch and safetensors, where the user's own models need them: devices, checkpoints
+TORCH_OF_THE_USER = ("context.py", "checkpoints.py", "random_state.py")
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -76,7 +79,7 @@ def extras_of(file: Path) -> set[str]:
         return EXTRAS["diffusion"] | EXTRAS["training"]
     if name.startswith("ml_experiments/serialization/") or name == "ml_experiments/runs/search.py":
         return EXTRAS["results"]
-    if name == "ml_experiments/experiment/context.py":  # current_run().device
+    if name.removeprefix("ml_experiments/experiment/") in TORCH_OF_THE_USER:
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     return BROUGHT_BY_THE_CALLER.get(name, set())
 

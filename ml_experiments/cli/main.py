@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": ("ml_experiments.cli.run", "Run an experiment, here or on Modal."),
     "runs": ("ml_experiments.cli.runs", "List, show, compare, label, remove and resume runs."),
+    "check-resume": (
+        "ml_experiments.cli.check_resume",
+        "Kill and resume an experiment, and compare.",
+    ),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "emulator": ("modal_emulator.cli", "Run Modal programs against a local Modal server."),
@@ -42,7 +46,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

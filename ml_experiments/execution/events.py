@@ -41,6 +41,11 @@ class ModelsUsed:
 
 
 @dataclass(frozen=True)
+class CheckpointSaved:
+    """The experiment has saved a checkpoint."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run has ended.
 
@@ -55,13 +60,14 @@ class Finished:
     result: dict[str, Any] | None = None
 
 
-Event = Started | Progress | Metrics | ModelsUsed | Finished
+Event = Started | Progress | Metrics | ModelsUsed | CheckpointSaved | Finished
 
 _KINDS: dict[str, type[Event]] = {
     "started": Started,
     "progress": Progress,
     "metrics": Metrics,
     "models_used": ModelsUsed,
+    "checkpoint_saved": CheckpointSaved,
     "finished": Finished,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}

@@ -29,7 +29,7 @@ from ml_experiments.config.schema import call_function
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for
 from ml_experiments.errors import SoftTimeout, SupersededError, UnportableResultError
-from ml_experiments.execution.events import Event, Metrics, ModelsUsed, Progress
+from ml_experiments.execution.events import CheckpointSaved, Event, Metrics, ModelsUsed, Progress
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
@@ -330,6 +330,7 @@ class _Attempt:
             seed=self.spec.seed,
             _log=self._log,
             _progress=self._progress,
+            _on_checkpoint=lambda: self.emit(CheckpointSaved()),
         )
         set_current_run(context)
         try:

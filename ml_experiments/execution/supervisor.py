@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_experiments.errors import BackendError, SupersededError
 from ml_experiments.execution.events import (
+    CheckpointSaved,
     Event,
     Finished,
     ModelsUsed,
@@ -76,6 +77,7 @@ class Supervision:
             before the run starts: the platform counts, and will end this process, too.
         output: Where its process writes what it prints; the log file itself by default.
         on_models: Receives the models of the cache that the run uses.
+        on_checkpoint: Called when the run has saved a checkpoint.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Supervision:
         began_at: float | None = None,
         output: Path | None = None,
         on_models: Callable[[tuple[str, ...]], None] | None = None,
+        on_checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         self._spec, self._folder = spec, folder
         self._template, self._slot, self._setup_key = template, slot, setup_key
@@ -106,6 +109,7 @@ class Supervision:
         self._began_at = began_at
         self._output = output or folder.log_file
         self._on_models = on_models
+        self._on_checkpoint = on_checkpoint
         self._cancel_sent = False
         self._has_started = False
         self._may_start_again = True
@@ -208,6 +212,9 @@ class Supervision:
             case ModelsUsed(folders):
                 if self._on_models is not None:
                     self._on_models(folders)
+                return None
+            case CheckpointSaved():
+                self._on_checkpoint()
                 return None
             case Started():
                 self._has_started = True

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ml_experiments.errors import Error
+from ml_experiments.experiment.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from ml_experiments.serialization.plain_values import to_python_scalar
 
 
@@ -26,6 +27,7 @@ class RunContext:
     seed: int
     _log: Callable[[Mapping[str, Any], int | None], None]
     _progress: Callable[[float, float | None, str], None]
+    _on_checkpoint: Callable[[], None] = lambda: None
 
     @property
     def output_dir(self) -> Path:
@@ -83,12 +85,63 @@ class RunContext:
             UnportableResultError: If a value can't be represented; it names the metric.
             TypeError: If the step is not a whole number.
         """
-        number = to_python_scalar(step)
-        if isinstance(number, float) and number.is_integer():
-            number = int(number)
-        if not (number is None or isinstance(number, int)):
-            raise TypeError(f"step must be a whole number, not {step!r:.100}")
-        self._log(metrics, number)
+        self._log(metrics, _whole_number(step))
+
+    def save_checkpoint(
+        self,
+        state: Any,
+        *,
+        step: int | None = None,
+        keep: int = 2,
+        format: Literal["torch", "safetensors", "json"] | None = None,  # noqa: A002
+    ) -> Path:
+        """Save a state from which this run can resume; return the folder of the checkpoint.
+
+        It is written aside, synced and renamed, so a kill or a full disk leaves the checkpoints
+        before it as they were. The random number generators of Python, numpy and torch are saved
+        with it. On Modal, checkpoints are stored at once, but at most every minute.
+
+        Example:
+            ```python
+            run = current_run()
+            checkpoint = run.latest_checkpoint()
+            state = checkpoint.load() if checkpoint else {"step": 0}
+            for step in range(state["step"], 3):
+                run.save_checkpoint({"step": step + 1}, step=step)
+            ```
+
+        Args:
+            state: Plain values and tensors, such as `{"model": model.state_dict()}`; a file or
+                folder, which is copied; or a function that writes files into the folder it gets.
+            step: What `Checkpoint.step` will be.
+            keep: How many checkpoints are kept, this one included. While it is written, the disk
+                needs room for one more.
+            format: How a state is stored: by default with torch where it holds tensors, else as
+                JSON. `safetensors` takes a dict of tensors.
+
+        Raises:
+            CheckpointError: If it could not be loaded again, as with objects that would have to
+                be unpickled.
+            OSError: If it can't be written.
+        """
+        number = _whole_number(step)
+        saved = save_checkpoint(self.checkpoint_dir, state, step=number, keep=keep, format=format)
+        self._on_checkpoint()
+        return saved
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest checkpoint of this run that is whole; None if there is none.
+
+        Each file is compared with the hash that was written with it. A damaged checkpoint is
+        removed, with a warning, and the one before it is returned.
+
+        Example:
+            ```python
+            checkpoint = current_run().latest_checkpoint()
+            state = checkpoint.load() if checkpoint else {"step": 0}
+            ```
+        """
+        return latest_checkpoint(self._checkpoint_dir)
 
     def progress(self, done: float, total: float | None = None, *, text: str = "") -> None:
         """Report how much of the run is done; it is shown live and not recorded.
@@ -100,6 +153,15 @@ class RunContext:
             ```
         """
         self._progress(float(done), None if total is None else float(total), str(text))
+
+
+def _whole_number(step: Any) -> int | None:
+    number = to_python_scalar(step)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not (number is None or isinstance(number, int)):
+        raise TypeError(f"step must be a whole number, not {step!r:.100}")
+    return number
 
 
 _current: RunContext | None = None

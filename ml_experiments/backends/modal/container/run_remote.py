@@ -15,6 +15,7 @@ import modal
 import modal.experimental
 
 import ml_experiments
+from ml_experiments.backends.modal.container.checkpoint_commits import CheckpointCommits
 from ml_experiments.backends.modal.events import EventPrinter
 from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.mounts import (
@@ -111,7 +112,11 @@ def _execute(
     """Execute a run in a process of its own, as the local backend does."""
     template = _templates.get(spec.experiment, spec.import_paths)
     # what is printed may hold secrets, and the volume is stored every few seconds
-    with tempfile.NamedTemporaryFile(prefix="output-") as output, _lease_for(spec.run_id) as lease:
+    with (
+        tempfile.NamedTemporaryFile(prefix="output-") as output,
+        _lease_for(spec.run_id) as lease,
+        CheckpointCommits(_store_checkpoints) as commits,
+    ):
         supervision = Supervision(
             spec,
             folder,
@@ -126,6 +131,7 @@ def _execute(
             began_at=began_at,
             output=Path(output.name),
             on_models=lease.add,
+            on_checkpoint=commits.checkpoint_saved,
         )
         try:
             return supervision.run()
@@ -136,6 +142,12 @@ def _execute(
             raise
         finally:
             _templates.release(template)
+
+
+def _store_checkpoints() -> None:
+    failure = _commit(_runs_volume())
+    if failure is not None:
+        logger.warning("a checkpoint was not stored on the volume yet: %s", failure)
 
 
 def _lease_for(run_id: str) -> LeaseKeeper:
