@@ -18,8 +18,13 @@ import numpy as np
 import pytest
 
 from ml_experiments.errors import CheckpointError
-from ml_experiments.experiment.checkpoints import Checkpoint
+from ml_experiments.experiment.checkpoints import (
+    Checkpoint,
+    latest_checkpoint,
+    save_checkpoint,
+)
 from ml_experiments.experiment.context import RunContext
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
@@ -233,3 +238,14 @@ def test_safetensors_takes_a_dict_of_tensors(run: RunContext) -> None:
         run.save_checkpoint({"a": weights["a"], "c": weights["a"]}, format="safetensors")
     with pytest.raises(CheckpointError, match="write one of torch, safetensors, json"):
         run.save_checkpoint({}, format="pickle")  # type: ignore[arg-type]
+
+
+def test_on_a_full_disk_the_older_checkpoint_stays_whole(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        save_checkpoint(disk, {"step": 1}, step=1, keep=2, format=None)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(disk, {"values": "x" * 500_000}, step=2, keep=2, format=None)
+        assert [path.name for path in disk.iterdir()] == ["000001"]
+        found = latest_checkpoint(disk)
+        assert found is not None
+        assert found.load() == {"step": 1}
