@@ -13,6 +13,7 @@ from ml_experiments.backends.modal.container.checkpoint_commits import Checkpoin
 from ml_experiments.backends.modal.mounts import RUNS_VOLUME
 from ml_experiments.runner.run import submit_experiment
 from modal_emulator import Emulator
+from modal_emulator.pytest_plugin import connected
 from tests.support.modal_runs import Recorder
 from tests.support.resumable_experiments import SavesAndWaits
 from tests.support.waiting import wait_until
@@ -54,9 +55,14 @@ def test_the_end_waits_for_a_commit_that_has_begun() -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_on_the_volume_while_the_run_goes_on(modal_emulator: Emulator) -> None:
+def test_a_checkpoint_is_on_the_volume_while_the_run_goes_on() -> None:
     recorder = Recorder()
-    with ModalBackend() as backend:
+    # a server that commits nothing by itself
+    with (
+        Emulator(commit_every_s=3600) as emulator,
+        connected(emulator),
+        ModalBackend() as backend,
+    ):
         handle = submit_experiment(SavesAndWaits, {}, backend=backend, observer=recorder)
         volume = modal.Volume.from_name(RUNS_VOLUME)
         place = f"/{handle.run_id}/checkpoints/000001"
