@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.cli.bell import bell_when_long
 from ml_experiments.cli.parameters import flag_of, given_options, options_of
 from ml_experiments.config.options import descriptions
 from ml_experiments.errors import suggest
@@ -129,12 +130,13 @@ def run(
         def start() -> RunHandle:
             return submit_run(prepared, backend=opened)
 
-        result = follow(
-            start,
-            as_json,
-            before=download if prefetch else None,
-            leaves_on_interrupt=on_interrupt == "detach",
-        )
+        with bell_when_long():
+            result = follow(
+                start,
+                as_json,
+                before=download if prefetch else None,
+                leaves_on_interrupt=on_interrupt == "detach",
+            )
     return report(result, as_json)
 
 
