@@ -4,6 +4,7 @@ from .backends.base import RunHandle as RunHandle
 from .backends.local.backend import LocalBackend as LocalBackend
 from .backends.modal.backend import ModalBackend as ModalBackend
 from .errors import BackendError as BackendError
+from .errors import BudgetError as BudgetError
 from .errors import ConfigError as ConfigError
 from .errors import Error as Error
 from .errors import SoftTimeout as SoftTimeout

@@ -7,7 +7,9 @@ Error
 ├── PreflightError            the run could not work where it would be sent
 ├── BackendError              the place where runs execute refused or failed
 │   ├── AuthError             no credentials, or rejected ones
+│   ├── UnknownPriceError     no price is known for a GPU type
 │   └── RunNotCollectedError  a run was handed over, but its outcome could not be brought here
+├── BudgetError               what may be spent does not suffice, or isn't known
 ├── CacheError                a cache pattern, folder or download is not usable
 ├── RunNotFoundError          no run folder matches an id
 ├── RunFolderError            a run folder is not readable
@@ -113,8 +115,32 @@ class AuthError(BackendError):
     """Raised when credentials are missing or were rejected."""
 
 
+class UnknownPriceError(BackendError):
+    """Raised when no price is known for a GPU type."""
+
+
 class RunNotCollectedError(BackendError):
     """Raised when a run was handed over, but its outcome could not be brought here; it goes on."""
+
+
+class BudgetError(Error):
+    """Raised when a run costs more than may be spent, or that isn't known; nothing was started.
+
+    Example:
+        ```python
+        from ml_experiments import BudgetError, ModalBackend, run_experiment
+
+        def square(n=2):
+            return n * n
+
+        if __name__ == "__main__":
+            with ModalBackend() as backend:
+                try:
+                    run_experiment(square, backend=backend, gpu="b200:8", max_cost=0.01)
+                except BudgetError as e:
+                    print(str(e).partition(",")[0])  # the cap of $0.01 is too low
+        ```
+    """
 
 
 class CacheError(Error):

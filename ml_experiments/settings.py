@@ -4,6 +4,9 @@
 |---|---|---|---|
 | ML_EXPERIMENTS_RUNS_DIR | runs_dir | where run folders are written | ./runs |
 | ML_EXPERIMENTS_INDEX_DIR | | indexes of runs; may be deleted | ~/.cache/ml-experiments |
+| ML_EXPERIMENTS_STATE_DIR | | the ledger of what runs cost | ~/.local/state/ml-experiments |
+| ML_EXPERIMENTS_MAX_COST_PER_DAY | max_cost_per_day | US dollars for all runs of a day | no cap |
+| ML_EXPERIMENTS_ASK_ABOVE | ask_above | commands ask before a run that may cost more | never |
 
 An environment variable wins over pyproject.toml. The table of pyproject.toml is read from
 the current folder or its nearest parent that has one; a relative path is relative to that file.
@@ -11,6 +14,7 @@ the current folder or its nearest parent that has one; a relative path is relati
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -18,7 +22,10 @@ from pathlib import Path
 
 from ml_experiments.errors import ConfigError
 
-KNOWN_KEYS = ("runs_dir",)
+KNOWN_KEYS = ("runs_dir", "max_cost_per_day", "ask_above")
+
+
+MAX_USD = 1_000_000  # more is a mistake, not a cap
 
 
 def working_dir() -> Path:
@@ -58,6 +65,61 @@ def index_dir() -> Path:
         return Path(caches).expanduser() / "ml-experiments"
     except RuntimeError:  # a user without a home
         return Path(os.devnull, "ml-experiments")
+
+
+def state_dir() -> Path:
+    """Return the folder of what must be kept for a user, such as the ledger.
+
+    Raises:
+        ConfigError: If the user has no home.
+    """
+    own = os.environ.get("ML_EXPERIMENTS_STATE_DIR")
+    if own:
+        return Path(own).expanduser().absolute()
+    states = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    try:
+        return Path(states).expanduser() / "ml-experiments"
+    except RuntimeError as e:
+        raise ConfigError(
+            "this user has no home folder, so set ML_EXPERIMENTS_STATE_DIR to a folder for the "
+            "ledger of what runs cost"
+        ) from e
+
+
+def max_cost_per_day() -> float | None:
+    """Return what all runs of a day, in UTC, may cost together in US dollars; None for no cap."""
+    return _dollars("max_cost_per_day")
+
+
+def ask_above() -> float | None:
+    """Return the worst case in US dollars above which commands ask first; None for never."""
+    return _dollars("ask_above")
+
+
+def _dollars(key: str) -> float | None:
+    """Return a setting that is an amount of US dollars.
+
+    Raises:
+        ConfigError: If it isn't a number above 0.
+    """
+    variable = f"ML_EXPERIMENTS_{key.upper()}"
+    given: object = os.environ.get(variable) or None
+    place = variable
+    if given is None:
+        found = _project_table()
+        if found is None or key not in found[1]:
+            return None
+        place, given = f"{key} in {found[0] / 'pyproject.toml'}", found[1][key]
+    try:
+        usd = math.nan if isinstance(given, bool) else float(str(given))
+    except ValueError:
+        usd = math.nan
+    if not 0 < usd <= MAX_USD:
+        raise ConfigError(
+            f"{place} is {given!r}; it must be a number of US dollars above 0 and up to "
+            f"{MAX_USD:,}, such as 20 or 2.50"
+        )
+    return usd
 
 
 def visible_cuda_devices() -> tuple[str, ...] | None:

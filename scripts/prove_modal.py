@@ -18,8 +18,8 @@ from pathlib import Path
 import modal
 
 from ml_experiments import Error, ModalBackend, Observer, RunSpec, submit_experiment
+from ml_experiments.backends.modal.billing.prices import container_usd_per_s
 from ml_experiments.backends.modal.gpus import parse_gpu
-from ml_experiments.backends.modal.prices import container_usd_per_s
 from ml_experiments.core.modal_runner import (
     app,
     clear_cache,

@@ -25,6 +25,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     folder = tmp_path_factory.mktemp("runs")
     monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(folder))
     monkeypatch.setenv("ML_EXPERIMENTS_INDEX_DIR", str(folder.with_name(f"{folder.name}-index")))
+    monkeypatch.setenv("ML_EXPERIMENTS_STATE_DIR", str(folder.with_name(f"{folder.name}-state")))
     return folder
 
 

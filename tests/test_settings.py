@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments import LocalBackend, run_experiment
+from ml_experiments import ConfigError, LocalBackend, run_experiment, settings
 from ml_experiments.redaction.environment import secret_values
 from tests.support.experiments import Plain
 
@@ -81,3 +81,40 @@ def test_no_record_of_a_run_holds_a_password_from_the_environment(
     assert b"with <redacted>" in records
     assert VALUE.encode() not in records
     assert b"an0ther-secret" not in records
+
+
+@pytest.mark.parametrize("key", ["max_cost_per_day", "ask_above"])
+def test_an_amount_is_read_from_the_project_and_the_environment_wins(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = getattr(settings, key)
+    monkeypatch.chdir(tmp_path)
+    assert read() is None
+    (tmp_path / "pyproject.toml").write_text(f"[tool.ml-experiments]\n{key} = 20\n")
+    assert read() == 20
+    monkeypatch.setenv(f"ML_EXPERIMENTS_{key.upper()}", "2.50")
+    assert read() == 2.5
+
+
+@pytest.mark.parametrize("given", ["-1", "0", "nan", "inf", "1e30", "much", "true"])
+def test_an_amount_that_is_none_is_an_error(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_EXPERIMENTS_MAX_COST_PER_DAY", given)
+    with pytest.raises(ConfigError, match=r"ML_EXPERIMENTS_MAX_COST_PER_DAY is .* above 0"):
+        settings.max_cost_per_day()
+
+
+def test_an_amount_of_the_project_that_is_none_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.ml-experiments]\nask_above = true\n")
+    with pytest.raises(ConfigError, match=r"ask_above in .*pyproject\.toml is True; it must be"):
+        settings.ask_above()
+
+
+def test_the_ledger_is_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ML_EXPERIMENTS_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert settings.state_dir() == Path("/somewhere/ml-experiments")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert settings.state_dir() == Path.home() / ".local/state/ml-experiments"

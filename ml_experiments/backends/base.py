@@ -132,6 +132,14 @@ class Backend(ABC):
         """
         return run
 
+    def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:  # noqa: ARG002
+        """Change a prepared run so that it can't cost more.
+
+        Raises:
+            BackendError: If its runs cost nothing, or it isn't known what they cost.
+        """
+        raise BackendError(f"a run on the {self.name} backend costs nothing that could be limited")
+
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
         """Download a model of the Hub, `org/name[@revision]`, to where the run will look for it.
 

@@ -26,8 +26,8 @@ def gpus(image: bool, as_json: bool) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
+    from ml_experiments.backends.modal.billing.prices import PRICES_CHECKED, gpu_usd_per_s
     from ml_experiments.backends.modal.gpus import CATALOGUE, DEFAULT_GPU_TYPE, GpuChoice
-    from ml_experiments.backends.modal.prices import PRICES_CHECKED, gpu_usd_per_s
 
     return [
         {

@@ -21,8 +21,9 @@ from ml_experiments.runner.options import RunOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ml_experiments.backends.base import RunHandle
+    from ml_experiments.backends.base import Backend, RunHandle
     from ml_experiments.runs.result import RunResult
+    from ml_experiments.runs.spec import PreparedRun
 
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
@@ -56,6 +57,7 @@ class _RunCommand(click.Command):
 @options_of(ModalOptions)
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--yes", is_flag=True, help="Don't ask, whatever the run may cost.")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
 @click.option("--detach", is_flag=True, help="Return once the run is accepted; it goes on.")
 @click.option(
@@ -72,6 +74,7 @@ def run(
     backend: str | None,
     dry_run: bool,
     as_json: bool,
+    yes: bool,
     debug: bool,
     detach: bool,
     on_interrupt: str,
@@ -86,7 +89,8 @@ def run(
     started), 130 interrupted.
     """
     if detach:
-        return _run_detached(class_path, overrides, config_file, backend, as_json, dry_run or debug)
+        other_end = dry_run or debug
+        return _run_detached(class_path, overrides, config_file, backend, as_json, yes, other_end)
     from ml_experiments.execution.worker.process import start_template
     from ml_experiments.experiment.reference import locate
 
@@ -96,9 +100,11 @@ def run(
     from ml_experiments.backends import open_backend
     from ml_experiments.config.loading import load_config
     from ml_experiments.redaction.redactor import Redactor
+    from ml_experiments.runner.budget.reserving import reserve
     from ml_experiments.runner.prepare import prefetch_models, prepare_run
     from ml_experiments.runner.run import submit_run
     from ml_experiments.runs.folder import SPEC_USER_DATA
+    from ml_experiments.settings import runs_dir
 
     config = load_config(config_file, overrides)
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
@@ -118,11 +124,15 @@ def run(
             opened.templates.adopt(*place, template)
         prepared = prepare_run(class_path, config, backend=opened, **options)
         if dry_run:
+            [prepared] = reserve([prepared], opened, runs_dir(), is_kept=False)
             record = Redactor(prepared.secrets).redact_record(
                 prepared.spec.to_dict(), SPEC_USER_DATA
             )
+            forecast = prepared.forecast
+            record["forecast"] = None if forecast is None else forecast.to_dict()
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
+        approve_cost(prepared, opened, yes=yes, may_ask=True)
 
         def download() -> None:
             prefetch_models(prepared, backend=opened)
@@ -160,6 +170,7 @@ def _run_detached(
     config_file: Path | None,
     backend: str | None,
     as_json: bool,
+    yes: bool,
     has_other_end: bool,
 ) -> int:
     """Start a run that goes on without this process; print how to come back to it."""
@@ -175,6 +186,7 @@ def _run_detached(
         backend=_backend_of(backend, options, for_modal),
         backend_options=for_modal,
         options=options,
+        is_approved=yes,
     )
     run_id = folder.path.name
     if as_json:
@@ -234,6 +246,26 @@ def leave(run_id: str, code: int = 130) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)  # to close the backend would wait for the run
+
+
+def approve_cost(prepared: PreparedRun, backend: Backend, *, yes: bool, may_ask: bool) -> None:
+    """Ask before a run that may cost more than the setting `ask_above`.
+
+    Raises:
+        BudgetError: If the answer is no, or there is no terminal to ask on.
+    """
+    from ml_experiments.errors import BudgetError
+    from ml_experiments.runner.budget.reserving import above_asking, refuse_above_asking
+    from ml_experiments.settings import runs_dir
+
+    if yes:
+        return
+    if not (may_ask and sys.stdin.isatty()):
+        refuse_above_asking(prepared, backend, runs_dir())
+        return
+    above = above_asking(prepared, backend, runs_dir())
+    if above is not None and not click.confirm(f"{above}. Start it?", err=True):
+        raise BudgetError("nothing was started")
 
 
 def report(result: RunResult, as_json: bool) -> int:

@@ -27,10 +27,13 @@ from ml_experiments.errors import BackendError, ConfigError, Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import error_of, problem_of
 from ml_experiments.execution.worker.process import command_for
+from ml_experiments.runner.budget.reserving import refuse_above_asking
+from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.printable import printable_lines
-from ml_experiments.runner.run import submit_experiment, wait_for
+from ml_experiments.runner.run import submit_run, wait_for
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.settings import runs_dir
 
 _LOOK_EVERY_S = 0.05
 
@@ -42,6 +45,7 @@ def start_detached(
     backend: str,
     backend_options: Mapping[str, Any],
     options: Mapping[str, Any],
+    is_approved: bool = False,
 ) -> RunFolder:
     """Start a run that goes on when this process ends; return its folder once it is accepted.
 
@@ -51,6 +55,7 @@ def start_detached(
         backend: The backend's name.
         backend_options: What it is opened with.
         options: Those of the run; see `RunOptions`.
+        is_approved: Whether it may cost more than the setting `ask_above`.
 
     Raises:
         Error: If the run could not work.
@@ -62,6 +67,7 @@ def start_detached(
         "backend": backend,
         "backend_options": dict(backend_options),
         "options": dict(options),
+        "is_approved": is_approved,
     }
     try:
         pickled = pickle.dumps(request)
@@ -110,13 +116,15 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         with open_backend(request["backend"], **request["backend_options"]) as backend:
-            handle = submit_experiment(
-                request["experiment"],
-                request["config"],
-                backend=backend,
-                observer=_Notices(),
-                **request["options"],
+            options, observer = request["options"], _Notices()
+            prepared = prepare_run(
+                request["experiment"], request["config"], backend=backend, **options
             )
+            if not request["is_approved"]:
+                refuse_above_asking(prepared, backend, runs_dir())
+            if options.get("prefetch"):
+                prefetch_models(prepared, backend=backend, observer=observer)
+            handle = submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
             answer.write(json.dumps({"folder": str(handle.folder.path)}) + "\n")
             answer.close()

@@ -8,6 +8,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
 
+from ml_experiments.settings import MAX_USD
+
 MAX_SEED = 2**63 - 1  # what torch accepts
 MAX_TIMEOUT_S = 10 * 365 * 24 * 3600  # far above it, timers of the system overflow
 
@@ -32,4 +34,10 @@ class RunOptions(TypedDict, total=False):
     ]
     name: Annotated[str | None, Doc("What the run is called in lists.")]
     tags: Annotated[Mapping[str, str] | None, Doc("Recorded with the run.")]
+    max_cost: Annotated[
+        float | None,
+        Gt(0),
+        Le(MAX_USD),
+        Doc("US dollars that the run may cost on Modal in all, with what resumes it."),
+    ]
     prefetch: Annotated[bool, Doc("Download the models that the config names first.")]

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 from ml_experiments.backends.base import Backend
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
-from ml_experiments.errors import PreflightError
+from ml_experiments.errors import ConfigError, PreflightError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.base import is_config_class
 from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
@@ -79,11 +79,12 @@ def prepare_run(
         backend=backend.name,
         gpu=asked.get("gpu"),
         timeout_s=asked.get("timeout_s"),
+        max_cost=asked.get("max_cost"),
         name=asked.get("name"),
         tags=dict(asked.get("tags", {})),
         import_paths=import_paths,
     )
-    return backend.prepare(
+    prepared = backend.prepare(
         PreparedRun(
             spec,
             (*secret_values(), *description.secrets),
@@ -93,6 +94,12 @@ def prepare_run(
             template=template,
         )
     )
+    if spec.max_cost is not None and prepared.forecast is None:
+        raise ConfigError(
+            f"max_cost is a cap for runs on Modal; on the {backend.name} backend a run costs "
+            "nothing, so leave it out"
+        )
+    return prepared
 
 
 def _check_extras(path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.labels import read_labels
 from ml_experiments.runs.provenance.checkout import CodeNotFoundError, CodeStore, root_of
 from ml_experiments.runs.provenance.git import describe_code
-from ml_experiments.runs.spec import RunSpec, new_run_id
+from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 from ml_experiments.settings import working_dir
 
 # of a runs folder: a folder for each git tree that was replayed
@@ -31,6 +31,7 @@ def replay_run(
     backend: Backend,
     observer: Observer | None = None,
     uses_current_code: bool = False,
+    approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
     """Run an old run again, as a new run beside it with the tag `replay_of`.
 
@@ -43,6 +44,7 @@ def replay_run(
         backend: The backend that it ran on.
         observer: Receives live events.
         uses_current_code: Whether to import the code as it is now.
+        approve: Is called with the prepared run before anything is submitted; it may raise.
 
     Raises:
         Error: If the code can't be brought back, or the run could not work any more.
@@ -64,8 +66,10 @@ def replay_run(
         name=labels.name,
         tags={**labels.tags, "replay_of": folder.path.name},
     )
+    prepared = prepare_recorded(again, backend)
+    approve(prepared)
     return submit_with_code(
-        prepare_recorded(again, backend),
+        prepared,
         dict(code),
         backend=backend,
         runs_dir=runs_dir,

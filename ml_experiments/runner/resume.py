@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_experiments.backends.base import Backend, RunHandle
@@ -15,6 +15,12 @@ from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import (
+    describe_limit,
+    release,
+    reserve,
+    settle_at_end,
+)
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.run import keep_alive
 from ml_experiments.runs.folder import RunFolder
@@ -31,6 +37,8 @@ def resume_run(
     backend: Backend,
     observer: Observer | None = None,
     force: bool = False,
+    max_cost: float | None = None,
+    approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
     """Run a run again that did not succeed, in its own folder, from its checkpoints.
 
@@ -42,6 +50,8 @@ def resume_run(
         backend: The backend that it ran on.
         observer: Receives live events.
         force: Resume it even if it seems to go on.
+        max_cost: Replaces the cap that it has, in US dollars; what it has cost so far counts.
+        approve: Is called with the prepared run before anything is submitted; it may raise.
 
     Raises:
         Error: If it succeeded, is still going on, or its record had secrets taken out.
@@ -52,9 +62,21 @@ def resume_run(
         backend.recover(folder, guarded(observer))
         outcome, spec = folder.outcome(), folder.read_spec()
         _check_status(outcome, spec, force=force)
-        prepared = prepare_recorded(relocated(spec, folder), backend)
-        handle = _submit_again(prepared, folder, outcome, backend, guarded(observer))
+        if max_cost is not None:
+            spec = dataclasses.replace(spec, max_cost=max_cost)
+        asked = prepare_recorded(relocated(spec, folder), backend)
+        approve(asked)
+        prepared = _reserve_again(asked, folder, outcome, backend)
+        limit = describe_limit(asked, prepared)
+        if limit is not None:
+            guarded(observer).notice(spec, limit)
+        try:
+            handle = _submit_again(prepared, folder, outcome, backend, guarded(observer))
+        except BaseException:
+            release(prepared.reservation)
+            raise
         keep_alive(handle)
+        settle_at_end(handle, prepared.reservation)
     except BaseException:
         lock.release()
         raise
@@ -100,6 +122,22 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
             template=template,
         )
     )
+
+
+def _reserve_again(
+    prepared: PreparedRun, folder: RunFolder, outcome: RunResult, backend: Backend
+) -> PreparedRun:
+    """Reserve what another attempt may cost, within the cap of all of them."""
+    manifest = folder.read_manifest()
+    attempts = outcome.attempts or manifest.attempts(outcome)
+    [reserved] = reserve(
+        [prepared],
+        backend,
+        folder.path.parent,
+        attempt=manifest.attempt + 1,
+        spent_usd=sum(attempt.cost_usd or 0.0 for attempt in attempts),
+    )
+    return reserved
 
 
 def _submit_again(

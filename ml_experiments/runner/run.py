@@ -13,6 +13,12 @@ from ml_experiments.errors import BackendError, ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import (
+    describe_limit,
+    release,
+    reserve,
+    settle_at_end,
+)
 from ml_experiments.runner.observers import DISPLAY, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
@@ -157,6 +163,31 @@ def submit_with_code(
     observer: Observer | None = None,
 ) -> RunHandle:
     """Do what `submit_run` does, for code whose git state is known."""
+    # absolute: the experiment may change the working folder
+    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
+    if prepared.reservation is None:
+        asked = prepared
+        [prepared] = reserve([asked], backend, place)
+        limit = describe_limit(asked, prepared)
+        if limit is not None:
+            guarded(observer).notice(prepared.spec, limit)
+    try:
+        handle = _submit_reserved(prepared, code, backend, place, observer)
+    except BaseException:
+        release(prepared.reservation)
+        raise
+    keep_alive(handle)
+    settle_at_end(handle, prepared.reservation)
+    return handle
+
+
+def _submit_reserved(
+    prepared: PreparedRun,
+    code: dict[str, Any],
+    backend: Backend,
+    place: Path,
+    observer: Observer | None,
+) -> RunHandle:
     spec = prepared.spec
     try:
         client = this_process()
@@ -170,8 +201,6 @@ def submit_with_code(
         client=client,
     )
     redactor = Redactor(prepared.secrets)
-    # absolute: the experiment may change the working folder
-    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     location, _, name = spec.experiment.rpartition(":")
     source = Path(location) if Path(location).name == FILE_NAME else None
     if source is not None:  # of a notebook: the run folder keeps it
@@ -182,9 +211,7 @@ def submit_with_code(
         prepared = dataclasses.replace(prepared, spec=spec)
     with recorded(place, spec.run_id, is_listed=True):
         folder = RunFolder.create(place, spec, manifest, redactor, source)
-    handle = backend.submit(prepared, folder, guarded(observer))
-    keep_alive(handle)
-    return handle
+    return backend.submit(prepared, folder, guarded(observer))
 
 
 def keep_alive(handle: RunHandle) -> None:

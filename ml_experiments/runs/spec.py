@@ -36,6 +36,7 @@ class RunSpec:
         config: The validated config, as JSON.
         seed: Seeds random, numpy and torch; always set, so that any run can be repeated.
         timeout_s: The run is ended after so many seconds; None means no limit.
+        max_cost: The most that all attempts may cost together, in US dollars; None for no cap.
         import_paths: Folders that the experiment's modules are imported from.
         backend_options: What else was asked of the backend, with which it can be opened again.
     """
@@ -52,6 +53,7 @@ class RunSpec:
     tags: dict[str, str] = field(default_factory=dict)
     import_paths: tuple[str, ...] = ()
     backend_options: dict[str, Any] = field(default_factory=dict)
+    max_cost: float | None = None
 
     @property
     def soft_timeout_s(self) -> float | None:
@@ -82,6 +84,8 @@ class PreparedRun:
         requirements: What the experiment's own `requirements` asks for.
         hub_models: The models on the Hub that its config names.
         template: The template process that checked it, and executes it on this machine.
+        forecast: What it is going to cost, a `Forecast`; None where that is nothing.
+        reservation: What is reserved for it in the ledger.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
     """
 
@@ -92,6 +96,8 @@ class PreparedRun:
     hub_models: tuple[str, ...] = ()
     template: Any = None
     plan: Any = None
+    forecast: Any = None
+    reservation: Any = None
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:

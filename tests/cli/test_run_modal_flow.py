@@ -106,6 +106,9 @@ def test_a_dry_run_starts_nothing_on_modal(modal_emulator: Emulator, run: Run) -
     spec = json.loads(done.stdout)
     assert (spec["backend"], spec["gpu"], spec["config"]) == ("modal", "h100", {"x": 3})
     assert len(modal_emulator.apps()) == before
+    forecast = spec["forecast"]
+    assert 0 < forecast["estimate_usd"] < forecast["worst_case_usd"]
+    assert forecast["estimated_from"] == "the timeout"
 
 
 def test_an_empty_gpu_type_is_a_mistake_and_not_the_default(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ml_experiments.backends.modal.prices import (
+from ml_experiments.backends.modal.billing.prices import (
     CPU_USD_PER_CORE_S,
     GPU_USD_PER_S,
     MEMORY_USD_PER_GIB_S,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
 NAMES = ml_experiments.__all__
-SLOW = {"ModalBackend", "SoftTimeout"}
+SLOW = {"BudgetError", "ModalBackend", "SoftTimeout"}
 # an example gets these from another name
 HELD_BY_OTHERS = {"RunHandle", "Artifact", "RunError", "RunResult", "RunSpec"}
 
@@ -27,7 +27,7 @@ HELD_BY_OTHERS = {"RunHandle", "Artifact", "RunError", "RunResult", "RunSpec"}
 def test_the_example_of_a_public_name_works(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if name == "ModalBackend":
+    if name in ("BudgetError", "ModalBackend"):
         emulator: Emulator = request.getfixturevalue("modal_emulator")
         assert emulator.environment
     documented = getattr(ml_experiments, name)

@@ -18,15 +18,13 @@ from ml_experiments.backends.modal.container.run_remote import SOURCE_FOLDER, ru
 from ml_experiments.backends.modal.errors import platform_errors, without_modals_output
 from ml_experiments.backends.modal.image import package_image
 from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
-from ml_experiments.backends.modal.plan import ContainerPlan
+from ml_experiments.backends.modal.plan import IDLE_S, ContainerPlan
 from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
 from ml_experiments.backends.modal.preflight.staging import StagedSource, stage_this_package
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
-# importing this package and the experiment's Python files, on a cold container
-STARTUP_TIMEOUT_S = 600
 # each tag is a request, and how many an app may have is not documented
 _MAX_TAGGED_RUNS = 20
 
@@ -77,7 +75,7 @@ class AppPool:
         handle: ModalRunHandle,
     ) -> OpenApp:
         """Return the app for a run; the image is built and the app started if there is none."""
-        key = (str(plan.gpu), plan.timeout_s, source.digest, plan.pip)
+        key = (str(plan.gpu), plan.timeout_s, plan.startup_timeout_s, source.digest, plan.pip)
         with self._lock:
             if key not in self._apps:
                 self._apps[key] = self._start(spec, plan, source, secrets, handle)
@@ -114,7 +112,8 @@ class AppPool:
             image=image,
             gpu=plan.gpu.modal,
             timeout=plan.timeout_s,
-            startup_timeout=STARTUP_TIMEOUT_S,
+            startup_timeout=plan.startup_timeout_s,
+            scaledown_window=IDLE_S,
             secrets=list(secrets),
             volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
             cpu=plan.resources.cpu_cores,

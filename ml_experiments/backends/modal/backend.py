@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Unpack
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
+from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import has_begun_there
 from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
+    ContainerPlan,
     complete_spec,
     plan_container,
     remote_path,
@@ -79,6 +81,7 @@ class ModalBackend(Backend):
             self._options["pip"] = list(self._pip)
         self._found: FoundSecrets | None = None
         self._is_first = True
+        self._earlier_s: dict[tuple[str, str], list[float]] = {}
         self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
 
@@ -97,7 +100,23 @@ class ModalBackend(Backend):
         require_access()  # last, for a typo can be mended without an account
         self._find_secrets()
         self.templates.release(run.template)  # the run executes elsewhere
-        return dataclasses.replace(run, spec=complete_spec(spec, plan), plan=plan, template=None)
+        return self._with_forecast(dataclasses.replace(run, spec=spec, template=None), plan)
+
+    def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:
+        """Shorten the timeouts of a run, so that Modal itself ends it before it costs more.
+
+        Raises:
+            UnknownPriceError: If no price is known for its GPU type.
+        """
+        return self._with_forecast(run, run.plan.limited_to(max_usd))
+
+    def _with_forecast(self, run: PreparedRun, plan: ContainerPlan) -> PreparedRun:
+        spec = complete_spec(run.spec, plan)
+        what = (spec.experiment, str(plan.gpu))
+        if what not in self._earlier_s:
+            self._earlier_s[what] = earlier_seconds(*what)
+        forecast = make_forecast(plan, self._earlier_s[what])
+        return dataclasses.replace(run, spec=spec, plan=plan, forecast=forecast)
 
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
         """Download a model into the cache volume, in a container without a GPU."""
@@ -115,8 +134,7 @@ class ModalBackend(Backend):
         for note in (*source.notes, *self._news()):
             handle.notice(note)
         handle.notice(
-            f"run {spec.run_id}: {spec.gpu} for at most {spec.timeout_s:g} s, which costs at most "
-            f"${plan.worst_case_usd:.2f}"
+            f"run {spec.run_id}: {spec.gpu} for at most {spec.timeout_s:g} s; {prepared.forecast}"
         )
         # on disk before the run can start: its result is found by it, whatever becomes of this
         # process, and an earlier submission's result does not count for it
@@ -126,7 +144,13 @@ class ModalBackend(Backend):
         )
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
-        request = make_request(remote, manifest, prepared.secrets, prepared.setup_key).to_dict()
+        request = make_request(
+            remote,
+            manifest,
+            prepared.secrets,
+            prepared.setup_key,
+            is_capped=plan.is_capped,
+        ).to_dict()
 
         def open_app() -> OpenApp:
             with place:

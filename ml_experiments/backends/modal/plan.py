@@ -10,19 +10,26 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ml_experiments.backends.modal.billing.prices import dearest_usd_per_s
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.preflight.conflicts import find_conflicts
 from ml_experiments.backends.modal.preflight.import_graph import ImportGraph, walk_imports
 from ml_experiments.backends.modal.preflight.packages import missing_packages, read_lock
 from ml_experiments.backends.modal.preflight.requirements import parse_requirement
-from ml_experiments.backends.modal.prices import worst_case_usd
 from ml_experiments.backends.modal.resources import MAX_TIMEOUT_S, HostResources, host_resources
-from ml_experiments.errors import BackendError, PreflightError
+from ml_experiments.errors import BackendError, PreflightError, UnknownPriceError
 from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.runs.manifest import ModalPlace
 from ml_experiments.runs.spec import RunSpec
 
 DEFAULT_TIMEOUT_S = 4 * 3600
+# importing this package and the experiment's Python files, on a cold container
+STARTUP_TIMEOUT_S = 600
+# how long a container waits for another run before it ends, which is paid for
+IDLE_S = 60
+# less time than this for the start is what a container with a large image may not manage
+MIN_STARTUP_S = 60
+MIN_RUN_S = 60
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class ContainerPlan:
         resources: CPU and memory.
         pip: Requirements to add to the image.
         imports: The experiment's own modules, and all other imports.
+        startup_timeout_s: Modal's limit for the start of the container.
+        is_capped: Whether the timeout is for all reruns together, because a cap depends on it.
     """
 
     gpu: GpuRequest
@@ -42,12 +51,63 @@ class ContainerPlan:
     resources: HostResources
     pip: tuple[str, ...]
     imports: ImportGraph
+    startup_timeout_s: int = STARTUP_TIMEOUT_S
+    is_capped: bool = False
 
     @property
-    def worst_case_usd(self) -> float:
-        """The most that one attempt can cost, in US dollars."""
+    def worst_case_usd(self) -> float | None:
+        """The most that one attempt can cost, in US dollars; None where no price is known.
+
+        It is the dearest of the choices, with the limits of CPU and memory used up, for a start
+        and a run that take all of their timeouts, and for the wait of the warm container after.
+        """
+        try:
+            seconds = self.startup_timeout_s + self.timeout_s + IDLE_S
+            return self._max_usd_per_s * seconds
+        except UnknownPriceError:
+            return None
+
+    @property
+    def _max_usd_per_s(self) -> float:
         limit = self.resources
-        return worst_case_usd(self.gpu, self.timeout_s, limit.cpu_cores[1], limit.max_memory_gib)
+        return dearest_usd_per_s(self.gpu, limit.cpu_cores[1], limit.max_memory_gib)
+
+    @property
+    def reserved_usd_per_s(self) -> float:
+        """The price for one second of the GPUs and of the CPU and memory that are reserved.
+
+        Raises:
+            UnknownPriceError: If no price is known.
+        """
+        cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
+        return dearest_usd_per_s(self.gpu, cores, mib / 1024)
+
+    @property
+    def least_usd(self) -> float:
+        """What a run can't do without: the shortest start, and a minute.
+
+        Raises:
+            UnknownPriceError: If no price is known.
+        """
+        run_s = min(self.timeout_s, MIN_RUN_S)
+        return self._max_usd_per_s * (MIN_STARTUP_S + run_s + IDLE_S)
+
+    def limited_to(self, max_usd: float) -> ContainerPlan:
+        """Return the plan with timeouts such that it costs no more, whatever becomes of the client.
+
+        Raises:
+            UnknownPriceError: If no price is known.
+        """
+        seconds = max_usd / self._max_usd_per_s * (1 + 1e-9) - IDLE_S
+        # a run that has to be short leaves a quarter of the time to its start
+        startup_s = max(int(seconds - self.timeout_s), int(seconds / 4))
+        startup_s = max(MIN_STARTUP_S, min(STARTUP_TIMEOUT_S, startup_s))
+        return dataclasses.replace(
+            self,
+            startup_timeout_s=startup_s,
+            timeout_s=max(1, min(self.timeout_s, int(seconds - startup_s))),
+            is_capped=True,
+        )
 
     @property
     def place(self) -> ModalPlace:
@@ -98,6 +158,8 @@ def plan_container(
 def complete_spec(spec: RunSpec, plan: ContainerPlan) -> RunSpec:
     """Return the spec with the GPU type and the timeout that the run will have."""
     timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
+    if plan.is_capped:
+        timeout_s = min(timeout_s, plan.timeout_s)
     return dataclasses.replace(spec, gpu=str(plan.gpu), timeout_s=timeout_s)
 
 

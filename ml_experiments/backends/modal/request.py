@@ -19,12 +19,14 @@ class RunRequest:
         manifest: What the client records of the run.
         secrets: Values that no record may hold, as far as the spec contains them.
         setup_key: See `PreparedRun`.
+        is_capped: Whether all reruns share one timeout, because a cap depends on it.
     """
 
     spec: RunSpec
     manifest: Manifest
     secrets: tuple[str, ...]
     setup_key: str | None = None
+    is_capped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON."""
@@ -33,6 +35,7 @@ class RunRequest:
             "manifest": self.manifest.to_dict(),
             "secrets": list(self.secrets),
             "setup_key": self.setup_key,
+            "is_capped": self.is_capped,
         }
 
 
@@ -41,6 +44,8 @@ def make_request(
     manifest: Manifest,
     secrets: Iterable[str],
     setup_key: str | None,
+    *,
+    is_capped: bool = False,
 ) -> RunRequest:
     """Return the request for a run; of the secrets, only those that the spec contains travel.
 
@@ -49,6 +54,7 @@ def make_request(
         manifest: What the client records of the run.
         secrets: Values that no record may hold.
         setup_key: See `PreparedRun`.
+        is_capped: See `RunRequest`.
     """
     strings = list(_strings_in([spec.config, spec.name, spec.tags]))
     return RunRequest(
@@ -56,6 +62,7 @@ def make_request(
         manifest,
         tuple(v for v in secrets if v and any(v in string for string in strings)),
         setup_key,
+        is_capped,
     )
 
 

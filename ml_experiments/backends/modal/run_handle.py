@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import modal
 
 from ml_experiments.backends.base import RunHandle
-from ml_experiments.backends.modal.cost import cost_of
+from ml_experiments.backends.modal.billing.cost import cost_of
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import fetch_run_folder, has_result_there
 from ml_experiments.backends.modal.logs import LiveLogs

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from ml_experiments.cli.runs.comparing import print_diff
 from ml_experiments.cli.runs.finding import find_run
+
+if TYPE_CHECKING:
+    from ml_experiments.backends.base import RunHandle
 
 
 @click.command()
@@ -22,7 +26,10 @@ from ml_experiments.cli.runs.finding import find_run
 )
 @click.option("--current-code", is_flag=True, help="Import the code as it is now, not from git.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def replay(run: str, verify: bool, tolerance: float, current_code: bool, as_json: bool) -> int:
+@click.option("--yes", is_flag=True, help="Don't ask, whatever it may cost.")
+def replay(
+    run: str, verify: bool, tolerance: float, current_code: bool, as_json: bool, yes: bool
+) -> int:
     """Run an old run again, with its code from git, and compare the results.
 
     The new run has the same config, seed and options. Where the old one recorded a git commit, its
@@ -30,7 +37,7 @@ def replay(run: str, verify: bool, tolerance: float, current_code: bool, as_json
     .code in the runs folder.
     """
     from ml_experiments.backends import open_backend
-    from ml_experiments.cli.run import EXIT_CODES, follow
+    from ml_experiments.cli.run import EXIT_CODES, approve_cost, follow
     from ml_experiments.cli.run_report import print_report
     from ml_experiments.runner.replay import replay_run
     from ml_experiments.runs.folder import RunFolder
@@ -42,9 +49,16 @@ def replay(run: str, verify: bool, tolerance: float, current_code: bool, as_json
     if outcome.status in ("pending", "running"):
         raise click.UsageError(f"run {outcome.run_id} is {outcome.status}; wait for its end")
     with open_backend(spec.backend, **spec.backend_options) as backend:
-        result = follow(
-            lambda: replay_run(folder, backend=backend, uses_current_code=current_code), as_json
-        )
+
+        def start() -> RunHandle:
+            return replay_run(
+                folder,
+                backend=backend,
+                uses_current_code=current_code,
+                approve=lambda run: approve_cost(run, backend, yes=yes, may_ask=False),
+            )
+
+        result = follow(start, as_json)
     assert result.run_dir is not None  # a run that was started here has one
     found = diff_runs(folder, RunFolder(result.run_dir), tolerance)
     if as_json:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ml_experiments.cli.runs.finding import find_run
+
+if TYPE_CHECKING:
+    from ml_experiments.backends.base import RunHandle
 
 
 @click.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--force", is_flag=True, help="Also if it seems to go on.")
-def resume(run: str, as_json: bool, force: bool) -> int:
+@click.option("--max-cost", type=float, help="Another cap, for all attempts together.")
+@click.option("--yes", is_flag=True, help="Don't ask, whatever it may cost.")
+def resume(run: str, as_json: bool, force: bool, max_cost: float | None, yes: bool) -> int:
     """Run a run again that did not succeed, from its checkpoints."""
     from ml_experiments.backends import open_backend
-    from ml_experiments.cli.run import follow, report
+    from ml_experiments.cli.run import approve_cost, follow, report
+    from ml_experiments.config.options import read_options
+    from ml_experiments.runner.options import RunOptions
     from ml_experiments.runner.resume import resume_run
 
+    checked = read_options(RunOptions, {"max_cost": max_cost}, "runs resume")
     folder = find_run(run)
     spec = folder.read_spec()
     with open_backend(spec.backend, **spec.backend_options) as backend:
-        result = follow(lambda: resume_run(folder, backend=backend, force=force), as_json)
+
+        def start() -> RunHandle:
+            return resume_run(
+                folder,
+                backend=backend,
+                force=force,
+                max_cost=checked.get("max_cost"),
+                approve=lambda run: approve_cost(run, backend, yes=yes, may_ask=False),
+            )
+
+        result = follow(start, as_json)
     return report(result, as_json)

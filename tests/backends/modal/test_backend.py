@@ -110,10 +110,11 @@ def test_gpu_timeout_and_resources_are_what_the_server_receives(
     assert volumes == {"/cache": "hf-model-cache", "/runs": "ml-experiments-runs"}
     spec = folder_of(result).read_spec()
     assert (spec.gpu, spec.timeout_s) == ("h100:2,a100-80gb", 77)
-    # 2 H100 + 32 cores + 320 GiB for 77 s
+    assert function.scaledown_window_s == 60
+    # 2 H100 + 32 cores + 320 GiB for the start, 77 s, and the wait of the warm container
     price = 2 * 0.001097 + 32 * 0.0000131 + 320 * 0.00000222
-    assert result.cost["worst_case_usd"] == pytest.approx(price * 77)
-    assert any(f"${price * 77:.2f}" in notice for notice in recorder.notices)
+    assert result.cost["worst_case_usd"] == pytest.approx(price * (600 + 77 + 60))
+    assert any(f"at most ${price * 737:.2f}" in notice for notice in recorder.notices)
     assert 0 < result.cost["estimate_usd"] < result.cost["worst_case_usd"]
 
 

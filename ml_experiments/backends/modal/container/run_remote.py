@@ -36,7 +36,7 @@ from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.manifest import Manifest
+from ml_experiments.runs.manifest import Manifest, ModalPlace
 from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
@@ -77,6 +77,11 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
         return _portable(_not_begun(spec, e.__cause__ or e))
     if folder.result_file.exists():  # it had ended when its container was taken away
         return _portable(folder.read_result())
+    if asked.is_capped:
+        spec = with_time_left(spec, folder)
+        _commit(volume)  # the start, from which the time counts
+        if spec.timeout_s == 0:
+            return _portable(_out_of_time(asked.spec))
     try:
         result = _execute(spec, folder, asked.setup_key, hidden, began_at)
     except BaseException:
@@ -208,6 +213,38 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
         _mark_ended(spec.run_id, None)
         return folder.begin_attempt(manifest, redactor)
     return folder
+
+
+def with_time_left(spec: RunSpec, folder: RunFolder) -> RunSpec:
+    """Return the spec with what is left of the timeout since the first container has started.
+
+    Modal runs a preempted run again and gives it its whole timeout, which a cap can't pay for.
+    """
+    manifest = folder.read_manifest()
+    place = manifest.modal or ModalPlace()
+    if place.started_at is None:
+        place = dataclasses.replace(place, started_at=time.time())
+        folder.write_manifest(dataclasses.replace(manifest, modal=place), Redactor(()))
+        return spec
+    assert spec.timeout_s is not None
+    left_s = spec.timeout_s - (time.time() - place.started_at)
+    return dataclasses.replace(spec, timeout_s=max(0.0, left_s))
+
+
+def _out_of_time(spec: RunSpec) -> RunResult:
+    return RunResult(
+        run_id=spec.run_id,
+        status=RunStatus.ERROR,
+        experiment_class=spec.experiment,
+        error=RunError(
+            ErrorKind.TIMEOUT,
+            "TimeoutError",
+            f"the run was interrupted and began again, and the {spec.timeout_s:g} s that its cap "
+            "allows were over by then",
+            hint=f"ml-experiments runs resume {spec.run_id} --max-cost USD goes on from its "
+            "checkpoints",
+        ),
+    )
 
 
 def _see_earlier_attempts(volume: modal.Volume) -> None:

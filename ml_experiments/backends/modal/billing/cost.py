@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 
+from ml_experiments.backends.modal.billing.prices import container_usd_per_s, gpu_usd_per_s
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, GpuRequest, parse_gpu
-from ml_experiments.backends.modal.prices import container_usd_per_s, gpu_usd_per_s
+from ml_experiments.errors import UnknownPriceError
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
@@ -24,9 +26,10 @@ def cost_of(result: RunResult, spec: RunSpec, manifest: Manifest) -> dict[str, f
     cost = {}
     if "total_s" in result.timings and place.cpu_cores and place.memory_mib:
         devices = [gpu["name"] for gpu in manifest.environment.get("gpus", [])]
-        choice = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
-        price = container_usd_per_s(choice, place.cpu_cores[0], place.memory_mib[0] / 1024)
-        cost["estimate_usd"] = price * result.timings["total_s"]
+        with contextlib.suppress(UnknownPriceError):
+            choice = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
+            price = container_usd_per_s(choice, place.cpu_cores[0], place.memory_mib[0] / 1024)
+            cost["estimate_usd"] = price * result.timings["total_s"]
     if place.worst_case_usd is not None:
         cost["worst_case_usd"] = place.worst_case_usd
     return cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ml_experiments.backends.modal.cost import choice_that_ran
+from ml_experiments.backends.modal.billing.cost import choice_that_ran
 from ml_experiments.backends.modal.gpus import parse_gpu
 
 

@@ -1,18 +1,19 @@
-"""Prices, and the most that a run can cost."""
+"""Prices."""
 
 from __future__ import annotations
 
 import pytest
 
-from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, parse_gpu
-from ml_experiments.backends.modal.prices import (
+from ml_experiments.backends.modal.billing.prices import (
     CPU_USD_PER_CORE_S,
     GPU_USD_PER_S,
     MEMORY_USD_PER_GIB_S,
     container_usd_per_s,
+    dearest_usd_per_s,
     gpu_usd_per_s,
-    worst_case_usd,
 )
+from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, parse_gpu
+from ml_experiments.errors import UnknownPriceError
 
 
 def test_every_gpu_type_has_a_price() -> None:
@@ -26,10 +27,18 @@ def test_a_price_counts_all_gpus_cores_and_memory() -> None:
     assert container_usd_per_s(eight, 2, 3) == pytest.approx(8 * 0.001097 + host)
 
 
-def test_the_worst_case_is_the_dearest_choice_for_all_of_the_timeout() -> None:
-    assert worst_case_usd(parse_gpu("t4,b200,l4"), 3600, 0, 0) == pytest.approx(0.001736 * 3600)
-    assert worst_case_usd(parse_gpu("t4:8,b200"), 10, 0, 0) == pytest.approx(0.001736 * 10)
-    assert worst_case_usd(parse_gpu("t4"), 100, 1, 10) > worst_case_usd(parse_gpu("t4"), 100, 0, 0)
+def test_the_dearest_choice_counts() -> None:
+    assert dearest_usd_per_s(parse_gpu("t4,b200,l4"), 0, 0) == pytest.approx(0.001736)
+    assert dearest_usd_per_s(parse_gpu("t4:8,b200"), 0, 0) == pytest.approx(0.001736)
+    assert dearest_usd_per_s(parse_gpu("t4"), 1, 10) > dearest_usd_per_s(parse_gpu("t4"), 0, 0)
+
+
+def test_a_gpu_type_without_a_price_is_an_error_that_names_those_with_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(GPU_USD_PER_S, "b200")
+    with pytest.raises(UnknownPriceError, match="the GPU type 'b200'; those with"):
+        dearest_usd_per_s(parse_gpu("t4,b200"), 1, 1)
 
 
 def test_larger_types_of_one_family_cost_more() -> None:

@@ -1,0 +1,1 @@
+"""What runs on Modal cost: before, by estimate after, and as Modal bills it."""

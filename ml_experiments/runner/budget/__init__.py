@@ -1,0 +1,1 @@
+"""What runs may cost: caps, and the ledger of what was reserved and spent."""

@@ -1,0 +1,234 @@
+"""Reserves what runs may cost before they are handed over, and settles it when they have ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.forecast import dollars
+from ml_experiments.errors import BudgetError, RunFolderError
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.ledger import Ask, Cap, Ledger, Reservation
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.index.journal import recorded
+from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.settings import MAX_USD, ask_above, max_cost_per_day, state_dir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What several runs may cost together.
+
+    Attributes:
+        scope: What they have in common, such as `sweep:ID`; it keeps its name when it is resumed.
+        max_usd: The most that they may cost in all; None for no limit of their own.
+    """
+
+    scope: str
+    max_usd: float | None = None
+
+
+def open_ledger() -> Ledger:
+    """Return the user's ledger."""
+    return Ledger(state_dir() / "ledger.sqlite3", read_spent)
+
+
+def reserve(
+    runs: Sequence[PreparedRun],
+    backend: Backend,
+    runs_dir: Path,
+    *,
+    budget: Budget | None = None,
+    attempt: int = 1,
+    spent_usd: float = 0.0,
+    is_kept: bool = True,
+) -> tuple[PreparedRun, ...]:
+    """Reserve what prepared runs may cost; all of them, or none.
+
+    A run that can't have its worst case gets timeouts that fit what it has, so that Modal itself
+    ends it in time. Runs that cost nothing are returned as they are.
+
+    Args:
+        runs: Prepared runs, of one backend.
+        backend: Which is theirs.
+        runs_dir: Where their folders are going to be.
+        budget: What they share. By default, each run has its own, `spec.max_cost`, for all its
+            attempts.
+        attempt: Which attempt at the runs it is.
+        spent_usd: What earlier attempts have cost according to the run folder.
+        is_kept: Whether it is a reservation, or only the question whether there could be one.
+
+    Raises:
+        BudgetError: If a cap has no room for them, or it can't be known.
+    """
+    day_cap = Cap(
+        "the day's cap",
+        max_cost_per_day(),
+        "Raise max_cost_per_day (ML_EXPERIMENTS_MAX_COST_PER_DAY), wait until 00:00 UTC",
+    )
+    if budget is None:
+        return tuple(
+            _reserve([run], Budget(f"run:{run.spec.run_id}", run.spec.max_cost), day_cap, *rest)[0]
+            for rest in [(backend, runs_dir, attempt, spent_usd, is_kept)]
+            for run in runs
+        )
+    return _reserve(runs, budget, day_cap, backend, runs_dir, attempt, spent_usd, is_kept)
+
+
+def _reserve(
+    runs: Sequence[PreparedRun],
+    budget: Budget,
+    day_cap: Cap,
+    backend: Backend,
+    runs_dir: Path,
+    attempt: int,
+    spent_usd: float,
+    is_kept: bool,
+) -> tuple[PreparedRun, ...]:
+    paid = [run for run in runs if run.forecast is not None]
+    cap = Cap("the cap", budget.max_usd, "Raise --max-cost (in Python: max_cost=)", spent_usd)
+    is_capped = cap.max_usd is not None or day_cap.max_usd is not None
+    unpriced = [run for run in paid if run.forecast.worst_case_usd is None]
+    if not paid or (unpriced and not is_capped):
+        return tuple(runs)
+    if unpriced:
+        raise BudgetError(
+            f"no price is known for {unpriced[0].spec.gpu} in the prices of "
+            f"{unpriced[0].forecast.prices_of}, so a cap could not be kept; choose another GPU "
+            "type, or go without max_cost and max_cost_per_day"
+        )
+    asks = [
+        Ask(
+            run.spec.run_id,
+            attempt,
+            runs_dir,
+            f"a run on {run.spec.gpu}",
+            run.forecast.worst_case_usd,
+            run.forecast.least_usd,
+        )
+        for run in paid
+    ]
+    try:
+        made = open_ledger().reserve(asks, budget.scope, cap, day_cap, is_kept=is_kept)
+    except BudgetError as e:
+        if is_capped:
+            raise
+        logger.warning("what the run may cost is not reserved: %s", e)
+        return tuple(runs)
+    reserved = {reservation.run_id: reservation for reservation in made}
+    return tuple(
+        _with(run, reserved[run.spec.run_id], backend, is_capped=is_capped)
+        if run.spec.run_id in reserved
+        else run
+        for run in runs
+    )
+
+
+def _with(
+    run: PreparedRun, reservation: Reservation, backend: Backend, *, is_capped: bool
+) -> PreparedRun:
+    if is_capped:
+        run = backend.limit_cost(run, reservation.usd)
+    return dataclasses.replace(run, reservation=reservation)
+
+
+def above_asking(run: PreparedRun, backend: Backend, runs_dir: Path) -> str | None:
+    """Return what to ask before a run that may cost more than the setting `ask_above`; else None.
+
+    Raises:
+        BudgetError: If a cap has no room for it.
+    """
+    limit = ask_above()
+    if limit is None or run.forecast is None:
+        return None
+    [capped] = reserve([run], backend, runs_dir, is_kept=False)
+    worst_case_usd = capped.forecast.worst_case_usd
+    if worst_case_usd is not None and worst_case_usd <= limit:
+        return None
+    return f"the run costs {capped.forecast}, which is above the {dollars(limit)} of ask_above"
+
+
+def refuse_above_asking(run: PreparedRun, backend: Backend, runs_dir: Path) -> None:
+    """Refuse what had to be asked about.
+
+    Raises:
+        BudgetError: If it may cost more than the setting `ask_above`, or a cap has no room.
+    """
+    above = above_asking(run, backend, runs_dir)
+    if above is not None:
+        raise BudgetError(f"{above}, and nobody was asked; --yes starts it")
+
+
+def describe_limit(asked: PreparedRun, reserved: PreparedRun) -> str | None:
+    """Return what to say where a cap has shortened a run; None where it hasn't."""
+    if asked.spec.timeout_s == reserved.spec.timeout_s:
+        return None
+    return (
+        f"the timeout is {reserved.spec.timeout_s:g} s instead of {asked.spec.timeout_s:g} s, so "
+        f"that the run costs no more than the {dollars(reserved.reservation.usd)} that is left "
+        "for it"
+    )
+
+
+def settle_at_end(handle: RunHandle, reservation: Reservation | None) -> None:
+    """Replace a reservation by what the run has cost, once it has ended."""
+    if reservation is not None:
+        handle.when_ended(lambda: _settle_quietly(reservation))
+
+
+def release(reservation: Reservation | None) -> None:
+    """Give a reservation back of a run that was not handed over."""
+    if reservation is not None:
+        _settle_quietly(reservation, 0.0)
+
+
+def _settle_quietly(reservation: Reservation, spent_usd: float | None = None) -> None:
+    if spent_usd is None:
+        what = (reservation.runs_dir, reservation.run_id, reservation.attempt)
+        spent_usd = read_spent(*what)
+    if spent_usd is None:  # its outcome is not here: it counts as what was reserved for it
+        return
+    try:
+        open_ledger().settle(reservation, spent_usd)
+    except BudgetError as e:  # must not replace the result; the next reservation settles it
+        logger.warning("what run %s has cost is not in the ledger: %s", reservation.run_id, e)
+
+
+def record_bill(runs_dir: Path, run_id: str, usd: float) -> None:
+    """Keep what Modal has billed for a run, in its folder and in the ledger.
+
+    Raises:
+        BudgetError: If the ledger can't be used.
+        RunFolderError: If the run folder is not readable.
+    """
+    folder = RunFolder(runs_dir / run_id)
+    result = folder.read_result()
+    billed = dataclasses.replace(result, cost={**result.cost, "billed_usd": usd})
+    with recorded(runs_dir, run_id):
+        folder.write_result(billed, Redactor(()))
+    open_ledger().correct(run_id, usd)
+
+
+def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
+    """Return what an attempt at a run has cost by its folder; None while that isn't known."""
+    folder = RunFolder(runs_dir / run_id)
+    try:
+        manifest = folder.read_manifest()
+        if manifest.attempt > attempt:
+            costs = {a.number: a.cost_usd for a in manifest.earlier_attempts}
+            return costs.get(attempt)
+        if manifest.attempt < attempt or not folder.result_file.exists():
+            return None
+        estimate_usd = folder.read_result().cost.get("estimate_usd")
+    except RunFolderError:
+        return None
+    if estimate_usd is None and not manifest.is_on_modal:
+        return 0.0  # it was never handed over
+    # what is no amount was written by nobody here
+    return estimate_usd if estimate_usd is not None and 0 <= estimate_usd <= MAX_USD else None

@@ -1,0 +1,104 @@
+"""What a run on Modal is going to cost, from its history and its limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
+from ml_experiments.backends.modal.billing.prices import GPU_USD_PER_S, container_usd_per_s
+from ml_experiments.backends.modal.gpus import parse_gpu
+from ml_experiments.backends.modal.plan import IDLE_S, STARTUP_TIMEOUT_S, ContainerPlan
+from ml_experiments.backends.modal.preflight.import_graph import ImportGraph
+from ml_experiments.backends.modal.resources import host_resources
+from tests.support.run_folders import write_run
+
+
+def plan_for(gpu: str = "t4", timeout_s: int = 1000) -> ContainerPlan:
+    request = parse_gpu(gpu)
+    resources = host_resources(request, cpu=2, memory_gib=4)
+    return ContainerPlan(request, timeout_s, resources, (), ImportGraph((), (), ()))
+
+
+def max_price(gpu: str) -> float:
+    """The price for one second of a GPU and of all that its container's limits allow."""
+    [choice] = parse_gpu(gpu).choices
+    return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
+
+
+def write_modal_run(runs_dir: Path, number: int, seconds: float, **given: str) -> None:
+    run_id = f"20261125-1200{number:02}-0000000"
+    spec = {"experiment": "train.Train", "backend": "modal", "gpu": "t4", **given}
+    status = spec.pop("status", "success")
+    folder = write_run(runs_dir, run_id, status=status, **spec)
+    record = json.loads(folder.result_file.read_text())
+    folder.result_file.write_text(json.dumps({**record, "timings": {"total_s": seconds}}))
+
+
+def test_without_history_the_estimate_is_from_the_timeout() -> None:
+    forecast = make_forecast(plan_for(), [])
+    price = GPU_USD_PER_S["t4"] + 2 * 0.0000131 + 4 * 0.00000222
+    assert forecast.estimate_usd == pytest.approx(1000 * price)
+    assert forecast.estimated_from == "the timeout"
+
+
+def test_with_history_it_is_the_median_with_the_spread() -> None:
+    forecast = make_forecast(plan_for(), [10, 40, 20])
+    price = GPU_USD_PER_S["t4"] + 2 * 0.0000131 + 4 * 0.00000222
+    found = (forecast.low_usd, forecast.estimate_usd, forecast.high_usd)
+    assert found == pytest.approx((10 * price, 20 * price, 40 * price))
+    assert forecast.estimated_from == "3 earlier runs"
+
+
+def test_the_worst_case_has_start_timeout_wait_cpu_and_memory() -> None:
+    seconds = STARTUP_TIMEOUT_S + 1000 + IDLE_S
+    forecast = make_forecast(plan_for("t4"), [10.0])
+    assert forecast.worst_case_usd == pytest.approx(max_price("t4") * seconds)
+
+
+def test_without_a_price_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(GPU_USD_PER_S, "l4")
+    forecast = make_forecast(plan_for("t4,l4"), [10.0])
+    assert (forecast.estimate_usd, forecast.worst_case_usd) == (None, None)
+
+
+@pytest.mark.parametrize("usd", [0.1, 0.3, 0.4454, 0.7, 1.0])
+def test_a_limited_plan_costs_no_more_and_uses_what_it_may(usd: float) -> None:
+    limited = plan_for("t4").limited_to(usd)
+    assert limited.worst_case_usd is not None
+    assert limited.worst_case_usd <= usd
+    unused = usd - limited.worst_case_usd
+    assert unused < 2 * max_price("t4") or limited.timeout_s == 1000
+    assert 60 <= limited.startup_timeout_s <= STARTUP_TIMEOUT_S
+    assert limited.is_capped
+
+
+def test_the_least_that_a_run_takes_is_a_start_and_a_minute() -> None:
+    plan = plan_for("t4")
+    assert plan.least_usd == pytest.approx(max_price("t4") * (60 + 60 + IDLE_S))
+    assert plan.limited_to(plan.least_usd).timeout_s == 60
+    short = dataclasses.replace(plan, timeout_s=20)
+    assert short.limited_to(short.least_usd).timeout_s == 20
+
+
+def test_history_is_this_experiments_successful_runs_on_the_same_gpu(runs_dir: Path) -> None:
+    write_modal_run(runs_dir, 1, 10)
+    write_modal_run(runs_dir, 2, 20)
+    write_modal_run(runs_dir, 3, 31, status="error")
+    write_modal_run(runs_dir, 4, 32, gpu="l4")
+    write_modal_run(runs_dir, 5, 33, experiment="other.train.Train")
+    write_modal_run(runs_dir, 6, 34, backend="local")
+    assert earlier_seconds("train.Train", "t4") == [20, 10]
+    assert earlier_seconds("train.*", "t4") == []
+
+
+def test_history_that_cannot_be_read_is_none(
+    runs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs_dir.rmdir()
+    runs_dir.write_text("not a folder")
+    assert earlier_seconds("train.Train", "t4") == []
+    assert "the estimate is from the timeout" in caplog.text
