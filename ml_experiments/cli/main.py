@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
+    "costs": ("ml_experiments.cli.costs", "Say what runs have cost; find what still costs."),
     "emulator": ("modal_emulator.cli", "Run Modal programs against a local Modal server."),
     "doctor": ("ml_experiments.cli.doctor", "Say what works on this machine."),
 }

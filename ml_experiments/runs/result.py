@@ -199,7 +199,8 @@ class RunResult:
         results_json: What `run()` returned, as JSON; `results` has it decoded. After an error,
             what could be kept.
         timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`.
-        cost: US dollars, where money was spent: `estimate_usd`, `worst_case_usd`.
+        cost: US dollars, where money was spent: `estimate_usd`, `worst_case_usd`, and once
+            `costs reconcile` has read it `billed_usd`, for all attempts.
         environment: Python, packages that matter, machine and devices of the run.
         attempts: Every attempt at the run, the one that led to this result last.
         run_dir: The run folder on this machine.

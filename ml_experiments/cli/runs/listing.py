@@ -44,9 +44,9 @@ def list_(
     """List runs, the newest first.
 
     The columns are run_id, status, experiment, name, backend, gpu, sweep, created_at, seconds,
-    cost_usd, attempts, seed, error, error_kind and note. Values are config.…, results.… and
-    tags.…; each can be shown, sorted by, and compared in --where, which knows < <= > >= == !=,
-    in, and, or, not: 'status == "error" and "vit" in config.model'.
+    cost_usd, billed_usd, attempts, seed, error, error_kind and note. Values are config.…,
+    results.… and tags.…; each can be shown, sorted by, and compared in --where, which knows
+    < <= > >= == !=, in, and, or, not: 'status == "error" and "vit" in config.model'.
     """
     from ml_experiments.settings import runs_dir
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_VERSION = 1  # another one: the file is built anew
+_VERSION = 2  # another one: the file is built anew
 _WAIT_S = 10.0  # for another process that writes
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -22,7 +22,7 @@ CREATE TABLE runs (
     stamp TEXT,                            -- of its files when it was read; NULL: read it again
     is_settled INTEGER NOT NULL DEFAULT 0, -- it changes only if the journal says so
     status TEXT, experiment TEXT, name TEXT, backend TEXT, gpu TEXT, sweep TEXT, created_at TEXT,
-    seconds REAL, cost_usd REAL, attempts INTEGER, seed INTEGER,
+    seconds REAL, cost_usd REAL, billed_usd REAL, attempts INTEGER, seed INTEGER,
     error TEXT, error_kind TEXT, note TEXT, problem TEXT,
     data TEXT                              -- config, results and tags by path, as JSON
 );

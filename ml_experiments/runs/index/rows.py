@@ -32,6 +32,7 @@ class RunRow:
         sweep: The tag `sweep`.
         seconds: How long it took; None until it has ended.
         cost_usd: What all attempts cost by estimate, where money was spent.
+        billed_usd: What Modal has billed for them; None until `costs reconcile` has read it.
         error: `kind: message`, when it ended in an error.
         problem: Why the folder can't be read; the other fields are then unknown.
         values: Config, results and tags by path, such as `config.lr`; see `flatten`.
@@ -47,6 +48,7 @@ class RunRow:
     created_at: str | None = None
     seconds: float | None = None
     cost_usd: float | None = None
+    billed_usd: float | None = None
     attempts: int | None = None
     seed: int | None = None
     error: str | None = None
@@ -91,6 +93,7 @@ def read_row(folder: RunFolder) -> RunRow:
         created_at=_storable(spec.created_at),
         seconds=outcome.timings.get("total_s"),
         cost_usd=_cost(outcome),
+        billed_usd=outcome.cost.get("billed_usd"),
         attempts=len(outcome.attempts) or None,
         seed=spec.seed if abs(spec.seed) <= _MAX_INT else None,
         error=_storable(f"{error.kind}: {error.message}") if error else None,
