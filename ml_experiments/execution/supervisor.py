@@ -260,7 +260,7 @@ class Supervision:
     def _time_is_up(self) -> RunResult:
         if self._cancel_sent:
             return self._ended(RunStatus.CANCELLED, None)
-        if self._has_started:
+        if self._has_started or self._start_limit_s is None:
             return self._ended(RunStatus.ERROR, describe_hard_timeout(self._spec, self._hints))
         what = f"did not start within {self._start_limit_s:g} s"
         return self._ended(RunStatus.ERROR, describe_failed_start(what, self._log_tail()))

@@ -121,7 +121,8 @@ class Ledger:
             for limit, column, value in ((cap, "scope", scope), (day_cap, "day", today)):
                 if limit.max_usd is not None:
                     found = _total(connection, column, value)
-                    amounts = _within(asks, amounts, limit, found)
+                    waiting = _unsettled(connection, column, value)
+                    amounts = _within(asks, amounts, limit, found, waiting)
             reservations = []
             for ask, usd in zip(asks, amounts, strict=True):
                 runs_dir = os.fspath(ask.runs_dir)
@@ -268,12 +269,26 @@ def _total(connection: sqlite3.Connection, column: str, value: str) -> tuple[flo
     return spent, reserved
 
 
+def _unsettled(connection: sqlite3.Connection, column: str, value: str) -> list[str]:
+    """Return the latest runs that have a reservation and no outcome here."""
+    found = connection.execute(
+        f"SELECT DISTINCT run_id FROM reservations WHERE {column} = ? AND spent_usd IS NULL "
+        "ORDER BY id DESC LIMIT 3",
+        (value,),
+    )
+    return [run_id for (run_id,) in found]
+
+
 def _settle(connection: sqlite3.Connection, number: int, spent_usd: float) -> None:
     connection.execute("UPDATE reservations SET spent_usd = ? WHERE id = ?", (spent_usd, number))
 
 
 def _within(
-    asks: Sequence[Ask], amounts: Sequence[float], cap: Cap, found: tuple[float, float]
+    asks: Sequence[Ask],
+    amounts: Sequence[float],
+    cap: Cap,
+    found: tuple[float, float],
+    waiting: Sequence[str],
 ) -> list[float]:
     """Return amounts that a cap has room for.
 
@@ -292,10 +307,14 @@ def _within(
                 f"{cap.name} of {dollars(cap.max_usd)} is too low, for {what} takes at least "
                 f"{dollars(ask.least_usd)} and at most {dollars(ask.worst_case_usd)}, and "
                 f"{dollars(left)} is left: {dollars(spent)} is spent, {dollars(reserved)} is "
-                f"reserved for runs that have not ended. {cap.advice}, or choose a cheaper GPU "
-                "type, a shorter timeout, fewer CPU cores or less memory"
+                f"reserved for runs that have not ended{_named(waiting)}. {cap.advice}, or choose "
+                "a cheaper GPU type, a shorter timeout, fewer CPU cores or less memory"
             )
     return shared
+
+
+def _named(waiting: Sequence[str]) -> str:
+    return f" or whose outcome is not here ({', '.join(waiting)})" if waiting else ""
 
 
 def _divide(amounts: Sequence[float], total: float) -> list[float]:

@@ -271,6 +271,14 @@ def test_a_run_that_ignores_the_soft_timeout_is_ended_by_the_hard_one(
     assert (folder.artifacts_dir / "partial.txt").exists()
 
 
+def test_a_timeout_that_is_over_before_the_run_starts_is_a_timeout(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(Greet, {}, backend=backend, observer=Recorder(), timeout_s=0.01)
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.TIMEOUT, result.error
+
+
 def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -> None:
     recorder = Recorder()
     modal_emulator.preempt_input(1, after_s=2, grace_s=20)

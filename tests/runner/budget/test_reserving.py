@@ -25,7 +25,6 @@ from ml_experiments.runner.run import run_experiment, submit_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import ModalPlace
 from ml_experiments.runs.result import ErrorKind, RunStatus
-from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
 from tests.support.modal_experiments import Fails, Greet, Resumes
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of, run_command
@@ -127,17 +126,12 @@ def test_a_cap_holds_when_the_client_is_killed(
 def test_a_rerun_after_a_preemption_gets_no_time_of_its_own(
     modal_emulator: Emulator, backend: ModalBackend
 ) -> None:
-    class Delays(Recorder):
-        def log(self, spec: RunSpec, data: bytes) -> None:
-            super().log(spec, data)
-            modal_emulator.delay_starts(8)
-
     modal_emulator.preempt_input(1, after_s=1, grace_s=20)
     result = run_experiment(
         Resumes,
-        {"steps": 1000, "step_s": 0.2},
+        {"steps": 1000, "step_s": 0.1},
         backend=backend,
-        observer=Delays(),
+        observer=Recorder(),
         gpu="t4",
         max_cost=cost_of(6),
     )

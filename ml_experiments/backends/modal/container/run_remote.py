@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 # how long a run that is preempted or cancelled may take to save what it has
 _SAVE_LIMIT_S = 25.0
+# what a run needs to begin again, load its checkpoint, and save another one
+_MIN_RERUN_S = 5.0
 # a finished run must not fail because Modal could not store its files at the first try
 _COMMIT_WAITS_S = (0.5, 2.0)
 
@@ -218,7 +220,8 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
 def with_time_left(spec: RunSpec, folder: RunFolder) -> RunSpec:
     """Return the spec with what is left of the timeout since the first container has started.
 
-    Modal runs a preempted run again and gives it its whole timeout, which a cap can't pay for.
+    Modal runs a preempted run again and gives it its whole timeout, which a cap can't pay for. It
+    is 0 where too little is left to do anything.
     """
     manifest = folder.read_manifest()
     place = manifest.modal or ModalPlace()
@@ -228,7 +231,7 @@ def with_time_left(spec: RunSpec, folder: RunFolder) -> RunSpec:
         return spec
     assert spec.timeout_s is not None
     left_s = spec.timeout_s - (time.time() - place.started_at)
-    return dataclasses.replace(spec, timeout_s=max(0.0, left_s))
+    return dataclasses.replace(spec, timeout_s=left_s if left_s >= _MIN_RERUN_S else 0.0)
 
 
 def _out_of_time(spec: RunSpec) -> RunResult:
