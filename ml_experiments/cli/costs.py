@@ -41,12 +41,13 @@ def costs(context: click.Context, /, by: str, as_json: bool, **filters: Any) -> 
 
 @costs.command()
 @click.option("--since", default="30d", show_default=True, help="A date, or an age such as 7d.")
+@click.option("--this-hour", is_flag=True, help="Count the hour that isn't over, as far as billed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def reconcile(since: str, as_json: bool) -> None:
+def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
     """Read what Modal has billed for runs, and keep it in their folders.
 
-    Hours that are not over are not in Modal's report, and its workspace must have one. What runs
-    were billed replaces their estimates in `costs` and in the ledger that caps are kept with.
+    The workspace must have a billing report. What runs were billed replaces their estimates in
+    `costs` and in the ledger that caps are kept with.
     """
     from ml_experiments.backends.modal.billing.bills import read_bills, share_bills
     from ml_experiments.runner.budget.reserving import record_bill
@@ -57,7 +58,7 @@ def reconcile(since: str, as_json: bool) -> None:
     ended = {row.run_id: row for row in rows if row.seconds is not None and not row.problem}
     starts = [datetime.datetime.fromisoformat(str(row.created_at)) for row in ended.values()]
     estimates = {run_id: row.cost_usd for run_id, row in ended.items() if row.cost_usd is not None}
-    bills = share_bills(read_bills(min(starts)), estimates) if starts else {}
+    bills = share_bills(read_bills(min(starts), this_hour=this_hour), estimates) if starts else {}
     found = {run_id: usd for run_id, usd in bills.items() if run_id in ended}
     for run_id, usd in found.items():
         record_bill(runs_dir(), run_id, usd)

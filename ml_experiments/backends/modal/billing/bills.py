@@ -32,21 +32,26 @@ class AppBill:
     run_ids: frozenset[str] = field(default_factory=frozenset)
 
 
-def read_bills(since: datetime.datetime) -> list[AppBill]:
+def read_bills(since: datetime.datetime, *, this_hour: bool = False) -> list[AppBill]:
     """Return what Modal has billed for apps of runs, in the hours that are over.
 
     Args:
         since: From when on.
+        this_hour: Whether the hour that is not over counts too, as far as it is billed.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.
         BackendError: If this account has no billing report, or Modal can't be reached.
     """
     require_access(_WITHOUT)
-    start = since.astimezone(datetime.UTC).replace(minute=0, second=0, microsecond=0)
+    start = _hour_of(since)
+    next_hour = _hour_of(datetime.datetime.now(datetime.UTC)) + datetime.timedelta(hours=1)
     with platform_errors("read its billing report", _WITHOUT):
         report = modal.Workspace.from_context().billing.report(
-            start=start, resolution="h", tag_names=["*"]
+            start=start,
+            end=next_hour if this_hour else None,
+            resolution="h",
+            tag_names=["*"],
         )
     bills: dict[str, AppBill] = {}
     for item in report:
@@ -56,6 +61,10 @@ def read_bills(since: datetime.datetime) -> list[AppBill]:
             bill, usd=bill.usd + item.cost, run_ids=bill.run_ids | run_ids
         )
     return [bill for bill in bills.values() if bill.run_ids]
+
+
+def _hour_of(moment: datetime.datetime) -> datetime.datetime:
+    return moment.astimezone(datetime.UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def share_bills(bills: Iterable[AppBill], estimates: Mapping[str, float]) -> dict[str, float]:

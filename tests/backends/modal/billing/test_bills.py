@@ -61,7 +61,7 @@ def test_the_bill_of_an_app_is_the_sum_of_its_hours(
     )
     found = read_bills(HOUR + datetime.timedelta(minutes=17))
     assert found == [AppBill("ap-1", Decimal("0.30"), frozenset({FIRST, SECOND}))]
-    assert asked == [{"start": HOUR, "resolution": "h", "tag_names": ["*"]}]
+    assert asked == [{"start": HOUR, "end": None, "resolution": "h", "tag_names": ["*"]}]
 
 
 def test_runs_share_the_bill_of_their_app_as_they_estimate() -> None:
