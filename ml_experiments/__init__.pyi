@@ -16,6 +16,8 @@ from .runner.prepare import prepare_run as prepare_run
 from .runner.run import run_experiment as run_experiment
 from .runner.run import submit_experiment as submit_experiment
 from .runner.run import submit_run as submit_run
+from .runner.sweeps.points import SweepPoint as SweepPoint
+from .runner.sweeps.sweep import sweep as sweep
 from .runs.result import Artifact as Artifact
 from .runs.result import ErrorKind as ErrorKind
 from .runs.result import RunError as RunError

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {**PIP_NAMES, "google.protobuf": "protobuf", "modal_proto": "mod
 BROUGHT_BY_THE_CALLER = {"modal_emulator/pytest_plugin.py": {"pytest"}}
 # not imported by name: transformers, diffusers and accelerate load them
 LOADED_BY_OTHERS = {"accelerate", "peft", "tokenizers", "torchao", "torchsde"}
+LOADED_BY_OTHERS |= {"cmaes", "scipy"}  # by optuna
 
 # torch and safetensors, where the user's own models need them: devices, checkpoints
 TORCH_OF_THE_USER = ("context.py", "checkpoints.py", "random_state.py")
@@ -79,6 +80,8 @@ def extras_of(file: Path) -> set[str]:
         return EXTRAS["diffusion"] | EXTRAS["training"]
     if name.startswith("ml_experiments/serialization/") or name == "ml_experiments/runs/search.py":
         return EXTRAS["results"]
+    if name == "ml_experiments/runner/sweeps/study.py":
+        return EXTRAS["sweep"]
     if name.removeprefix("ml_experiments/experiment/") in TORCH_OF_THE_USER:
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     return BROUGHT_BY_THE_CALLER.get(name, set())

@@ -102,6 +102,8 @@ TESTED_ELSEWHERE = {
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "runner/test_resume": "runs/heartbeat runs/lock",
+    "runner/sweeps/test_space": "runner/sweeps/axes runner/sweeps/forms",
+    "runner/sweeps/test_sweep": "runner/sweeps/*",
     "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "
     "runs/index/rows runs/index/tables runs/labels",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",

@@ -27,6 +27,7 @@ COMMANDS = {
         "ml_experiments.cli.check_resume",
         "Kill and resume an experiment, and compare.",
     ),
+    "sweep": ("ml_experiments.cli.sweep", "Run an experiment at many points."),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "costs": ("ml_experiments.cli.costs", "Say what runs have cost; find what still costs."),

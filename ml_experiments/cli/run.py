@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
-class _RunCommand(click.Command):
+class RunCommand(click.Command):
     """Takes a config field that was written as an option for what it is."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -48,7 +48,7 @@ class _RunCommand(click.Command):
             ) from e
 
 
-@click.command(cls=_RunCommand)
+@click.command(cls=RunCommand)
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")

@@ -65,7 +65,7 @@ def prepare_run(
     refuse_while_importing()
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
-    path, import_paths = _locate(experiment)
+    path, import_paths = locate_experiment(experiment)
     if backend.name != "modal":  # containers have them
         _check_extras(path)
     drawn = secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
@@ -156,7 +156,7 @@ def prefetch_models(
     return models
 
 
-def _locate(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
+def locate_experiment(experiment: Callable[..., Any] | str) -> tuple[str, tuple[str, ...]]:
     """Return the class path, and the folders to import it from, the current one included."""
     if isinstance(experiment, str):
         return locate(experiment)

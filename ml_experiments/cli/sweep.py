@@ -1,0 +1,250 @@
+"""`ml-experiments sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.cli.parameters import given_options, options_of
+from ml_experiments.cli.run import RunCommand
+from ml_experiments.runner.options import RunOptions
+from ml_experiments.runner.sweeps.options import SweepOptions
+
+if TYPE_CHECKING:
+    from ml_experiments.cli.sweep_report import Format
+    from ml_experiments.runner.sweeps.controller import Progress
+    from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
+    from ml_experiments.runner.sweeps.points import SweepPoint
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV on stdout.")
+
+
+class _SweepGroup(click.Group):
+    """Takes what is not the name of a sub-command for the beginning of `start`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["start", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_SweepGroup)
+def sweep() -> None:
+    """Run an experiment at many points: `sweep CLASS_PATH lr=1e-4,3e-4 seed=range:5`.
+
+    `sweep CLASS_PATH …` is short for `sweep start CLASS_PATH …`. SWEEP is the id of a sweep, the
+    beginning of one, its name, or `last`.
+    """
+
+
+@sweep.command(cls=RunCommand)
+@click.argument("class_path")
+@click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
+@click.option("--space", "space_file", type=click.Path(path_type=Path), help="Axes as YAML.")
+@click.option("--backend", default=None, help="local or modal; modal when --gpu is given.")
+@options_of(SweepOptions)
+@click.option("--keep-going", is_flag=True, help="Run the other points after a failure (default).")
+@options_of(RunOptions)
+@options_of(ModalOptions)
+@click.option("-m", "--multirun", is_flag=True, hidden=True)  # a habit from Hydra
+@click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
+@_JSON
+@_CSV
+def start(
+    class_path: str,
+    axes: tuple[str, ...],
+    config_file: Path | None,
+    space_file: Path | None,
+    backend: str | None,
+    keep_going: bool,
+    dry_run: bool,
+    as_json: bool,
+    as_csv: bool,
+    **_options: Any,
+) -> int:
+    """Run an experiment at the points of a search space.
+
+    KEY=VALUES is one axis:
+
+    \b
+    lr=1e-4,3e-4           these values; [64,64],[128] for lists
+    seed=range:5           0 to 4; range:1:5, range:0:10:2
+    layers=int:1:8         1 to 8
+    dropout=uniform:0:0.5  any number between; uniform:0:0.5:0.1 in steps
+    wd=log:1e-5:1e-2       any number between, on a log scale; logint for whole numbers
+    prompt=file:a.txt      one value a line
+
+    'range(5)', 'log(1e-5,1e-2)', 'choice(a,b)' are the same, in quotes. A single value is the
+    same for all points. Exit codes: 0 all points succeeded, 1 some did not, 2 bad usage or a point
+    that is not valid (nothing was started), 130 interrupted.
+    """
+    from ml_experiments.config.files import read_config_file
+    from ml_experiments.runner.sweeps.checking import check_points
+    from ml_experiments.runner.sweeps.space import overrides_in, read_space
+    from ml_experiments.runner.sweeps.sweep import opened, plan_sweep, start_sweep
+
+    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
+    of_sweep = given_options(SweepOptions)
+    backend = backend or ("modal" if "gpu" in options else "local")
+    if keep_going and of_sweep.get("fail_fast"):
+        raise click.UsageError("--keep-going and --fail-fast exclude each other")
+    if for_modal and backend != "modal":
+        raise click.UsageError("options of Modal go with --backend modal")
+    prefetch = options.pop("prefetch", False)
+    space = read_space(axes, space_file)
+    fixed = list(overrides_in(read_config_file(config_file))) if config_file else []
+    spec = plan_sweep(
+        class_path,
+        space,
+        fixed=fixed,
+        backend=backend,
+        backend_options=for_modal,
+        **options,
+        **of_sweep,
+    )
+    form = _format(as_json, as_csv)
+    _print_space(spec, form)
+    if dry_run:
+        with opened(spec) as place:
+            checked = check_points(spec, place)
+        click.echo(f"{len(checked.setup_keys):,} checked; nothing was started", err=form != "table")
+        return 0
+    view = _View(form)
+    points = start_sweep(
+        spec, runs_dir=None, observer=view.observer, prefetch=prefetch, on_begin=view.begin
+    )
+    view.follow(points)
+    return view.report()
+
+
+@sweep.command()
+@click.argument("sweep_reference", metavar="SWEEP")
+@click.option("--failed", "failed_only", is_flag=True, help="Only the points that have failed.")
+@_JSON
+@_CSV
+def resume(sweep_reference: str, failed_only: bool, as_json: bool, as_csv: bool) -> int:
+    """Run the points of a sweep that have no result yet.
+
+    A point that was begun goes on in its run folder, from its checkpoints. A sampler suggests what
+    it would have suggested without the interruption.
+    """
+    from ml_experiments.runner.sweeps.sweep import resume_sweep
+
+    folder = _find(sweep_reference)
+    view = _View(_format(as_json, as_csv))
+    points = resume_sweep(
+        folder, observer=view.observer, failed_only=failed_only, on_begin=view.begin
+    )
+    view.follow(points)
+    return view.report()
+
+
+@sweep.command()
+@click.argument("sweep_reference", metavar="SWEEP")
+@_JSON
+@_CSV
+def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:
+    """Show the space of a sweep, how far it is, and its points, the best first."""
+    from ml_experiments.cli.sweep_report import print_report
+    from ml_experiments.runner.sweeps.controller import Progress
+    from ml_experiments.runner.sweeps.sweep import recorded_points
+    from ml_experiments.runs.result import RunStatus
+
+    folder = _find(sweep_reference)
+    spec, points = folder.read_spec(), recorded_points(folder)
+    unfinished = (RunStatus.PENDING, RunStatus.RUNNING)
+    progress = Progress(spec.total or 0, [p for p in points if p.result.status not in unfinished])
+    progress.running = {p.number: p.overrides for p in points if p.result.status in unfinished}
+    form = _format(as_json, as_csv)
+    if form == "table":
+        _print_space(spec, form)
+    print_report(folder, spec, progress, form)
+    return 0
+
+
+@sweep.command()
+@click.argument("sweep_reference", metavar="SWEEP")
+def stop(sweep_reference: str) -> int:
+    """Let a running sweep start no more points, and cancel those that run."""
+    folder = _find(sweep_reference)
+    if not folder.is_running:
+        click.echo(f"sweep {folder.path.name} is not running")
+        return 0
+    folder.stop_file.touch()
+    click.echo(f"sweep {folder.path.name} stops; go on with: ml-experiments sweep resume")
+    return 0
+
+
+class _View:
+    """Shows a sweep while it runs, and reports on it at the end."""
+
+    def __init__(self, form: Format) -> None:
+        from ml_experiments.execution.observer import Observer
+
+        self.observer = Observer()  # what the runs print is in their logs
+        self._form = form
+        self._begun: tuple[SweepFolder, SweepSpec, Progress] | None = None
+        self._was_interrupted = False
+        self._stack = contextlib.ExitStack()
+
+    def begin(self, folder: SweepFolder, spec: SweepSpec, progress: Progress) -> None:
+        """Show a sweep from now on."""
+        from ml_experiments.cli.sweep_report import live_view
+
+        self._begun = folder, spec, progress
+        click.echo(f"sweep {spec.sweep_id} in {folder.path}", err=self._form != "table")
+        self._show = self._stack.enter_context(live_view(spec, progress, self._form))
+
+    def follow(self, points: Iterator[SweepPoint]) -> None:
+        """Show the points of a sweep as they end."""
+        with self._stack:
+            try:
+                for point in points:
+                    self._show(point)
+            except KeyboardInterrupt:
+                if self._begun is None:
+                    raise
+                self._was_interrupted = True
+
+    def report(self) -> int:
+        """Print the ranked points; return the exit code."""
+        from ml_experiments.cli.sweep_report import exit_code, print_report
+
+        assert self._begun is not None
+        folder, spec, progress = self._begun
+        print_report(folder, spec, progress, self._form)
+        return 130 if self._was_interrupted else exit_code(spec, progress)
+
+
+def _format(as_json: bool, as_csv: bool) -> Format:
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    return "json" if as_json else "csv" if as_csv else "table"
+
+
+def _print_space(spec: SweepSpec, form: Format) -> None:
+    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.sweeps.sweep import describe_choice
+
+    axes = spec.space.axes
+    width = max(len(axis.name) for axis in axes)
+    for axis in axes:
+        count = len(axis.grid) if axis.grid is not None else 0
+        values = f"  ({count:,} values)" if count > 1 else ""
+        line = f"{axis.name:<{width}}  {printable(axis.describe())}{values}"
+        click.echo(line, err=form != "table")
+    click.echo(describe_choice(spec), err=form != "table")
+
+
+def _find(reference: str) -> SweepFolder:
+    from ml_experiments.runner.sweeps.folder import find_sweep
+    from ml_experiments.settings import runs_dir
+
+    return find_sweep(runs_dir(), reference)

@@ -1,0 +1,132 @@
+"""Finds the points of a sweep that could not work, before the first one starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ml_experiments.backends.base import Backend
+from ml_experiments.errors import ConfigError
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.sweeps.axes import Axis, Interval
+from ml_experiments.runner.sweeps.controller import base_config, config_of, options_of
+from ml_experiments.runner.sweeps.folder import SweepSpec
+from ml_experiments.runner.sweeps.sources import NextPoint
+from ml_experiments.runner.sweeps.space import Space, point_key
+from ml_experiments.runs.spec import RunSpec
+
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of points that were checked.
+
+    Attributes:
+        first: The run spec of the first point.
+        setup_keys: The set-up key of each point, in their order.
+        secrets: The secrets in their configs.
+        models: The models on the Hub that their configs name.
+    """
+
+    first: RunSpec
+    setup_keys: list[str | None]
+    secrets: tuple[str, ...]
+    models: tuple[str, ...]
+
+    def prefetch(self, backend: Backend, observer: Observer) -> None:
+        """Download the models.
+
+        Raises:
+            CacheError: If one can't be downloaded.
+        """
+        for model in self.models:
+            backend.prefetch(model, observer, self.first)
+
+
+def check_points(
+    spec: SweepSpec, backend: Backend, numbers: Sequence[int] | None = None
+) -> Checked:
+    """Validate the config of each point of a grid, or of a sampler's axes the ends and values.
+
+    Args:
+        spec: The sweep.
+        backend: Where it will run.
+        numbers: Which points of the grid; all by default.
+
+    Raises:
+        Error: If the experiment can't be imported, or points are not valid: it names the problems.
+    """
+    space = spec.space
+    if spec.sampler != "grid":
+        points: Iterable[tuple[str, ...]] = edge_points(space)
+    elif numbers is None:
+        points = space.points()
+    else:
+        points = map(space.point, numbers)
+    return _check(spec, backend, points)
+
+
+def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]]) -> Checked:
+    base = base_config(spec)
+    first: RunSpec | None = None
+    keys: list[str | None] = []
+    known_keys: dict[str | None, str | None] = {}  # one string for all points that share it
+    secrets: dict[str, None] = {}
+    models: dict[str, None] = {}
+    problems: dict[str, list[str]] = {}
+    for number, overrides in enumerate(points):
+        try:
+            config = config_of(base, overrides)
+            if first is None:
+                options = options_of(spec, NextPoint(number, overrides))
+                prepared = prepare_run(spec.experiment, config, backend=backend, **options)
+                first, template = prepared.spec, prepared.template
+                key, found = prepared.setup_key, prepared.hub_models
+                secrets |= dict.fromkeys(prepared.secrets)
+            else:
+                description, template = backend.describe(
+                    first.experiment, first.import_paths, config, spec.seed
+                )
+                key, found = description.setup_key, description.hub_models
+                secrets |= dict.fromkeys(description.secrets)
+        except ConfigError as e:
+            for problem in e.problems or (str(e),):
+                problems.setdefault(problem, []).append(point_key(overrides))
+            if len(problems) > _MAX_PROBLEMS:
+                break
+            continue
+        if template is not None:
+            backend.templates.release(template)
+        keys.append(known_keys.setdefault(key, key))
+        models |= dict.fromkeys(found)
+    if problems or first is None:
+        raise ConfigError(
+            f"points of the sweep are not valid for {spec.experiment}; nothing was started:",
+            tuple(_described(problem, where) for problem, where in problems.items()),
+        )
+    return Checked(first, keys, tuple(secrets), tuple(models))
+
+
+def edge_points(space: Space) -> Iterator[tuple[str, ...]]:
+    """Yield points in which each axis takes its ends or values, the others their first one."""
+    values = {axis.name: _edges(axis) for axis in space.axes}
+    firsts = {name: found[0] for name, found in values.items()}
+    yield tuple(f"{name}={value}" for name, value in firsts.items())
+    for varied, found in values.items():
+        for value in found[1:]:
+            yield tuple(f"{n}={v}" for n, v in {**firsts, varied: value}.items())
+
+
+def _edges(axis: Axis) -> Sequence[str]:
+    if not isinstance(axis, Interval):
+        return axis.values
+    ends = (int(axis.low), int(axis.high)) if axis.is_int else (axis.low, axis.high)
+    return tuple(dict.fromkeys(map(str, ends)))
+
+
+def _described(problem: str, where: Sequence[str]) -> str:
+    more = f" and {len(where) - 1:,} more" if len(where) > 1 else ""
+    shown = where[0] if len(where[0]) <= 100 else f"{where[0][:97]}..."
+    return f"{problem} (at {shown}{more})"

@@ -1,0 +1,243 @@
+"""Runs the points of a sweep on one backend, a few at a time, and yields them as they end."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.config.loading import load_config
+from ml_experiments.config.overrides import assign, parse_override
+from ml_experiments.errors import ConfigError, Error
+from ml_experiments.execution.interruptions import held_interrupt
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.resume import attach_run, resume_run
+from ml_experiments.runner.run import submit_with_code
+from ml_experiments.runner.sweeps.folder import (
+    POINT_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+    SweepFolder,
+    SweepSpec,
+)
+from ml_experiments.runner.sweeps.points import SweepPoint, ended_point
+from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.git import describe_code
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.settings import working_dir
+
+_POLL_S = 0.5
+
+
+@dataclass
+class Progress:
+    """How far a sweep is.
+
+    Attributes:
+        total: How many points there are to run.
+        earlier: How many of them had ended before this process took the sweep up.
+        ended: Those that have ended since.
+        running: The points that run now, by number: their overrides.
+        repeated: How many points were suggested again, and so did not run again.
+        setups: How many set-ups the points have taken; None where it is not known.
+        began_at: When this process took the sweep up, as `time.monotonic()`.
+        stopped: Why no more points start, if so.
+    """
+
+    total: int
+    earlier: list[SweepPoint] = field(default_factory=list)
+    ended: list[SweepPoint] = field(default_factory=list)
+    running: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    repeated: int = 0
+    setups: int | None = None
+    began_at: float = field(default_factory=time.monotonic)
+    stopped: str | None = None
+
+    @property
+    def points(self) -> list[SweepPoint]:
+        """All points that have ended."""
+        return [*self.earlier, *self.ended]
+
+    def count(self, status: RunStatus) -> int:
+        """Return how many points have ended so."""
+        return sum(point.result.status is status for point in self.points)
+
+    @property
+    def cost_usd(self) -> float:
+        """What the points cost by estimate."""
+        return sum(point.cost_usd for point in self.points)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end, if the other points take as long; None if nothing is known."""
+        if not self.ended:
+            return None
+        seconds = (time.monotonic() - self.began_at) / len(self.ended)
+        return seconds * max(0, self.total - self.repeated - len(self.points))
+
+
+class Controller:
+    """Runs the points of one sweep.
+
+    Args:
+        spec: The sweep.
+        folder: Its folder, which this process has locked.
+        backend: Where the points run.
+        source: Gives out the points.
+        recorded: The runs that there are already, by point.
+        observer: Receives the events of the runs.
+        progress: Is kept up to date.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        folder: SweepFolder,
+        backend: Backend,
+        source: PointSource,
+        recorded: Mapping[str, RunFolder],
+        observer: Observer,
+        progress: Progress,
+    ) -> None:
+        self._spec, self._folder, self._backend = spec, folder, backend
+        self._source, self._recorded, self._observer = source, recorded, observer
+        self._progress = progress
+        self._base = base_config(spec)
+        self._code = describe_code(working_dir())
+        self._running: dict[int, tuple[NextPoint, RunHandle | RunResult]] = {}
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def run(self) -> Iterator[SweepPoint]:
+        """Yield the points as they end; leaving early ends those that run.
+
+        Raises:
+            KeyboardInterrupt: After the running points were cancelled.
+        """
+        try:
+            while True:
+                self._start_points()
+                if not self._running:
+                    return
+                yield self._finish(self._wait())
+        finally:
+            self._cancel()
+            while self._running:
+                try:
+                    self._finish(self._ended.get())
+                except KeyboardInterrupt:
+                    self._cancel(at_once=True)
+
+    def _start_points(self) -> None:
+        while len(self._running) < self._spec.parallel and self._progress.stopped is None:
+            point = self._source.take()
+            self._progress.repeated = self._source.repeated
+            self._progress.setups = self._source.setups
+            if point is None:
+                return
+            with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
+                self._start(point)
+            if interrupt.fired:
+                raise KeyboardInterrupt
+
+    def _start(self, point: NextPoint) -> None:
+        number = point.number
+        self._progress.running[number] = point.overrides
+        try:
+            started: RunHandle | RunResult = self._submit(point)
+        except Error as e:  # such as a combination that the config's own validator refuses
+            kind = ErrorKind.CONFIG if isinstance(e, ConfigError) else ErrorKind.INFRASTRUCTURE
+            error = RunError(kind, type(e).__name__, str(e))
+            started = RunResult("", RunStatus.ERROR, self._spec.experiment, error=error)
+        self._running[number] = point, started
+        if isinstance(started, RunHandle):
+            started.when_ended(lambda: self._ended.put(number))
+        else:
+            self._ended.put(number)
+
+    def _submit(self, point: NextPoint) -> RunHandle | RunResult:
+        existing = self._recorded.get(point.run_key)
+        if existing is not None:
+            outcome = existing.outcome()
+            if outcome.status is RunStatus.SUCCESS:
+                return outcome
+            if self._backend.name == "modal" and outcome.status in _UNFINISHED:
+                return attach_run(existing, backend=self._backend, observer=self._observer)
+            return resume_run(existing, backend=self._backend, observer=self._observer, force=True)
+        prepared = prepare_run(
+            self._spec.experiment,
+            config_of(self._base, point.overrides),
+            backend=self._backend,
+            **options_of(self._spec, point),
+        )
+        self._admit(prepared)
+        return submit_with_code(
+            prepared,
+            self._code,
+            backend=self._backend,
+            runs_dir=self._folder.runs_dir,
+            observer=self._observer,
+        )
+
+    def _admit(self, prepared: PreparedRun) -> None:
+        """Decide whether a point may start: the one place before anything of it is submitted."""
+
+    def _wait(self) -> int:
+        """Return a point that has ended."""
+        while True:
+            try:
+                return self._ended.get(timeout=_POLL_S)
+            except queue.Empty:
+                if self._progress.stopped is None and self._folder.stop_file.exists():
+                    self._progress.stopped = "it was stopped by `ml-experiments sweep stop`"
+                    self._cancel()
+
+    def _finish(self, number: int) -> SweepPoint:
+        point, started = self._running.pop(number)
+        result = started.result() if isinstance(started, RunHandle) else started
+        ended = ended_point(number, point.overrides, result, self._spec.metric)
+        progress = self._progress
+        progress.running.pop(number, None)
+        progress.ended.append(ended)
+        self._source.ended(ended)
+        if self._spec.stops_at_failure and result.status is RunStatus.ERROR:
+            progress.stopped = progress.stopped or f"point {number} has failed"
+            self._cancel()
+        return ended
+
+    def _cancel(self, *, at_once: bool = False) -> None:
+        for _, started in self._running.values():
+            if isinstance(started, RunHandle):
+                started.cancel(at_once=at_once)
+
+
+_UNFINISHED = (RunStatus.PENDING, RunStatus.RUNNING)
+
+
+def base_config(spec: SweepSpec) -> dict[str, Any]:
+    """Return what all points share of their configs."""
+    config: dict[str, Any] = {}
+    for override in spec.fixed:
+        assign(config, *parse_override(override))
+    return config
+
+
+def config_of(base: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return the config of a point."""
+    return load_config(None, overrides, base=base)
+
+
+def options_of(spec: SweepSpec, point: NextPoint) -> dict[str, Any]:
+    """Return the options of a point's run."""
+    tags = {**spec.options.get("tags", {}), SWEEP_TAG: spec.sweep_id, POINT_TAG: point.key}
+    if point.trial is not None:
+        tags[TRIAL_TAG] = str(point.trial)
+    given = {**spec.options, "seed": spec.seed, "tags": tags}
+    if spec.name is not None:
+        given["name"] = f"{spec.name}-{point.number}"
+    return given

@@ -1,0 +1,260 @@
+"""The folder of a sweep: what was asked for, and who runs it.
+
+runs/sweeps/<sweep_id>/
+  sweep.json    the request, without secrets
+  study.log     Optuna's journal, where a sampler suggests the points
+  .lock         locked while a process runs the sweep
+
+Which points have run, and what came of them, is in their run folders, which are tagged with the
+sweep; nothing here repeats it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_experiments.errors import Error, RunFolderError, RunNotFoundError, suggest
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.sweeps.space import Space
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.index.filters import RunFilter
+from ml_experiments.runs.records import parse_record, read_json_object
+from ml_experiments.runs.registry import RunRegistry
+from ml_experiments.serialization.files import write_json_atomically
+
+SWEEP_TAG, POINT_TAG, TRIAL_TAG = "sweep", "point", "trial"
+_USER_DATA = ("fixed", "axes.name", "axes.values", "name", "options.*", "backend_options.*")
+_MAX_SUGGESTED = 100
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """What was asked of a sweep.
+
+    Attributes:
+        sweep_id: Unique, sorts by time of creation.
+        experiment: The class path that holds in every folder.
+        axes: The search space; see `Space.to_dict`.
+        fixed: Overrides that all points share, as those of a config file.
+        options: Options of the runs.
+        seed: Of the runs that get no other, and of the sampler.
+        parallel: How many points run at a time.
+        sampler: `grid`, or a sampler of Optuna's.
+        trials: How many points a sampler suggests.
+        metric: What is compared, such as `results.accuracy`.
+        direction: `maximize` or `minimize`.
+        batch: How many points are suggested together.
+        stops_at_failure: Whether the first failed point ends the sweep.
+        working_dir: The folder that it was started in.
+        pruner: The pruner of Optuna's that ends poor points early.
+        pruner_metric: The logged metric that it compares.
+        min_steps: How many steps each point gets before it may be ended.
+    """
+
+    sweep_id: str
+    experiment: str
+    created_at: str
+    axes: list[dict[str, Any]]
+    fixed: tuple[str, ...] = ()
+    backend: str = "local"
+    backend_options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    parallel: int = 1
+    sampler: str = "grid"
+    trials: int | None = None
+    metric: str | None = None
+    direction: str | None = None
+    batch: int | None = None
+    stops_at_failure: bool = False
+    name: str | None = None
+    working_dir: str = "."
+    pruner: str | None = None
+    pruner_metric: str | None = None
+    min_steps: int = 1
+
+    @property
+    def space(self) -> Space:
+        """The search space."""
+        return Space.from_dict(self.axes)
+
+    @property
+    def total(self) -> int | None:
+        """How many points there are to run."""
+        return self.space.count if self.sampler == "grid" else self.trials
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Reads and writes the folder of one sweep."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs_dir: Path, spec: SweepSpec, redactor: Redactor) -> SweepFolder:
+        """Make the folder of a new sweep; it appears with its spec, or not at all.
+
+        Raises:
+            RunFolderError: If it can't be written.
+        """
+        folder = cls(_sweeps_dir(runs_dir) / spec.sweep_id)
+        draft = cls(folder.path.with_name(f".{spec.sweep_id}.{os.urandom(4).hex()}"))
+        try:
+            draft.path.mkdir(parents=True)
+            draft.write_spec(spec, redactor)
+            draft.path.rename(folder.path)
+        except OSError as e:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise RunFolderError(
+                f"the folder {folder.path} of the sweep can't be written: {e.strerror}"
+            ) from e
+        return folder
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where the run folders of its points are."""
+        return self.path.parent.parent
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.path / "study.log"
+
+    def read_spec(self) -> SweepSpec:
+        """Return what was asked for.
+
+        Raises:
+            RunFolderError: If sweep.json is missing or not readable.
+        """
+        file = self.path / "sweep.json"
+        try:
+            return parse_record(SweepSpec, read_json_object(file))
+        except ValueError as e:
+            raise RunFolderError(f"{file} is not a sweep: {e}") from e
+
+    def write_spec(self, spec: SweepSpec, redactor: Redactor) -> None:
+        """Replace what was asked for."""
+        record = redactor.redact_record(dataclasses.asdict(spec), _USER_DATA)
+        write_json_atomically(self.path / "sweep.json", record)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one process run the sweep; the system releases the lock when the process dies.
+
+        Raises:
+            Error: If another process runs it.
+        """
+        with _lock(self.path / ".lock", f"sweep {self.path.name} is being run by another process"):
+            self.stop_file.unlink(missing_ok=True)
+            yield
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process runs the sweep."""
+        try:
+            with _lock(self.path / ".lock", ""):
+                return False
+        except Error:
+            return True
+
+    @property
+    def stop_file(self) -> Path:
+        """Is there when the process that runs the sweep is to stop it."""
+        return self.path / ".stop"
+
+    def recorded_runs(self) -> dict[str, RunFolder]:
+        """Return the runs of the sweep by `NextPoint.run_key`; of several, the newest."""
+        registry = RunRegistry(self.runs_dir)
+        rows = registry.rows(run_filter=RunFilter(sweep=self.path.name))
+        found: dict[str, RunFolder] = {}
+        for row in sorted(rows, key=lambda row: row.run_id):
+            if not row.problem:
+                folder = RunFolder(self.runs_dir / row.run_id)
+                tags = folder.read_spec().tags
+                point = tags.get(TRIAL_TAG, tags.get(POINT_TAG))
+                if point is not None:
+                    found[point] = folder
+        return found
+
+
+def find_sweep(runs_dir: Path, reference: str) -> SweepFolder:
+    """Return the sweep of an id, the beginning of one, a name, or `last`.
+
+    Raises:
+        RunNotFoundError: If none or several match.
+    """
+    folders = {folder.path.name: folder for folder in list_sweeps(runs_dir)}
+    if not folders:
+        raise RunNotFoundError(f"there are no sweeps in {runs_dir}")
+    if reference == "last":
+        return next(iter(folders.values()))
+    matching = [f for name, f in folders.items() if reference and name.startswith(reference)]
+    matching = matching or [f for f in folders.values() if _name_of(f) == reference]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(folder.path.name for folder in matching[:3])
+        raise RunNotFoundError(f"{reference!r} matches {len(matching)} sweeps, among them {names}")
+    known = ["last", *list(folders)[:_MAX_SUGGESTED]]
+    raise RunNotFoundError(
+        f"no sweep in {runs_dir} has the id or the name {reference!r}{suggest(reference, known)}"
+    )
+
+
+def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
+    """Return all sweeps, the newest first."""
+    found = sorted(_sweeps_dir(runs_dir).glob("[!.]*/sweep.json"), reverse=True)
+    return [SweepFolder(file.parent) for file in found]
+
+
+@contextlib.contextmanager
+def reserved_name(runs_dir: Path, name: str | None) -> Iterator[None]:
+    """Let one process at a time run a sweep of this name.
+
+    Raises:
+        Error: If another process runs one.
+    """
+    if name is None:
+        yield
+        return
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    folder = _sweeps_dir(runs_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    message = f"a sweep named {name!r} is running; wait for its end, or give another --name"
+    with _lock(folder / f".name-{digest}", message):
+        yield
+
+
+@contextlib.contextmanager
+def _lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file.
+
+    Raises:
+        Error: If another process holds it.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Error(message) from e
+        yield
+
+
+def _name_of(folder: SweepFolder) -> str | None:
+    try:
+        return folder.read_spec().name
+    except RunFolderError:
+        return None
+
+
+def _sweeps_dir(runs_dir: Path) -> Path:
+    return runs_dir / "sweeps"

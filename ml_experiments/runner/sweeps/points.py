@@ -1,0 +1,107 @@
+"""One point of a sweep that has ended, and its score."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ml_experiments.config.loading import load_config
+from ml_experiments.errors import Error, suggest
+from ml_experiments.runs.result import RunResult, RunStatus
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One point of a sweep that has ended.
+
+    Example:
+        ```python
+        from ml_experiments import sweep
+
+        def square(n=2):
+            return {"area": n * n}
+
+        if __name__ == "__main__":
+            points = list(sweep(square, {"n": [1, 2]}, maximize="results.area"))
+            print(points[-1].values, points[-1].score)  # {'n': 2} 4.0
+        ```
+
+    Attributes:
+        number: Its place in the sweep, from 0.
+        overrides: What was set in the config, as on the command line.
+        result: What came of its run.
+        score: The value of the metric that the sweep compares; None without one.
+        problem: Why there is no score, where there should be one.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    result: RunResult
+    score: float | None = None
+    problem: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields that it sets, with their values."""
+        names = (override.partition("=")[0] for override in self.overrides)
+        return {
+            name: _value_at(load_config(None, [override]), name)
+            for name, override in zip(names, self.overrides, strict=True)
+        }
+
+    @property
+    def cost_usd(self) -> float:
+        """What its run cost by estimate, all attempts together."""
+        costs = [a.cost_usd for a in self.result.attempts if a.cost_usd is not None]
+        return sum(costs) if costs else self.result.cost.get("estimate_usd", 0.0)
+
+
+def _value_at(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def ended_point(
+    number: int, overrides: tuple[str, ...], result: RunResult, metric: str | None
+) -> SweepPoint:
+    """Return a point with its score."""
+    point = SweepPoint(number, overrides, result)
+    if metric is None or result.status is not RunStatus.SUCCESS:
+        return point
+    try:
+        return dataclasses.replace(point, score=read_score(result, metric))
+    except Error as e:
+        return dataclasses.replace(point, problem=str(e))
+
+
+def read_score(result: RunResult, metric: str) -> float:
+    """Return the number that a metric such as `results.accuracy` means.
+
+    Raises:
+        Error: If there is none, or it is no finite number.
+    """
+    value: Any = result.results
+    path = metric.removeprefix("results").removeprefix(".")
+    for part in path.split(".") if path else ():
+        if not isinstance(value, dict) or part not in value:
+            known = sorted(map(str, value)) if isinstance(value, dict) else []
+            there = f"; there are {', '.join(known)}" if known else ""
+            raise Error(f"the results have no {metric}{suggest(part, known)}{there}")
+        value = value[part]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Error(f"{metric} is {value!r:.60}, not a number")
+    if not math.isfinite(value):
+        raise Error(f"{metric} is {value}, which can't be compared")
+    return float(value)
+
+
+def rank(points: list[SweepPoint], direction: str | None) -> list[SweepPoint]:
+    """Return points with the best first; those without a score last, in their order."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    return sorted(
+        points,
+        key=lambda p: (p.score is None, sign * (p.score or 0.0), p.number),
+    )

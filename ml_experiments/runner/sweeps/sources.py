@@ -1,0 +1,153 @@
+"""Where the points of a sweep come from: a grid, or a sampler of Optuna's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ml_experiments.runner.sweeps.folder import SweepSpec
+from ml_experiments.runner.sweeps.points import SweepPoint
+from ml_experiments.runner.sweeps.schedule import Schedule
+from ml_experiments.runner.sweeps.space import Space, point_key
+from ml_experiments.runner.sweeps.study import Study, Trial
+from ml_experiments.runs.result import RunStatus
+
+
+@dataclass(frozen=True)
+class NextPoint:
+    """A point that may start now.
+
+    Attributes:
+        number: Its place in the sweep.
+        overrides: What it sets in the config.
+        trial: Its number in Optuna's study, where there is one.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    trial: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is recognized by."""
+        return point_key(self.overrides)
+
+    @property
+    def run_key(self) -> str:
+        """What its run is recognized by: a sampler may suggest a point twice."""
+        return self.key if self.trial is None else str(self.trial)
+
+
+class PointSource(ABC):
+    """Gives out points, as fast as they can start.
+
+    Attributes:
+        repeated: How many points were suggested that have run before, and so did not run again.
+        setups: How many set-ups there were so far; None where it is not known.
+    """
+
+    repeated = 0
+    setups: int | None = None
+
+    @abstractmethod
+    def take(self) -> NextPoint | None:
+        """Return the next point; None if none can start until one ends."""
+
+    @abstractmethod
+    def ended(self, point: SweepPoint) -> None:
+        """Take note that a point has ended."""
+
+
+class GridPoints(PointSource):
+    """Points of a grid, ordered so that they share set-ups.
+    Args:
+        space: The grid.
+        todo: The numbers of the points to run, each with its set-up key.
+        workers: How many points run at a time.
+    """
+
+    def __init__(
+        self, space: Space, todo: Iterable[tuple[int, Hashable | None]], workers: int
+    ) -> None:
+        self._space = space
+        self._schedule = Schedule(todo, workers)
+
+    def take(self) -> NextPoint | None:
+        """Return the next point; None if none can start until one ends."""
+        number = self._schedule.take()
+        self.setups = self._schedule.setups
+        return None if number is None else NextPoint(number, self._space.point(number))
+
+    def ended(self, point: SweepPoint) -> None:
+        """Make the worker of a point free again."""
+        self._schedule.ended(point.number)
+
+
+class SampledPoints(PointSource):
+    """Points that a sampler suggests.
+
+    Args:
+        spec: The sweep.
+        study: Optuna's study.
+        again: Points that were suggested before, and are to run again.
+        scores: The scores of points that have succeeded: one that is suggested twice runs once.
+        suggests: Whether there are new points, too.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        study: Study,
+        again: Collection[Trial],
+        scores: Mapping[str, float | None],
+        *,
+        suggests: bool = True,
+    ) -> None:
+        self._spec, self._study = spec, study
+        self._waiting = deque(again)
+        self._open: set[int] = {trial.number for trial in again}
+        self._scores = dict(scores)
+        self._suggests = suggests
+        self._again = {trial.number for trial in again if not trial.is_open}
+
+    def take(self) -> NextPoint | None:
+        """Return the next point; None if none can start until one ends, or there are enough."""
+        while True:
+            if not self._waiting and self._suggests:
+                self._suggest()
+            if not self._waiting:
+                return None
+            trial = self._waiting.popleft()
+            point = NextPoint(trial.number, trial.overrides, trial.number)
+            if point.key not in self._scores or trial.number in self._again:
+                return point
+            self._study.tell(trial.number, self._scores[point.key])
+            self.repeated += 1
+            self._open.discard(trial.number)
+
+    def ended(self, point: SweepPoint) -> None:
+        """Report the score of a point."""
+        if point.result.status is RunStatus.SUCCESS:
+            self._scores[point_key(point.overrides)] = point.score
+        if point.number not in self._again:
+            self._study.tell(point.number, point.score)
+        self._open.discard(point.number)
+
+    def _suggest(self) -> None:
+        """Ask for the next point or, in batches, for all of the next batch."""
+        count, total = self._study.count, self._spec.trials or 0
+        batch = self._spec.batch
+        if batch is None:
+            end = min(count + 1, total)
+        else:
+            # those of one batch are suggested together, before any of them has run
+            is_begun = count % batch != 0
+            if self._open and not is_begun:
+                return
+            end = min((count // batch + 1) * batch, total)
+        for _ in range(count, end):
+            trial = self._study.ask()
+            self._open.add(trial.number)
+            self._waiting.append(trial)

@@ -1,0 +1,210 @@
+"""A search space: its axes, its points, and how it is written in a file or in Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_experiments.config.files import read_config_file
+from ml_experiments.config.overrides import parse_value
+from ml_experiments.config.scalars import Unquoted, is_number_list, resolve_scalars
+from ml_experiments.errors import ConfigError
+from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
+from ml_experiments.runner.sweeps.forms import (
+    FORMS,
+    build_form,
+    choice,
+    parse_axis,
+    parse_form,
+    read_values,
+)
+from ml_experiments.serialization.plain_values import to_python_scalar
+
+# an option of a Hydra app -> what does the same here
+_OF_HYDRA = {
+    "n_trials": "--trials N",
+    "n_jobs": "--parallel N",
+    "direction": "--maximize or --minimize results.NAME",
+    "sampler": "--sampler tpe",
+    "launcher": "--parallel N, or --gpu TYPE for Modal",
+    "dir": "the settings (`runs_dir`)",
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """Axes, each of which varies one field of a config; a point is a list of overrides."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def count(self) -> int | None:
+        """How many points there are; None if there is no end of them."""
+        sizes = [len(axis.grid) if axis.grid is not None else None for axis in self.axes]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    @property
+    def endless(self) -> tuple[Interval, ...]:
+        """The axes that have no end of values."""
+        return tuple(a for a in self.axes if isinstance(a, Interval) and a.grid is None)
+
+    def point(self, index: int) -> tuple[str, ...]:
+        """Return one point of the grid; the last axis varies fastest."""
+        overrides: list[str] = []
+        for axis in reversed(self.axes):
+            assert axis.grid is not None
+            index, place = divmod(index, len(axis.grid))
+            overrides.append(f"{axis.name}={axis.grid[place]}")
+        return tuple(reversed(overrides))
+
+    def points(self) -> Iterator[tuple[str, ...]]:
+        """Yield all points of the grid; none is kept."""
+        assert self.count is not None
+        return map(self.point, range(self.count))
+
+    def with_axes(self, axes: Sequence[Axis]) -> Space:
+        """Return a space in which some axes are replaced, and others added at the end."""
+        replaced = {axis.name: axis for axis in (*self.axes, *axes)}
+        return Space(tuple(replaced.values()))
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the axes as JSON."""
+        return [asdict(axis) for axis in self.axes]
+
+    @classmethod
+    def from_dict(cls, data: Sequence[Mapping[str, Any]]) -> Space:
+        """Read back what `to_dict` has returned."""
+        return cls(
+            tuple(
+                Choice(axis["name"], tuple(axis["values"]))
+                if "values" in axis
+                else Interval(**axis)
+                for axis in data
+            )
+        )
+
+
+def point_key(overrides: Sequence[str]) -> str:
+    """Return what a point is recognized by: its overrides, as a shell takes them."""
+    return shlex.join(overrides)
+
+
+def read_space(
+    overrides: Sequence[str], file: Path | None = None, data: Mapping[str, Any] | None = None
+) -> Space:
+    """Return the space of a file, of Python data and of the command line; later axes win.
+
+    Raises:
+        ConfigError: Naming every axis that can't be understood.
+    """
+    problems: list[str] = []
+    axes: list[Axis] = []
+    for given in (None if file is None else read_config_file(file), data):
+        axes += _axes_of(given or {}, "", problems)
+    for override in overrides:
+        name, equals, written = override.partition("=")
+        try:
+            if not equals:
+                raise ConfigError(
+                    f"{override!r} is not an axis; write it as name=value,value or "
+                    f"{override}={next(iter(FORMS))}(…)"
+                )
+            axes.append(parse_axis(_checked_name(name), written))
+        except ConfigError as e:
+            problems.append(str(e))
+    if problems:
+        raise ConfigError("the search space is not valid:", tuple(problems))
+    if not axes:
+        raise ConfigError(
+            "the search space is empty: there is nothing to vary; write lr=1e-4,3e-4 seed=range:5"
+        )
+    return Space(()).with_axes(axes)
+
+
+def overrides_in(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield a config as overrides."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        is_plain = isinstance(value, Mapping) and value and not any("." in k for k in value)
+        if is_plain:
+            yield from overrides_in(value, f"{name}.")
+        else:
+            yield f"{name}={_written(name, value)}"
+
+
+def _checked_name(name: str) -> str:
+    name = name.strip()
+    first, _, rest = name.replace("/", ".").partition(".")
+    if first == "hydra":
+        word = next((word for word in _OF_HYDRA if word in rest), None)
+        meant = f"; here it is {_OF_HYDRA[word]}" if word else ""
+        raise ConfigError(f"{name} is an option of Hydra's, not a field of the config{meant}")
+    if name.startswith(("+", "~")):
+        raise ConfigError(f"{name} is Hydra's; write {name.lstrip('+~')}=… for a field")
+    return name
+
+
+def _axes_of(data: Mapping[str, Any], prefix: str, problems: list[str]) -> Iterator[Axis]:
+    """Yield the axes in a mapping: of names to values, forms, or further mappings."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        try:
+            if isinstance(value, Mapping) and not (len(value) == 1 and next(iter(value)) in FORMS):
+                yield from _axes_of(value, f"{name}.", problems)
+            else:
+                yield _axis_of(name, value)
+        except ConfigError as e:
+            problems.append(str(e))
+
+
+def _axis_of(name: str, value: Any) -> Axis:
+    if isinstance(value, Mapping):
+        ((form, arguments),) = value.items()
+        several = list(arguments) if isinstance(arguments, list | tuple) else [arguments]
+        if form == "file":
+            return choice(name, read_values(Path(str(arguments))), f"file:{arguments}")
+        written = [_written(name, argument) for argument in several]
+        shown = f"{form}({','.join(written)})"
+        is_choice = form == "choice"
+        return choice(name, written, shown) if is_choice else build_form(name, form, written, shown)
+    if isinstance(value, range):
+        arguments = [str(part) for part in (value.start, value.stop, value.step)]
+        return build_form(name, "range", arguments, f"range({','.join(arguments)})")
+    if isinstance(value, list | tuple):
+        written = [_written(name, item) for item in value]
+        return choice(name, written, f"[{', '.join(written)}]")
+    if isinstance(value, str):
+        if is_number_list(value):
+            return parse_axis(name, value)
+        form_axis = parse_form(name, value)
+        if form_axis is not None:
+            return form_axis
+    return Choice(name, (_written(name, value),))
+
+
+def _written(name: str, value: Any) -> str:
+    """Return a value as it is written after `name=` in an override."""
+    value = to_python_scalar(value)
+    if isinstance(value, Unquoted):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    if isinstance(value, str):
+        try:
+            parsed = parse_value(value, name)
+        except ConfigError:
+            parsed = None
+        is_same = type(parsed) is str and parsed == value and value == value.strip()
+        return value if is_same and value else json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(resolve_scalars(value)[0], ensure_ascii=False)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(
+            f"{name}: {value!r:.60} is not JSON; write a number, a string, true or false, null, "
+            "a list or a dict"
+        ) from e

@@ -1,0 +1,316 @@
+"""Optuna's side of a sweep: which point comes next, and which is to end early.
+
+Optuna's journal has one writer, the process that runs the sweep. It is an index: the runs are the
+truth, and it is made again from their folders when it is damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_experiments.errors import ConfigError, Error, PreflightError
+from ml_experiments.runner.sweeps.axes import Axis, Choice
+from ml_experiments.runner.sweeps.folder import SweepSpec
+from ml_experiments.runner.sweeps.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+# sampler -> its class, and the packages that it takes besides Optuna itself
+SAMPLERS = {
+    "random": ("RandomSampler", ()),
+    "tpe": ("TPESampler", ()),
+    "gp": ("GPSampler", ("torch", "scipy")),
+    "cmaes": ("CmaEsSampler", ("cmaes",)),
+    "nsga2": ("NSGAIISampler", ()),
+    "qmc": ("QMCSampler", ("scipy",)),
+}
+# those whose points do not depend on what earlier points scored
+INDEPENDENT = ("random", "qmc")
+PRUNERS = ("median", "percentile", "halving", "hyperband", "wilcoxon")
+_STUDY = "sweep"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point that Optuna knows.
+
+    Attributes:
+        number: Its number in the study.
+        overrides: What it sets in the config.
+        is_open: Whether its score was not reported yet.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class PastTrial:
+    """A point as its run folder tells of it, to make a study from.
+
+    Attributes:
+        number: Its number in the study.
+        overrides: What it sets in the config.
+        score: Its score; None if it has none.
+        has_ended: Whether its run has.
+        steps: What it logged, by step.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    score: float | None
+    has_ended: bool
+    steps: tuple[tuple[int, float], ...] = ()
+
+
+def check_packages(sampler: str, pruner: str | None) -> None:
+    """Make sure that what a sampler and a pruner take is installed.
+
+    Raises:
+        PreflightError: If not.
+    """
+    import importlib.util
+
+    needed = ["optuna", *(SAMPLERS[sampler][1] if sampler in SAMPLERS else ())]
+    if pruner == "wilcoxon":
+        needed.append("scipy")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"the sampler {sampler}" if sampler != "grid" else f"the pruner {pruner}"
+        raise PreflightError(
+            f"{what} needs {', '.join(missing)}, which is not installed here; install it with: "
+            f"pip install 'ml_experiments[sweep]'{' torch' if 'torch' in missing else ''}"
+        )
+
+
+class Study:
+    """Suggests points and takes their scores.
+
+    Args:
+        spec: The sweep.
+        journal: Where Optuna keeps what it knows; None for memory only.
+        past: Reads the trials from the run folders.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, journal: Path | None, past: Callable[[], Sequence[PastTrial]]
+    ) -> None:
+        self._spec = spec
+        self._space = spec.space
+        with _quiet():
+            self._study = self._open(journal, past)
+        self._trials: dict[int, optuna.trial.Trial] = {}
+
+    @property
+    def count(self) -> int:
+        """How many points were suggested."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def trials(self) -> Iterator[Trial]:
+        """Yield the points that were suggested."""
+        for frozen in self._study.get_trials(deepcopy=False):
+            # a trial of which only the number is known belongs to no point
+            if set(frozen.params) == {axis.name for axis in self._space.axes}:
+                overrides = overrides_of(self._space, frozen.params)
+                yield Trial(frozen.number, overrides, not frozen.state.is_finished())
+
+    def ask(self) -> Trial:
+        """Return the next point; the same one whenever the same scores are known.
+
+        Raises:
+            Error: If the sampler fails.
+        """
+        with _quiet():
+            self._study.sampler = self._sampler(self.count)
+            try:
+                trial = self._study.ask(distributions_of(self._space))
+            except (ValueError, RuntimeError, ImportError) as e:
+                raise Error(f"the sampler {self._spec.sampler} failed: {e}") from e
+        return Trial(trial.number, overrides_of(self._space, trial.params), True)
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Take the score of a point; None for one that has failed, or has none."""
+        import optuna
+
+        state = optuna.trial.TrialState.COMPLETE if score is not None else None
+        with _quiet():
+            self._study.tell(
+                number,
+                score,
+                state=state or optuna.trial.TrialState.FAIL,
+                skip_if_finished=True,
+            )
+
+    def _open(self, journal: Path | None, past: Callable[[], Sequence[PastTrial]]) -> optuna.Study:
+        if journal is not None and journal.exists():
+            try:
+                return self._load(journal)
+            except Exception as e:  # noqa: BLE001 - Optuna names no errors for a damaged journal
+                damaged = journal.with_name(f"{journal.name}.damaged")
+                journal.replace(damaged)
+                logger.warning(
+                    "%s is damaged (%s: %s); it is made again from the run folders, and kept as %s",
+                    *(journal, type(e).__name__, e, damaged.name),
+                )
+        study = self._create(journal)
+        self._add(study, past())
+        return study
+
+    def _storage(self, journal: Path | None) -> Any:
+        from optuna.storages import InMemoryStorage
+        from optuna.storages.journal import (
+            JournalFileBackend,
+            JournalFileOpenLock,
+            JournalStorage,
+        )
+
+        if journal is None:
+            return InMemoryStorage()
+        path = str(journal.absolute())
+        # of a process that has died: the sweep's own lock is held
+        Path(f"{path}.lock").unlink(missing_ok=True)
+        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+    def _load(self, journal: Path) -> optuna.Study:
+        import optuna
+
+        _check_lines(journal)
+        study = optuna.load_study(
+            study_name=_STUDY, storage=self._storage(journal), pruner=self._pruner()
+        )
+        study.get_trials(deepcopy=False)
+        return study
+
+    def _create(self, journal: Path | None) -> optuna.Study:
+        import optuna
+
+        return optuna.create_study(
+            study_name=_STUDY,
+            storage=self._storage(journal),
+            direction="maximize" if self._spec.direction == "maximize" else "minimize",
+            pruner=self._pruner(),
+        )
+
+    def _add(self, study: optuna.Study, past: Sequence[PastTrial]) -> None:
+        """Add the trials of the run folders under their numbers."""
+        from optuna.trial import TrialState, create_trial
+
+        distributions = distributions_of(self._space)
+        known = {trial.number: trial for trial in past}
+        for number in range(max(known, default=-1) + 1):
+            trial = known.get(number)
+            if trial is None:  # a point that was suggested, but had no run of its own
+                study.add_trial(create_trial(state=TrialState.FAIL))
+                continue
+            state = TrialState.COMPLETE if trial.score is not None else TrialState.FAIL
+            study.add_trial(
+                create_trial(
+                    state=state if trial.has_ended else TrialState.RUNNING,
+                    value=trial.score if trial.has_ended else None,
+                    params=params_of(self._space, trial.overrides),
+                    distributions=distributions,
+                    intermediate_values=dict(trial.steps),
+                )
+            )
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return a sampler for one point.
+
+        The state of a random generator is not in the journal. A sampler for each point, with a
+        seed of its own, suggests after a resumption what it would have suggested without.
+        """
+        import optuna
+
+        name = self._spec.sampler
+        seed = self._spec.seed % 2**31
+        kind = getattr(optuna.samplers, SAMPLERS[name][0])
+        if name == "qmc":  # one sequence, of which each point is the next
+            return kind(seed=seed, scramble=True)  # type: ignore[no-any-return]
+        return kind(seed=(seed + number) % 2**31)  # type: ignore[no-any-return]
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        from optuna import pruners
+
+        return pruners.NopPruner()
+
+
+def distributions_of(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Return the axes as Optuna's distributions; a choice as the strings that were written."""
+    return {axis.name: _distribution(axis) for axis in space.axes}
+
+
+def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    if isinstance(axis, Choice):
+        return CategoricalDistribution(axis.values)
+    if axis.is_int:
+        step = int(axis.step or 1)
+        return IntDistribution(int(axis.low), int(axis.high), log=axis.is_log, step=step)
+    return FloatDistribution(axis.low, axis.high, log=axis.is_log, step=axis.step)
+
+
+def overrides_of(space: Space, params: dict[str, Any]) -> tuple[str, ...]:
+    """Return Optuna's parameters as overrides, in the order of the axes."""
+    return tuple(f"{axis.name}={params[axis.name]}" for axis in space.axes)
+
+
+def params_of(space: Space, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return overrides as Optuna's parameters.
+
+    Raises:
+        ConfigError: If they are of another space.
+    """
+    written = dict(override.partition("=")[::2] for override in overrides)
+    params: dict[str, Any] = {}
+    for axis in space.axes:
+        if axis.name not in written:
+            raise ConfigError(f"a point of the sweep has no {axis.name}")
+        value = written[axis.name]
+        if isinstance(axis, Choice):
+            params[axis.name] = value
+        else:
+            params[axis.name] = int(value) if axis.is_int else float(value)
+    return params
+
+
+def _check_lines(journal: Path) -> None:
+    """Cut off a last line that is not whole: Optuna would append to it, and read nothing more.
+
+    Raises:
+        ValueError: If another line is not JSON; Optuna would notice that only later.
+    """
+    content = journal.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        journal.with_name(f"{journal.name}.cut").write_bytes(content[end:])
+        os.truncate(journal, end)
+    for line in content[:end].splitlines():
+        json.loads(line)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from printing what it does, and which of its parts are experimental."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,159 @@
+"""`ml-experiments sweep`, as a whole process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import COMMAND, call
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = """
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def train(lr: float = 0.1, n: int = 1):
+    with (HERE / "calls.txt").open("a") as file:
+        file.write(f"{lr}\\n")
+    if lr == 0.3:
+        (HERE / "waiting").touch()
+        while not (HERE / "go").exists():
+            time.sleep(0.01)
+    if lr == 0.9:
+        raise ValueError("too large")
+    return {"loss": lr * n}
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "train.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wait_for(file: Path) -> None:
+    ends_at = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < ends_at, f"{file} did not appear"
+        time.sleep(0.01)
+
+
+def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) -> None:
+    done = call("sweep", "train.py:train", "lr=0.2,0.1", "n=range:1:3", "--minimize", "loss")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["lr  0.2, 0.1  (2 values)", "n   1, 2  (2 values)", "4 points"]
+    assert lines[4].startswith("[1/4]  success  lr=0.2 n=1  results.loss=0.2")
+    assert lines[8].split() == ["lr", "n", "results.loss", "status", "seconds", "run"]
+    assert lines[9].split()[:4] == ["1", "0.1", "1", "0.1"]
+    assert lines[-1] == "4 of 4 done"
+    shown = call("sweep", "show", "last")
+    assert shown.stdout.splitlines()[-1] == "4 of 4 done"
+    listed = call("runs", "list", "--sweep", lines[3].split()[1], "--json")
+    assert len(json.loads(listed.stdout)) == 4
+    assert call("sweep", "stop", "last").stdout.endswith("is not running\n")
+
+
+def test_failures_make_the_exit_code_1_and_are_named(project: Path) -> None:
+    done = call("sweep", "train.py:train", "lr=0.9,0.1")
+    assert done.returncode == 1
+    assert "1 failed: ValueError: too large" in done.stdout
+    assert "run what is missing with: ml-experiments sweep resume" in done.stdout
+
+
+def test_json_and_csv_are_alone_on_stdout(project: Path) -> None:
+    done = call("sweep", "-m", "train.py:train", "lr=0.1,0.2", "--maximize", "loss", "--json")
+    record = json.loads(done.stdout)
+    assert [point["score"] for point in record["points"]] == [0.2, 0.1]
+    table = call("sweep", "show", record["sweep_id"], "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [(row["lr"], row["score"], row["status"]) for row in rows] == [
+        ("0.2", "0.2", "success"),
+        ("0.1", "0.1", "success"),
+    ]
+
+
+def test_mistakes_are_answered_and_nothing_is_started(project: Path, runs_dir: Path) -> None:
+    for arguments, says in (
+        (["lr=0.1,x"], "lr: given 'x'"),
+        (["lrr=1"], "did you mean 'lr'"),
+        ([], "the search space is empty"),
+        (["lr=log:1e-3:1"], "--sampler random --trials 50"),
+        (["--lr", "1"], "a field of the config is set without dashes: lr=1"),
+        (["lr=1", "--json", "--csv"], "exclude each other"),
+        (["lr=1", "--fail-fast", "--keep-going"], "exclude each other"),
+        (["lr=1", "--cpu", "2"], "options of Modal go with --backend modal"),
+    ):
+        done = call("sweep", "train.py:train", *arguments)
+        assert done.returncode == 2, done.stdout
+        assert says in done.stderr
+    assert "did you mean 'last'" not in call("sweep", "show", "lst").stderr
+    assert not (project / "calls.txt").exists()
+    assert not any(runs_dir.iterdir())
+
+
+def test_a_dry_run_checks_all_points_and_starts_none(project: Path, runs_dir: Path) -> None:
+    (project / "base.yaml").write_text("n: 3\n")
+    (project / "space.yaml").write_text("lr: [1e-1, 2e-1]\n")
+    done = call(
+        *("sweep", "train.py:train", "--config", "base.yaml", "--space", "space.yaml"),
+        *("--dry-run",),
+    )
+    assert done.stdout.splitlines()[-1] == "2 checked; nothing was started"
+    assert not any(runs_dir.iterdir())
+    done = call(
+        *("sweep", "train.py:train", "--config", "base.yaml", "--space", "space.yaml"),
+        *("--minimize", "loss", "--json"),
+    )
+    scores = [point["score"] for point in json.loads(done.stdout)["points"]]
+    assert scores == pytest.approx([0.3, 0.6])
+
+
+@pytest.mark.parametrize("options", [[], ["--sampler", "random", "--trials", "30"]])
+def test_kill_9_loses_nothing(project: Path, options: list[str]) -> None:
+    command = [*COMMAND, "sweep", "train.py:train", "lr=0.1,0.2,0.3,0.4", *options]
+    with subprocess.Popen([*command, "--seed", "1"], stdout=subprocess.DEVNULL) as process:
+        wait_for(project / "waiting")
+        process.send_signal(signal.SIGKILL)
+    before = (project / "calls.txt").read_text().splitlines()
+    (project / "go").touch()
+    done = call("sweep", "resume", "last", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    ran = {override for point in record["points"] for override in point["overrides"]}
+    assert {point["status"] for point in record["points"]} == {"success"}
+    assert ran == {"lr=0.1", "lr=0.2", "lr=0.3", "lr=0.4"}
+    after = (project / "calls.txt").read_text().splitlines()
+    # what had ended did not run again; what was running did
+    assert sorted(after) == sorted([*{"0.1", "0.2", "0.3", "0.4"}, "0.3"])
+    assert before == after[: len(before)]
+
+
+@pytest.mark.parametrize("way", ["interrupt", "stop"])
+def test_a_sweep_is_stopped_and_resumed(project: Path, way: str) -> None:
+    command = [*COMMAND, "sweep", "train.py:train", "lr=0.1,0.3,0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(project / "waiting")
+        if way == "interrupt":
+            os.kill(process.pid, signal.SIGINT)
+        else:
+            assert "stops; go on with" in call("sweep", "stop", "last").stdout
+        output = process.stdout.read() if process.stdout else ""
+    assert process.returncode == (130 if way == "interrupt" else 1)
+    assert "2 of 3 done, 1 cancelled" in output
+    assert ("stopped: it was stopped by" in output) == (way == "stop")
+    (project / "go").touch()
+    assert call("sweep", "resume", "last").stdout.splitlines()[-1] == "3 of 3 done"

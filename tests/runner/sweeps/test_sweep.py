@@ -1,0 +1,284 @@
+"""Sweeps from Python: grids and samplers, interrupted, resumed, with failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_experiments import ConfigError, Error, SweepPoint, find_runs, sweep
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runner.sweeps.folder import SweepFolder, find_sweep, reserved_name
+from ml_experiments.runner.sweeps.sweep import recorded_points, resume_sweep
+from ml_experiments.runs.folder import RunFolder
+
+TRAIN, FAILS, WARM = "train.py:train", "train.py:fails", "train.py:Warm"
+
+
+def resume(folder: SweepFolder, **options: Any) -> list[SweepPoint]:
+    return list(resume_sweep(folder, observer=Observer(), **options))
+
+
+def calls(project: Path) -> list[str]:
+    return (project / "calls.txt").read_text().splitlines()
+
+
+def some(points: Iterator[SweepPoint], count: int) -> list[SweepPoint]:
+    """Take some points of a sweep, and leave it."""
+    taken = list(itertools.islice(points, count))
+    points.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def test_a_grid_runs_every_point_once_in_run_folders_with_its_tag(
+    project: Path, runs_dir: Path
+) -> None:
+    points = list(sweep(TRAIN, {"lr": [0.1, 0.2], "steps": range(1, 3)}, minimize="loss"))
+    assert [point.values for point in points] == [
+        {"lr": 0.1, "steps": 1},
+        {"lr": 0.1, "steps": 2},
+        {"lr": 0.2, "steps": 1},
+        {"lr": 0.2, "steps": 2},
+    ]
+    assert [point.score for point in points] == [0.1, 0.2, 0.2, 0.4]
+    folder = find_sweep(runs_dir, "last")
+    found = find_runs(sweep=folder.path.name)
+    assert {run.run_id for run in found} == {point.result.run_id for point in points}
+    assert resume(folder) == []
+    assert len(calls(project)) == 4
+    assert [p.score for p in recorded_points(folder)] == [0.1, 0.2, 0.2, 0.4]
+
+
+def test_points_get_the_same_seed_and_the_options_of_runs(project: Path) -> None:
+    points = list(sweep(TRAIN, ["lr=0.1,0.2"], seed=7, tags={"team": "vision"}, name="first"))
+    specs = [folder_of(point).read_spec() for point in points]
+    assert {spec.seed for spec in specs} == {7}
+    assert [spec.name for spec in specs] == ["first-0", "first-1"]
+    assert specs[0].tags["team"] == "vision"
+    assert specs[0].tags["point"] == "lr=0.1"
+
+
+def folder_of(point: SweepPoint) -> RunFolder:
+    assert point.result.run_dir is not None
+    return RunFolder(point.result.run_dir)
+
+
+def test_what_is_not_valid_is_found_before_the_first_point(project: Path, runs_dir: Path) -> None:
+    values = [*map(str, range(1, 1000)), "x"]
+    with pytest.raises(ConfigError, match=r"steps: given 'x'.*\(at steps=x\)"):
+        list(sweep(TRAIN, {"steps": values}))
+    with pytest.raises(ConfigError, match=r"lrr: unknown field.*did you mean 'lr'"):
+        list(sweep(TRAIN, {"lrr": [1]}))
+    with pytest.raises(ConfigError, match=r"steps: given 1\.5.*\(at steps=1\.5\)"):
+        list(sweep(TRAIN, {"steps": "uniform(1, 1.5)"}, sampler="random", trials=3))
+    assert calls(project) == []
+    assert list(runs_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sampler": "tp", "trials": 3}, "did you mean 'tpe'"),
+        ({"sampler": "tpe", "trials": 3}, "say which: --maximize results.accuracy"),
+        ({"sampler": "random"}, "say how many: --trials 50"),
+        ({"sampler": "grid", "trials": 3}, "--trials goes with a sampler"),
+        ({"batch": 3}, "--batch goes with a sampler"),
+        ({"maximize": "a", "minimize": "b"}, "either --maximize or --minimize"),
+        ({"parallel": 0}, "parallel"),
+        ({"paralel": 2}, "did you mean 'parallel'"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        sweep(TRAIN.replace("train.py", f"{__file__}"), {"lr": [1]}, **options)
+
+
+def test_a_grid_over_an_endless_axis_names_the_way_out(project: Path) -> None:
+    with pytest.raises(ConfigError, match="--sampler random --trials 50"):
+        sweep(TRAIN, {"lr": "log(1e-5, 1)"})
+
+
+def test_one_failure_ends_no_sweep_and_resuming_runs_what_failed(
+    project: Path, runs_dir: Path
+) -> None:
+    points = list(sweep(FAILS, {"lr": [0.9, 0.1, 0.8]}))
+    assert [point.result.status for point in points] == ["error", "success", "error"]
+    folder = find_sweep(runs_dir, "last")
+    (project / "mended").touch()
+    again = resume(folder, failed_only=True)
+    assert [(p.number, str(p.result.status)) for p in again] == [(0, "success"), (2, "success")]
+    # in their own folders, as second attempts
+    assert [p.result.run_id for p in again] == [points[0].result.run_id, points[2].result.run_id]
+    assert [len(p.result.attempts) for p in again] == [2, 2]
+
+
+def test_fail_fast_starts_no_more_and_failed_leaves_the_rest(project: Path, runs_dir: Path) -> None:
+    points = list(sweep(FAILS, {"lr": [0.1, 0.9, 0.2, 0.3]}, fail_fast=True))
+    assert [point.number for point in points] == [0, 1]
+    folder = find_sweep(runs_dir, "last")
+    (project / "mended").touch()
+    assert [point.number for point in resume(folder, failed_only=True)] == [1]
+    assert [point.number for point in resume(folder)] == [2, 3]
+
+
+def test_leaving_a_sweep_cancels_what_runs_and_resuming_ends_it(
+    project: Path, runs_dir: Path
+) -> None:
+    space = {"lr": [0.1, 0.2, 0.3], "wait_at": 0.2}
+    taken = some(sweep(TRAIN, space, parallel=2), 1)
+    assert taken[0].number == 0
+    folder = find_sweep(runs_dir, "last")
+    (project / "go").touch()
+    rest = resume(folder)
+    assert {point.number for point in (*taken, *rest)} == {0, 1, 2}
+    assert {str(point.result.status) for point in rest} == {"success"}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nan", "nothing", "loss.x"])
+def test_a_score_that_is_none_is_a_problem_of_its_point(project: Path, metric: str) -> None:
+    (point,) = sweep(TRAIN, {"lr": [0.1]}, maximize=metric)
+    assert point.score is None
+    assert {
+        "accuracy": "the results have no results.accuracy; there are loss, nan, nothing",
+        "nan": "results.nan is nan, which can't be compared",
+        "nothing": "results.nothing is None, not a number",
+        "loss.x": "the results have no results.loss.x",
+    }[metric] in (point.problem or "")
+
+
+def test_set_ups_are_as_few_as_models(project: Path) -> None:
+    space = {"seed": range(4), "model": ["a", "b", "c"]}
+    points = list(sweep(WARM, space, parallel=2))
+    assert len(points) == 12
+    assert all(point.values == point.result.results for point in points)
+    assert Counter(calls(project)) == {"setup a": 1, "setup b": 1, "setup c": 1}
+
+
+def test_more_workers_than_models_set_up_once_each(project: Path) -> None:
+    assert len(list(sweep(WARM, {"seed": range(8), "model": ["a"]}, parallel=3))) == 8
+    assert 1 <= len(calls(project)) <= 3
+
+
+SEARCH = {"lr": "log(1e-4, 1)", "steps": {"int": [1, 3]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "cmaes", "qmc"])
+def test_a_resumed_sweep_suggests_what_an_uninterrupted_one_would(
+    project: Path, runs_dir: Path, sampler: str
+) -> None:
+    options: dict[str, Any] = {"sampler": sampler, "trials": 14, "seed": 3, "minimize": "loss"}
+    whole = [point.overrides for point in sweep(TRAIN, SEARCH, **options)]
+    first = some(sweep(TRAIN, SEARCH, **options), 5)
+    folder = find_sweep(runs_dir, "last")
+    rest = resume(folder)
+    found = {point.number: point.overrides for point in (*first, *rest)}
+    assert [found[number] for number in sorted(found)] == whole
+
+
+@pytest.mark.slow
+def test_batches_do_not_depend_on_the_number_of_workers(project: Path) -> None:
+    options: dict[str, Any] = {"trials": 15, "batch": 4, "seed": 3, "minimize": "loss"}
+    one = {p.number: p.overrides for p in sweep(TRAIN, SEARCH, **options)}
+    three = {p.number: p.overrides for p in sweep(TRAIN, SEARCH, parallel=3, **options)}
+    assert one == three
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "nul", "garbage", "gone"])
+def test_a_damaged_journal_is_made_again_from_the_run_folders(
+    project: Path, runs_dir: Path, damage: str
+) -> None:
+    options: dict[str, Any] = {"trials": 8, "seed": 3, "minimize": "loss", "sampler": "random"}
+    whole = [point.overrides for point in sweep(TRAIN, SEARCH, **options)]
+    first = some(sweep(TRAIN, SEARCH, **options), 4)
+    folder = find_sweep(runs_dir, "last")
+    content = folder.journal.read_bytes()
+    if damage == "gone":
+        folder.journal.unlink()
+    else:
+        end = {"cut": b"", "nul": b"\0" * 100, "garbage": b"no json\n"}[damage]
+        folder.journal.write_bytes(content[: -7 if damage == "cut" else None] + end)
+    folder.journal.with_name("study.log.lock").touch()  # of a process that was killed
+    found = {point.number: point.overrides for point in (*first, *resume(folder))}
+    assert [found[number] for number in sorted(found)] == whole
+
+
+def test_a_point_that_is_suggested_twice_runs_once(project: Path, runs_dir: Path) -> None:
+    points = list(sweep(TRAIN, {"steps": [1, 2]}, sampler="random", trials=10, minimize="loss"))
+    assert len(points) == len(calls(project)) == 2
+    assert len(recorded_points(find_sweep(runs_dir, "last"))) == 2
+
+
+def test_a_combination_that_the_config_refuses_fails_alone(project: Path) -> None:
+    (project / "pair.py").write_text(
+        "import pydantic\nfrom ml_experiments import Experiment, ExperimentConfig\n"
+        "class Pair(Experiment):\n"
+        "    class Config(ExperimentConfig):\n"
+        "        a: int = 0\n        b: int = 0\n"
+        "        @pydantic.model_validator(mode='after')\n"
+        "        def check(self):\n"
+        "            if self.a and self.b: raise ValueError('a and b exclude each other')\n"
+        "            return self\n"
+        "    def run(self): return {'sum': self.config.a + self.config.b}\n"
+    )
+    axes = ["a=0,1", "b=0,1"]
+    with pytest.raises(ConfigError, match=r"exclude each other.*at a=1 b=1"):
+        list(sweep("pair.py:Pair", axes))
+    points = list(sweep("pair.py:Pair", axes, sampler="random", trials=12, seed=1, maximize="sum"))
+    assert {str(p.result.status) for p in points} == {"success", "error"}
+
+
+def test_a_sweep_runs_in_one_process_at_a_time(project: Path, runs_dir: Path) -> None:
+    list(sweep(TRAIN, {"lr": [0.1]}, name="mine"))
+    folder = find_sweep(runs_dir, "mine")
+    assert not folder.is_running
+    with folder.locked():
+        assert folder.is_running
+        with pytest.raises(Error, match="is being run by another process"):
+            resume(folder)
+    with reserved_name(runs_dir, "mine"), pytest.raises(Error, match="give another --name"):
+        list(sweep(TRAIN, {"lr": [0.1]}, name="mine"))
+    list(sweep(TRAIN, {"lr": [0.1]}, name="mine"))
+    with pytest.raises(Error, match="'mine' matches 2 sweeps"):
+        find_sweep(runs_dir, "mine")
+
+
+def test_a_sweep_whose_record_lacks_a_secret_is_not_resumed(
+    project: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "hunter2-hunter2")
+    (project / "keyed.py").write_text("def train(key: str, n: int = 1):\n    return n\n")
+    list(sweep("keyed.py:train", {"key": "hunter2-hunter2", "n": [1, 2]}))
+    folder = find_sweep(runs_dir, "last")
+    assert "hunter2" not in (folder.path / "sweep.json").read_text()
+    with pytest.raises(Error, match="held a secret, which was not recorded"):
+        resume(folder)
+
+
+@pytest.mark.slow
+def test_the_results_do_not_depend_on_order_or_workers(project: Path) -> None:
+    (project / "draws.py").write_text(
+        "import random\ndef draw(n: int):\n    return {'x': n * random.random()}\n"
+    )
+    numbers = [1, 2, 3, 4, 5, 6]
+    found = []
+    for workers in (1, 3):
+        random.Random(workers).shuffle(numbers)
+        points = sweep("draws.py:draw", {"n": numbers}, parallel=workers, seed=5)
+        found.append({p.values["n"]: p.result.results["x"] for p in points})
+    assert found[0] == found[1]
+
+
+def test_what_is_recorded_comes_back(project: Path, runs_dir: Path) -> None:
+    list(sweep(TRAIN, {"lr": [0.1], "steps": "int(1, 1)"}, timeout_s=60, parallel=2))
+    spec = find_sweep(runs_dir, "last").read_spec()
+    assert spec.options == {"timeout_s": 60.0}
+    assert spec.parallel == 2
+    assert dataclasses.replace(spec, name="x").space == spec.space
