@@ -148,6 +148,33 @@ def resume(sweep_reference: str, failed_only: bool, as_json: bool, as_csv: bool)
 
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
+@click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
+@click.option("--trials", type=int, help="How many points a sampler suggests in all.")
+@_JSON
+@_CSV
+def extend(
+    sweep_reference: str, axes: tuple[str, ...], trials: int | None, as_json: bool, as_csv: bool
+) -> int:
+    """Add values to the axes of a grid, widen those of a sampler, or raise its trials; then resume.
+
+    What has run does not run again.
+    """
+    from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
+
+    folder = _find(sweep_reference)
+    view = _View(_format(as_json, as_csv))
+    points = resume_sweep(
+        folder,
+        observer=view.observer,
+        change=lambda spec: extended(spec, axes, trials),
+        on_begin=view.begin,
+    )
+    view.follow(points)
+    return view.report()
+
+
+@sweep.command()
+@click.argument("sweep_reference", metavar="SWEEP")
 @_JSON
 @_CSV
 def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:

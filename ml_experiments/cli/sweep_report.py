@@ -88,9 +88,15 @@ def _state(progress: Progress) -> str:
         parts.append(f"{progress.repeated} suggested again")
     if progress.running:
         parts.append(f"{len(progress.running)} running")
-    for status, word in ((RunStatus.ERROR, "failed"), (RunStatus.CANCELLED, "cancelled")):
-        if progress.count(status):
-            parts.append(f"{progress.count(status)} {word}")
+    pruned = sum(point.is_pruned for point in progress.points)
+    cancelled = progress.count(RunStatus.CANCELLED) - pruned
+    for count, word in (
+        (progress.count(RunStatus.ERROR), "failed"),
+        (pruned, "ended early"),
+        (cancelled, "cancelled"),
+    ):
+        if count:
+            parts.append(f"{count} {word}")
     if progress.setups is not None:
         parts.append(f"{progress.setups} set-up{'' if progress.setups == 1 else 's'}")
     if progress.cost_usd:
@@ -115,10 +121,8 @@ def print_report(folder: SweepFolder, spec: SweepSpec, progress: Progress, form:
 
 def exit_code(spec: SweepSpec, progress: Progress) -> int:
     """Return 0 if every point has succeeded, and has a score where one was asked for."""
-    succeeded = progress.count(RunStatus.SUCCESS)
     has_score = spec.metric is None or any(p.score is not None for p in progress.points)
-    is_whole = succeeded == progress.total - progress.repeated
-    return 0 if is_whole and has_score else 1
+    return 0 if progress.is_whole and has_score else 1
 
 
 def _print_table(spec: SweepSpec, ranked: list[SweepPoint]) -> None:
@@ -157,8 +161,7 @@ def _print_advice(spec: SweepSpec, progress: Progress) -> None:
     problems = {point.problem for point in progress.points if point.problem}
     for problem in sorted(problems)[:3]:
         click.echo(printable(f"no score: {problem}"))
-    is_whole = progress.count(RunStatus.SUCCESS) == progress.total - progress.repeated
-    if not is_whole and not progress.running:
+    if not progress.is_whole and not progress.running:
         click.echo(f"run what is missing with: ml-experiments sweep resume {spec.sweep_id}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import submit_with_code
@@ -24,12 +26,12 @@ from ml_experiments.runner.sweeps.folder import (
     SweepFolder,
     SweepSpec,
 )
-from ml_experiments.runner.sweeps.points import SweepPoint, ended_point
+from ml_experiments.runner.sweeps.points import PRUNED, SweepPoint, ended_point
 from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
-from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.settings import working_dir
 
 _POLL_S = 0.5
@@ -67,6 +69,12 @@ class Progress:
     def count(self, status: RunStatus) -> int:
         """Return how many points have ended so."""
         return sum(point.result.status is status for point in self.points)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every point has succeeded, or was ended early by a pruner."""
+        good = [p for p in self.points if p.result.status is RunStatus.SUCCESS or p.is_pruned]
+        return len(good) == self.total - self.repeated
 
     @property
     def cost_usd(self) -> float:
@@ -111,7 +119,8 @@ class Controller:
         self._base = base_config(spec)
         self._code = describe_code(working_dir())
         self._running: dict[int, tuple[NextPoint, RunHandle | RunResult]] = {}
-        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[int | _Report] = queue.SimpleQueue()
+        self._pruned: dict[int, str] = {}  # why
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.
@@ -129,7 +138,9 @@ class Controller:
             self._cancel()
             while self._running:
                 try:
-                    self._finish(self._ended.get())
+                    event = self._events.get()
+                    if isinstance(event, int):
+                        self._finish(event)
                 except KeyboardInterrupt:
                     self._cancel(at_once=True)
 
@@ -156,9 +167,9 @@ class Controller:
             started = RunResult("", RunStatus.ERROR, self._spec.experiment, error=error)
         self._running[number] = point, started
         if isinstance(started, RunHandle):
-            started.when_ended(lambda: self._ended.put(number))
+            started.when_ended(lambda: self._events.put(number))
         else:
-            self._ended.put(number)
+            self._events.put(number)
 
     def _submit(self, point: NextPoint) -> RunHandle | RunResult:
         existing = self._recorded.get(point.run_key)
@@ -167,8 +178,12 @@ class Controller:
             if outcome.status is RunStatus.SUCCESS:
                 return outcome
             if self._backend.name == "modal" and outcome.status in _UNFINISHED:
-                return attach_run(existing, backend=self._backend, observer=self._observer)
-            return resume_run(existing, backend=self._backend, observer=self._observer, force=True)
+                return attach_run(
+                    existing, backend=self._backend, observer=self._observer_of(point)
+                )
+            return resume_run(
+                existing, backend=self._backend, observer=self._observer_of(point), force=True
+            )
         prepared = prepare_run(
             self._spec.experiment,
             config_of(self._base, point.overrides),
@@ -181,8 +196,14 @@ class Controller:
             self._code,
             backend=self._backend,
             runs_dir=self._folder.runs_dir,
-            observer=self._observer,
+            observer=self._observer_of(point),
         )
+
+    def _observer_of(self, point: NextPoint) -> Observer:
+        metric = self._spec.pruner_metric
+        if metric is None:
+            return self._observer
+        return _Reports(self._observer, self._events, point.number, metric)
 
     def _admit(self, prepared: PreparedRun) -> None:
         """Decide whether a point may start: the one place before anything of it is submitted."""
@@ -191,15 +212,35 @@ class Controller:
         """Return a point that has ended."""
         while True:
             try:
-                return self._ended.get(timeout=_POLL_S)
+                event = self._events.get(timeout=_POLL_S)
+                if isinstance(event, int):
+                    return event
+                self._compare(event)
             except queue.Empty:
                 if self._progress.stopped is None and self._folder.stop_file.exists():
                     self._progress.stopped = "it was stopped by `ml-experiments sweep stop`"
                     self._cancel()
 
+    def _compare(self, report: _Report) -> None:
+        """Give what a point has logged to the pruner, and end a poor one."""
+        number = report.number
+        if number not in self._running or number in self._pruned:
+            return
+        if self._source.report(number, report.step, report.value):
+            self._pruned[number] = (
+                f"{self._spec.pruner_metric} is {report.value:.6g} at step {report.step}, poor "
+                f"beside the other points (pruner {self._spec.pruner})"
+            )
+            started = self._running[number][1]
+            assert isinstance(started, RunHandle)
+            started.cancel()
+
     def _finish(self, number: int) -> SweepPoint:
         point, started = self._running.pop(number)
         result = started.result() if isinstance(started, RunHandle) else started
+        why = self._pruned.pop(number, None)
+        if why is not None and result.status is RunStatus.CANCELLED:
+            result = _record_reason(started, result, why)
         ended = ended_point(number, point.overrides, result, self._spec.metric)
         progress = self._progress
         progress.running.pop(number, None)
@@ -214,6 +255,50 @@ class Controller:
         for _, started in self._running.values():
             if isinstance(started, RunHandle):
                 started.cancel(at_once=at_once)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a point has logged."""
+
+    number: int
+    step: int
+    value: float
+
+
+class _Reports(Observer):
+    """Passes on the events of one run, and its metric to the controller."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        events: queue.SimpleQueue[int | _Report],
+        number: int,
+        metric: str,
+    ) -> None:
+        self._events, self._number, self._metric = events, number, metric
+        self.started, self.notice = observer.started, observer.notice  # type: ignore[method-assign]
+        self.log, self.progress = observer.log, observer.progress  # type: ignore[method-assign]
+        self.finished = observer.finished  # type: ignore[method-assign]
+        self._pass_on = observer.metrics
+
+    def metrics(self, spec: RunSpec, metrics: Mapping[str, Any], step: int | None) -> None:
+        """Send the metric to the controller, if it is there at this step."""
+        value = metrics.get(self._metric)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and step is not None and step >= 0:
+            self._events.put(_Report(self._number, step, float(value)))  # type: ignore[arg-type]
+        self._pass_on(spec, metrics, step)
+
+
+def _record_reason(started: RunHandle | RunResult, result: RunResult, why: str) -> RunResult:
+    """Write into a run's result why it was ended early."""
+    error = RunError(ErrorKind.EXPERIMENT, PRUNED, why)
+    result = dataclasses.replace(result, error=error)
+    if isinstance(started, RunHandle):
+        # secrets were taken out when it was first written
+        return RunFolder(started.folder.path).write_result(result, Redactor(()))
+    return result
 
 
 _UNFINISHED = (RunStatus.PENDING, RunStatus.RUNNING)

@@ -28,4 +28,12 @@ class SweepOptions(TypedDict, total=False):
         Ge(1),
         Doc("Suggest so many points together; they depend on no number of workers then."),
     ]
+    pruner: Annotated[
+        str | None,
+        Doc("End poor points early: median, percentile, halving, hyperband or wilcoxon."),
+    ]
+    metric: Annotated[str | None, Doc("The logged metric that the pruner compares, such as loss.")]
+    min_steps: Annotated[
+        int | None, Ge(1), Doc("How many steps each point gets before a pruner may end it.")
+    ]
     fail_fast: Annotated[bool, Doc("End the sweep at the first point that fails.")]

@@ -11,6 +11,8 @@ from ml_experiments.config.loading import load_config
 from ml_experiments.errors import Error, suggest
 from ml_experiments.runs.result import RunResult, RunStatus
 
+PRUNED = "Pruned"  # the type of the error of a run that was ended early
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -50,6 +52,12 @@ class SweepPoint:
             name: _value_at(load_config(None, [override]), name)
             for name, override in zip(names, self.overrides, strict=True)
         }
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a pruner has ended its run early."""
+        error = self.result.error
+        return error is not None and error.type == PRUNED
 
     @property
     def cost_usd(self) -> float:

@@ -55,6 +55,10 @@ class PointSource(ABC):
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""
 
+    def report(self, number: int, step: int, value: float) -> bool:  # noqa: ARG002
+        """Take what a running point has logged; return whether to end it early."""
+        return False
+
     @abstractmethod
     def ended(self, point: SweepPoint) -> None:
         """Take note that a point has ended."""
@@ -66,23 +70,41 @@ class GridPoints(PointSource):
         space: The grid.
         todo: The numbers of the points to run, each with its set-up key.
         workers: How many points run at a time.
+        study: Optuna's study, where a pruner compares the points.
     """
 
     def __init__(
-        self, space: Space, todo: Iterable[tuple[int, Hashable | None]], workers: int
+        self,
+        space: Space,
+        todo: Iterable[tuple[int, Hashable | None]],
+        workers: int,
+        study: Study | None = None,
     ) -> None:
-        self._space = space
+        self._space, self._study = space, study
+        self._trials: dict[int, int] = {}
         self._schedule = Schedule(todo, workers)
 
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""
         number = self._schedule.take()
         self.setups = self._schedule.setups
-        return None if number is None else NextPoint(number, self._space.point(number))
+        if number is None:
+            return None
+        point = NextPoint(number, self._space.point(number))
+        if self._study is not None:
+            self._trials[number] = self._study.begin(point.overrides)
+        return point
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take what a running point has logged; return whether to end it early."""
+        return self._study is not None and self._study.report(self._trials[number], step, value)
 
     def ended(self, point: SweepPoint) -> None:
         """Make the worker of a point free again."""
         self._schedule.ended(point.number)
+        if self._study is not None:
+            trial = self._trials.pop(point.number)
+            self._study.tell(trial, point.score, is_pruned=point.is_pruned)
 
 
 class SampledPoints(PointSource):
@@ -127,12 +149,16 @@ class SampledPoints(PointSource):
             self.repeated += 1
             self._open.discard(trial.number)
 
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take what a running point has logged; return whether to end it early."""
+        return self._study.report(number, step, value)
+
     def ended(self, point: SweepPoint) -> None:
         """Report the score of a point."""
         if point.result.status is RunStatus.SUCCESS:
             self._scores[point_key(point.overrides)] = point.score
         if point.number not in self._again:
-            self._study.tell(point.number, point.score)
+            self._study.tell(point.number, point.score, is_pruned=point.is_pruned)
         self._open.discard(point.number)
 
     def _suggest(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_experiments.config.files import read_config_file
 from ml_experiments.config.overrides import parse_value
 from ml_experiments.config.scalars import Unquoted, is_number_list, resolve_scalars
-from ml_experiments.errors import ConfigError
+from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
 from ml_experiments.runner.sweeps.forms import (
     FORMS,
@@ -72,6 +72,24 @@ class Space:
         replaced = {axis.name: axis for axis in (*self.axes, *axes)}
         return Space(tuple(replaced.values()))
 
+    def extended(self, axes: Sequence[Axis], *, is_sampled: bool) -> Space:
+        """Return the space with more values on some axes; all of its points stay.
+
+        Raises:
+            ConfigError: If an axis is new, or Optuna could not go on with it.
+        """
+        known = {axis.name: axis for axis in self.axes}
+        changed: list[Axis] = []
+        for axis in axes:
+            old = known.get(axis.name)
+            if old is None:
+                raise ConfigError(
+                    f"the sweep has no axis {axis.name}{suggest(axis.name, known)}; what the "
+                    "points have had in common can't be varied later: start a new sweep"
+                )
+            changed.append(_widened(old, axis) if is_sampled else _joined(old, axis))
+        return self.with_axes(changed)
+
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the axes as JSON."""
         return [asdict(axis) for axis in self.axes]
@@ -87,6 +105,30 @@ class Space:
                 for axis in data
             )
         )
+
+
+def _joined(old: Axis, new: Axis) -> Axis:
+    """Return an axis of a grid with the values of both."""
+    assert old.grid is not None
+    if new.grid is None:
+        raise ConfigError(f"{new.name} ({new.describe()}) has no end of values; list them")
+    return Choice(old.name, tuple(dict.fromkeys([*old.grid, *new.grid])))
+
+
+def _widened(old: Axis, new: Axis) -> Axis:
+    """Return an interval that contains the old one; Optuna takes no other change."""
+    if isinstance(old, Choice) or isinstance(new, Choice):
+        raise ConfigError(
+            f"the values of {old.name} can't change while a sampler chooses among them; start a "
+            "new sweep"
+        )
+    same = (old.step, old.is_log, old.is_int) == (new.step, new.is_log, new.is_int)
+    if not same or new.low > old.low or new.high < old.high:
+        raise ConfigError(
+            f"{new.name} ({new.describe()}) does not contain what it was ({old.describe()}), on "
+            "the same scale; write a wider interval of the same form"
+        )
+    return new
 
 
 def point_key(overrides: Sequence[str]) -> str:

@@ -66,6 +66,7 @@ class PastTrial:
         score: Its score; None if it has none.
         has_ended: Whether its run has.
         steps: What it logged, by step.
+        is_pruned: Whether it was ended early.
     """
 
     number: int
@@ -73,6 +74,7 @@ class PastTrial:
     score: float | None
     has_ended: bool
     steps: tuple[tuple[int, float], ...] = ()
+    is_pruned: bool = False
 
 
 def check_packages(sampler: str, pruner: str | None) -> None:
@@ -111,7 +113,6 @@ class Study:
         self._space = spec.space
         with _quiet():
             self._study = self._open(journal, past)
-        self._trials: dict[int, optuna.trial.Trial] = {}
 
     @property
     def count(self) -> int:
@@ -140,16 +141,42 @@ class Study:
                 raise Error(f"the sampler {self._spec.sampler} failed: {e}") from e
         return Trial(trial.number, overrides_of(self._space, trial.params), True)
 
-    def tell(self, number: int, score: float | None) -> None:
-        """Take the score of a point; None for one that has failed, or has none."""
+    def begin(self, overrides: Sequence[str]) -> int:
+        """Take note that a point of a grid starts; return its number here."""
+        from optuna.trial import TrialState, create_trial
+
+        with _quiet():
+            self._study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=params_of(self._space, overrides),
+                    distributions=distributions_of(self._space),
+                )
+            )
+        return self.count - 1
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take what a running point has logged; return whether to end it."""
         import optuna
 
-        state = optuna.trial.TrialState.COMPLETE if score is not None else None
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        if frozen.state.is_finished() or step in frozen.intermediate_values:
+            return False
+        with _quiet():
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)
+            trial.report(value, step)
+            return trial.should_prune()
+
+    def tell(self, number: int, score: float | None, *, is_pruned: bool = False) -> None:
+        """Take the score of a point; None for one that has failed, or has none."""
+        from optuna.trial import TrialState
+
+        state = TrialState.FAIL if score is None else TrialState.COMPLETE
         with _quiet():
             self._study.tell(
                 number,
                 score,
-                state=state or optuna.trial.TrialState.FAIL,
+                state=TrialState.PRUNED if is_pruned else state,
                 skip_if_finished=True,
             )
 
@@ -215,6 +242,7 @@ class Study:
                 study.add_trial(create_trial(state=TrialState.FAIL))
                 continue
             state = TrialState.COMPLETE if trial.score is not None else TrialState.FAIL
+            state = TrialState.PRUNED if trial.is_pruned else state
             study.add_trial(
                 create_trial(
                     state=state if trial.has_ended else TrialState.RUNNING,
@@ -243,6 +271,18 @@ class Study:
     def _pruner(self) -> optuna.pruners.BasePruner:
         from optuna import pruners
 
+        steps = self._spec.min_steps
+        match self._spec.pruner:
+            case "median":
+                return pruners.MedianPruner(n_warmup_steps=steps)
+            case "percentile":  # all but the best quarter
+                return pruners.PercentilePruner(25.0, n_warmup_steps=steps)
+            case "halving":
+                return pruners.SuccessiveHalvingPruner(min_resource=steps)
+            case "hyperband":
+                return pruners.HyperbandPruner(min_resource=steps)
+            case "wilcoxon":
+                return pruners.WilcoxonPruner(n_startup_steps=steps)
         return pruners.NopPruner()
 
 

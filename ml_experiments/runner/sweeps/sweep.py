@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import secrets
 import shlex
@@ -34,6 +35,7 @@ from ml_experiments.runner.sweeps.sources import GridPoints, PointSource, Sample
 from ml_experiments.runner.sweeps.space import Space, point_key, read_space
 from ml_experiments.runner.sweeps.study import (
     INDEPENDENT,
+    PRUNERS,
     SAMPLERS,
     PastTrial,
     Study,
@@ -150,6 +152,9 @@ def plan_sweep(
         metric=metric,
         direction=direction,
         batch=given.get("batch"),
+        pruner=_pruner(given, direction),
+        pruner_metric=given.get("metric"),
+        min_steps=given.get("min_steps", 1),
         stops_at_failure=given.get("fail_fast", False),
         name=runs.pop("name", None),
         working_dir=str(working_dir()),
@@ -200,7 +205,9 @@ def start_sweep(
             progress = Progress(spec.total or 0)
             source: PointSource
             if spec.sampler == "grid":
-                source = GridPoints(spec.space, enumerate(checked.setup_keys), spec.parallel)
+                compared = Study(spec, None, lambda: ()) if spec.pruner else None
+                keys = enumerate(checked.setup_keys)
+                source = GridPoints(spec.space, keys, spec.parallel, compared)
             else:
                 study = Study(spec, folder.journal, lambda: ())
                 source = SampledPoints(spec, study, (), {})
@@ -213,6 +220,7 @@ def resume_sweep(
     *,
     observer: Observer,
     failed_only: bool = False,
+    change: Callable[[SweepSpec], SweepSpec] | None = None,
     on_begin: OnBegin = lambda _folder, _spec, _progress: None,
 ) -> Iterator[SweepPoint]:
     """Run the points of a sweep that have no result yet, and yield them as they end.
@@ -221,6 +229,7 @@ def resume_sweep(
         folder: The sweep.
         observer: Receives the events of the runs.
         failed_only: Whether to run only those that have failed.
+        change: Extends the sweep first; recorded once its points were checked.
         on_begin: Is called when all is checked, before the first point starts.
 
     Raises:
@@ -238,15 +247,39 @@ def resume_sweep(
         # relative paths in configs, and modules, are those of the folder it was started in
         with contextlib.suppress(OSError):
             stack.enter_context(contextlib.chdir(spec.working_dir))
-        if spec.sampler != "grid":
+        if spec.sampler != "grid" or spec.pruner:
             check_packages(spec.sampler, spec.pruner)
         backend = stack.enter_context(opened(spec))
+        if change is not None:
+            spec = change(spec)
+            if spec.sampler != "grid":
+                check_points(spec, backend)
         recorded = folder.recorded_runs()
         progress = Progress(spec.total or 0)
         resume = _resume_grid if spec.sampler == "grid" else _resume_sampled
         source = resume(spec, folder, backend, recorded, progress, failed_only=failed_only)
+        if change is not None:
+            folder.write_spec(spec, Redactor(secret_values()))
         on_begin(folder, spec, progress)
         yield from Controller(spec, folder, backend, source, recorded, observer, progress).run()
+
+
+def extended(spec: SweepSpec, axes: Sequence[str], trials: int | None) -> SweepSpec:
+    """Return a sweep with more values on its axes, or with more trials.
+
+    Raises:
+        ConfigError: If that is not more than it has.
+    """
+    is_sampled = spec.sampler != "grid"
+    if trials is not None and (not is_sampled or trials <= (spec.trials or 0)):
+        has = f"has {spec.trials}; write a larger number" if is_sampled else "is a grid"
+        raise ConfigError(f"--trials {trials}: the sweep {has}")
+    if not axes and trials is None:
+        raise ConfigError("nothing to extend: write seed=range:10, or --trials N")
+    space = spec.space
+    if axes:
+        space = space.extended(read_space(axes).axes, is_sampled=is_sampled)
+    return dataclasses.replace(spec, axes=space.to_dict(), trials=trials or spec.trials)
 
 
 def _resume_grid(
@@ -271,7 +304,11 @@ def _resume_grid(
         else:
             progress.earlier.append(point)
     keys = check_points(spec, backend, todo).setup_keys if todo else []
-    return GridPoints(spec.space, zip(todo, keys, strict=True), spec.parallel)
+    study = None
+    if spec.pruner is not None:
+        past = [past_trial(spec, number, p) for number, p in enumerate(progress.earlier)]
+        study = Study(spec, None, lambda: past)
+    return GridPoints(spec.space, zip(todo, keys, strict=True), spec.parallel, study)
 
 
 def _resume_sampled(
@@ -300,7 +337,7 @@ def _resume_sampled(
         if point.result.status is RunStatus.SUCCESS:
             scores[point_key(point.overrides)] = point.score
         if trial.is_open:
-            study.tell(trial.number, point.score)
+            study.tell(trial.number, point.score, is_pruned=point.is_pruned)
     if failed_only:
         again = [trial for trial in again if str(trial.number) in recorded]
     return SampledPoints(spec, study, again, scores, suggests=not failed_only)
@@ -324,7 +361,7 @@ def is_to_run(point: SweepPoint, *, failed_only: bool) -> bool:
     status = point.result.status
     if failed_only:
         return status is RunStatus.ERROR
-    return status is not RunStatus.SUCCESS
+    return status is not RunStatus.SUCCESS and not point.is_pruned
 
 
 def past_trials(spec: SweepSpec, recorded: Mapping[str, RunFolder]) -> list[PastTrial]:
@@ -332,10 +369,23 @@ def past_trials(spec: SweepSpec, recorded: Mapping[str, RunFolder]) -> list[Past
     found = []
     for run in recorded.values():
         number, overrides = trial_of(run)
-        result = run.outcome()
-        point = ended_point(number, overrides, result, spec.metric)
-        found.append(PastTrial(number, overrides, point.score, result.status not in _UNFINISHED))
+        point = ended_point(number, overrides, run.outcome(), spec.metric)
+        found.append(past_trial(spec, number, point))
     return found
+
+
+def past_trial(spec: SweepSpec, number: int, point: SweepPoint) -> PastTrial:
+    """Return what the run folder of a point tells a study."""
+    logged = point.result.metrics if spec.pruner_metric is not None else ()
+    steps: dict[int, float] = {}
+    for entry in logged:
+        value = entry.get("metrics", {}).get(spec.pruner_metric)
+        if isinstance(value, int | float) and isinstance(entry.get("step"), int):
+            steps.setdefault(entry["step"], float(value))
+    has_ended = point.result.status not in _UNFINISHED
+    return PastTrial(
+        number, point.overrides, point.score, has_ended, tuple(steps.items()), point.is_pruned
+    )
 
 
 def trial_of(run: RunFolder) -> tuple[int, tuple[str, ...]]:
@@ -371,6 +421,28 @@ def _objective(given: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if metric != "results" and not metric.startswith("results."):
         metric = f"results.{metric}"
     return metric, both[0]
+
+
+def _pruner(given: Mapping[str, Any], direction: str | None) -> str | None:
+    """Return the pruner that was asked for."""
+    name = given.get("pruner")
+    if name is None:
+        for option in ("metric", "min_steps"):
+            if option in given:
+                flag = f"--{option.replace('_', '-')}"
+                raise ConfigError(f"{flag} goes with a pruner, such as --pruner median")
+        return None
+    if name not in PRUNERS:
+        raise ConfigError(
+            f"{name!r} is not a pruner{suggest(name, PRUNERS)}; known: {', '.join(PRUNERS)}"
+        )
+    if "metric" not in given or direction is None:
+        raise ConfigError(
+            f"--pruner {name} compares a metric that the points log, and has to know which way is "
+            "better: --metric loss --minimize results.loss"
+        )
+    check_packages("grid", name)
+    return str(name)
 
 
 def _sampler(given: Mapping[str, Any], space: Space, metric: str | None) -> str:

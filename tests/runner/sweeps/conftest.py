@@ -38,6 +38,15 @@ def fails(lr: float = 0.1, limit: float = 0.5):
     return {"loss": lr}
 
 
+def logs(lr: float = 0.1, steps: int = 3):
+    note(lr)
+    for step in range(steps):
+        current_run().log({"loss": lr, "other": 1}, step=step)
+    while lr > 1:  # it has to be ended
+        time.sleep(0.01)
+    return {"loss": lr}
+
+
 class Warm(Experiment):
     class Config(ExperimentConfig):
         model: str

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from ml_experiments import ConfigError, Error, SweepPoint, find_runs, sweep
+from ml_experiments import ConfigError, Error, SweepPoint, find_runs, load_run, sweep
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.sweeps.folder import SweepFolder, find_sweep, reserved_name
-from ml_experiments.runner.sweeps.sweep import recorded_points, resume_sweep
+from ml_experiments.runner.sweeps.sweep import extended, recorded_points, resume_sweep
 from ml_experiments.runs.folder import RunFolder
 
 TRAIN, FAILS, WARM = "train.py:train", "train.py:fails", "train.py:Warm"
@@ -282,3 +282,133 @@ def test_what_is_recorded_comes_back(project: Path, runs_dir: Path) -> None:
     assert spec.options == {"timeout_s": 60.0}
     assert spec.parallel == 2
     assert dataclasses.replace(spec, name="x").space == spec.space
+
+
+def test_a_grid_is_extended_by_values_and_keeps_its_points(project: Path, runs_dir: Path) -> None:
+    list(sweep(TRAIN, ["lr=0.1,0.2", "steps=range:1:3"]))
+    folder = find_sweep(runs_dir, "last")
+    added = resume(folder, change=lambda spec: extended(spec, ["lr=0.2,0.3"], None))
+    assert [point.overrides for point in added] == [
+        ("lr=0.3", "steps=1"),
+        ("lr=0.3", "steps=2"),
+    ]
+    assert len(calls(project)) == 6
+    assert [point.number for point in recorded_points(folder)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_sampler_goes_on_with_more_trials_and_wider_intervals(
+    project: Path, runs_dir: Path
+) -> None:
+    options: dict[str, Any] = {"sampler": "random", "seed": 3, "minimize": "loss"}
+    whole = [p.overrides for p in sweep(TRAIN, SEARCH, trials=6, **options)]
+    first = [p.overrides for p in sweep(TRAIN, SEARCH, trials=4, **options)]
+    folder = find_sweep(runs_dir, "last")
+    more = resume(folder, change=lambda spec: extended(spec, [], 6))
+    assert [*first, *(point.overrides for point in more)] == whole
+    wider = resume(folder, change=lambda spec: extended(spec, ["steps=int:1:9"], 7))
+    assert len(wider) == 1
+
+
+@pytest.mark.parametrize(
+    ("axes", "trials", "says"),
+    [
+        ([], None, "nothing to extend"),
+        ([], 4, "the sweep has 4; write a larger number"),
+        (["lrr=1"], None, r"no axis lrr \(did you mean 'lr'\?\)"),
+        (["lr=log:1e-3:1"], None, "does not contain what it was"),
+        (["steps=1,2"], None, "can't change while a sampler chooses"),
+    ],
+)
+def test_what_can_not_be_extended(
+    project: Path, runs_dir: Path, axes: list[str], trials: int | None, says: str
+) -> None:
+    list(sweep(TRAIN, SEARCH, trials=4, sampler="random", seed=3))
+    folder = find_sweep(runs_dir, "last")
+    with pytest.raises(ConfigError, match=says):
+        resume(folder, change=lambda spec: extended(spec, axes, trials))
+    assert folder.read_spec().trials == 4
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile", "halving"])
+def test_a_pruner_ends_a_poor_point_of_a_grid(project: Path, runs_dir: Path, pruner: str) -> None:
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 2.0]
+    points = sweep(
+        *("train.py:logs", {"lr": values}),
+        pruner=pruner,
+        metric="loss",
+        minimize="loss",
+        timeout_s=60,
+    )
+    poor = list(points)[-1]
+    assert poor.values == {"lr": 2.0}
+    assert poor.is_pruned
+    assert poor.score is None
+    recorded = load_run(poor.result.run_id)
+    assert str(recorded.status) == "cancelled"
+    assert recorded.error is not None
+    assert recorded.error.message.startswith("loss is 2 at step ")
+    assert [entry["step"] for entry in recorded.metrics] == [0, 1, 2]
+    folder = find_sweep(runs_dir, "last")
+    count = len(calls(project))
+    again = resume(folder)  # what was ended early does not run again; halving may end more
+    assert all(not point.is_pruned for point in recorded_points(folder)[:1])
+    assert len(calls(project)) == count + len(again)
+    assert 5 not in {point.number for point in again}
+
+
+def test_a_pruner_learns_after_a_resumption_what_had_been_logged(
+    project: Path, runs_dir: Path
+) -> None:
+    options: dict[str, Any] = {"pruner": "median", "metric": "loss", "minimize": "loss"}
+    values = {"lr": [0.1, 0.2, 0.3, 0.4, 0.5, 2.0]}
+    assert len(some(sweep("train.py:logs", values, timeout_s=60, **options), 5)) == 5
+    # the last may have begun, and was cancelled; there is nothing to compare with but what is past
+    (poor,) = resume(find_sweep(runs_dir, "last"))
+    assert poor.is_pruned
+
+
+def test_a_pruner_ends_points_that_a_sampler_has_suggested(project: Path) -> None:
+    points = list(
+        sweep(
+            *("train.py:logs", {"lr": [0.1, 0.2, 0.3, 2.0]}),
+            sampler="random",
+            trials=4,
+            seed=23,  # suggests 2.0 as the last
+            minimize="loss",
+            pruner="halving",
+            metric="loss",
+            timeout_s=60,
+        )
+    )
+    assert points[-1].values == {"lr": 2.0}
+    assert points[-1].is_pruned
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"pruner": "medain"}, "did you mean 'median'"),
+        ({"pruner": "median"}, "--metric loss --minimize results.loss"),
+        ({"pruner": "median", "metric": "loss"}, "which way is better"),
+        ({"metric": "loss"}, "--metric goes with a pruner"),
+        ({"min_steps": 3}, "--min-steps goes with a pruner"),
+    ],
+)
+def test_options_of_pruners_that_do_not_go_together(
+    project: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        sweep("train.py:logs", {"lr": [1]}, **options)
+
+
+def test_min_steps_keep_a_point_from_being_ended_before(project: Path) -> None:
+    points = list(
+        sweep(
+            *("train.py:logs", {"lr": [0.1, 0.2, 0.3, 0.4, 0.5, 0.9]}),
+            pruner="median",
+            metric="loss",
+            minimize="loss",
+            min_steps=5,
+        )
+    )
+    assert not any(point.is_pruned for point in points)
