@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.command import COMMAND, call
@@ -18,6 +19,7 @@ from tests.support.command import COMMAND, call
 pytestmark = pytest.mark.slow
 
 EXPERIMENT = """
+import os
 import time
 from pathlib import Path
 
@@ -28,7 +30,8 @@ def train(lr: float = 0.1, n: int = 1):
     with (HERE / "calls.txt").open("a") as file:
         file.write(f"{lr}\\n")
     if lr == 0.3:
-        (HERE / "waiting").touch()
+        (HERE / "pid").write_text(str(os.getpid()))
+        (HERE / "pid").rename(HERE / "waiting")
         while not (HERE / "go").exists():
             time.sleep(0.01)
     if lr == 0.9:
@@ -48,6 +51,13 @@ def wait_for(file: Path) -> None:
     ends_at = time.monotonic() + 60
     while not file.exists():
         assert time.monotonic() < ends_at, f"{file} did not appear"
+        time.sleep(0.01)
+
+
+def wait_for_end(pid: int) -> None:
+    ends_at = time.monotonic() + 60
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < ends_at, f"process {pid} did not end"
         time.sleep(0.01)
 
 
@@ -128,6 +138,7 @@ def test_kill_9_loses_nothing(project: Path, options: list[str]) -> None:
     with subprocess.Popen([*command, "--seed", "1"], stdout=subprocess.DEVNULL) as process:
         wait_for(project / "waiting")
         process.send_signal(signal.SIGKILL)
+    wait_for_end(int((project / "waiting").read_text()))
     before = (project / "calls.txt").read_text().splitlines()
     (project / "go").touch()
     done = call("sweep", "resume", "last", "--json")

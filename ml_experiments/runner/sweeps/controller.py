@@ -35,6 +35,8 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.settings import working_dir
 
 _POLL_S = 0.5
+_END_POLL_S = 0.05
+_MAX_END_S = 10.0
 
 
 @dataclass
@@ -174,10 +176,11 @@ class Controller:
     def _submit(self, point: NextPoint) -> RunHandle | RunResult:
         existing = self._recorded.get(point.run_key)
         if existing is not None:
-            outcome = existing.outcome()
+            is_remote = self._backend.name == "modal"  # it may go on there
+            outcome = existing.outcome() if is_remote else _wait_for_end(existing)
             if outcome.status is RunStatus.SUCCESS:
                 return outcome
-            if self._backend.name == "modal" and outcome.status in _UNFINISHED:
+            if is_remote and outcome.status in _UNFINISHED:
                 return attach_run(
                     existing, backend=self._backend, observer=self._observer_of(point)
                 )
@@ -289,6 +292,14 @@ class _Reports(Observer):
         if is_number and step is not None and step >= 0:
             self._events.put(_Report(self._number, step, float(value)))  # type: ignore[arg-type]
         self._pass_on(spec, metrics, step)
+
+
+def _wait_for_end(folder: RunFolder) -> RunResult:
+    """Return the outcome of a run whose client has died, which ends its worker, too."""
+    ends_at = time.monotonic() + _MAX_END_S
+    while (outcome := folder.outcome()).status in _UNFINISHED and time.monotonic() < ends_at:
+        time.sleep(_END_POLL_S)
+    return outcome
 
 
 def _record_reason(started: RunHandle | RunResult, result: RunResult, why: str) -> RunResult:
