@@ -11,15 +11,15 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from modal_emulator import Emulator
 from tests.support.command import COMMAND, call
+from tests.support.modal_runs import run_command
 
 pytestmark = pytest.mark.slow
 
 EXPERIMENT = """
-import os
 import time
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def train(lr: float = 0.1, n: int = 1):
     with (HERE / "calls.txt").open("a") as file:
         file.write(f"{lr}\\n")
     if lr == 0.3:
-        (HERE / "pid").write_text(str(os.getpid()))
-        (HERE / "pid").rename(HERE / "waiting")
+        (HERE / "waiting").touch()
         while not (HERE / "go").exists():
             time.sleep(0.01)
     if lr == 0.9:
@@ -51,13 +50,6 @@ def wait_for(file: Path) -> None:
     ends_at = time.monotonic() + 60
     while not file.exists():
         assert time.monotonic() < ends_at, f"{file} did not appear"
-        time.sleep(0.01)
-
-
-def wait_for_end(pid: int) -> None:
-    ends_at = time.monotonic() + 60
-    while psutil.pid_exists(pid):
-        assert time.monotonic() < ends_at, f"process {pid} did not end"
         time.sleep(0.01)
 
 
@@ -138,7 +130,6 @@ def test_kill_9_loses_nothing(project: Path, options: list[str]) -> None:
     with subprocess.Popen([*command, "--seed", "1"], stdout=subprocess.DEVNULL) as process:
         wait_for(project / "waiting")
         process.send_signal(signal.SIGKILL)
-    wait_for_end(int((project / "waiting").read_text()))
     before = (project / "calls.txt").read_text().splitlines()
     (project / "go").touch()
     done = call("sweep", "resume", "last", "--json")
@@ -168,3 +159,15 @@ def test_a_sweep_is_stopped_and_resumed(project: Path, way: str) -> None:
     assert ("stopped: it was stopped by" in output) == (way == "stop")
     (project / "go").touch()
     assert call("sweep", "resume", "last").stdout.splitlines()[-1] == "3 of 3 done"
+
+
+def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def train(lr: float):\n    return {'loss': lr * 2}\n")
+    arguments = ("sweep", "mine.train", "lr=0.1,0.3", "--gpu", "t4", "--parallel", "2", "--json")
+    done = run_command(modal_emulator, tmp_path, *arguments, "--minimize", "loss")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [point["score"] for point in record["points"]] == [0.2, 0.6]
+    assert {function.gpus for function in modal_emulator.functions("run_remote")} == {("T4",)}
+    again = run_command(modal_emulator, tmp_path, "sweep", "resume", "last", "--json")
+    assert json.loads(again.stdout)["points"] == record["points"]
