@@ -102,9 +102,14 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
         keys.append(known_keys.setdefault(key, key))
         models |= dict.fromkeys(found)
     if problems or first is None:
+        described = [_described(problem, where) for problem, where in problems.items()]
+        if any(problem.startswith("seed: unknown field") for problem in problems):
+            described.append(
+                "to vary the seed, give the config a field `seed`; --seed N is for all"
+            )
         raise ConfigError(
             f"points of the sweep are not valid for {spec.experiment}; nothing was started:",
-            tuple(_described(problem, where) for problem, where in problems.items()),
+            tuple(described),
         )
     return Checked(first, keys, tuple(secrets), tuple(models))
 

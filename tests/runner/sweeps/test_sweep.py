@@ -75,6 +75,8 @@ def test_what_is_not_valid_is_found_before_the_first_point(project: Path, runs_d
         list(sweep(TRAIN, {"steps": values}))
     with pytest.raises(ConfigError, match=r"lrr: unknown field.*did you mean 'lr'"):
         list(sweep(TRAIN, {"lrr": [1]}))
+    with pytest.raises(ConfigError, match="give the config a field `seed`"):
+        list(sweep(TRAIN, {"seed": [1, 2]}))
     with pytest.raises(ConfigError, match=r"steps: given 1\.5.*\(at steps=1\.5\)"):
         list(sweep(TRAIN, {"steps": "uniform(1, 1.5)"}, sampler="random", trials=3))
     assert calls(project) == []
