@@ -83,6 +83,7 @@ TESTED_ELSEWHERE = {
     "cli/test_run": "cli/parameters backends/in_process",
     "cli/runs/test_following": "runner/detached runner/following",
     "cli/test_runs": "cli/runs/*",
+    "cli/test_sweep": "cli/sweep/*",
     "config/test_validation": "config/building config/fields config/scalars",
     "core/test_create_gpu_function": "backends/modal/gpu_functions",
     "core/test_modal_runner": "backends/modal/image",

@@ -16,7 +16,7 @@ from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 
 if TYPE_CHECKING:
-    from ml_experiments.cli.sweep_report import Format
+    from ml_experiments.cli.sweep.report import Format
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
     from ml_experiments.runner.sweeps.points import SweepPoint
@@ -179,7 +179,7 @@ def extend(
 @_CSV
 def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:
     """Show the space of a sweep, how far it is, and its points, the best first."""
-    from ml_experiments.cli.sweep_report import print_report
+    from ml_experiments.cli.sweep.report import print_report
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.sweep import recorded_points
     from ml_experiments.runs.result import RunStatus
@@ -223,7 +223,7 @@ class _View:
 
     def begin(self, folder: SweepFolder, spec: SweepSpec, progress: Progress) -> None:
         """Show a sweep from now on."""
-        from ml_experiments.cli.sweep_report import live_view
+        from ml_experiments.cli.sweep.report import live_view
 
         self._begun = folder, spec, progress
         click.echo(f"sweep {spec.sweep_id} in {folder.path}", err=self._form != "table")
@@ -242,7 +242,7 @@ class _View:
 
     def report(self) -> int:
         """Print the ranked points; return the exit code."""
-        from ml_experiments.cli.sweep_report import exit_code, print_report
+        from ml_experiments.cli.sweep.report import exit_code, print_report
 
         assert self._begun is not None
         folder, spec, progress = self._begun
