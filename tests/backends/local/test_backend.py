@@ -331,7 +331,8 @@ def test_nothing_temporary_is_left_however_runs_end(runs_dir: Path) -> None:
             run_ends(backend, how)
     left = {file.name for file in runs_dir.rglob("*") if file.is_file()}
     assert left == {
-        *("spec.json", "manifest.json", "result.json", "log.txt", "metrics.jsonl", "partial.txt")
+        *("spec.json", "manifest.json", "result.json", "log.txt", ".log-times", "metrics.jsonl"),
+        "partial.txt",
     }
     assert [entry for entry in runs_dir.iterdir() if entry.name.startswith(".")] == []
 

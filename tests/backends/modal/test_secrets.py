@@ -11,6 +11,7 @@ def test_values_of_secrets_are_told_from_the_environment_of_a_container() -> Non
         "MODAL_TASK_ID": "ta-1",
         "HF_HOME": "/cache/huggingface",
         "NVIDIA_VISIBLE_DEVICES": "all",
+        "OPENBLAS_NUM_THREADS": "1",
         "DATABASE_URL": "postgres://user:pass@host",
         "EMPTY": "",
     }
