@@ -16,6 +16,7 @@ from ml_experiments.experiment.reference import parse_experiment_path
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import (
+    Budget,
     describe_limit,
     release,
     reserve,
@@ -38,6 +39,7 @@ def resume_run(
     observer: Observer | None = None,
     force: bool = False,
     max_cost: float | None = None,
+    budget: Budget | None = None,
     approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
     """Run a run again that did not succeed, in its own folder, from its checkpoints.
@@ -51,6 +53,7 @@ def resume_run(
         observer: Receives live events.
         force: Resume it even if it seems to go on.
         max_cost: Replaces the cap that it has, in US dollars; what it has cost so far counts.
+        budget: What it shares with other runs, instead of a cap of its own.
         approve: Is called with the prepared run before anything is submitted; it may raise.
 
     Raises:
@@ -66,7 +69,7 @@ def resume_run(
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)
         approve(asked)
-        prepared = _reserve_again(asked, folder, outcome, backend)
+        prepared = _reserve_again(asked, folder, outcome, backend, budget)
         limit = describe_limit(asked, prepared)
         if limit is not None:
             guarded(observer).notice(spec, limit)
@@ -125,7 +128,11 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
 
 
 def _reserve_again(
-    prepared: PreparedRun, folder: RunFolder, outcome: RunResult, backend: Backend
+    prepared: PreparedRun,
+    folder: RunFolder,
+    outcome: RunResult,
+    backend: Backend,
+    budget: Budget | None,
 ) -> PreparedRun:
     """Reserve what another attempt may cost, within the cap of all of them."""
     manifest = folder.read_manifest()
@@ -134,8 +141,10 @@ def _reserve_again(
         [prepared],
         backend,
         folder.path.parent,
+        budget=budget,
         attempt=manifest.attempt + 1,
-        spent_usd=sum(attempt.cost_usd or 0.0 for attempt in attempts),
+        # of runs that share a budget, the ledger knows
+        spent_usd=0.0 if budget else sum(attempt.cost_usd or 0.0 for attempt in attempts),
     )
     return reserved
 

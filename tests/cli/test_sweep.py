@@ -171,3 +171,26 @@ def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: 
     assert {function.gpus for function in modal_emulator.functions("run_remote")} == {("T4",)}
     again = run_command(modal_emulator, tmp_path, "sweep", "resume", "last", "--json")
     assert json.loads(again.stdout)["points"] == record["points"]
+
+
+def test_a_cap_holds_for_all_points_of_a_sweep_together(
+    modal_emulator: Emulator, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def train(lr: float):\n    return {'loss': lr * 2}\n")
+    arguments = ("sweep", "mine.train", "lr=0.1,0.2,0.3,0.4", "--gpu", "t4", "--parallel", "2")
+    done = run_command(modal_emulator, tmp_path, *arguments, "--max-cost", "0.05", "--json")
+    assert done.returncode == 1
+    record = json.loads(done.stdout)
+    assert record["points"] == []
+    assert "--max-cost" in record["stopped"]
+    done = run_command(
+        modal_emulator, tmp_path, *arguments, "--timeout", "1h", "--max-cost", "0.5", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["points"]) == 4
+    # each of the two that run at a time may cost half of it; an hour alone costs more
+    timeouts = {each.timeout_s for each in modal_emulator.functions("run_remote")[-1:]}
+    assert max(timeouts) < 3600
+    here = call("sweep", "train.py:train", "lr=0.1,0.2", "--max-cost", "1")
+    assert here.returncode == 2
+    assert "here they cost nothing" in here.stderr

@@ -28,10 +28,12 @@ class Budget:
     Attributes:
         scope: What they have in common, such as `sweep:ID`; it keeps its name when it is resumed.
         max_usd: The most that they may cost in all; None for no limit of their own.
+        max_usd_each: The most that is reserved for one of them, so that others fit beside it.
     """
 
     scope: str
     max_usd: float | None = None
+    max_usd_each: float | None = None
 
 
 def open_ledger() -> Ledger:
@@ -109,7 +111,7 @@ def _reserve(
             attempt,
             runs_dir,
             f"a run on {run.spec.gpu}",
-            run.forecast.worst_case_usd,
+            _share(run.forecast.worst_case_usd, run.forecast.least_usd, budget.max_usd_each),
             run.forecast.least_usd,
         )
         for run in paid
@@ -128,6 +130,10 @@ def _reserve(
         else run
         for run in runs
     )
+
+
+def _share(worst_usd: float, least_usd: float, max_usd: float | None) -> float:
+    return worst_usd if max_usd is None else max(least_usd, min(worst_usd, max_usd))
 
 
 def _with(

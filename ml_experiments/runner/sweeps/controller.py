@@ -12,10 +12,11 @@ from typing import Any
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.config.loading import load_config
 from ml_experiments.config.overrides import assign, parse_override
-from ml_experiments.errors import ConfigError, Error
+from ml_experiments.errors import BudgetError, ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import Budget, reserve
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import submit_with_code
@@ -31,7 +32,7 @@ from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
-from ml_experiments.runs.spec import PreparedRun, RunSpec
+from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import working_dir
 
 _POLL_S = 0.5
@@ -123,6 +124,10 @@ class Controller:
         self._running: dict[int, tuple[NextPoint, RunHandle | RunResult]] = {}
         self._events: queue.SimpleQueue[int | _Report] = queue.SimpleQueue()
         self._pruned: dict[int, str] = {}  # why
+        self._held: NextPoint | None = None  # waits for money
+        cap = spec.max_cost
+        scope = f"sweep:{spec.sweep_id}"
+        self._budget = None if cap is None else Budget(scope, cap, cap / spec.parallel)
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.
@@ -148,21 +153,31 @@ class Controller:
 
     def _start_points(self) -> None:
         while len(self._running) < self._spec.parallel and self._progress.stopped is None:
-            point = self._source.take()
+            point = self._held or self._source.take()
+            self._held = None
             self._progress.repeated = self._source.repeated
             self._progress.setups = self._source.setups
             if point is None:
                 return
             with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
-                self._start(point)
+                has_room = self._start(point)
             if interrupt.fired:
                 raise KeyboardInterrupt
+            if not has_room:  # until a running point has ended and left some money
+                self._held = point
+                return
 
-    def _start(self, point: NextPoint) -> None:
+    def _start(self, point: NextPoint) -> bool:
+        """Start a point; return whether its budget had room for it."""
         number = point.number
         self._progress.running[number] = point.overrides
         try:
             started: RunHandle | RunResult = self._submit(point)
+        except BudgetError as e:
+            del self._progress.running[number]
+            if not self._running:
+                self._progress.stopped = str(e)
+            return False
         except Error as e:  # such as a combination that the config's own validator refuses
             kind = ErrorKind.CONFIG if isinstance(e, ConfigError) else ErrorKind.INFRASTRUCTURE
             error = RunError(kind, type(e).__name__, str(e))
@@ -172,6 +187,7 @@ class Controller:
             started.when_ended(lambda: self._events.put(number))
         else:
             self._events.put(number)
+        return True
 
     def _submit(self, point: NextPoint) -> RunHandle | RunResult:
         existing = self._recorded.get(point.run_key)
@@ -185,7 +201,11 @@ class Controller:
                     existing, backend=self._backend, observer=self._observer_of(point)
                 )
             return resume_run(
-                existing, backend=self._backend, observer=self._observer_of(point), force=True
+                existing,
+                backend=self._backend,
+                observer=self._observer_of(point),
+                force=True,
+                budget=self._budget,
             )
         prepared = prepare_run(
             self._spec.experiment,
@@ -193,7 +213,10 @@ class Controller:
             backend=self._backend,
             **options_of(self._spec, point),
         )
-        self._admit(prepared)
+        if self._budget is not None:
+            [prepared] = reserve(
+                [prepared], self._backend, self._folder.runs_dir, budget=self._budget
+            )
         return submit_with_code(
             prepared,
             self._code,
@@ -207,9 +230,6 @@ class Controller:
         if metric is None:
             return self._observer
         return _Reports(self._observer, self._events, point.number, metric)
-
-    def _admit(self, prepared: PreparedRun) -> None:
-        """Decide whether a point may start: the one place before anything of it is submitted."""
 
     def _wait(self) -> int:
         """Return a point that has ended."""

@@ -58,6 +58,7 @@ class SweepSpec:
         pruner: The pruner of Optuna's that ends poor points early.
         pruner_metric: The logged metric that it compares.
         min_steps: How many steps each point gets before it may be ended.
+        max_cost: The most that all points may cost, in US dollars.
     """
 
     sweep_id: str
@@ -81,6 +82,7 @@ class SweepSpec:
     pruner: str | None = None
     pruner_metric: str | None = None
     min_steps: int = 1
+    max_cost: float | None = None
 
     @property
     def space(self) -> Space:

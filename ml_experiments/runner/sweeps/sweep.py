@@ -136,7 +136,9 @@ def plan_sweep(
     sampler = _sampler(given, space, metric)
     parallel = given.get("parallel") or _default_parallel(backend)
     location, _ = locate_experiment(experiment)
-    seed = runs.pop("seed", None)
+    seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
+    if max_cost is not None and backend != "modal":
+        raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
     return SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,
@@ -155,6 +157,7 @@ def plan_sweep(
         pruner=_pruner(given, direction),
         pruner_metric=given.get("metric"),
         min_steps=given.get("min_steps", 1),
+        max_cost=max_cost,
         stops_at_failure=given.get("fail_fast", False),
         name=runs.pop("name", None),
         working_dir=str(working_dir()),
