@@ -59,6 +59,7 @@ LARGER_FOLDERS = {
     "ml_experiments/backends/modal": 20,
     "ml_experiments/config": 13,
     "ml_experiments/execution": 13,
+    "ml_experiments/runner": 15,
 }
 # prefixes and suffixes that stand for a folder
 FOLDERS_IN_DISGUISE = ("local_", "modal_", "worker_", "_cli")
@@ -102,7 +103,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
-    "runner/test_resume": "runs/heartbeat runs/lock",
+    "runner/test_resume": "runner/attempts runs/heartbeat runs/lock",
     "runner/sweeps/test_space": "runner/sweeps/axes runner/sweeps/forms",
     "runner/sweeps/test_sweep": "runner/sweeps/*",
     "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "

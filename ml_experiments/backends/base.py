@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -91,6 +94,12 @@ class RunHandle(ABC):
         """End the run: by an interrupt that the experiment sees, or at once."""
 
 
+def newest_of(times: Iterable[float]) -> datetime.datetime | None:
+    """Return the latest of some Unix times; None without any."""
+    latest = max(times, default=None)
+    return None if latest is None else datetime.datetime.fromtimestamp(latest, datetime.UTC)
+
+
 class Backend(ABC):
     """A place where runs execute. Use it in a `with` block, which waits for its runs."""
 
@@ -172,17 +181,41 @@ class Backend(ABC):
             observer: Receives notices.
         """
 
+    def take_over(self, folder: RunFolder) -> None:  # noqa: B027
+        """Bring what a run has left on this machine to where this backend executes it.
+
+        Raises:
+            BackendError: If it can't be brought there.
+        """
+
+    def newest_checkpoint(self, folder: RunFolder) -> datetime.datetime | None:
+        """Return when the newest file among a run's checkpoints was written; None without any."""
+        return newest_of(
+            (Path(place) / name).stat().st_mtime
+            for place, _, names in os.walk(folder.checkpoint_dir)
+            for name in names
+        )
+
     @abstractmethod
     def close(self) -> None:
         """Wait for the runs that were submitted, and release everything."""
         self.templates.close()
+
+    def wait_for_runs(self) -> None:
+        """Wait for the runs that were submitted, those that are to be tried again included."""
+        while futures := [
+            handle.future
+            for handle in tuple(self._open_runs)
+            if handle.future is not None and not handle.future.done()
+        ]:
+            wait(futures)
 
     def cancel_all(self) -> None:
         """End the runs that were submitted; those that have not started never do."""
         for handle in tuple(self._open_runs):
             handle.cancel()
 
-    def _start(self, handle: RunHandle, future: Callable[[], Future[RunResult]]) -> RunHandle:
+    def start(self, handle: RunHandle, future: Callable[[], Future[RunResult]]) -> RunHandle:
         """Start a run, which counts as open until it has ended."""
         self._open_runs.add(handle)  # first: an interrupt may come at any moment
         try:

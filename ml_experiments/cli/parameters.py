@@ -108,6 +108,8 @@ def _option(
     name: str, kind: Any, summary: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flavour, flag = _flavour(kind), flag_of(name, kind)
+    if {bool, str} <= set(typing.get_args(kind)):  # alone, or with a value
+        return click.option(flag, name, is_flag=False, flag_value="larger", help=summary)
     if flavour is bool:
         return click.option(flag, name, is_flag=True, help=summary)
     if flavour is list:

@@ -52,7 +52,7 @@ class RunCommand(click.Command):
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
-@click.option("--backend", default=None, help="local or modal; modal when --gpu is given.")
+@click.option("--backend", default=None, help="local or modal; modal with --gpu or --escalate.")
 @options_of(RunOptions)
 @options_of(ModalOptions)
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
@@ -156,7 +156,8 @@ def _backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str,
     Raises:
         click.UsageError: If options were given that another one has.
     """
-    backend_name = given or ("modal" if "gpu" in options else "local")
+    is_for_modal = "gpu" in options or ("escalate" in options and "escalate_to" not in options)
+    backend_name = given or ("modal" if is_for_modal else "local")
     if for_modal and backend_name != "modal":
         name = next(iter(for_modal))
         flag = flag_of(name, descriptions(ModalOptions)[name][0])

@@ -61,7 +61,8 @@ def _attempt(attempt: Attempt) -> str:
     error = attempt.error
     why = f": {error.type}: {error.message}" if error is not None else ""
     seconds = "" if attempt.seconds is None else f" after {attempt.seconds:.2f} s"
-    return f"{attempt.status}{seconds} on {attempt.place or 'an unknown machine'}{why}"
+    cost = "" if attempt.cost_usd is None else f" for ${attempt.cost_usd:.4f}"
+    return f"{attempt.status}{seconds}{cost} on {attempt.place or 'an unknown machine'}{why}"
 
 
 def _seconds(timings: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ from typing_extensions import Doc, TypedDict
 from ml_experiments.settings import MAX_USD
 
 MAX_SEED = 2**63 - 1  # what torch accepts
+MAX_RETRIES = 1000
 MAX_TIMEOUT_S = 10 * 365 * 24 * 3600  # far above it, timers of the system overflow
 
 
@@ -31,6 +32,23 @@ class RunOptions(TypedDict, total=False):
         Ge(0),
         Le(MAX_SEED),
         Doc("Seed of random, numpy and torch; drawn and recorded when not given."),
+    ]
+    retries: Annotated[
+        int | None,
+        Ge(0),
+        Le(MAX_RETRIES),
+        Doc("Try again so often after a lost machine or process, or a timeout with progress."),
+    ]
+    escalate: Annotated[
+        str | bool | None,
+        Doc(
+            "After CUDA out of memory, go on with the next larger GPU type, the cheapest first, or "
+            "with these in order: a100-80gb,h100."
+        ),
+    ]
+    escalate_to: Annotated[
+        str | None,
+        Doc("After out of memory on this machine, go on on Modal with this GPU type."),
     ]
     name: Annotated[str | None, Doc("What the run is called in lists.")]
     tags: Annotated[Mapping[str, str] | None, Doc("Recorded with the run.")]

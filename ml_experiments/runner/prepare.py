@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
@@ -21,6 +23,7 @@ from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, sourc
 from ml_experiments.experiment.importing import check_experiment, path_of, refuse_while_importing
 from ml_experiments.experiment.reference import locate
 from ml_experiments.redaction.environment import secret_values
+from ml_experiments.runner.escalation import check_attempts, ladder_of, on_modal
 from ml_experiments.runner.observers import guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
@@ -65,6 +68,7 @@ def prepare_run(
     refuse_while_importing()
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
+    check_attempts(asked, backend.name)
     path, import_paths = locate_experiment(experiment)
     if backend.name != "modal":  # containers have them
         _check_extras(path)
@@ -80,21 +84,26 @@ def prepare_run(
         gpu=asked.get("gpu"),
         timeout_s=asked.get("timeout_s"),
         max_cost=asked.get("max_cost"),
+        retries=asked.get("retries", 0),
+        escalate=ladder_of(asked.get("escalate")),
+        escalate_to=asked.get("escalate_to"),
         name=asked.get("name"),
         tags=dict(asked.get("tags", {})),
         import_paths=import_paths,
     )
-    prepared = backend.prepare(
-        PreparedRun(
-            spec,
-            (*secret_values(), *description.secrets),
-            setup_key=description.setup_key,
-            requirements=description.requirements,
-            hub_models=description.hub_models,
-            template=template,
-        )
+    run = PreparedRun(
+        spec,
+        (*secret_values(), *description.secrets),
+        setup_key=description.setup_key,
+        requirements=description.requirements,
+        hub_models=description.hub_models,
+        template=template,
     )
-    if spec.max_cost is not None and prepared.forecast is None:
+    if spec.escalate_to is not None:  # found now, not after hours here
+        with open_backend("modal") as there:
+            there.prepare(dataclasses.replace(run, spec=on_modal(spec), template=None))
+    prepared = backend.prepare(run)
+    if spec.max_cost is not None and prepared.forecast is None and spec.escalate_to is None:
         raise ConfigError(
             f"max_cost is a cap for runs on Modal; on the {backend.name} backend a run costs "
             "nothing, so leave it out"

@@ -11,7 +11,8 @@ from typing import Any
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runner.resume import is_importable, prepare_recorded, relocated
+from ml_experiments.runner.attempts import prepare_recorded
+from ml_experiments.runner.resume import is_importable, relocated
 from ml_experiments.runner.run import submit_with_code
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.labels import read_labels

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,21 +11,18 @@ from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.experiment.reference import parse_experiment_path
-from ml_experiments.redaction.environment import secret_values
-from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.attempts import prepare_recorded, reserve_again, submit_again
 from ml_experiments.runner.budget.reserving import (
     Budget,
     describe_limit,
     release,
-    reserve,
     settle_at_end,
 )
 from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.retry import with_retries
 from ml_experiments.runner.run import keep_alive
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.lock import RunLock
-from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
@@ -69,17 +64,23 @@ def resume_run(
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)
         approve(asked)
-        prepared = _reserve_again(asked, folder, outcome, backend, budget)
+        earlier = outcome.attempts or folder.read_manifest().attempts(outcome)
+        prepared = reserve_again(asked, folder, earlier, backend, budget=budget)
         limit = describe_limit(asked, prepared)
         if limit is not None:
             guarded(observer).notice(spec, limit)
+
+        def submit(one_run: Observer) -> RunHandle:
+            attempt = submit_again(prepared, folder, outcome, backend, one_run)
+            settle_at_end(attempt, prepared.reservation)
+            return attempt
+
         try:
-            handle = _submit_again(prepared, folder, outcome, backend, guarded(observer))
+            handle = with_retries(submit, prepared, backend, guarded(observer))
         except BaseException:
             release(prepared.reservation)
             raise
         keep_alive(handle)
-        settle_at_end(handle, prepared.reservation)
     except BaseException:
         lock.release()
         raise
@@ -96,94 +97,6 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
         if spec.backend == "modal":
             text += f". Follow it with: ml-experiments runs follow {outcome.run_id}"
         raise Error(text)
-
-
-def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
-    """Check a run that was recorded as `prepare_run` checks a new one.
-
-    Raises:
-        Error: If it could not work any more, or its record had secrets taken out.
-    """
-    for what, data in (("config", spec.config), ("backend options", spec.backend_options)):
-        if Redactor.MARK in str(data):
-            raise Error(
-                f"the {what} of run {spec.run_id} held a secret, which was not recorded; "
-                "start a new run with it"
-            )
-    if spec.backend != backend.name:
-        raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
-    description, template = backend.describe(
-        spec.experiment, spec.import_paths, spec.config, spec.seed, is_recorded=True
-    )
-    return backend.prepare(
-        PreparedRun(
-            spec,
-            (*secret_values(), *description.secrets),
-            setup_key=description.setup_key,
-            requirements=description.requirements,
-            hub_models=description.hub_models,
-            template=template,
-        )
-    )
-
-
-def _reserve_again(
-    prepared: PreparedRun,
-    folder: RunFolder,
-    outcome: RunResult,
-    backend: Backend,
-    budget: Budget | None,
-) -> PreparedRun:
-    """Reserve what another attempt may cost, within the cap of all of them."""
-    manifest = folder.read_manifest()
-    attempts = outcome.attempts or manifest.attempts(outcome)
-    [reserved] = reserve(
-        [prepared],
-        backend,
-        folder.path.parent,
-        budget=budget,
-        attempt=manifest.attempt + 1,
-        # of runs that share a budget, the ledger knows
-        spent_usd=0.0 if budget else sum(attempt.cost_usd or 0.0 for attempt in attempts),
-    )
-    return reserved
-
-
-def _submit_again(
-    prepared: PreparedRun,
-    folder: RunFolder,
-    outcome: RunResult,
-    backend: Backend,
-    observer: Observer,
-) -> RunHandle:
-    """Hand a run over as one that is pending; one that isn't accepted stays as it was."""
-    redactor = Redactor(prepared.secrets)
-    manifest = folder.read_manifest()
-    # where the previous attempt executed says nothing about this one
-    pending = dataclasses.replace(
-        manifest,
-        attempt=manifest.attempt + 1,
-        began_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        earlier_attempts=outcome.attempts or manifest.attempts(outcome),
-        client=this_process(),
-        process=None,
-        modal=None,
-    )
-    result_before = folder.path / ".result-before.json"
-    if folder.result_file.exists():
-        shutil.copyfile(folder.result_file, result_before)
-    try:
-        with recorded(folder.path.parent, folder.path.name):
-            folder.write_spec(prepared.spec, redactor)
-            begun = folder.begin_attempt(pending, redactor)
-        handle = backend.submit(prepared, begun, observer)
-    except BaseException:
-        if result_before.exists() and not folder.result_file.exists():
-            result_before.rename(folder.result_file)
-        folder.write_manifest(manifest, redactor)
-        raise
-    result_before.unlink(missing_ok=True)
-    return handle
 
 
 def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:

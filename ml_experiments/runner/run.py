@@ -22,6 +22,7 @@ from ml_experiments.runner.budget.reserving import (
 from ml_experiments.runner.observers import DISPLAY, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
+from ml_experiments.runner.retry import submit_with_retries
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import Heartbeat
 from ml_experiments.runs.index.journal import recorded
@@ -177,7 +178,6 @@ def submit_with_code(
         release(prepared.reservation)
         raise
     keep_alive(handle)
-    settle_at_end(handle, prepared.reservation)
     return handle
 
 
@@ -211,7 +211,13 @@ def _submit_reserved(
         prepared = dataclasses.replace(prepared, spec=spec)
     with recorded(place, spec.run_id, is_listed=True):
         folder = RunFolder.create(place, spec, manifest, redactor, source)
-    return backend.submit(prepared, folder, guarded(observer))
+
+    def submit(one_run: Observer) -> RunHandle:
+        attempt = backend.submit(prepared, folder, one_run)
+        settle_at_end(attempt, prepared.reservation)
+        return attempt
+
+    return submit_with_retries(submit, prepared, folder, backend, guarded(observer))
 
 
 def keep_alive(handle: RunHandle) -> None:

@@ -253,7 +253,7 @@ class RunFolder:
         forget_cancel(self.path)
         with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as log:
             began_at = (manifest.began_at or "").replace("T", " ")[:19]
-            log.write(f"\n--- attempt {manifest.attempt}, {began_at} UTC ---\n")
+            log.write(f"\n--- attempt {len(manifest.earlier_attempts) + 1}, {began_at} UTC ---\n")
         return folder
 
     def _check_attempt(self, manifest: Manifest) -> None:

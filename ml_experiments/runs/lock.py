@@ -54,6 +54,18 @@ class RunLock:
                 )
             time.sleep(_RETRY_S)
 
+    @staticmethod
+    def is_held(folder: RunFolder) -> bool:
+        """Return whether an attempt at a run, or a series of them, is active."""
+        try:
+            with (folder.path / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or a file system without any
+            pass
+        return False
+
     def release(self) -> None:
         """Release the lock and remove its file."""
         self._path.unlink(missing_ok=True)

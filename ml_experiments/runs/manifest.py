@@ -77,21 +77,33 @@ class Manifest:
     def attempts(self, result: RunResult) -> tuple[Attempt, ...]:
         """Return all attempts, the last one with its result."""
         own = Attempt(
-            number=self.attempt,
+            number=len(self.earlier_attempts) + 1,
             status=result.status,
             place=self._place(),
             began_at=self.began_at or "",
             seconds=result.timings.get("total_s"),
             error=result.error,
             cost_usd=result.cost.get("estimate_usd"),
+            gpu=self._gpu(),
+            submission=self.attempt,
         )
         return (*self.earlier_attempts, own)
 
+    def _gpu(self) -> str | None:
+        names = [str(gpu.get("name")) for gpu in self.environment.get("gpus", ())]
+        if not names and self.modal is not None and self.modal.gpu is not None:
+            return self._modal_gpu()
+        counts = {name: names.count(name) for name in names}
+        return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()) or None
+
+    def _modal_gpu(self) -> str:
+        gpu = None if self.modal is None else self.modal.gpu
+        return "" if gpu is None else gpu if isinstance(gpu, str) else " or ".join(gpu)
+
     def _place(self) -> str:
         if self.modal is not None:
-            gpu, call = self.modal.gpu, self.modal.function_call_id
-            name = "" if gpu is None else gpu if isinstance(gpu, str) else " or ".join(gpu)
-            return " ".join(["Modal", *filter(None, [name, call])])
+            names = (self._modal_gpu(), self.modal.function_call_id)
+            return " ".join(["Modal", *filter(None, names)])
         process = self.process or self.client
         return process.hostname if process is not None else ""
 

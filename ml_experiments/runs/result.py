@@ -163,6 +163,9 @@ class Attempt:
 
     Attributes:
         number: 1 for the first.
+        gpu: The GPUs that it had; on Modal, until it has started, what was asked for.
+        submission: Which submission of the run it belongs to: Modal itself runs one that it
+            preempts again.
         place: The machine, and on Modal the GPU and the call.
         began_at: When it was submitted, in ISO 8601.
         seconds: How long it executed; None if unknown.
@@ -176,6 +179,13 @@ class Attempt:
     seconds: float | None = None
     error: RunError | None = None
     cost_usd: float | None = None
+    gpu: str | None = None
+    submission: int | None = None
+
+    @property
+    def kind(self) -> ErrorKind | None:
+        """The cause of its end; None without an error."""
+        return None if self.error is None else self.error.kind
 
 
 @dataclass(frozen=True, repr=False)

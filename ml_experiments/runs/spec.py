@@ -38,6 +38,10 @@ class RunSpec:
         timeout_s: The run is ended after so many seconds; None means no limit.
         max_cost: The most that all attempts may cost together, in US dollars; None for no cap.
         import_paths: Folders that the experiment's modules are imported from.
+        retries: How often the run is tried again after what can pass by itself.
+        escalate: Where it goes on after CUDA out of memory: GPU types, or `larger`.
+        escalate_to: The GPU type on Modal that a run on this machine goes on with after out of
+            memory.
         backend_options: What else was asked of the backend, with which it can be opened again.
     """
 
@@ -52,8 +56,16 @@ class RunSpec:
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     import_paths: tuple[str, ...] = ()
+    retries: int = 0
+    escalate: str | None = None
+    escalate_to: str | None = None
     backend_options: dict[str, Any] = field(default_factory=dict)
     max_cost: float | None = None
+
+    @property
+    def may_run_again(self) -> bool:
+        """Whether its client may make another attempt after one that failed."""
+        return self.retries > 0 or self.escalate is not None or self.escalate_to is not None
 
     @property
     def soft_timeout_s(self) -> float | None:

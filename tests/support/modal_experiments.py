@@ -130,6 +130,25 @@ class Resumes(Experiment):
         return {"started_at": first, "steps": self.config.steps}
 
 
+class NeedsMemory(Experiment):
+    """Saves a step, and runs out of memory unless it is on Modal, on one of some GPUs."""
+
+    class Config(ExperimentConfig):
+        fits: list[str]
+        message: str = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+    def run(self) -> dict[str, Any]:
+        gpu = os.environ.get("MODAL_EMULATOR_GPU") or "none"
+        run = current_run()
+        seen = sorted(file.name for file in run.checkpoint_dir.iterdir())
+        (run.checkpoint_dir / f"{len(seen)}-{gpu}").touch()
+        print("on", gpu, flush=True)
+        run.log({"attempt": len(seen)})
+        if gpu not in self.config.fits:
+            raise RuntimeError(self.config.message)
+        return {"seen": seen, "gpu": gpu}
+
+
 class Warm(Experiment):
     """Returns whether setup() was kept from the previous run."""
 

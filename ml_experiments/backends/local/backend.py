@@ -74,12 +74,13 @@ class LocalBackend(Backend):
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Queue a run for the next free worker."""
         handle = LocalRunHandle(prepared.spec, folder)
-        return self._start(
+        return self.start(
             handle, lambda: self._threads.submit(self._execute, handle, prepared, observer)
         )
 
     def close(self) -> None:
         """Wait for the queued runs, then end the workers."""
+        self.wait_for_runs()  # first: a run may be submitted again
         self._threads.shutdown(wait=True)
         for slot in self._slots:
             slot.close()

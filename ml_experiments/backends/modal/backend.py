@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import secrets as random_tokens
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
-from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.base import Backend, RunHandle, newest_of
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
-from ml_experiments.backends.modal.fetching import has_begun_there
+from ml_experiments.backends.modal.fetching import checkpoint_times, has_begun_there
 from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
@@ -99,7 +100,8 @@ class ModalBackend(Backend):
         )
         require_access()  # last, for a typo can be mended without an account
         self._find_secrets()
-        self.templates.release(run.template)  # the run executes elsewhere
+        if run.template is not None:
+            self.templates.release(run.template)  # the run executes elsewhere
         return self._with_forecast(dataclasses.replace(run, spec=spec, template=None), plan)
 
     def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:
@@ -157,7 +159,7 @@ class ModalBackend(Backend):
                 secrets = self._find_secrets().secrets
                 return self._apps.app_for(spec, plan, source, secrets, handle)
 
-        return self._start(
+        return self.start(
             handle, lambda: self._threads.submit(handle.see_through, open_app, request)
         )
 
@@ -180,7 +182,7 @@ class ModalBackend(Backend):
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
                 "GPU; follow it again later, or resume it"
             )
-        return self._start(handle, lambda: self._threads.submit(handle.collect, call_id))
+        return self.start(handle, lambda: self._threads.submit(handle.collect, call_id))
 
     def recover(self, folder: RunFolder, observer: Observer) -> None:
         manifest = folder.read_manifest()
@@ -197,8 +199,28 @@ class ModalBackend(Backend):
                 f"knew; follow it with: ml-experiments runs follow {handle.run_id}"
             )
 
+    def take_over(self, folder: RunFolder) -> None:
+        """Copy a run folder to the volume, so that the run goes on there from its checkpoints.
+
+        Raises:
+            BackendError: If Modal doesn't take it.
+        """
+        files = [f for f in folder.path.rglob("*") if f.is_file() and not f.name.startswith(".")]
+        with (
+            platform_errors("copy the run folder to Modal"),
+            runs_volume().batch_upload(force=True) as batch,
+        ):
+            for file in files:
+                if file != folder.result_file:
+                    batch.put_file(file, f"/{file.relative_to(folder.path.parent).as_posix()}")
+
+    def newest_checkpoint(self, folder: RunFolder) -> datetime.datetime | None:
+        with platform_errors("look for the checkpoints of the run"):
+            return newest_of(checkpoint_times(runs_volume(), folder.path.name))
+
     def close(self) -> None:
         """Wait for the runs that were submitted, and stop their apps."""
+        self.wait_for_runs()  # first: a run may be submitted again
         self._threads.shutdown(wait=True)
         self._apps.close()
         super().close()

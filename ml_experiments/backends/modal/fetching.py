@@ -47,6 +47,15 @@ def has_result_there(volume: modal.Volume, run_id: str) -> bool:
     return PurePosixPath(run_id, "result.json") in _list_files(volume, run_id)
 
 
+def checkpoint_times(volume: modal.Volume, run_id: str) -> list[int]:
+    """Return the Unix time at which each checkpoint of a run was written."""
+    try:
+        entries = list(volume.iterdir(f"/{run_id}/{_LEFT_THERE}", recursive=True))
+    except modal.exception.NotFoundError:
+        return []
+    return [entry.mtime for entry in entries if entry.type == modal.types.FileEntryType.FILE]
+
+
 def fetch_run_folder(
     volume: modal.Volume, run_id: str, folder: Path, *, goes_on: bool = False
 ) -> Fetched:

@@ -26,7 +26,7 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import Manifest, ModalPlace
 from ml_experiments.runs.records import parse_record
-from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
+from ml_experiments.runs.result import Attempt, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 
 # what only Modal itself raises at the end of a call
@@ -206,8 +206,12 @@ class ModalRunHandle(RunHandle):
         """Add what only the container knew: who it was, and what is a Modal secret's value."""
         if "manifest.json" in records:
             place = self.folder.read_manifest().modal
-            theirs = parse_record(Manifest, records["manifest.json"])
-            self.folder.write_manifest(dataclasses.replace(theirs, modal=place), self._redactor)
+            theirs = dataclasses.replace(
+                parse_record(Manifest, records["manifest.json"]), modal=place
+            )
+            attempts = tuple(self._with_cost(a, theirs) for a in theirs.earlier_attempts)
+            theirs = dataclasses.replace(theirs, earlier_attempts=attempts)
+            self.folder.write_manifest(theirs, self._redactor)
         if "spec.json" in records:
             spec = self.folder.read_spec()
             recorded = parse_record(RunSpec, records["spec.json"])
@@ -219,6 +223,14 @@ class ModalRunHandle(RunHandle):
             )
             if safe != spec:
                 self.folder.write_spec(safe, self._redactor)
+
+    def _with_cost(self, attempt: Attempt, manifest: Manifest) -> Attempt:
+        """Add the cost to an attempt that was preempted: containers don't know prices."""
+        if attempt.kind is not ErrorKind.PREEMPTED or attempt.seconds is None:
+            return attempt
+        executed = RunResult(self.run_id, attempt.status, "", timings={"total_s": attempt.seconds})
+        cost = cost_of(executed, self.spec, manifest).get("estimate_usd")
+        return dataclasses.replace(attempt, cost_usd=attempt.cost_usd or cost)
 
     def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""

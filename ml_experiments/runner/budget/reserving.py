@@ -15,6 +15,7 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.ledger import Ask, Cap, Ledger, Reservation
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
+from ml_experiments.runs.result import Attempt
 from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.settings import MAX_USD, ask_above, max_cost_per_day, state_dir
 
@@ -227,8 +228,8 @@ def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
     try:
         manifest = folder.read_manifest()
         if manifest.attempt > attempt:
-            costs = {a.number: a.cost_usd for a in manifest.earlier_attempts}
-            return costs.get(attempt)
+            costs = [a.cost_usd for a in manifest.earlier_attempts if attempt == _submission(a)]
+            return None if not costs or None in costs else sum(c or 0.0 for c in costs)
         if manifest.attempt < attempt or not folder.result_file.exists():
             return None
         estimate_usd = folder.read_result().cost.get("estimate_usd")
@@ -238,3 +239,7 @@ def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
         return 0.0  # it was never handed over
     # what is no amount was written by nobody here
     return estimate_usd if estimate_usd is not None and 0 <= estimate_usd <= MAX_USD else None
+
+
+def _submission(attempt: Attempt) -> int:
+    return attempt.number if attempt.submission is None else attempt.submission

@@ -36,6 +36,12 @@ def waits(word: str = "done", token: str = ""):
     print("going é", flush=True)
     return word
 """
+KILLED_AT_FIRST = '''
+    import os
+    if not os.listdir(current_run().checkpoint_dir):
+        (current_run().checkpoint_dir / "one").touch()
+        os.kill(os.getpid(), 9)
+    print("begun"'''
 COMMAND = [sys.executable, "-m", "ml_experiments"]
 LIMIT_S = 60
 
@@ -189,3 +195,12 @@ def test_a_secret_in_the_config_of_a_detached_run_is_written_nowhere() -> None:
     for file in folder.path.rglob("*"):
         if file.is_file():
             assert b"hunter2hunter2" not in file.read_bytes(), file
+
+
+def test_a_detached_run_is_tried_again_and_waited_for_to_its_last_attempt(project: Path) -> None:
+    (project / "waiting.py").write_text(WAITS.replace('    print("begun"', KILLED_AT_FIRST))
+    folder = detached("word=fine", "--retries", "1")
+    wait_until_begun(folder)
+    (folder.path / "go").touch()
+    assert call("runs", "wait", "last").returncode == 0
+    assert [a.status for a in folder.read_result().attempts] == ["error", "success"]

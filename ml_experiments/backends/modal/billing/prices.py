@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 
-from ml_experiments.backends.modal.gpus import GpuChoice, GpuRequest
+from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, GpuRequest
 from ml_experiments.errors import UnknownPriceError
 
 PRICES_CHECKED = datetime.date(2026, 10, 1)
@@ -49,6 +49,18 @@ def container_usd_per_s(choice: GpuChoice, cpu_cores: float, memory_gib: float) 
     """Return the price of a container for one second: its GPUs, CPU cores and memory."""
     host = cpu_cores * CPU_USD_PER_CORE_S + memory_gib * MEMORY_USD_PER_GIB_S
     return gpu_usd_per_s(choice) + host
+
+
+def cheapest_larger(choice: GpuChoice) -> GpuChoice | None:
+    """Return as many of the cheapest GPU type with more memory, or None when there is none."""
+    larger = [
+        GpuChoice(gpu, choice.count)
+        for gpu in CATALOGUE
+        if gpu.memory_gb > choice.gpu.memory_gb
+        and choice.count <= gpu.max_count
+        and gpu.key in GPU_USD_PER_S
+    ]
+    return min(larger, key=gpu_usd_per_s, default=None)
 
 
 def dearest_usd_per_s(request: GpuRequest, cpu_cores: float, memory_gib: float) -> float:

@@ -86,7 +86,9 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
             return _portable(_out_of_time(asked.spec))
     try:
         result = _execute(spec, folder, asked.setup_key, hidden, began_at)
-    except BaseException:
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            _record_preemption(folder, time.monotonic() - began_at, Redactor(hidden))
         # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
         # interrupt has to go on in any case, for Modal acts on it
         failure = _commit(volume)
@@ -214,6 +216,9 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
         # the user resumes the run: its checkpoints count, its old result doesn't
         _mark_ended(spec.run_id, None)
         return folder.begin_attempt(manifest, redactor)
+    if not folder.result_file.exists() and folder.read_manifest().process is not None:
+        # its container was taken away before it could say so
+        _record_preemption(folder, None, redactor)
     return folder
 
 
@@ -248,6 +253,29 @@ def _out_of_time(spec: RunSpec) -> RunResult:
             "checkpoints",
         ),
     )
+
+
+def _record_preemption(folder: RunFolder, seconds: float | None, redactor: Redactor) -> None:
+    """Record that an attempt was taken away: it is over, and the run goes on in another one."""
+    manifest = folder.read_manifest()
+    taken = RunResult(
+        run_id=manifest.run_id,
+        status=RunStatus.ERROR,
+        experiment_class="",
+        error=RunError(
+            ErrorKind.PREEMPTED,
+            "Preempted",
+            "Modal took the container away; the run goes on in another one",
+        ),
+        timings={} if seconds is None else {"total_s": seconds},
+    )
+    over = dataclasses.replace(
+        manifest, earlier_attempts=manifest.attempts(taken), process=None, environment={}
+    )
+    try:
+        folder.write_manifest(over, redactor)
+    except OSError as e:  # a full volume
+        logger.warning("that the run was preempted is not recorded: %s", e)
 
 
 def _see_earlier_attempts(volume: modal.Volume) -> None:

@@ -8,6 +8,7 @@ from ml_experiments.backends.modal.billing.prices import (
     CPU_USD_PER_CORE_S,
     GPU_USD_PER_S,
     MEMORY_USD_PER_GIB_S,
+    cheapest_larger,
     container_usd_per_s,
     dearest_usd_per_s,
     gpu_usd_per_s,
@@ -39,6 +40,15 @@ def test_a_gpu_type_without_a_price_is_an_error_that_names_those_with_one(
     monkeypatch.delitem(GPU_USD_PER_S, "b200")
     with pytest.raises(UnknownPriceError, match="the GPU type 'b200'; those with"):
         dearest_usd_per_s(parse_gpu("t4,b200"), 1, 1)
+
+
+def test_a_run_climbs_by_memory_and_takes_the_cheapest_type() -> None:
+    [choice] = parse_gpu("t4:2").choices
+    climbed = []
+    while (larger := cheapest_larger(choice)) is not None:
+        climbed.append(str(larger))
+        choice = larger
+    assert climbed == ["l4:2", "l40s:2", "a100-80gb:2", "rtx-pro-6000:2", "h200:2", "b200:2"]
 
 
 def test_larger_types_of_one_family_cost_more() -> None:
