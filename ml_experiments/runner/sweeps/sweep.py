@@ -139,6 +139,12 @@ def plan_sweep(
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
     if max_cost is not None and backend != "modal":
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
+    again = [name for name in ("retries", "escalate", "escalate_to") if runs.get(name)]
+    if max_cost is not None and again:
+        raise ConfigError(
+            f"the cap of a sweep does not cover further attempts at a point: leave {again[0]} out, "
+            "or max_cost; `sweep resume` runs failed points again within the cap"
+        )
     return SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,
