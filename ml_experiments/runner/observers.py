@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import json
 import math
 import sys
 import threading
+from urllib.parse import urlsplit
 
 from typing_extensions import override
 
+from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import GuardedObserver, Observer
 from ml_experiments.runner.plain_screen import PlainScreen, Screen, ShownRun, is_terminal
 from ml_experiments.runner.printable import printable, printable_lines
@@ -16,6 +19,10 @@ from ml_experiments.runner.terminal_rows import TerminalRows
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import has_dumb_terminal, wants_colours
+
+_POST_ATTEMPTS = 3
+_POST_WAIT_S = 1.0
+_POST_LIMIT_S = 5.0
 
 
 class Display(Observer):
@@ -112,3 +119,63 @@ atexit.register(DISPLAY._close)  # so that the terminal is left as it was
 def guarded(observer: Observer | None) -> Observer:
     """Return what receives the events of one run: the given observer, or the display; guarded."""
     return GuardedObserver(observer or DISPLAY)
+
+
+class Notifier(GuardedObserver):
+    """Passes on what happens in a run, and posts its end to a URL, as one JSON object.
+
+    A post is tried three times. That it fails is only told, and by the host's name, as the rest of
+    the URL may be a secret.
+
+    Args:
+        observer: Receives the events.
+        url: Where to post.
+
+    Raises:
+        ConfigError: If it isn't an http or https URL.
+    """
+
+    def __init__(self, observer: Observer, url: str) -> None:
+        super().__init__(observer)
+        check_url(url)
+        self._url = url
+
+    @override
+    def finished(self, spec: RunSpec, result: RunResult) -> None:
+        super().finished(spec, result)
+        import tenacity  # not needed by most runs
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(_POST_ATTEMPTS),
+            wait=tenacity.wait_exponential(_POST_WAIT_S),
+            reraise=True,
+        )
+        body = json.dumps({**result.to_dict(), "name": spec.name, "tags": spec.tags})
+        try:
+            retrying(_post, self._url, body.encode())
+        except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended as it has
+            host = urlsplit(self._url).hostname
+            super().notice(spec, f"the end of run {spec.run_id} was not posted to {host}: {e}")
+
+
+def check_url(url: str) -> None:
+    """Refuse what no end of a run can be posted to.
+
+    Raises:
+        ConfigError: If it isn't an http or https URL.
+    """
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ConfigError("notify takes a URL that begins with https:// or http://")
+
+
+def _post(url: str, body: bytes) -> None:
+    from urllib.request import Request, urlopen  # slow to import
+
+    request = Request(url, body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=_POST_LIMIT_S):
+        pass

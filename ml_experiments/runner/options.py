@@ -58,4 +58,5 @@ class RunOptions(TypedDict, total=False):
         Le(MAX_USD),
         Doc("US dollars that the run may cost on Modal in all, with what resumes it."),
     ]
+    notify: Annotated[str | None, Doc("Post the result to this URL, as JSON, when the run ends.")]
     prefetch: Annotated[bool, Doc("Download the models that the config names first.")]

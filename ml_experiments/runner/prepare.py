@@ -24,7 +24,7 @@ from ml_experiments.experiment.importing import check_experiment, path_of, refus
 from ml_experiments.experiment.reference import locate
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.escalation import check_attempts, ladder_of, on_modal
-from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.observers import check_url, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 from ml_experiments.serialization.scratch import ScratchFolder
@@ -69,6 +69,9 @@ def prepare_run(
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     check_attempts(asked, backend.name)
+    notify = asked.get("notify")
+    if notify is not None:
+        check_url(notify)
     path, import_paths = locate_experiment(experiment)
     if backend.name != "modal":  # containers have them
         _check_extras(path)
@@ -98,6 +101,7 @@ def prepare_run(
         requirements=description.requirements,
         hub_models=description.hub_models,
         template=template,
+        notify=notify,
     )
     if spec.escalate_to is not None:  # found now, not after hours here
         with open_backend("modal") as there:

@@ -19,7 +19,7 @@ from ml_experiments.runner.budget.reserving import (
     reserve,
     settle_at_end,
 )
-from ml_experiments.runner.observers import DISPLAY, guarded
+from ml_experiments.runner.observers import DISPLAY, Notifier, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.retry import submit_with_retries
@@ -217,7 +217,10 @@ def _submit_reserved(
         settle_at_end(attempt, prepared.reservation)
         return attempt
 
-    return submit_with_retries(submit, prepared, folder, backend, guarded(observer))
+    watching = guarded(observer)
+    if prepared.notify is not None:
+        watching = Notifier(watching, prepared.notify)
+    return submit_with_retries(submit, prepared, folder, backend, watching)
 
 
 def keep_alive(handle: RunHandle) -> None:

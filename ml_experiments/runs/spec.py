@@ -99,6 +99,7 @@ class PreparedRun:
         forecast: What it is going to cost, a `Forecast`; None where that is nothing.
         reservation: What is reserved for it in the ledger.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
+        notify: The URL to which its end is posted; no record holds it.
     """
 
     spec: RunSpec
@@ -110,6 +111,7 @@ class PreparedRun:
     plan: Any = None
     forecast: Any = None
     reservation: Any = None
+    notify: str | None = None
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:

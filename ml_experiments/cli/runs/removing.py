@@ -56,6 +56,8 @@ def rm(
     is_nothing = not plan.runs or (place == "modal" and not on_modal)
     if not dry_run and not is_nothing and not yes:
         if as_json or not sys.stdin.isatty():
+            if not as_json:
+                _print_plan(plan, place, on_modal)
             raise click.UsageError("no terminal to confirm on: give --yes, or --dry-run")
         _print_plan(plan, place, on_modal)
         click.confirm("Remove this?", abort=True)

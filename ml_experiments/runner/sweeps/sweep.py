@@ -136,6 +136,8 @@ def plan_sweep(
     sampler = _sampler(given, space, metric)
     parallel = given.get("parallel") or _default_parallel(backend)
     location, _ = locate_experiment(experiment)
+    if "notify" in runs:
+        raise ConfigError("notify is for single runs; a sweep ends when its command does")
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
     if max_cost is not None and backend != "modal":
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
