@@ -44,7 +44,8 @@ def test_the_tree_of_a_run_folder_is_what_a_run_leaves() -> None:
 def names_left_by(experiment: type, config: dict[str, Any]) -> set[str]:
     folder = run_experiment(experiment, config).raise_for_error().run_dir
     assert folder is not None
-    return {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return {f"{path.name}/" if path.is_dir() else path.name for path in entries}
 
 
 def test_the_tree_of_the_project_is_what_is_there() -> None:
