@@ -212,7 +212,8 @@ class Launcher:
             ],
             files=layer.files if layer else None,
             working_folder=image.workdir or WORKING_FOLDER,
-            visible=[place.shared, *(layer.visible if layer else ())],
+            # its own modules may be in a folder that is private in containers, such as /tmp
+            visible=[place.shared, _CONTAINER_SITE, *(layer.visible if layer else ())],
             writable=[built.env] if built else [],
             # with the secrets and files of other containers
             hidden=[self._state_dir, place.folder.parent],

@@ -36,6 +36,7 @@ CORE_PACKAGES = (
     "pydantic-core",
     "pyyaml",
     "rich",
+    "tenacity",
     "tqdm",
     "typing-extensions",
     "wrapt",

@@ -176,7 +176,7 @@ def test_a_supervisor_that_is_killed_leaves_no_process_and_no_running_run() -> N
     [
         (["waiting.py:waits", "wrod=x"], "did you mean 'word'"),
         (["waiting.py:wait"], "did you mean 'waits'"),
-        (["waiting.py:waits", "--gpu", "a10g"], "no Modal token"),
+        (["waiting.py:waits", "--gpu", "a10gg"], "did you mean 'a10g'"),
         (["waiting.py:waits", "--dry-run"], "can't go with --dry-run"),
         (["waiting.py:waits", "--pip", "numpy"], "--pip goes with --backend modal"),
     ],

@@ -15,6 +15,7 @@ import pytest
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
+from modal_emulator.control.info import ContainerInfo
 from tests.support.modal_runs import run_command
 from tests.support.waiting import wait_until
 
@@ -54,6 +55,14 @@ def kill_client(folder: RunFolder) -> None:
     wait_until(lambda: client.is_alive() is False, "the end of the client")
 
 
+def containers_of(emulator: Emulator, folder: RunFolder) -> list[ContainerInfo]:
+    """Return the containers of a run's function; the server has those of other tests as well."""
+    place = folder.read_manifest().modal
+    assert place is not None
+    [call] = [each for each in emulator.calls() if each.call_id == place.function_call_id]
+    return [each for each in emulator.containers() if each.function_id == call.function_id]
+
+
 def test_a_detached_run_is_collected_by_its_supervisor(call: Call) -> None:
     folder = detached(call, "seconds=0.1")
     done = call("runs", "follow", "last")
@@ -88,7 +97,8 @@ def test_cancelling_stops_the_container(
     assert folder.read_result().status is RunStatus.CANCELLED
     # an ephemeral app without a client goes, too
     wait_until(
-        lambda: all(each.state == "ended" for each in modal_emulator.containers()), "its end"
+        lambda: all(each.state == "ended" for each in containers_of(modal_emulator, folder)),
+        "the end of the container",
     )
 
 
@@ -121,7 +131,7 @@ def test_a_run_that_has_ended_is_seen_in_the_list_and_brought_here(
     folder = detached(call, "seconds=0.5")
     kill_client(folder)
     wait_until(
-        lambda: all(not c.running_input_ids for c in modal_emulator.containers()),
+        lambda: not any(c.running_input_ids for c in containers_of(modal_emulator, folder)),
         "the end of the run",
     )
 
