@@ -138,7 +138,7 @@ class Template:
 
     def _fork_worker(self, setup: WorkerSetup, _channel: socket.socket) -> int:
         imported = _read_import_output()
-        # what a worker collects at its end is its own then, and each page that it touches is copied;
+        # what a worker collects at its end is its own then: each page that it touches is copied;
         # from Python 3.13 on, cycles that are made after a second freeze are not collected
         if sys.version_info < (3, 13):
             gc.freeze()
