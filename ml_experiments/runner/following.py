@@ -9,15 +9,10 @@ from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import LOST_AFTER_S, request_cancel, silent_s
 from ml_experiments.runs.lock import RunLock
-from ml_experiments.runs.result import RunResult, RunStatus
+from ml_experiments.runs.result import RunResult
 
 _LOOK_EVERY_S = 0.1
 _CHUNK = 1 << 20
-
-
-def has_ended(outcome: RunResult) -> bool:
-    """Return whether a run has come to its end, in whatever way."""
-    return outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING)
 
 
 def is_tried_again(folder: RunFolder) -> bool:
@@ -56,7 +51,7 @@ def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int =
     """
     while True:
         outcome = folder.outcome()
-        is_over = has_ended(outcome) and not is_tried_again(folder)
+        is_over = outcome.status.has_ended and not is_tried_again(folder)
         while data := _read_log(folder, offset):
             offset += len(data)
             show(data)
@@ -73,7 +68,7 @@ def wait_for_end(folder: RunFolder, limit_s: float | None = None) -> RunResult:
         RunFolderError: If a file of the folder is not readable.
     """
     ends_at = None if limit_s is None else time.monotonic() + limit_s
-    while not has_ended(outcome := folder.outcome()) or is_tried_again(folder):
+    while not (outcome := folder.outcome()).status.has_ended or is_tried_again(folder):
         if ends_at is not None and time.monotonic() > ends_at:
             raise TimeoutError(f"run {outcome.run_id} is {outcome.status} after {limit_s:g} s")
         time.sleep(_LOOK_EVERY_S)

@@ -91,7 +91,7 @@ def resume_run(
 def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
     if outcome.status is RunStatus.SUCCESS:
         raise Error(f"run {outcome.run_id} has succeeded; there's nothing to resume")
-    if outcome.status in (RunStatus.RUNNING, RunStatus.PENDING) and not force:
+    if not outcome.status.has_ended and not force:
         way = f"ml-experiments runs resume --force {outcome.run_id}"
         text = f"run {outcome.run_id} is {outcome.status}; if you know that it isn't: {way}"
         if spec.backend == "modal":
@@ -152,6 +152,6 @@ def attach_run(
         Error: If it has ended already, or the backend's runs end with their client.
     """
     outcome = folder.outcome()
-    if outcome.status not in (RunStatus.PENDING, RunStatus.RUNNING):
+    if outcome.status.has_ended:
         raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
     return backend.attach(folder, guarded(observer))

@@ -142,8 +142,7 @@ class RetriedRunHandle(RunHandle):
     @override
     def status(self) -> RunStatus:
         status = super().status
-        has_ended = status not in (RunStatus.PENDING, RunStatus.RUNNING)
-        return RunStatus.PENDING if has_ended and not self.done() else status
+        return RunStatus.PENDING if status.has_ended and not self.done() else status
 
     def cancel(self, *, at_once: bool = False) -> None:
         """End the run: by an interrupt that the experiment sees, or at once."""

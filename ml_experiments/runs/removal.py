@@ -18,7 +18,6 @@ from ml_experiments.runs.heartbeat import LOST_AFTER_S, silent_s
 from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.index.names import is_run_folder
 from ml_experiments.runs.lock import RunLock
-from ml_experiments.runs.result import RunStatus
 
 # a folder that is being removed has a name that is no run's
 _REMOVED = ".removed-"
@@ -134,7 +133,7 @@ def _reason_to_keep(runs_dir: Path, run_id: str) -> str | None:
         if silent_s(path) < LOST_AFTER_S:
             return f"it may go on: {e}"
         return None
-    if status in (RunStatus.PENDING, RunStatus.RUNNING):
+    if not status.has_ended:
         return f"it is {status}"
     return None
 

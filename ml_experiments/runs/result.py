@@ -72,6 +72,11 @@ class RunStatus(StrEnum):
     ERROR = "error"
     CANCELLED = "cancelled"
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has come to its end, in whatever way."""
+        return self not in (RunStatus.PENDING, RunStatus.RUNNING)
+
 
 class ErrorKind(StrEnum):
     """Whose fault an error is, or what ran out.

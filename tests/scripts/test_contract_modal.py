@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import modal
@@ -13,20 +11,9 @@ import pytest
 from modal_emulator import Emulator
 from modal_emulator.pytest_plugin import connected
 from scripts.contract_modal import Outcome, agree, app_ids, outcomes, report
+from tests.support.command import run_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "contract_modal.py"
-
-
-def contract(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        env={**os.environ, "PYTHONPATH": ""},
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.slow
@@ -35,11 +22,11 @@ def test_it_asks_reports_and_leaves_nothing_behind(tmp_path: Path) -> None:
     chosen = ["--report", str(file), "--", "-k", "client_sees or required_key"]
     with Emulator() as stands_for_modal, connected(stands_for_modal):
         modal.Volume.objects.create("contract-mine")
-        refused = contract(*chosen, answer="n\n")
+        refused = run_script(SCRIPT, *chosen, answer="n\n")
         assert (refused.returncode, file.exists()) == (2, False)
         assert "at most $0." in refused.stdout
         assert "minutes" in refused.stdout
-        done = contract(*chosen, answer="y\n")
+        done = run_script(SCRIPT, *chosen, answer="y\n")
         assert done.returncode == 0, done.stdout + done.stderr
         assert [each.name for each in modal.Volume.objects.list()] == ["contract-mine"]
         assert [*modal.Dict.objects.list(), *modal.Secret.objects.list()] == []
@@ -53,7 +40,7 @@ def test_it_asks_reports_and_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_token")
 def test_without_a_token_nothing_is_asked() -> None:
-    done = contract()
+    done = run_script(SCRIPT)
     assert done.returncode == 2
     assert "Token missing" in done.stderr
     assert "cost" not in done.stdout

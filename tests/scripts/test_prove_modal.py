@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from modal_emulator import Emulator
 from scripts.prove_modal import STEPS, max_cost_usd, prove
+from tests.support.command import run_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prove_modal.py"
-
-
-def run_script(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        env={**os.environ, "PYTHONPATH": ""},
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 @pytest.mark.slow
 def test_every_documented_way_holds_on_the_local_server(
     modal_emulator: Emulator, tmp_path: Path
 ) -> None:
-    done = run_script("--yes", "--runs-dir", str(tmp_path))
+    done = run_script(SCRIPT, "--yes", "--runs-dir", str(tmp_path), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     held = [line[8:].partition(":")[0] for line in done.stdout.splitlines() if line[:4] == "held"]
     assert held == list(STEPS)
@@ -42,7 +28,7 @@ def test_every_documented_way_holds_on_the_local_server(
 def test_it_states_the_cost_and_runs_nothing_unless_told_to(
     modal_emulator: Emulator, tmp_path: Path
 ) -> None:
-    done = run_script("--runs-dir", str(tmp_path / "runs"), answer="\n")
+    done = run_script(SCRIPT, "--runs-dir", str(tmp_path / "runs"), answer="\n", timeout=200)
     assert done.returncode == 2
     assert f"at most ${max_cost_usd():.2f}" in done.stdout
     assert not (tmp_path / "runs").exists()

@@ -80,12 +80,12 @@ def wait(runs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
 def cancel(runs: tuple[str, ...], at_once: bool) -> int:
     """End runs, here or on Modal: by an interrupt, after which a run may save what it has."""
     from ml_experiments.errors import Error
-    from ml_experiments.runner.following import ask_to_cancel, has_client, has_ended, wait_for_end
+    from ml_experiments.runner.following import ask_to_cancel, has_client, wait_for_end
 
     code = 0
     for folder in [find_run(run) for run in runs]:
         outcome = folder.outcome()
-        if has_ended(outcome):
+        if outcome.status.has_ended:
             raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
         if has_client(folder):
             ask_to_cancel(folder, at_once=at_once)
@@ -131,9 +131,9 @@ def _until_ended(
 
 def _is_only_on_modal(folder: RunFolder) -> bool:
     """Return whether a run goes on there and no process here sees it through."""
-    from ml_experiments.runner.following import has_client, has_ended
+    from ml_experiments.runner.following import has_client
 
-    return not has_ended(folder.outcome()) and not has_client(folder)
+    return not folder.outcome().status.has_ended and not has_client(folder)
 
 
 def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:

@@ -182,13 +182,11 @@ def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:
     from ml_experiments.cli.sweep.report import print_report
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.sweep import recorded_points
-    from ml_experiments.runs.result import RunStatus
 
     folder = _find(sweep_reference)
     spec, points = folder.read_spec(), recorded_points(folder)
-    unfinished = (RunStatus.PENDING, RunStatus.RUNNING)
-    progress = Progress(spec.total or 0, [p for p in points if p.result.status not in unfinished])
-    progress.running = {p.number: p.overrides for p in points if p.result.status in unfinished}
+    progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
+    progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
     form = _format(as_json, as_csv)
     if form == "table":
         _print_space(spec, form)

@@ -196,7 +196,7 @@ class Controller:
             outcome = existing.outcome() if is_remote else _wait_for_end(existing)
             if outcome.status is RunStatus.SUCCESS:
                 return outcome
-            if is_remote and outcome.status in _UNFINISHED:
+            if is_remote and not outcome.status.has_ended:
                 return attach_run(
                     existing, backend=self._backend, observer=self._observer_of(point)
                 )
@@ -317,7 +317,7 @@ class _Reports(Observer):
 def _wait_for_end(folder: RunFolder) -> RunResult:
     """Return the outcome of a run whose client has died, which ends its worker, too."""
     ends_at = time.monotonic() + _MAX_END_S
-    while (outcome := folder.outcome()).status in _UNFINISHED and time.monotonic() < ends_at:
+    while not (outcome := folder.outcome()).status.has_ended and time.monotonic() < ends_at:
         time.sleep(_END_POLL_S)
     return outcome
 
@@ -330,9 +330,6 @@ def _record_reason(started: RunHandle | RunResult, result: RunResult, why: str) 
         # secrets were taken out when it was first written
         return RunFolder(started.folder.path).write_result(result, Redactor(()))
     return result
-
-
-_UNFINISHED = (RunStatus.PENDING, RunStatus.RUNNING)
 
 
 def base_config(spec: SweepSpec) -> dict[str, Any]:

@@ -50,7 +50,6 @@ from ml_experiments.settings import working_dir
 
 _PARALLEL_ON_MODAL = 8
 _DRAWN_SEEDS = 2**31
-_UNFINISHED = (RunStatus.PENDING, RunStatus.RUNNING)
 
 OnBegin = Callable[[SweepFolder, SweepSpec, Progress], object]
 
@@ -393,7 +392,7 @@ def past_trial(spec: SweepSpec, number: int, point: SweepPoint) -> PastTrial:
         value = entry.get("metrics", {}).get(spec.pruner_metric)
         if isinstance(value, int | float) and isinstance(entry.get("step"), int):
             steps.setdefault(entry["step"], float(value))
-    has_ended = point.result.status not in _UNFINISHED
+    has_ended = point.result.status.has_ended
     return PastTrial(
         number, point.overrides, point.score, has_ended, tuple(steps.items()), point.is_pruned
     )
