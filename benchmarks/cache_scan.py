@@ -45,7 +45,7 @@ started, cpu_started = time.perf_counter(), time.process_time()
 found = measured(sys.argv[1])
 print(time.perf_counter() - started, time.process_time() - cpu_started, found)
 """
-WHOLE_PROCESS = {
+WHOLE_PROCESS: dict[str, list[object]] = {
     "hf cache ls": [Path(sys.executable).with_name("hf"), "cache", "ls", "--cache-dir"],
     "ml-experiments cache list --local": [
         *(sys.executable, "-m", "ml_experiments", "cache", "list", "--local", "--cache-dir"),

@@ -11,10 +11,13 @@ several lengths, and the ratio to the bare function.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Any
 
@@ -24,53 +27,58 @@ from ml_experiments.backends.modal.container import run_remote as modal_app
 from ml_experiments.backends.modal.image import package_image, with_this_package
 from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
 from ml_experiments.backends.modal.preflight.own_package import RUN_ROOTS
+from ml_experiments.backends.modal.request import make_request
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.spec import RunSpec, new_run_id
 from modal_emulator import Emulator
 
-app = modal.App("modal-overhead")
-image = with_this_package(package_image(), *RUN_ROOTS)
+# what runs in the containers, which lack the client's part of this package
+BODY = """
+import time
 
-
-class Work:
-    """An experiment with the body."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def run(self) -> dict[str, Any]:
-        return body(self.config)
-
-
-def body(config: dict[str, Any]) -> dict[str, Any]:
-    """Wait as for a GPU: the processor is free, as in a run on Modal."""
-    time.sleep(config["seconds"])
+def body(config):
+    time.sleep(config["seconds"])  # as for a GPU: the processor is free
     return {"x": config["x"]}
 
+class Work:
+    def __init__(self, config):
+        self.config = config
 
-@app.function(image=image, gpu="A10", max_containers=1, volumes={CACHE_MOUNT: cache_volume()})
-def bare(config: dict[str, Any]) -> dict[str, Any]:
-    return body(config)
+    def run(self):
+        return body(self.config)
+"""
+app = modal.App("modal-overhead")
 
 
-experiment = app.function(
-    image=image.add_local_file(__file__, f"/root/{Path(__file__).name}"),
-    gpu="A10",
-    max_containers=1,
-    volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
-)(modal_app.run_remote)
+def functions(file: Path) -> tuple[Any, Any]:
+    """Return a bare function with the body, and that which runs experiments."""
+    file.write_text(BODY)
+    image = with_this_package(package_image(), *RUN_ROOTS)
+    image = image.add_local_file(file, f"/root/{file.name}")
+    options: dict[str, Any] = {"image": image, "gpu": "A10", "max_containers": 1}
+    sys.path.append(str(file.parent))
+    body = importlib.import_module(file.stem).body
+    volumes: dict[str | PurePosixPath, Any] = {
+        CACHE_MOUNT: cache_volume(),
+        RUNS_MOUNT: runs_volume(),
+    }
+    return (
+        app.function(**options, volumes={CACHE_MOUNT: cache_volume()}, serialized=True)(body),
+        app.function(**options, volumes=volumes)(modal_app.run_remote),
+    )
 
 
 def request(config: dict[str, Any]) -> dict[str, Any]:
     """Return what `run_remote` takes for one run."""
     spec = RunSpec(
         run_id=new_run_id(),
-        experiment=f"{Path(__file__).stem}:{Work.__name__}",
+        experiment="timed_body:Work",
         config=config,
         seed=0,
         created_at="",
         backend="modal",
     )
-    return modal_app.make_request(spec, {"run_id": spec.run_id}, ())
+    return make_request(spec, Manifest(run_id=spec.run_id), (), None).to_dict()
 
 
 def seconds_per_input(function: Any, inputs: list[Any]) -> float:
@@ -104,7 +112,8 @@ def measure(
     }
 
 
-def main(inputs: int, body_s: list[float]) -> None:
+def main(inputs: int, body_s: list[float], folder: Path) -> None:
+    bare, experiment = functions(folder / "timed_body.py")
     columns = ("body", "map: bare", "experiment", "ratio", "call: bare", "experiment", "ratio")
     print("".join(f"{column:>12}" for column in columns), "  (ms an input)")
     for seconds in body_s:
@@ -123,6 +132,6 @@ if __name__ == "__main__":
     parser.add_argument("--inputs", type=int, default=200)
     parser.add_argument("--body-s", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2])
     arguments = parser.parse_args()
-    with Emulator() as emulator:
+    with Emulator() as emulator, tempfile.TemporaryDirectory() as scratch:
         os.environ.update(emulator.environment)  # before the process's first Modal client
-        main(arguments.inputs, arguments.body_s)
+        main(arguments.inputs, arguments.body_s, Path(scratch))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import random
@@ -102,7 +103,7 @@ def make_runs(count: int) -> list[dict[str, Any]]:
     made = []
     for number in range(count):
         moment = start + datetime.timedelta(minutes=number)
-        config = {f"p{n}": rng.random() for n in range(7)}
+        config: dict[str, Any] = {f"p{n}": rng.random() for n in range(7)}
         config |= {"lr": 10 ** rng.uniform(-5, -1), "steps": rng.randrange(1000)}
         config |= {"model": rng.choice(["vit", "resnet", "gpt"])}
         results = {f"m{n}": rng.random() for n in range(8)}
@@ -170,18 +171,17 @@ def process_ms(command: list[str], environment: dict[str, str], rounds: int) -> 
 def measure_ours(runs_dir: Path, rounds: int) -> dict[str, float]:
     """Return milliseconds by what is done; each opens the index anew, as a command does."""
 
+    numbers = itertools.count()
+
     def rows(where: str | None = None, sort: str | None = None) -> Callable[[], object]:
         return lambda: RunRegistry(runs_dir).rows(50, RunFilter(where=where), sort)
 
     def add_and_list() -> None:
-        nonlocal number
-        number += 1
-        name = f"20990101-000000-{number:07}"
+        name = f"20990101-000000-{next(numbers):07}"
         with recorded(runs_dir, name, is_listed=True):
             shutil.copytree(runs_dir / newest[0].run_id, runs_dir / name)
         RunRegistry(runs_dir).rows(50)
 
-    number = 0
     started = time.perf_counter()
     newest = RunRegistry(runs_dir).rows(50)
     found = {"newest 50, without an index": (time.perf_counter() - started) * 1e3}

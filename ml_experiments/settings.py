@@ -14,11 +14,13 @@ the current folder or its nearest parent that has one; a relative path is relati
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_experiments.errors import ConfigError
 
@@ -215,7 +217,8 @@ def _project_table() -> tuple[Path, dict[str, object]] | None:
         if not file.is_file():
             continue
         try:
-            table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+            status = file.stat()
+            table = _tool_table(file, (status.st_ino, status.st_mtime_ns, status.st_size))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
             raise ConfigError(f"{file} is not readable as TOML: {e}") from e
         settings = table.get("ml-experiments", {})
@@ -227,3 +230,10 @@ def _project_table() -> tuple[Path, dict[str, object]] | None:
             )
         return folder, settings
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _tool_table(file: Path, _stamp: tuple[int, ...]) -> dict[str, Any]:
+    # each run reads the settings again, and parsing takes a millisecond
+    tool: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    return tool

@@ -6,13 +6,17 @@ Keyword arguments are checked against it here; the command line and the docs are
 
 from __future__ import annotations
 
+import functools
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import Doc
 
 from ml_experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict
 
     values = {name: to_python_scalar(value) for name, value in given.items()}
     try:
-        checked: dict[str, Any] = pydantic.TypeAdapter(schema).validate_python(
+        checked: dict[str, Any] = _adapter_of(cast(Hashable, schema)).validate_python(
             values, strict=True, extra="forbid"
         )
     except pydantic.ValidationError as e:
@@ -47,6 +51,14 @@ def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict
         problems = tuple(p.replace("unknown field", "unknown option") for p in problems)
         raise ConfigError(f"these options of {what} are not valid:", problems) from e
     return {name: value for name, value in checked.items() if value is not None}
+
+
+@functools.cache
+def _adapter_of(schema: Any) -> pydantic.TypeAdapter[Any]:
+    import pydantic
+
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(schema)
+    return adapter  # takes a millisecond, and each run reads its options
 
 
 def descriptions(schema: type[Any]) -> dict[str, tuple[Any, str]]:

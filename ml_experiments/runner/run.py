@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -118,10 +119,14 @@ def submit_experiment(
                 print(first.result().results, second.result().results)  # 9 16
         ```
     """
-    prepared = prepare_run(experiment, config, backend=backend, **options)
+    with ThreadPoolExecutor(1) as beside:  # git takes as long as the preflight
+        code = beside.submit(describe_code, working_dir())
+        prepared = prepare_run(experiment, config, backend=backend, **options)
     if options.get("prefetch"):
         prefetch_models(prepared, backend=backend, observer=observer)
-    return submit_run(prepared, backend=backend, runs_dir=runs_dir, observer=observer)
+    return submit_with_code(
+        prepared, code.result(), backend=backend, runs_dir=runs_dir, observer=observer
+    )
 
 
 def submit_run(
