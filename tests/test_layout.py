@@ -103,6 +103,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
+    "runner/reuse/test_finding": "runner/reuse/describing runs/provenance/fingerprint",
     "runner/test_resume": "runner/attempts runs/heartbeat runs/lock",
     "runner/sweeps/test_space": "runner/sweeps/axes runner/sweeps/forms",
     "runner/sweeps/test_sweep": "runner/sweeps/*",

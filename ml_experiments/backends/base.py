@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
@@ -11,16 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from ml_experiments.cache.layout import this_machine
+from ml_experiments.cache.layout import find_layout, this_machine
+from ml_experiments.cache.scan.repositories import read_ref
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.environment import package_versions
+from ml_experiments.runs.provenance.fingerprint import hash_of
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
+# of `Backend.packages`: a hash of all versions, which the manifest has
+INSTALLED = "installed"
 _MAX_WAIT_S = 1e9
 
 
@@ -94,6 +101,21 @@ class RunHandle(ABC):
         """End the run: by an interrupt that the experiment sees, or at once."""
 
 
+class FinishedRunHandle(RunHandle):
+    """A run that has ended already."""
+
+    def __init__(self, spec: RunSpec, folder: RunFolder, result: RunResult) -> None:
+        super().__init__(spec, folder)
+        self._result = result
+
+    def result(self, timeout_s: float | None = None) -> RunResult:  # noqa: ARG002 - nothing to wait for
+        """Return the result."""
+        return self._result
+
+    def cancel(self, *, at_once: bool = False) -> None:
+        """Do nothing: the run has ended."""
+
+
 def newest_of(times: Iterable[float]) -> datetime.datetime | None:
     """Return the latest of some Unix times; None without any."""
     latest = max(times, default=None)
@@ -140,6 +162,31 @@ class Backend(ABC):
             Error: If the run could not work.
         """
         return run
+
+    def packages(self, run: PreparedRun) -> dict[str, str]:  # noqa: ARG002 - of this machine
+        """Return the versions of the packages that a run is going to have, or what stands for them.
+
+        Args:
+            run: The run, as `prepare` returned it.
+        """
+        return {"python": platform.python_version(), INSTALLED: hash_of(package_versions())}
+
+    def model_revision(self, repo: str, ref: str) -> str | None:
+        """Return the revision in the cache that a run is going to load; None if none is there.
+
+        Args:
+            repo: The folder of a repository, such as `models--org--name`.
+            ref: A branch or tag.
+        """
+        hub = find_layout(this_machine()).hub
+        return None if hub is None else read_ref(hub / repo / "refs" / ref)[0]
+
+    def forget_fingerprint(self, prepared: PreparedRun, folder: RunFolder) -> None:
+        """Forget what a run depends on if its source has changed since it was prepared."""
+        manifest = folder.read_manifest()
+        if manifest.fingerprint is not None and prepared.source.have_changed():
+            unknown = dataclasses.replace(manifest, fingerprint=None)
+            folder.write_manifest(unknown, Redactor(prepared.secrets))
 
     def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:  # noqa: ARG002
         """Change a prepared run so that it can't cost more.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TextIO
 
-from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
 from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import deliver
@@ -19,8 +19,7 @@ from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.result import RunResult
-from ml_experiments.runs.spec import PreparedRun, RunSpec
+from ml_experiments.runs.spec import PreparedRun
 
 
 class DebugBackend(Backend):
@@ -54,7 +53,7 @@ class DebugBackend(Backend):
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Execute the run now; the handle has its result."""
         spec = prepared.spec
-
+        self.forget_fingerprint(prepared, folder)
         observer.started(spec)
         with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
             result = execute_run(
@@ -74,21 +73,6 @@ class DebugBackend(Backend):
     def close(self) -> None:
         """Let go of what was set up."""
         self._warm.drop()
-
-
-class FinishedRunHandle(RunHandle):
-    """A run that has ended already."""
-
-    def __init__(self, spec: RunSpec, folder: RunFolder, result: RunResult) -> None:
-        super().__init__(spec, folder)
-        self._result = result
-
-    def result(self, timeout_s: float | None = None) -> RunResult:  # noqa: ARG002 - nothing to wait for
-        """Return the result."""
-        return self._result
-
-    def cancel(self, *, at_once: bool = False) -> None:
-        """Do nothing: the run has ended."""
 
 
 class _Tee:

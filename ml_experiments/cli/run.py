@@ -56,6 +56,11 @@ class RunCommand(click.Command):
 @options_of(RunOptions)
 @options_of(ModalOptions)
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
+@click.option(
+    "--explain-reuse",
+    is_flag=True,
+    help="Print which run --reuse returns, or what differs from the nearest; start nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--yes", is_flag=True, help="Don't ask, whatever the run may cost.")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
@@ -73,6 +78,7 @@ def run(
     config_file: Path | None,
     backend: str | None,
     dry_run: bool,
+    explain_reuse: bool,
     as_json: bool,
     yes: bool,
     debug: bool,
@@ -86,10 +92,10 @@ def run(
     config field, as in prompt="a red seven" optimizer.lr=3e-4 sizes=[1,2]; later ones win.
 
     Exit codes: 0 success, 1 the run ended in an error, 2 bad usage or config (nothing was
-    started), 130 interrupted.
+    started), 130 interrupted. With --explain-reuse, 0 if a run can be reused, else 1.
     """
     if detach:
-        other_end = dry_run or debug
+        other_end = dry_run or debug or explain_reuse
         return _run_detached(class_path, overrides, config_file, backend, as_json, yes, other_end)
     from ml_experiments.execution.worker.process import start_template
     from ml_experiments.experiment.reference import locate
@@ -102,7 +108,7 @@ def run(
     from ml_experiments.redaction.redactor import Redactor
     from ml_experiments.runner.budget.reserving import reserve
     from ml_experiments.runner.prepare import prefetch_models, prepare_run
-    from ml_experiments.runner.run import submit_run
+    from ml_experiments.runner.run import submit_run, take_earlier
     from ml_experiments.runs.folder import SPEC_USER_DATA
     from ml_experiments.settings import runs_dir
 
@@ -132,6 +138,11 @@ def run(
             record["forecast"] = None if forecast is None else forecast.to_dict()
             click.echo(json.dumps(record, indent=None if as_json else 2))
             return 0
+        if explain_reuse:
+            return _explain_reuse(prepared, opened, as_json)
+        earlier, prepared = take_earlier(prepared, opened)
+        if earlier is not None:
+            return report(earlier.result(), as_json)
         approve_cost(prepared, opened, yes=yes, may_ask=True)
 
         def download() -> None:
@@ -165,6 +176,24 @@ def _backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str,
     return backend_name
 
 
+def _explain_reuse(prepared: PreparedRun, backend: Backend, as_json: bool) -> int:
+    """Print which earlier run could be reused, or what differs from the nearest one."""
+    from ml_experiments.cli.table import Column, print_table
+    from ml_experiments.runner.reuse.finding import find_earlier
+    from ml_experiments.settings import runs_dir
+
+    search = find_earlier(prepared, backend, runs_dir())
+    if as_json:
+        click.echo(json.dumps(search.to_dict()))
+        return 0 if search.found else 1
+    click.echo(str(search))
+    if search.nearest is not None:
+        columns = [Column("differs"), Column(search.nearest.path.name, is_cut=True)]
+        rows = [(each.what, each.first, each.second) for each in search.differences]
+        print_table((*columns, Column("now", is_cut=True)), rows)
+    return 0 if search.found else 1
+
+
 def _run_detached(
     class_path: str,
     overrides: tuple[str, ...],
@@ -176,12 +205,14 @@ def _run_detached(
 ) -> int:
     """Start a run that goes on without this process; print how to come back to it."""
     if has_other_end:
-        raise click.UsageError("--detach starts a run; it can't go with --dry-run or --debug")
+        raise click.UsageError(
+            "--detach starts a run; it can't go with --dry-run, --explain-reuse or --debug"
+        )
     from ml_experiments.config.loading import load_config
     from ml_experiments.runner.detached import start_detached
 
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    folder = start_detached(
+    folder, is_reused = start_detached(
         class_path,
         load_config(config_file, overrides),
         backend=_backend_of(backend, options, for_modal),
@@ -191,7 +222,11 @@ def _run_detached(
     )
     run_id = folder.path.name
     if as_json:
-        click.echo(json.dumps({"run_id": run_id, "run_dir": str(folder.path)}))
+        record = {"run_id": run_id, "run_dir": str(folder.path), "is_reused": is_reused}
+        click.echo(json.dumps(record))
+        return 0
+    if is_reused:
+        click.echo(f"  ml-experiments runs show {run_id}")
         return 0
     click.echo(f"run {run_id} goes on without this terminal")
     for command in ("follow", "logs", "wait", "cancel"):

@@ -30,6 +30,8 @@ def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> Non
         rows.append(("peak memory", _peak_memory(result.environment)))
     if result.cost:
         rows.append(("cost", _cost(result.cost)))
+    if result.is_reused:
+        rows.append(("reused", "yes: nothing was started, and this cost $0"))
     taken = {name for name, _ in rows}
     results = [row for row in _result_rows(result) if row[0] not in taken]
     widest = max((len(name) for name, _ in results), default=0)

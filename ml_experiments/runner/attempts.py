@@ -13,6 +13,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import Budget, reserve
+from ml_experiments.runner.reuse.describing import with_fingerprint
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.provenance.processes import this_process
@@ -37,7 +38,7 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
     description, template = backend.describe(
         spec.experiment, spec.import_paths, spec.config, spec.seed, is_recorded=True
     )
-    return backend.prepare(
+    prepared = backend.prepare(
         PreparedRun(
             spec,
             (*secret_values(), *description.secrets),
@@ -47,6 +48,7 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
             template=template,
         )
     )
+    return with_fingerprint(prepared, backend)
 
 
 def reserve_again(
@@ -98,6 +100,7 @@ def submit_again(
         shutil.copyfile(folder.result_file, result_before)
     try:
         begun = begin_again(prepared.spec, folder, outcome, prepared.secrets)
+        forget_other_source(prepared, begun)
         handle = backend.submit(prepared, begun, observer)
     except BaseException:
         if result_before.exists() and not folder.result_file.exists():
@@ -106,6 +109,17 @@ def submit_again(
         raise
     result_before.unlink(missing_ok=True)
     return handle
+
+
+def forget_other_source(prepared: PreparedRun, folder: RunFolder) -> None:
+    """Forget what a run depends on if this attempt has another source than the one before."""
+    manifest = folder.read_manifest()
+    before, now = manifest.fingerprint, prepared.fingerprint
+    if before is None or now is None:
+        return
+    if (before.source, before.data, before.config) != (now.source, now.data, now.config):
+        unknown = dataclasses.replace(manifest, fingerprint=None)
+        folder.write_manifest(unknown, Redactor(prepared.secrets))
 
 
 def begin_again(

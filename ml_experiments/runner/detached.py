@@ -30,7 +30,7 @@ from ml_experiments.execution.worker.process import command_for
 from ml_experiments.runner.budget.reserving import refuse_above_asking
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.printable import printable_lines
-from ml_experiments.runner.run import submit_run, wait_for
+from ml_experiments.runner.run import submit_run, take_earlier, wait_for
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import runs_dir
@@ -46,8 +46,8 @@ def start_detached(
     backend_options: Mapping[str, Any],
     options: Mapping[str, Any],
     is_approved: bool = False,
-) -> RunFolder:
-    """Start a run that goes on when this process ends; return its folder once it is accepted.
+) -> tuple[RunFolder, bool]:
+    """Start a run that goes on when this process ends; return once it is accepted.
 
     Args:
         experiment: The class path.
@@ -56,6 +56,9 @@ def start_detached(
         backend_options: What it is opened with.
         options: Those of the run; see `RunOptions`.
         is_approved: Whether it may cost more than the setting `ask_above`.
+
+    Returns:
+        Its folder; and whether that is the folder of an earlier run, and nothing was started.
 
     Raises:
         Error: If the run could not work.
@@ -95,7 +98,7 @@ def start_detached(
     if "problem" in answer:
         raise error_of(answer["problem"])
     supervisor.returncode = 0  # this process does not wait for it
-    return RunFolder(Path(answer["folder"]))
+    return RunFolder(Path(answer["folder"])), answer["is_reused"]
 
 
 class _Notices(Observer):
@@ -120,13 +123,16 @@ def main() -> None:
             prepared = prepare_run(
                 request["experiment"], request["config"], backend=backend, **options
             )
-            if not request["is_approved"]:
-                refuse_above_asking(prepared, backend, runs_dir())
-            if options.get("prefetch"):
-                prefetch_models(prepared, backend=backend, observer=observer)
-            handle = submit_run(prepared, backend=backend, observer=observer)
+            earlier, prepared = take_earlier(prepared, backend, observer=observer)
+            if earlier is None:
+                if not request["is_approved"]:
+                    refuse_above_asking(prepared, backend, runs_dir())
+                if options.get("prefetch"):
+                    prefetch_models(prepared, backend=backend, observer=observer)
+            handle = earlier or submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
-            answer.write(json.dumps({"folder": str(handle.folder.path)}) + "\n")
+            accepted = {"folder": str(handle.folder.path), "is_reused": earlier is not None}
+            answer.write(json.dumps(accepted) + "\n")
             answer.close()
             _let_go_of_terminal()
             with contextlib.suppress(KeyboardInterrupt):

@@ -59,4 +59,11 @@ class RunOptions(TypedDict, total=False):
         Doc("US dollars that the run may cost on Modal in all, with what resumes it."),
     ]
     notify: Annotated[str | None, Doc("Post the result to this URL, as JSON, when the run ends.")]
+    reuse: Annotated[
+        bool,
+        Doc(
+            "Return an earlier run that succeeded with the same source, config, seed, packages and "
+            "models, and start nothing."
+        ),
+    ]
     prefetch: Annotated[bool, Doc("Download the models that the config names first.")]

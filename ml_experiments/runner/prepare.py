@@ -26,6 +26,7 @@ from ml_experiments.redaction.environment import secret_values
 from ml_experiments.runner.escalation import check_attempts, ladder_of, on_modal
 from ml_experiments.runner.observers import check_url, guarded
 from ml_experiments.runner.options import RunOptions
+from ml_experiments.runner.reuse.describing import with_fingerprint
 from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
 from ml_experiments.serialization.scratch import ScratchFolder
 
@@ -112,7 +113,10 @@ def prepare_run(
             f"max_cost is a cap for runs on Modal; on the {backend.name} backend a run costs "
             "nothing, so leave it out"
         )
-    return prepared
+    prepared = dataclasses.replace(
+        prepared, reuses=asked.get("reuse", False), takes_any_seed=seed is None
+    )
+    return with_fingerprint(prepared, backend)
 
 
 def _check_extras(path: str) -> None:

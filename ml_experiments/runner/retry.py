@@ -16,7 +16,12 @@ from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.errors import BackendError, Error, RunNotCollectedError
 from ml_experiments.execution.observer import GuardedObserver, Observer
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.attempts import begin_again, prepare_recorded, reserve_again
+from ml_experiments.runner.attempts import (
+    begin_again,
+    forget_other_source,
+    prepare_recorded,
+    reserve_again,
+)
 from ml_experiments.runner.budget.reserving import release, settle_at_end
 from ml_experiments.runner.escalation import with_more_memory
 from ml_experiments.runs.folder import RunFolder
@@ -206,6 +211,7 @@ class RetriedRunHandle(RunHandle):
             if prepared.spec != self.spec:  # a backend's defaults
                 self.spec = prepared.spec
                 self.folder.write_spec(self.spec, Redactor(self._secrets))
+            forget_other_source(prepared, self.folder)
             attempt = self._backend.submit(prepared, self.folder, self._observer)
             settle_at_end(attempt, reservation)
         except Exception as e:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
-from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
 from ml_experiments.errors import BackendError, ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
@@ -122,6 +122,9 @@ def submit_experiment(
     with ThreadPoolExecutor(1) as beside:  # git takes as long as the preflight
         code = beside.submit(describe_code, working_dir())
         prepared = prepare_run(experiment, config, backend=backend, **options)
+    earlier, prepared = take_earlier(prepared, backend, runs_dir, observer)
+    if earlier is not None:
+        return earlier
     if options.get("prefetch"):
         prefetch_models(prepared, backend=backend, observer=observer)
     return submit_with_code(
@@ -160,6 +163,37 @@ def submit_run(
     )
 
 
+def take_earlier(
+    prepared: PreparedRun,
+    backend: Backend,
+    runs_dir: Path | None = None,
+    observer: Observer | None = None,
+) -> tuple[RunHandle | None, PreparedRun]:
+    """Return the run whose result is taken for a prepared one, if that is asked for.
+
+    Returns:
+        A handle of the earlier run, or None, and the prepared run, for which no earlier one has
+        to be looked for again.
+    """
+    if not prepared.reuses:
+        return None, prepared
+    from ml_experiments.runner.reuse.finding import find_earlier  # brings SQLite along
+
+    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
+    search = find_earlier(prepared, backend, place)
+    if search.found is None:
+        guarded(observer).notice(prepared.spec, f"nothing to reuse: {search}")
+        return None, dataclasses.replace(prepared, reuses=False)
+    if prepared.template is not None:
+        backend.templates.release(prepared.template)
+    spec, result = search.found.read_spec(), search.found.read_result()
+    result = dataclasses.replace(result, is_reused=True)
+    watching = _watching(prepared, observer)
+    watching.notice(prepared.spec, f"reused, for $0: {search}; nothing was started")
+    watching.finished(spec, result)
+    return FinishedRunHandle(spec, search.found, result), prepared
+
+
 def submit_with_code(
     prepared: PreparedRun,
     code: dict[str, Any],
@@ -171,6 +205,9 @@ def submit_with_code(
     """Do what `submit_run` does, for code whose git state is known."""
     # absolute: the experiment may change the working folder
     place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
+    earlier, prepared = take_earlier(prepared, backend, place, observer)
+    if earlier is not None:
+        return earlier
     if prepared.reservation is None:
         asked = prepared
         [prepared] = reserve([asked], backend, place)
@@ -204,6 +241,7 @@ def _submit_reserved(
         began_at=spec.created_at,
         code=code,
         client=client,
+        fingerprint=prepared.fingerprint,
     )
     redactor = Redactor(prepared.secrets)
     location, _, name = spec.experiment.rpartition(":")
@@ -222,10 +260,14 @@ def _submit_reserved(
         settle_at_end(attempt, prepared.reservation)
         return attempt
 
-    watching = guarded(observer)
-    if prepared.notify is not None:
-        watching = Notifier(watching, prepared.notify)
+    watching = _watching(prepared, observer)
     return submit_with_retries(submit, prepared, folder, backend, watching)
+
+
+def _watching(prepared: PreparedRun, observer: Observer | None) -> Observer:
+    """Return what receives the events of a run."""
+    watching = guarded(observer)
+    return watching if prepared.notify is None else Notifier(watching, prepared.notify)
 
 
 def keep_alive(handle: RunHandle) -> None:

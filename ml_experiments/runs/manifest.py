@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_experiments.runs.provenance.fingerprint import Fingerprint
 from ml_experiments.runs.provenance.processes import ProcessId
 from ml_experiments.runs.result import Attempt, RunResult
 
@@ -47,6 +48,8 @@ class Manifest:
         environment: Machine, Python, packages and GPUs; see `provenance.environment`.
         modal: The container, for a run on Modal.
         cached_models: The revisions of cached models that the run loaded; None for no record.
+        fingerprint: What the result depends on; None where that is not known, as after the source
+            was changed between two attempts.
         submission: Changes with each submission of the run to Modal, but not when Modal reruns it.
     """
 
@@ -61,6 +64,7 @@ class Manifest:
     environment: dict[str, Any] = field(default_factory=dict)
     modal: ModalPlace | None = None
     cached_models: tuple[dict[str, Any], ...] | None = None
+    fingerprint: Fingerprint | None = None
     submission: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

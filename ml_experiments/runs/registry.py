@@ -26,8 +26,8 @@ class RunRegistry:
     """
 
     def __init__(self, runs_dir: Path, on_progress: Progress = lambda _done, _total: None) -> None:
-        self._runs_dir = runs_dir.absolute()
-        self._index = RunIndex(self._runs_dir, index_dir(), on_progress)
+        self.runs_dir = runs_dir.absolute()
+        self._index = RunIndex(self.runs_dir, index_dir(), on_progress)
 
     def count(self, run_filter: RunFilter = _ALL) -> int:
         """Return how many runs there are.
@@ -65,16 +65,16 @@ class RunRegistry:
         Raises:
             RunNotFoundError: If none or several match.
         """
-        if "/" not in reference and is_run_folder(self._runs_dir / reference):
-            return RunFolder(self._runs_dir / reference)
+        if "/" not in reference and is_run_folder(self.runs_dir / reference):
+            return RunFolder(self.runs_dir / reference)
         prefix = "" if reference == "last" else reference
         names: list[str] = []
         for is_listed in (False, True):
             names = self._index.names(prefix, 4, is_listed=is_listed) if reference else []
-            if names and is_run_folder(self._runs_dir / names[0]):
+            if names and is_run_folder(self.runs_dir / names[0]):
                 break
         if names and (len(names) == 1 or reference == "last"):
-            return RunFolder(self._runs_dir / names[0])
+            return RunFolder(self.runs_dir / names[0])
         if names:
             count = len(self._index.names(prefix))
             raise RunNotFoundError(
@@ -83,7 +83,7 @@ class RunRegistry:
             )
         named = self._index.rows(Selection("runs.name = ?", (reference,), needs_all=True), 4)
         if len(named) == 1:
-            return RunFolder(self._runs_dir / named[0].run_id)
+            return RunFolder(self.runs_dir / named[0].run_id)
         if named:
             among = ", ".join(row.run_id for row in named[:3])
             raise RunNotFoundError(
@@ -91,8 +91,8 @@ class RunRegistry:
             )
         newest = self._index.names("", _MAX_SUGGESTED)
         if not newest:
-            raise RunNotFoundError(f"there are no runs in {self._runs_dir}")
+            raise RunNotFoundError(f"there are no runs in {self.runs_dir}")
         raise RunNotFoundError(
-            f"no run in {self._runs_dir} has this name, or an id that starts with {reference!r}"
+            f"no run in {self.runs_dir} has this name, or an id that starts with {reference!r}"
             f"{suggest(reference, ('last', *newest))}; `ml-experiments runs list` shows them"
         )

@@ -219,6 +219,7 @@ class RunResult:
         environment: Python, packages that matter, machine and devices of the run.
         attempts: Every attempt at the run, the one that led to this result last.
         run_dir: The run folder on this machine.
+        is_reused: Whether it is an earlier run's, which was returned instead of a new one.
     """
 
     run_id: str
@@ -232,6 +233,7 @@ class RunResult:
     cost: dict[str, float] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     run_dir: Path | None = None
+    is_reused: bool = False
 
     @functools.cached_property
     def results(self) -> Any:
@@ -288,6 +290,7 @@ class RunResult:
             "cost": dict(self.cost),
             "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
             "run_dir": str(self.run_dir) if self.run_dir else None,
+            "is_reused": self.is_reused,
         }
 
     @classmethod

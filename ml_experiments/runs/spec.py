@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_experiments.runs.provenance.fingerprint import Fingerprint, SourceFiles
+
 MAX_GRACE_S = 30.0
 MIN_GRACE_S = 1.0
 
@@ -100,6 +102,10 @@ class PreparedRun:
         reservation: What is reserved for it in the ledger.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
         notify: The URL to which its end is posted; no record holds it.
+        fingerprint: What its result depends on.
+        source: The files that its source was read from.
+        reuses: Whether the result of an earlier run, which depends on the same, is taken for it.
+        takes_any_seed: Whether such a run may have had another seed.
     """
 
     spec: RunSpec
@@ -112,6 +118,10 @@ class PreparedRun:
     forecast: Any = None
     reservation: Any = None
     notify: str | None = None
+    fingerprint: Fingerprint | None = None
+    source: SourceFiles = field(default_factory=SourceFiles)
+    reuses: bool = False
+    takes_any_seed: bool = False
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:

@@ -91,6 +91,7 @@ class LocalBackend(Backend):
     ) -> RunResult:
         slot = self._take_slot(prepared.setup_key)
         try:
+            self.forget_fingerprint(prepared, handle.folder)  # it may have waited for the slot
             result = Supervision(
                 handle.spec,
                 handle.folder,

@@ -9,13 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
+import ml_experiments
 from ml_experiments.backends.base import Backend, RunHandle, newest_of
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
-from ml_experiments.backends.modal.fetching import checkpoint_times, has_begun_there
-from ml_experiments.backends.modal.mounts import runs_volume
+from ml_experiments.backends.modal.fetching import (
+    checkpoint_times,
+    has_begun_there,
+    read_ref_there,
+)
+from ml_experiments.backends.modal.mounts import cache_volume, runs_volume
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
     ContainerPlan,
@@ -23,7 +28,13 @@ from ml_experiments.backends.modal.plan import (
     plan_container,
     remote_path,
 )
-from ml_experiments.backends.modal.preflight.requirements import read_requirements
+from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
+from ml_experiments.backends.modal.preflight.packages import LOCK_FILE
+from ml_experiments.backends.modal.preflight.requirements import (
+    CONTAINER_MARKERS,
+    parse_requirement,
+    read_requirements,
+)
 from ml_experiments.backends.modal.preflight.staging import stage_source
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
@@ -33,6 +44,7 @@ from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.fingerprint import hash_of_file
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
@@ -104,6 +116,22 @@ class ModalBackend(Backend):
             self.templates.release(run.template)  # the run executes elsewhere
         return self._with_forecast(dataclasses.replace(run, spec=spec, template=None), plan)
 
+    def packages(self, run: PreparedRun) -> dict[str, str]:
+        """Return what the image is made of: the lock, and the packages that are added."""
+        image = {
+            "python": CONTAINER_MARKERS["python_full_version"],
+            "lock": hash_of_file(LOCK_FILE),
+        }
+        if self._options.get("cuda_toolkit"):
+            image["cuda_toolkit"] = "yes"
+        added = [parse_requirement(given) for given in run.plan.pip]
+        version = ml_experiments.__version__
+        return {**image, OWN_PACKAGE: version, **{each.name: str(each) for each in added}}
+
+    def model_revision(self, repo: str, ref: str) -> str | None:
+        with platform_errors("look for the models of the run"):
+            return read_ref_there(cache_volume(), repo, ref)
+
     def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:
         """Shorten the timeouts of a run, so that Modal itself ends it before it costs more.
 
@@ -132,6 +160,7 @@ class ModalBackend(Backend):
         place = ScratchFolder()
         with platform_errors("copy the run's source"):
             source = stage_source(plan.imports, Path(place.name) / "source")
+        self.forget_fingerprint(prepared, folder)  # somebody may have been asked meanwhile
         handle = ModalRunHandle(spec, folder, observer, prepared.secrets)
         for note in (*source.notes, *self._news()):
             handle.notice(note)

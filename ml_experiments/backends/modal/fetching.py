@@ -33,6 +33,21 @@ class Fetched:
     left_behind: tuple[str, ...]
 
 
+def read_ref_there(volume: modal.Volume, repo: str, ref: str) -> str | None:
+    """Return the revision that a branch or tag of a cached repository leads to; None without one.
+
+    Args:
+        volume: The volume of the cache.
+        repo: The folder of the repository, such as `models--org--name`.
+        ref: The branch or tag.
+    """
+    try:
+        content = b"".join(volume.read_file(f"huggingface/hub/{repo}/refs/{ref}"))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        return None
+    return content.decode("ascii", "replace").strip() or None
+
+
 def has_begun_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> bool:
     """Return whether the volume has something of this very submission of a run."""
     try:

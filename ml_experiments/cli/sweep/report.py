@@ -88,9 +88,11 @@ def _state(progress: Progress) -> str:
         parts.append(f"{progress.repeated} suggested again")
     if progress.running:
         parts.append(f"{len(progress.running)} running")
+    reused = sum(point.result.is_reused for point in progress.points)
     pruned = sum(point.is_pruned for point in progress.points)
     cancelled = progress.count(RunStatus.CANCELLED) - pruned
     for count, word in (
+        (reused, "reused"),
         (progress.count(RunStatus.ERROR), "failed"),
         (pruned, "ended early"),
         (cancelled, "cancelled"),
@@ -194,6 +196,7 @@ def _point_record(point: SweepPoint) -> dict[str, Any]:
         "score": point.score,
         "problem": point.problem,
         "run_id": point.result.run_id or None,
+        "is_reused": point.result.is_reused,
         "seconds": point.result.timings.get("total_s"),
         "cost_usd": point.cost_usd,
         "results": point.result.results_json,

@@ -19,11 +19,12 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import Budget, reserve
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
-from ml_experiments.runner.run import submit_with_code
+from ml_experiments.runner.run import submit_with_code, take_earlier
 from ml_experiments.runner.sweeps.folder import (
     POINT_TAG,
     SWEEP_TAG,
     TRIAL_TAG,
+    RecordedRun,
     SweepFolder,
     SweepSpec,
 )
@@ -112,7 +113,7 @@ class Controller:
         folder: SweepFolder,
         backend: Backend,
         source: PointSource,
-        recorded: Mapping[str, RunFolder],
+        recorded: Mapping[str, RecordedRun],
         observer: Observer,
         progress: Progress,
     ) -> None:
@@ -190,8 +191,9 @@ class Controller:
         return True
 
     def _submit(self, point: NextPoint) -> RunHandle | RunResult:
-        existing = self._recorded.get(point.run_key)
-        if existing is not None:
+        recorded = self._recorded.get(point.run_key)
+        if recorded is not None:
+            existing = recorded.folder
             is_remote = self._backend.name == "modal"  # it may go on there
             outcome = existing.outcome() if is_remote else _wait_for_end(existing)
             if outcome.status is RunStatus.SUCCESS:
@@ -213,6 +215,14 @@ class Controller:
             backend=self._backend,
             **options_of(self._spec, point),
         )
+        if self._spec.is_seed_drawn:
+            prepared = dataclasses.replace(prepared, takes_any_seed=True)
+        earlier, prepared = take_earlier(
+            prepared, self._backend, self._folder.runs_dir, self._observer
+        )
+        if earlier is not None:
+            self._folder.record_reused(point.run_key, point.overrides, earlier.folder)
+            return earlier
         if self._budget is not None:
             [prepared] = reserve(
                 [prepared], self._backend, self._folder.runs_dir, budget=self._budget

@@ -3,6 +3,7 @@
 runs/sweeps/<sweep_id>/
   sweep.json    the request, without secrets
   study.log     Optuna's journal, where a sampler suggests the points
+  reused.jsonl  the points for which earlier runs were taken, once there is one
   .lock         locked while a process runs the sweep
 
 Which points have run, and what came of them, is in their run folders, which are tagged with the
@@ -15,9 +16,11 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.records import parse_record, read_json_object
 from ml_experiments.runs.registry import RunRegistry
+from ml_experiments.runs.result import RunResult
 from ml_experiments.serialization.files import write_json_atomically
 
 SWEEP_TAG, POINT_TAG, TRIAL_TAG = "sweep", "point", "trial"
@@ -47,6 +51,7 @@ class SweepSpec:
         fixed: Overrides that all points share, as those of a config file.
         options: Options of the runs.
         seed: Of the runs that get no other, and of the sampler.
+        is_seed_drawn: Whether nobody has asked for it.
         parallel: How many points run at a time.
         sampler: `grid`, or a sampler of Optuna's.
         trials: How many points a sampler suggests.
@@ -83,6 +88,7 @@ class SweepSpec:
     pruner_metric: str | None = None
     min_steps: int = 1
     max_cost: float | None = None
+    is_seed_drawn: bool = False
 
     @property
     def space(self) -> Space:
@@ -93,6 +99,27 @@ class SweepSpec:
     def total(self) -> int | None:
         """How many points there are to run."""
         return self.space.count if self.sampler == "grid" else self.trials
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The run of a point.
+
+    Attributes:
+        folder: The run folder.
+        trial: The number of the trial; 0 in a grid.
+        overrides: What the point sets in the config.
+        is_reused: Whether it is an earlier run, which was taken for the point.
+    """
+
+    folder: RunFolder
+    trial: int
+    overrides: tuple[str, ...]
+    is_reused: bool = False
+
+    def outcome(self) -> RunResult:
+        """Return what came of the run, or where it stands."""
+        return dataclasses.replace(self.folder.outcome(), is_reused=self.is_reused)
 
 
 @dataclass(frozen=True)
@@ -173,18 +200,49 @@ class SweepFolder:
         """Is there when the process that runs the sweep is to stop it."""
         return self.path / ".stop"
 
-    def recorded_runs(self) -> dict[str, RunFolder]:
+    def record_reused(self, key: str, overrides: Sequence[str], run: RunFolder) -> None:
+        """Record that an earlier run was taken for a point.
+
+        Args:
+            key: The `NextPoint.run_key` of the point.
+            overrides: What it sets in the config.
+            run: The folder of the earlier run.
+        """
+        entry = {"key": key, "point": shlex.join(overrides), "run_id": run.path.name}
+        with self._reused_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    @property
+    def _reused_file(self) -> Path:
+        return self.path / "reused.jsonl"
+
+    def _reused_runs(self) -> Iterator[tuple[str, RecordedRun]]:
+        try:
+            lines = self._reused_file.read_text("utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError):  # the last one was cut short
+                entry = json.loads(line)
+                key, run = entry["key"], RunFolder(self.runs_dir / entry["run_id"])
+                trial = int(key) if key.isdecimal() else 0
+                if run.result_file.exists():  # else it was removed since
+                    yield key, RecordedRun(run, trial, tuple(shlex.split(entry["point"])), True)
+
+    def recorded_runs(self) -> dict[str, RecordedRun]:
         """Return the runs of the sweep by `NextPoint.run_key`; of several, the newest."""
         registry = RunRegistry(self.runs_dir)
         rows = registry.rows(run_filter=RunFilter(sweep=self.path.name))
-        found: dict[str, RunFolder] = {}
+        found = dict(self._reused_runs())
         for row in sorted(rows, key=lambda row: row.run_id):
             if not row.problem:
                 folder = RunFolder(self.runs_dir / row.run_id)
                 tags = folder.read_spec().tags
-                point = tags.get(TRIAL_TAG, tags.get(POINT_TAG))
+                point = tags.get(POINT_TAG)
                 if point is not None:
-                    found[point] = folder
+                    trial = tags.get(TRIAL_TAG)
+                    overrides = tuple(shlex.split(point))
+                    found[trial or point] = RecordedRun(folder, int(trial or 0), overrides)
         return found
 
 

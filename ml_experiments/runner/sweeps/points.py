@@ -61,7 +61,9 @@ class SweepPoint:
 
     @property
     def cost_usd(self) -> float:
-        """What its run cost by estimate, all attempts together."""
+        """What its run cost by estimate, all attempts together; nothing for an earlier run's."""
+        if self.result.is_reused:
+            return 0.0
         costs = [a.cost_usd for a in self.result.attempts if a.cost_usd is not None]
         return sum(costs) if costs else self.result.cost.get("estimate_usd", 0.0)
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import secrets
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,8 +22,7 @@ from ml_experiments.runner.prepare import locate_experiment
 from ml_experiments.runner.sweeps.checking import check_points
 from ml_experiments.runner.sweeps.controller import Controller, Progress
 from ml_experiments.runner.sweeps.folder import (
-    POINT_TAG,
-    TRIAL_TAG,
+    RecordedRun,
     SweepFolder,
     SweepSpec,
     reserved_name,
@@ -42,7 +40,6 @@ from ml_experiments.runner.sweeps.study import (
     Trial,
     check_packages,
 )
-from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.runs.spec import new_run_id
 from ml_experiments.settings import runs_dir as default_runs_dir
@@ -155,6 +152,7 @@ def plan_sweep(
         backend=backend,
         backend_options=dict(backend_options or {}),
         seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
+        is_seed_drawn=seed is None,
         parallel=1 if backend == "debug" else parallel,
         sampler=sampler,
         trials=given.get("trials"),
@@ -296,7 +294,7 @@ def _resume_grid(
     spec: SweepSpec,
     _folder: SweepFolder,
     backend: Backend,
-    recorded: Mapping[str, RunFolder],
+    recorded: Mapping[str, RecordedRun],
     progress: Progress,
     *,
     failed_only: bool,
@@ -325,7 +323,7 @@ def _resume_sampled(
     spec: SweepSpec,
     folder: SweepFolder,
     _backend: Backend,
-    recorded: Mapping[str, RunFolder],
+    recorded: Mapping[str, RecordedRun],
     progress: Progress,
     *,
     failed_only: bool,
@@ -360,9 +358,8 @@ def recorded_points(folder: SweepFolder) -> list[SweepPoint]:
     if spec.sampler == "grid":
         numbers = {point_key(point): number for number, point in enumerate(spec.space.points())}
     for key, run in folder.recorded_runs().items():
-        number, overrides = trial_of(run)
-        number = numbers.get(key, number)
-        found.append(ended_point(number, overrides, run.outcome(), spec.metric))
+        number = numbers.get(key, run.trial)
+        found.append(ended_point(number, run.overrides, run.outcome(), spec.metric))
     return sorted(found, key=lambda point: point.number)
 
 
@@ -374,13 +371,12 @@ def is_to_run(point: SweepPoint, *, failed_only: bool) -> bool:
     return status is not RunStatus.SUCCESS and not point.is_pruned
 
 
-def past_trials(spec: SweepSpec, recorded: Mapping[str, RunFolder]) -> list[PastTrial]:
+def past_trials(spec: SweepSpec, recorded: Mapping[str, RecordedRun]) -> list[PastTrial]:
     """Return what the run folders tell of the points that a sampler has suggested."""
     found = []
     for run in recorded.values():
-        number, overrides = trial_of(run)
-        point = ended_point(number, overrides, run.outcome(), spec.metric)
-        found.append(past_trial(spec, number, point))
+        point = ended_point(run.trial, run.overrides, run.outcome(), spec.metric)
+        found.append(past_trial(spec, run.trial, point))
     return found
 
 
@@ -396,12 +392,6 @@ def past_trial(spec: SweepSpec, number: int, point: SweepPoint) -> PastTrial:
     return PastTrial(
         number, point.overrides, point.score, has_ended, tuple(steps.items()), point.is_pruned
     )
-
-
-def trial_of(run: RunFolder) -> tuple[int, tuple[str, ...]]:
-    """Return the number and the overrides of the point that a run belongs to."""
-    tags = run.read_spec().tags
-    return int(tags.get(TRIAL_TAG, "0")), tuple(shlex.split(tags[POINT_TAG]))
 
 
 def opened(spec: SweepSpec) -> Backend:

@@ -141,7 +141,7 @@ def _code(manifests: tuple[Manifest, Manifest], patch: str | None) -> Iterator[D
 
 
 def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
-    yield from _fields("config.", first.config, second.config, YES)
+    yield from compare_fields("config.", first.config, second.config, YES)
     experiments = [_without_folder(spec.experiment) for spec in (first, second)]
     if experiments[0] != experiments[1]:
         yield Difference("experiment", experiments[0], experiments[1], YES)
@@ -155,7 +155,7 @@ def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
         if one != other:
             what = "gpu asked for" if name == "gpu" else name
             yield Difference(what, shown(one), shown(other), explains)
-    yield from _fields("option ", first.backend_options, second.backend_options, PERHAPS)
+    yield from compare_fields("option ", first.backend_options, second.backend_options, PERHAPS)
 
 
 def _without_folder(experiment: str) -> str:
@@ -182,7 +182,7 @@ def _environment(first: Manifest, second: Manifest) -> Iterator[Difference]:
         if one.get(name) != other.get(name):
             yield Difference(name, shown(one.get(name)), shown(other.get(name)), explains)
     packages = [environment.get("packages") or {} for environment in (one, other)]
-    yield from _fields("package ", packages[0], packages[1], PERHAPS)
+    yield from compare_fields("package ", packages[0], packages[1], PERHAPS)
 
 
 def _gpus(environment: Mapping[str, Any]) -> str:
@@ -198,17 +198,17 @@ def _models(first: Manifest, second: Manifest) -> Iterator[Difference]:
         {str(model.get("repo_id")): model.get("revision") for model in models}
         for models in (first.cached_models, second.cached_models)
     ]
-    yield from _fields("model ", used[0], used[1], YES)
+    yield from compare_fields("model ", used[0], used[1], YES)
 
 
-def _fields(
+def compare_fields(
     start: str, first: Mapping[str, Any], second: Mapping[str, Any], explains: str
 ) -> Iterator[Difference]:
     """Yield what differs between two objects; `start` goes before the name of each field."""
     for name in dict.fromkeys((*first, *second)):
         one, other = first.get(name, MISSING), second.get(name, MISSING)
         if isinstance(one, dict) and isinstance(other, dict):
-            yield from _fields(f"{start}{name}.", one, other, explains)
+            yield from compare_fields(f"{start}{name}.", one, other, explains)
         elif not is_same(one, other, 0.0):
             yield Difference(f"{start}{name}", shown(one), shown(other), explains)
 

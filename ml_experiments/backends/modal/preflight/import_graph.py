@@ -25,6 +25,7 @@ from ml_experiments.backends.modal.preflight.imports import Import, imports_of, 
 from ml_experiments.errors import PreflightError
 
 OWN_PACKAGE = "ml_experiments"
+OWN_EXPERIMENTS = f"{OWN_PACKAGE}.tasks."
 _INSTALLED = {"site-packages", "dist-packages"}
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 
@@ -59,18 +60,22 @@ class ImportGraph:
     problems: tuple[str, ...]
 
 
-def walk_imports(module: str, import_paths: Sequence[Path] = ()) -> ImportGraph:
+def walk_imports(
+    module: str, import_paths: Sequence[Path] = (), *, follows_own_package: bool = True
+) -> ImportGraph:
     """Return everything that a module imports, directly or through the user's own modules.
 
     Args:
         module: The experiment's module.
         import_paths: Folders that are searched before `sys.path`.
+        follows_own_package: Whether what this package's modules import is followed, too, besides
+            that of its ready experiments.
 
     Raises:
         PreflightError: If the module itself isn't found.
     """
     importlib.invalidate_caches()
-    walk = _Walk(_Finder(import_paths))
+    walk = _Walk(_Finder(import_paths), follows_own_package=follows_own_package)
     if not walk.add_local(module):
         searched = ", ".join(str(p) for p in import_paths) or "sys.path"
         raise PreflightError(
@@ -108,8 +113,9 @@ def _public_names() -> dict[str, str]:
 
 
 class _Walk:
-    def __init__(self, finder: _Finder) -> None:
+    def __init__(self, finder: _Finder, *, follows_own_package: bool = True) -> None:
         self.finder = finder
+        self._follows_own_package = follows_own_package
         self.modules: dict[str, LocalModule] = {}
         self.external: dict[tuple[str, tuple[str, ...]], Import] = {}
         self.problems: list[str] = []
@@ -143,8 +149,13 @@ class _Walk:
                     "a package and add that with --pip"
                 )
                 continue
-            for found in _read_imports(module, self.problems):
-                self._follow(found)
+            if self._is_followed(module.name):
+                for found in _read_imports(module, self.problems):
+                    self._follow(found)
+
+    def _is_followed(self, module: str) -> bool:
+        is_own = module.partition(".")[0] == OWN_PACKAGE
+        return self._follows_own_package or not is_own or module.startswith(OWN_EXPERIMENTS)
 
     def _follow(self, found: Import) -> None:
         top = found.module.partition(".")[0]

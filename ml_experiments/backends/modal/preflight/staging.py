@@ -78,13 +78,13 @@ def _copy_file(source: Path, target: Path) -> list[str]:
     """Copy a module that is in no package, with the small data files beside it that it names."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target.with_name(f"{target.name}.py"))
-    named = _named_files(source)
+    named = named_files(source)
     large = [file for file in named if file.stat().st_size > MAX_DATA_FILE_BYTES]
     _copy((file for file in named if file not in large), source.parent, target.parent)
     return _too_large(large, source.parent, source.name)
 
 
-def _named_files(source: Path) -> list[Path]:
+def named_files(source: Path) -> list[Path]:
     """Return the data files below a module's folder whose paths stand in its source as strings."""
     found: dict[Path, None] = {}
     for node in ast.walk(ast.parse(source.read_bytes())):

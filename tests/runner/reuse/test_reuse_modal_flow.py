@@ -1,0 +1,60 @@
+"""`reuse=True` on Modal: the same rules, with the image for packages and the volume for models."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_experiments import ModalBackend, run_experiment
+from ml_experiments.backends.modal.mounts import cache_volume
+from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.reuse.finding import find_earlier
+from modal_emulator import Emulator
+from tests.support.hub_cache import commit_of
+from tests.support.modal_runs import Recorder
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_on_modal_is_reused_without_a_call(
+    modal_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_dir: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def train(model_name='org/small'): return 1\n")
+    monkeypatch.chdir(tmp_path)
+
+    def put_ref(revision: str) -> None:
+        with cache_volume().batch_upload(force=True) as batch:
+            path = "/huggingface/hub/models--org--small/refs/main"
+            batch.put_file(io.BytesIO(revision.encode()), path)
+
+    def differences(backend: ModalBackend, **options: Any) -> list[str]:
+        prepared = prepare_run("mine.train", {}, backend=backend, **options)
+        search = find_earlier(prepared, backend, runs_dir)
+        return [each.what for each in search.differences]
+
+    with ModalBackend() as backend:
+        options: dict[str, Any] = {"backend": backend, "gpu": "t4", "reuse": True}
+        first = run_experiment("mine.train", {}, observer=Recorder(), **options)
+        assert first.status == "success", first.error
+        assert first.run_dir is not None
+        assert differences(backend, gpu="t4") == ["model org/small"]  # it loaded none
+        used = {"repo_id": "org/small", "kind": "model", "revision": commit_of("a")}
+        manifest = first.run_dir / "manifest.json"
+        manifest.write_text(
+            json.dumps({**json.loads(manifest.read_text()), "cached_models": [used]})
+        )
+        put_ref(commit_of("a"))
+        calls = len(modal_emulator.calls())
+        again = run_experiment("mine.train", {}, observer=Recorder(), **options)
+        assert (again.run_id, again.is_reused) == (first.run_id, True)
+        assert len(modal_emulator.calls()) == calls
+        assert differences(backend, gpu="l4") == ["backend and GPU"]
+        put_ref(commit_of("b"))
+        assert differences(backend, gpu="t4") == ["model org/small"]
+        put_ref(commit_of("a"))
+    with ModalBackend(pip=["timm==1.0.0"]) as other:
+        assert differences(other, gpu="t4") == ["package timm"]
