@@ -155,6 +155,10 @@ class RunFolderError(Error):
     """Raised when a run folder is not readable."""
 
 
+class RunExistsError(RunFolderError):
+    """Raised when a run folder can't be made because there is one of this id."""
+
+
 class SupersededError(RunFolderError):
     """Another attempt at the run has begun; this one writes nothing more."""
 

@@ -220,6 +220,15 @@ class Backend(ABC):
         """
         raise BackendError(f"runs on the {self.name} backend end with the client that started them")
 
+    def bring_here(self, run_id: str, runs_dir: Path) -> bool:  # noqa: ARG002
+        """Bring the folder of a run here that another machine has started; return whether it is.
+
+        Args:
+            run_id: The run.
+            runs_dir: Where its folder goes.
+        """
+        return False
+
     def recover(self, folder: RunFolder, observer: Observer) -> None:  # noqa: B027
         """Bring a result here that is where the run executed, though its client never got it.
 

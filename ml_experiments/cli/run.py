@@ -140,9 +140,12 @@ def run(
             return 0
         if explain_reuse:
             return _explain_reuse(prepared, opened, as_json)
-        earlier, prepared = take_earlier(prepared, opened)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            earlier, prepared = take_earlier(prepared, opened)
+            if earlier is not None:
+                result = follow(lambda: earlier, as_json, leaves_on_interrupt=True)
         if earlier is not None:
-            return report(earlier.result(), as_json)
+            return report(result, as_json)
         approve_cost(prepared, opened, yes=yes, may_ask=True)
 
         def download() -> None:
@@ -212,7 +215,7 @@ def _run_detached(
     from ml_experiments.runner.detached import start_detached
 
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    folder, is_reused = start_detached(
+    folder, is_new = start_detached(
         class_path,
         load_config(config_file, overrides),
         backend=_backend_of(backend, options, for_modal),
@@ -222,11 +225,11 @@ def _run_detached(
     )
     run_id = folder.path.name
     if as_json:
-        record = {"run_id": run_id, "run_dir": str(folder.path), "is_reused": is_reused}
+        record = {"run_id": run_id, "run_dir": str(folder.path), "is_new": is_new}
         click.echo(json.dumps(record))
         return 0
-    if is_reused:
-        click.echo(f"  ml-experiments runs show {run_id}")
+    if not is_new:
+        click.echo(f"  ml-experiments runs follow {run_id}")
         return 0
     click.echo(f"run {run_id} goes on without this terminal")
     for command in ("follow", "logs", "wait", "cancel"):

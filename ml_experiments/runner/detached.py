@@ -22,7 +22,7 @@ from typing import Any
 from typing_extensions import override
 
 from ml_experiments.backends import open_backend
-from ml_experiments.backends.base import RunHandle
+from ml_experiments.backends.base import FinishedRunHandle, RunHandle
 from ml_experiments.errors import BackendError, ConfigError, Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import error_of, problem_of
@@ -30,6 +30,7 @@ from ml_experiments.execution.worker.process import command_for
 from ml_experiments.runner.budget.reserving import refuse_above_asking
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.printable import printable_lines
+from ml_experiments.runner.reuse.existing import ExistingRunHandle
 from ml_experiments.runner.run import submit_run, take_earlier, wait_for
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
@@ -58,7 +59,7 @@ def start_detached(
         is_approved: Whether it may cost more than the setting `ask_above`.
 
     Returns:
-        Its folder; and whether that is the folder of an earlier run, and nothing was started.
+        Its folder; and whether it is new, and not the folder of a run that there was before.
 
     Raises:
         Error: If the run could not work.
@@ -98,7 +99,7 @@ def start_detached(
     if "problem" in answer:
         raise error_of(answer["problem"])
     supervisor.returncode = 0  # this process does not wait for it
-    return RunFolder(Path(answer["folder"])), answer["is_reused"]
+    return RunFolder(Path(answer["folder"])), answer["is_new"]
 
 
 class _Notices(Observer):
@@ -131,10 +132,13 @@ def main() -> None:
                     prefetch_models(prepared, backend=backend, observer=observer)
             handle = earlier or submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
-            accepted = {"folder": str(handle.folder.path), "is_reused": earlier is not None}
+            is_new = not isinstance(handle, ExistingRunHandle | FinishedRunHandle)
+            accepted = {"folder": str(handle.folder.path), "is_new": is_new}
             answer.write(json.dumps(accepted) + "\n")
             answer.close()
             _let_go_of_terminal()
+            if not is_new:
+                os._exit(0)  # another process sees it through, if it goes on
             with contextlib.suppress(KeyboardInterrupt):
                 wait_for(handle)
     except Error as e:

@@ -66,4 +66,8 @@ class RunOptions(TypedDict, total=False):
             "models, and start nothing."
         ),
     ]
+    run_id: Annotated[
+        str | None,
+        Doc("Run once under this id: if there is such a run, it is followed, and none started."),
+    ]
     prefetch: Annotated[bool, Doc("Download the models that the config names first.")]

@@ -27,7 +27,7 @@ from ml_experiments.runner.escalation import check_attempts, ladder_of, on_modal
 from ml_experiments.runner.observers import check_url, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.reuse.describing import with_fingerprint
-from ml_experiments.runs.spec import PreparedRun, RunSpec, new_run_id
+from ml_experiments.runs.spec import PreparedRun, RunSpec, check_run_id, new_run_id
 from ml_experiments.serialization.scratch import ScratchFolder
 
 _DRAWN_SEEDS = 2**31
@@ -70,6 +70,9 @@ def prepare_run(
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     check_attempts(asked, backend.name)
+    run_id = asked.get("run_id")
+    if run_id is not None:
+        check_run_id(run_id)
     notify = asked.get("notify")
     if notify is not None:
         check_url(notify)
@@ -79,7 +82,7 @@ def prepare_run(
     drawn = secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
     description, template = backend.describe(path, import_paths, _plain(config), drawn)
     spec = RunSpec(
-        run_id=new_run_id(),
+        run_id=run_id or new_run_id(),
         experiment=path,
         config=description.config,
         seed=drawn,
@@ -114,7 +117,10 @@ def prepare_run(
             "nothing, so leave it out"
         )
     prepared = dataclasses.replace(
-        prepared, reuses=asked.get("reuse", False), takes_any_seed=seed is None
+        prepared,
+        reuses=asked.get("reuse", False),
+        takes_any_seed=seed is None,
+        has_own_id=run_id is not None,
     )
     return with_fingerprint(prepared, backend)
 

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
-from ml_experiments.errors import BackendError, ConfigError
+from ml_experiments.errors import BackendError, ConfigError, RunExistsError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
 from ml_experiments.redaction.redactor import Redactor
@@ -24,6 +24,7 @@ from ml_experiments.runner.observers import DISPLAY, Notifier, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.retry import submit_with_retries
+from ml_experiments.runner.reuse.existing import ExistingRunHandle, find_existing
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import Heartbeat
 from ml_experiments.runs.index.journal import recorded
@@ -169,17 +170,23 @@ def take_earlier(
     runs_dir: Path | None = None,
     observer: Observer | None = None,
 ) -> tuple[RunHandle | None, PreparedRun]:
-    """Return the run whose result is taken for a prepared one, if that is asked for.
+    """Return the run that is taken for a prepared one: that of its id, or one to reuse.
 
     Returns:
-        A handle of the earlier run, or None, and the prepared run, for which no earlier one has
+        A handle of that run, or None, and the prepared run, for which no earlier one to reuse has
         to be looked for again.
+
+    Raises:
+        ConfigError: If the run of its id is another one.
     """
+    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
+    existing = find_existing(prepared, backend, place) if prepared.has_own_id else None
+    if existing is not None:
+        return _follow_existing(prepared, existing, backend, observer), prepared
     if not prepared.reuses:
         return None, prepared
     from ml_experiments.runner.reuse.finding import find_earlier  # brings SQLite along
 
-    place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     search = find_earlier(prepared, backend, place)
     if search.found is None:
         guarded(observer).notice(prepared.spec, f"nothing to reuse: {search}")
@@ -192,6 +199,22 @@ def take_earlier(
     watching.notice(prepared.spec, f"reused, for $0: {search}; nothing was started")
     watching.finished(spec, result)
     return FinishedRunHandle(spec, search.found, result), prepared
+
+
+def _follow_existing(
+    prepared: PreparedRun, folder: RunFolder, backend: Backend, observer: Observer | None
+) -> RunHandle:
+    if prepared.template is not None:
+        backend.templates.release(prepared.template)
+    watching = guarded(observer)
+    outcome = folder.outcome()
+    state = f"it has ended with status {outcome.status}"
+    if not outcome.status.has_ended:
+        state = "it goes on"
+    watching.notice(
+        prepared.spec, f"run {prepared.spec.run_id} exists, and none was started: {state}"
+    )
+    return ExistingRunHandle(folder, backend, watching)
 
 
 def submit_with_code(
@@ -216,6 +239,12 @@ def submit_with_code(
             guarded(observer).notice(prepared.spec, limit)
     try:
         handle = _submit_reserved(prepared, code, backend, place, observer)
+    except RunExistsError:  # another process was faster
+        release(prepared.reservation)
+        existing = find_existing(prepared, backend, place) if prepared.has_own_id else None
+        if existing is None:
+            raise
+        return _follow_existing(prepared, existing, backend, observer)
     except BaseException:
         release(prepared.reservation)
         raise
@@ -281,11 +310,14 @@ def wait_for(handle: RunHandle) -> RunResult:
     """Return a run's result; Ctrl-C cancels the run, a second one ends it at once.
 
     Raises:
-        KeyboardInterrupt: After the run was cancelled; its folder has the status `cancelled`.
+        KeyboardInterrupt: After the run was cancelled; its folder has the status `cancelled`. A
+            run that another process has started goes on.
     """
     try:
         return handle.result()
     except KeyboardInterrupt:
+        if isinstance(handle, ExistingRunHandle):
+            raise
         handle.cancel()
         try:
             handle.result()

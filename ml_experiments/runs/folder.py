@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ml_experiments.errors import RunFolderError, SupersededError
+from ml_experiments.errors import RunExistsError, RunFolderError, SupersededError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.heartbeat import LOST_AFTER_S, forget_cancel, silent_s
 from ml_experiments.runs.manifest import Manifest
@@ -86,7 +86,8 @@ class RunFolder:
             source: A file to copy there: an experiment that no other file holds.
 
         Raises:
-            RunFolderError: If it exists already or can't be written.
+            RunExistsError: If there is one of this id.
+            RunFolderError: If it can't be written.
         """
         folder = cls(runs_dir / spec.run_id, manifest.attempt)
         temporary = runs_dir / f".{spec.run_id}.{os.urandom(4).hex()}"
@@ -106,6 +107,8 @@ class RunFolder:
             temporary.rename(folder.path)
         except OSError as e:
             shutil.rmtree(temporary, ignore_errors=True)
+            if folder.path.exists():
+                raise RunExistsError(f"there is a run folder {folder.path} already") from e
             raise RunFolderError(
                 f"the run folder {folder.path} can't be written: {e.strerror}; "
                 "choose another place with runs_dir or ML_EXPERIMENTS_RUNS_DIR"

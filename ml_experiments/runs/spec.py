@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_experiments.errors import ConfigError
 from ml_experiments.runs.provenance.fingerprint import Fingerprint, SourceFiles
 
+_MAX_ID_LENGTH = 48  # the name of an app on Modal has up to 64
+_RUN_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_MAX_ID_LENGTH - 1}}}")
+_RESERVED_IDS = ("last", "sweeps")
 MAX_GRACE_S = 30.0
 MIN_GRACE_S = 1.0
 
@@ -106,6 +111,7 @@ class PreparedRun:
         source: The files that its source was read from.
         reuses: Whether the result of an earlier run, which depends on the same, is taken for it.
         takes_any_seed: Whether such a run may have had another seed.
+        has_own_id: Whether its id was asked for, so that it runs once under it.
     """
 
     spec: RunSpec
@@ -122,6 +128,24 @@ class PreparedRun:
     source: SourceFiles = field(default_factory=SourceFiles)
     reuses: bool = False
     takes_any_seed: bool = False
+    has_own_id: bool = False
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse what can't be the id of a run: it is the name of a folder, and of an app on Modal.
+
+    Raises:
+        ConfigError: If it isn't letters, digits, dots, dashes and underscores, or is reserved.
+    """
+    if _RUN_ID.fullmatch(run_id) is None:
+        raise ConfigError(
+            f"{run_id!r:.80} can't be the id of a run; an id has up to {_MAX_ID_LENGTH} letters, "
+            "digits, dots, dashes and underscores, and begins with a letter or a digit"
+        )
+    if run_id in _RESERVED_IDS:
+        raise ConfigError(
+            f"{run_id!r} can't be the id of a run; the word stands for something else"
+        )
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:

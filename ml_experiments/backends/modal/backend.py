@@ -36,6 +36,7 @@ from ml_experiments.backends.modal.preflight.requirements import (
     read_requirements,
 )
 from ml_experiments.backends.modal.preflight.staging import stage_source
+from ml_experiments.backends.modal.remote_runs import bring_here, runs_there
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
@@ -212,6 +213,12 @@ class ModalBackend(Backend):
                 "GPU; follow it again later, or resume it"
             )
         return self.start(handle, lambda: self._threads.submit(handle.collect, call_id))
+
+    def bring_here(self, run_id: str, runs_dir: Path) -> bool:
+        if run_id not in runs_there():
+            return False
+        bring_here(run_id, runs_dir)
+        return True
 
     def recover(self, folder: RunFolder, observer: Observer) -> None:
         manifest = folder.read_manifest()

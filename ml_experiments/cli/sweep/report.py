@@ -55,7 +55,9 @@ def _print_line(spec: SweepSpec, progress: Progress, point: SweepPoint, *, to_st
     parts.append(_overrides(spec, point.overrides))
     if spec.metric is not None:
         parts.append(point.problem or f"{spec.metric}={_score(point)}")
-    if "total_s" in point.result.timings:
+    if point.result.is_reused:
+        parts.append("reused")
+    elif "total_s" in point.result.timings:
         parts.append(f"{point.result.timings['total_s']:.2f} s")
     if point.result.error is not None:
         parts.append(_error(point))

@@ -85,15 +85,16 @@ def find_earlier(prepared: PreparedRun, backend: Backend, runs_dir: Path) -> Sea
         backend: Its backend.
         runs_dir: Where the earlier runs are.
     """
-    registry, config = RunRegistry(runs_dir), recorded_config(prepared)
-    for folder in _candidates(prepared, registry, None, _condition(config)):
-        if not any(_differences(prepared, config, backend, folder)):
+    registry = RunRegistry(runs_dir)
+    condition = _condition(recorded_config(prepared))
+    for folder in _candidates(prepared, registry, None, condition):
+        if not any(differences(prepared, backend, folder)):
             return Search(found=folder)
     nearest = Search()
     for folder in _candidates(prepared, registry, _MAX_NEAREST, None):
-        differences = tuple(_differences(prepared, config, backend, folder))
-        if nearest.nearest is None or len(differences) < len(nearest.differences):
-            nearest = Search(None, folder, differences)
+        found = tuple(differences(prepared, backend, folder))
+        if nearest.nearest is None or len(found) < len(nearest.differences):
+            nearest = Search(None, folder, found)
     return nearest
 
 
@@ -125,20 +126,23 @@ def _condition(config: Mapping[str, Any]) -> str | None:
     return " and ".join(conditions[:_MAX_CONDITIONS]) or None
 
 
-def _differences(
-    prepared: PreparedRun, config: Mapping[str, Any], backend: Backend, folder: RunFolder
-) -> Iterator[Difference]:
-    """Yield what an earlier run depends on that is not the same for a prepared one."""
+def differences(prepared: PreparedRun, backend: Backend, folder: RunFolder) -> Iterator[Difference]:
+    """Yield what an earlier run depends on that is not the same for a prepared one.
+
+    Raises:
+        RunFolderError: If a file of the earlier run is not readable.
+    """
     spec, manifest, outcome = folder.read_spec(), folder.read_manifest(), folder.outcome()
     before, now = manifest.fingerprint, prepared.fingerprint
-    assert before is not None
-    assert now is not None
+    if before is None or now is None:
+        yield Difference("source", "not recorded", "known", YES)
+        return
     if before.experiment != now.experiment:
         yield Difference("experiment", before.experiment, now.experiment, YES)
     yield from compare_fields("source of ", before.source, now.source, YES)
     yield from compare_fields("file ", before.data, now.data, YES)
     if before.config != now.config:
-        yield from compare_fields("config.", spec.config, config, YES)
+        yield from compare_fields("config.", spec.config, recorded_config(prepared), YES)
     if not prepared.takes_any_seed and spec.seed != prepared.spec.seed:
         yield Difference("seed", str(spec.seed), str(prepared.spec.seed), YES)
     yield from _package_differences(manifest, before, now)

@@ -134,6 +134,8 @@ def plan_sweep(
     location, _ = locate_experiment(experiment)
     if "notify" in runs:
         raise ConfigError("notify is for single runs; a sweep ends when its command does")
+    if "run_id" in runs:
+        raise ConfigError("run_id is for single runs; each point of a sweep has a run of its own")
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
     if max_cost is not None and backend != "modal":
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_VERSION = 2  # another one: the file is built anew
+_VERSION = 3  # another one: the file is built anew
 _WAIT_S = 10.0  # for another process that writes
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -19,6 +19,7 @@ CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
     is_dated INTEGER NOT NULL,             -- its id says when it was made
+    moment TEXT,                           -- when that was, as ids say it; NULL: not known yet
     stamp TEXT,                            -- of its files when it was read; NULL: read it again
     is_settled INTEGER NOT NULL DEFAULT 0, -- it changes only if the journal says so
     status TEXT, experiment TEXT, name TEXT, backend TEXT, gpu TEXT, sweep TEXT, created_at TEXT,
@@ -26,7 +27,7 @@ CREATE TABLE runs (
     error TEXT, error_kind TEXT, note TEXT, problem TEXT,
     data TEXT                              -- config, results and tags by path, as JSON
 );
-CREATE INDEX newest ON runs (is_dated, run_id);
+CREATE INDEX newest ON runs (moment, run_id);
 CREATE INDEX unsettled ON runs (id) WHERE is_settled = 0;
 CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
 CREATE TABLE vals (path INTEGER, value, run INTEGER, PRIMARY KEY (path, value, run)) WITHOUT ROWID;

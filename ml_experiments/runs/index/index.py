@@ -15,6 +15,7 @@ from ml_experiments.runs.index.tables import (
     remove_runs,
     select_entries,
     select_names,
+    select_undated,
     write_row,
 )
 
@@ -77,6 +78,8 @@ class RunIndex:
 
         def read(connection: sqlite3.Connection) -> list[str]:
             refresh_names(connection, self._runs_dir, is_listed=is_listed)
+            if not prefix:  # only the order depends on them
+                self._read(connection, select_undated(connection))
             return select_names(connection, prefix, limit)
 
         return self._database.use(read)
@@ -103,6 +106,7 @@ class RunIndex:
             self._refresh_all(connection)
         else:
             refresh_names(connection, self._runs_dir)
+            self._read(connection, select_undated(connection))
 
     def _refresh_all(self, connection: sqlite3.Connection) -> None:
         refresh_names(connection, self._runs_dir)

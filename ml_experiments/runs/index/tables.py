@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_experiments.runs.index.rows import COLUMNS, RunRow
 
-_NEWEST_FIRST = "runs.is_dated DESC, runs.run_id DESC"
+_NEWEST_FIRST = "runs.moment DESC, runs.run_id DESC"
+_MOMENT_LENGTH = 19  # of `20261123-141502-417`
 _WRITTEN = tuple(name for name in COLUMNS if name != "run_id")
 
 
@@ -92,7 +93,10 @@ def select_names(connection: sqlite3.Connection, prefix: str, limit: int | None)
 
 def add_runs(connection: sqlite3.Connection, names: Iterable[tuple[str, bool]]) -> None:
     """Add runs that have to be read: names, and whether they are dated."""
-    connection.executemany("INSERT OR IGNORE INTO runs (run_id, is_dated) VALUES (?, ?)", names)
+    connection.executemany(
+        "INSERT OR IGNORE INTO runs (run_id, is_dated, moment) VALUES (?, ?, ?)",
+        [(name, is_dated, name[:_MOMENT_LENGTH] if is_dated else None) for name, is_dated in names],
+    )
 
 
 def remove_runs(connection: sqlite3.Connection, names: Iterable[str]) -> None:
@@ -109,10 +113,11 @@ def write_row(connection: sqlite3.Connection, row: RunRow, stamp: str, is_settle
         return
     assignments = ", ".join(f"{name} = ?" for name in ("stamp", "is_settled", "data", *_WRITTEN))
     connection.execute(
-        f"UPDATE runs SET {assignments} WHERE id = ?",
+        f"UPDATE runs SET {assignments}, moment = iif(is_dated, moment, ?) WHERE id = ?",
         (
             *(stamp, is_settled, json.dumps(row.values)),
             *(getattr(row, name) for name in _WRITTEN),
+            _moment(row.created_at),
             number,
         ),
     )
@@ -121,6 +126,18 @@ def write_row(connection: sqlite3.Connection, row: RunRow, stamp: str, is_settle
         "INSERT OR IGNORE INTO vals VALUES ((SELECT id FROM paths WHERE path = ?), ?, ?)",
         [(path, value, number) for path, value in row.values.items()],
     )
+
+
+def select_undated(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of runs whose place in the order is known only once they are read."""
+    query = "SELECT run_id FROM runs WHERE moment IS NULL AND stamp IS NULL"
+    return [name for (name,) in connection.execute(query)]
+
+
+def _moment(created_at: str | None) -> str:
+    """Return a time as the id of a run begins, so that both can be compared."""
+    digits = "".join(filter(str.isdigit, created_at or ""))
+    return f"{digits[:8]}-{digits[8:14]}-{digits[14:17]}"
 
 
 def _remove_values(connection: sqlite3.Connection, name: str) -> int | None:

@@ -279,7 +279,7 @@ def test_the_command_says_what_it_reuses_and_explains_what_differs(project: Path
     record = json.loads(asked("lr=0.25", "--reuse", "--json").stdout)
     assert (record["run_id"], record["is_reused"]) == (first["run_id"], True)
     detached = json.loads(asked("lr=0.25", "--reuse", "--detach", "--json").stdout)
-    assert (detached["run_id"], detached["is_reused"]) == (first["run_id"], True)
+    assert (detached["run_id"], detached["is_new"]) == (first["run_id"], False)
     assert asked("lr=0.25", "--explain-reuse").returncode == 0
     explained = asked("lr=0.5", "--seed", "2", "--explain-reuse", "--json")
     assert explained.returncode == 1

@@ -13,6 +13,7 @@ from ml_experiments import ModalBackend, run_experiment
 from ml_experiments.backends.modal.mounts import cache_volume
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.reuse.finding import find_earlier
+from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from tests.support.hub_cache import commit_of
 from tests.support.modal_runs import Recorder
@@ -58,3 +59,20 @@ def test_a_run_on_modal_is_reused_without_a_call(
         put_ref(commit_of("a"))
     with ModalBackend(pip=["timm==1.0.0"]) as other:
         assert differences(other, gpu="t4") == ["package timm"]
+
+
+def test_an_id_that_is_on_the_volume_is_brought_here_and_not_run_again(
+    modal_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_dir: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def train(n=1): return n\n")
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"gpu": "t4", "run_id": "nightly-4", "observer": Recorder()}
+    with ModalBackend() as backend:
+        first = run_experiment("mine.train", {"n": 4}, backend=backend, **options)
+        assert first.results == 4, first.error
+        runs_dir.rename(tmp_path / "machine-a")
+        calls = len(modal_emulator.calls())
+        again = run_experiment("mine.train", {"n": 4}, backend=backend, **options)
+        assert (again.run_id, again.results) == ("nightly-4", 4)
+        assert len(modal_emulator.calls()) == calls
+        assert RunFolder(runs_dir / "nightly-4").read_spec().config == {"n": 4}
