@@ -174,6 +174,27 @@ def worker_environment(gpu: str | None, threads: int | None) -> dict[str, str]:
     return environment
 
 
+def launcher_environment(count: int) -> dict[str, str]:
+    """Return the environment of a launcher that starts processes on this machine, this one's.
+
+    Args:
+        count: How many they are; they share the cores, unless the user has set OMP_NUM_THREADS.
+    """
+    threads = max(1, (os.cpu_count() or 1) // count)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+
+def launched_rank() -> tuple[int, int, int]:
+    """Return the rank of this process, its rank on this machine, and how many there are in all."""
+    rank, local, count = map(os.environ.get, ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return int(rank or 0), int(local or 0), int(count or 1)
+
+
+def use_cpu_with_accelerate() -> None:
+    """Have Accelerate use the CPU in processes that this one starts."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
 def git_environment() -> dict[str, str]:
     """Return the environment of a git that looks at the folder it is told, and asks nothing."""
     # GIT_DIR and the like, set inside a hook, would lead to another repository

@@ -161,6 +161,7 @@ def type_name(kind: Any) -> str:
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
     text = re.sub(r"\b(collections\.abc|pathlib(\._local)?|typing)\.", "", text)
     text = re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1 or None", text)  # how Literal | None prints
     return text.replace(" | ", " or ")  # a bar would end the cell of a table
 
 

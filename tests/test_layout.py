@@ -88,6 +88,7 @@ TESTED_ELSEWHERE = {
     "config/test_validation": "config/building config/fields config/scalars",
     "core/test_create_gpu_function": "backends/modal/gpu_functions",
     "core/test_modal_runner": "backends/modal/image",
+    "execution/launch/test_launcher": "execution/launch/*",
     "execution/test_warm_experiment": "execution/process_state",
     "modal_emulator/apps/test_function_options": "modal_emulator/apps/function_checks",
     "modal_emulator/apps/test_functions": "modal_emulator/services/* modal_emulator/scheduling/*",

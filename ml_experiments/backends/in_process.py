@@ -9,10 +9,12 @@ from typing import Any, ClassVar, TextIO
 
 from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
+from ml_experiments.errors import BackendError
 from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.logs import log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.warm_experiment import WarmExperiment
@@ -46,9 +48,14 @@ class DebugBackend(Backend):
         return description, None
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
-        """Refuse a GPU type: this machine has the GPUs that it has."""
+        """Refuse a GPU type, which this machine has or not, and a launcher."""
         refuse_gpu(run.spec)
-        return run
+        if run.spec.launch is not None:
+            raise BackendError(
+                f"launch={run.spec.launch!r} starts processes of its own; the debug backend runs "
+                "in this one"
+            )
+        return with_processes(run, 0)
 
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Execute the run now; the handle has its result."""

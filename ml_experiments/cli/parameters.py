@@ -120,6 +120,9 @@ def _option(
         return click.option(flag, name, type=click.Path(path_type=Path), help=summary)
     if flavour is float and name.endswith("_s"):
         return click.option(flag, name, type=Duration(), help=f"{summary} Such as 90s, 30m or 2h.")
+    if typing.get_origin(flavour) is typing.Literal:
+        choices = click.Choice(typing.get_args(flavour))
+        return click.option(flag, name, type=choices, help=summary)
     return click.option(flag, name, type=flavour, help=summary)
 
 

@@ -32,10 +32,13 @@ from ml_experiments.errors import SoftTimeout, SupersededError, UnportableResult
 from ml_experiments.execution.events import CheckpointSaved, Event, Metrics, ModelsUsed, Progress
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
+from ml_experiments.execution.launch.ranks import Rank, RankOutcome
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
 from ml_experiments.execution.seeding import seed_everything, watch_imports
 from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.worker.messages import RunMessage
 from ml_experiments.experiment.base import Experiment
+from ml_experiments.experiment.checkpoints import Checkpoint
 from ml_experiments.experiment.context import RunContext, set_current_run
 from ml_experiments.experiment.hub_models import hub_models
 from ml_experiments.experiment.importing import load_experiment
@@ -70,6 +73,7 @@ def execute_run(
     is_preempted: Callable[[], bool] = lambda: False,
     on_returned: Callable[[], None] = lambda: None,
     reports_models: bool = False,
+    in_ranks: Callable[[], RankOutcome] | None = None,
 ) -> RunResult:
     """Execute a run in this process, in its folder, and return what was written there.
 
@@ -88,10 +92,13 @@ def execute_run(
             KeyboardInterrupt is raised again.
         on_returned: Called when `run()` has ended; from then on interrupts do nothing.
         reports_models: Whether to emit which models of the cache the run uses.
+        in_ranks: Calls the experiment in the processes that a launcher starts, instead of here.
     """
     started, pid = time.perf_counter(), os.getpid()
     hidden = (*secret_values(), *secrets)
-    attempt = _Attempt(spec, folder, emit, warm, hints, hidden, setup_key, reports_models, began_at)
+    attempt = _Attempt(
+        spec, folder, emit, warm, hints, hidden, setup_key, reports_models, began_at, in_ranks
+    )
     _try(reset_peak_memory, None)
     _open_closed_streams()
     with noted_interrupt() as interrupted:
@@ -108,6 +115,61 @@ def execute_run(
         if interrupted.fired:  # also where the experiment made something else of it
             attempt.status, attempt.error = RunStatus.CANCELLED, None
         return attempt.finish(time.perf_counter() - started)
+
+
+def execute_rank(
+    message: RunMessage,
+    rank: Rank,
+    *,
+    emit: Emit,
+    hints: Hints,
+    on_begin: Callable[[], None],
+    checkpoint: Checkpoint | None,
+) -> RankOutcome:
+    """Execute the experiment of a run in this process, which is one of its ranks.
+
+    Args:
+        message: The run.
+        rank: Which of its ranks this process is.
+        emit: Receives events; those of rank 0 are the run's.
+        hints: What the user can do about an error, here.
+        on_begin: Called when an interrupt is one of the experiment from now on.
+        checkpoint: The newest one when the run began.
+    """
+    pid = os.getpid()
+    attempt = _Attempt(
+        message.spec,
+        RunFolder(Path(message.folder), message.attempt),
+        emit,
+        WarmExperiment(),
+        hints,
+        (*secret_values(), *message.secrets),
+        setup_key=None,
+        reports_models=message.reports_models and rank.is_first,
+        began_at=message.began_at,
+        rank=rank,
+        on_begin=on_begin,
+        checkpoint=checkpoint,
+    )
+    with noted_interrupt() as interrupted:
+        error = attempt.run_experiment()
+        ended_at = time.monotonic()
+        if os.getpid() != pid:
+            _end_forked_child(error)
+        interrupted.is_over = True
+    if not rank.is_first:
+        attempt.value = None  # not written to the folder, either
+    attempt.keep(error)
+    if rank.is_first:
+        _try(attempt.note_models, None)
+    return RankOutcome(
+        ended_at,
+        attempt.error,
+        was_cut_short=interrupted.fired or attempt.soft_timeout.fired,
+        results=attempt.results,
+        timings=attempt.timings,
+        usage=_try(memory_and_gpu_use, {}),
+    )
 
 
 def prepare_process() -> None:
@@ -151,10 +213,15 @@ class _Attempt:
     setup_key: str | None
     reports_models: bool
     began_at: float | None
+    in_ranks: Callable[[], RankOutcome] | None = None
+    rank: Rank | None = None  # of which this process is; None where it is the only one
+    on_begin: Callable[[], None] = lambda: None
+    checkpoint: Checkpoint | None = None  # for ranks other than 0
     status: RunStatus = RunStatus.SUCCESS
     error: RunError | None = None
     results: Any = None
     timings: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)  # of the machine, by the ranks
     metrics_file: TextIO | None = None  # open once something is logged
     kept_models: tuple[UsedRevision, ...] = ()  # loaded by the setup() of an earlier run
 
@@ -182,7 +249,12 @@ class _Attempt:
     def run_experiment(self) -> BaseException | None:
         """Run the experiment; return what it raised."""
         try:
-            self.note_start()
+            self.on_begin()
+            if self.rank is None:
+                self.note_start()
+            if self.in_ranks is not None:  # each of them has its soft timeout
+                self.value = self.in_ranks()
+                return None
             with (
                 self.watch,
                 self.context(),
@@ -253,6 +325,9 @@ class _Attempt:
         try:
             if error is not None:
                 raise error
+            if isinstance(self.value, RankOutcome):
+                self._take_over(self.value)
+                return
             # what can be represented is kept, even if another part can't
             self.results, problems = self._encode(self.value, "results")
             if problems:
@@ -262,6 +337,13 @@ class _Attempt:
         except BaseException as e:  # noqa: BLE001 - see above
             self.fail(e)
         self.value = None
+
+    def _take_over(self, outcome: RankOutcome) -> None:
+        """Make what came of the ranks what came of the run."""
+        self.results, self.usage = outcome.results, outcome.usage
+        self.timings.update(outcome.timings)
+        if outcome.error is not None:
+            self.status, self.error = RunStatus.ERROR, outcome.error
 
     def _encode(self, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
         return encode(value, self.folder.artifacts_dir, name, self.redactor.redact_text)
@@ -273,7 +355,7 @@ class _Attempt:
 
     def finish(self, total_s: float) -> RunResult:
         """Write result.json and return it as written; nothing else may keep it from that."""
-        _try(self._note_models, None)
+        _try(self.note_models, None)
         # a mistake in the config, found before anything was done, leaves nothing broken behind
         is_harmless = self.error is not None and self.error.kind is ErrorKind.CONFIG
         if self.status is not RunStatus.SUCCESS and not is_harmless:
@@ -289,7 +371,7 @@ class _Attempt:
             environment={
                 "python": platform.python_version(),
                 "hostname": socket.gethostname(),
-                **_try(memory_and_gpu_use, {}),
+                **(self.usage or _try(memory_and_gpu_use, {})),
             },
             run_dir=self.folder.path,
         )
@@ -304,7 +386,7 @@ class _Attempt:
             data = redact_result(result, self.redactor)
             return RunResult.from_dict(data, run_dir=self.folder.path)
 
-    def _note_models(self) -> None:
+    def note_models(self) -> None:
         """Name in the manifest the exact weights, and in the cache that they were used."""
         own = self.watch.used()
         seen = {(model.kind, model.repo_id, model.revision) for model in own}
@@ -320,9 +402,15 @@ class _Attempt:
         )
         self.folder.write_manifest(manifest, self.redactor)
 
+    @property
+    def _reports(self) -> bool:
+        """Whether what the experiment reports in this process is the run's."""
+        return self.rank is None or self.rank.is_first
+
     @contextmanager
     def context(self) -> Iterator[None]:
         """Make `current_run()` answer while the experiment runs."""
+        rank = self.rank or Rank()
         context = RunContext(
             run_id=self.spec.run_id,
             _output_dir=self.folder.artifacts_dir,
@@ -331,6 +419,10 @@ class _Attempt:
             _log=self._log,
             _progress=self._progress,
             _on_checkpoint=lambda: self.emit(CheckpointSaved()),
+            rank=rank.number,
+            local_rank=rank.local,
+            world_size=rank.world_size,
+            _resumes_from=self.checkpoint,
         )
         set_current_run(context)
         try:
@@ -341,6 +433,8 @@ class _Attempt:
                 self.metrics_file.close()
 
     def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        if not self._reports:
+            return
         place = "metrics" if step is None else f"metrics/{step}"
         encoded, problems = self._encode(dict(metrics), place)
         if problems:
@@ -353,6 +447,8 @@ class _Attempt:
         self.emit(Metrics(entry["metrics"], step))
 
     def _progress(self, done: float, total: float | None, text: str) -> None:
+        if not self._reports:
+            return
         text = self.redactor.redact_text(text)
         self.emit(Progress(float(done), None if total is None else float(total), text))
 

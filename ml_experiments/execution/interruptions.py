@@ -6,9 +6,10 @@ here too: a run that was cut short did not simply succeed, whatever it made of t
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -66,6 +67,29 @@ def held_interrupt() -> Iterator[Interruption]:
     previous = signal.signal(signal.SIGINT, note)
     try:
         yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def handled_interrupts(act: Callable[[], object]) -> Iterator[None]:
+    """Call a function for an interrupt (SIGINT) in the block, which goes on.
+
+    The handler before it is called too; the KeyboardInterrupt that it raises is dropped.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            previous(signum, frame)
+        act()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)
 

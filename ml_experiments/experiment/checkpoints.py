@@ -62,6 +62,15 @@ class Checkpoint:
         restore_random_state(self._random_state)
         return state
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the checkpoint as JSON, for another process."""
+        return {**vars(self), "path": str(self.path)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint of `to_dict`."""
+        return cls(**{**data, "path": Path(data["path"])})
+
     def _load_state(self, device: str) -> Any:
         if self.format == "files":
             return self.path

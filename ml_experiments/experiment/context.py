@@ -19,6 +19,9 @@ class RunContext:
     Attributes:
         run_id: The id of the run.
         seed: The run's seed; random, numpy and torch are already seeded with it.
+        rank: Which of the processes of a launcher this is, from 0; 0 without a launcher.
+        local_rank: Which of those on this machine it is.
+        world_size: How many processes there are; 1 without a launcher.
     """
 
     run_id: str
@@ -28,6 +31,10 @@ class RunContext:
     _log: Callable[[Mapping[str, Any], int | None], None]
     _progress: Callable[[float, float | None, str], None]
     _on_checkpoint: Callable[[], None] = lambda: None
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    _resumes_from: Checkpoint | None = None  # of ranks other than 0
 
     @property
     def output_dir(self) -> Path:
@@ -57,7 +64,9 @@ class RunContext:
 
     @property
     def device(self) -> str:
-        """The best device that this run may use, as torch names it: `cuda`, `mps` or `cpu`.
+        """The best device that this process may use, as torch names it: `cuda`, `mps` or `cpu`.
+
+        Where a launcher has started several processes, each has its own, such as `cuda:1`.
 
         Example:
             ```python
@@ -69,7 +78,7 @@ class RunContext:
         import torch
 
         if torch.cuda.is_available():
-            return "cuda"
+            return f"cuda:{self.local_rank}" if self.world_size > 1 else "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
     def log(self, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
@@ -101,6 +110,9 @@ class RunContext:
         before it as they were. The random number generators of Python, numpy and torch are saved
         with it. On Modal, checkpoints are stored at once, but at most every minute.
 
+        Of several ranks, only rank 0 writes. In the others nothing is saved, and the folder of all
+        checkpoints is returned.
+
         Example:
             ```python
             run = current_run()
@@ -125,6 +137,8 @@ class RunContext:
             OSError: If it can't be written.
         """
         number = _whole_number(step)
+        if self.rank:
+            return self.checkpoint_dir
         saved = save_checkpoint(self.checkpoint_dir, state, step=number, keep=keep, format=format)
         self._on_checkpoint()
         return saved
@@ -135,12 +149,17 @@ class RunContext:
         Each file is compared with the hash that was written with it. A damaged checkpoint is
         removed, with a warning, and the one before it is returned.
 
+        Of several ranks, those other than 0 get the one that was there when the run began: rank 0
+        may have saved another one before they ask.
+
         Example:
             ```python
             checkpoint = current_run().latest_checkpoint()
             state = checkpoint.load() if checkpoint else {"step": 0}
             ```
         """
+        if self.rank:
+            return self._resumes_from
         return latest_checkpoint(self._checkpoint_dir)
 
     def progress(self, done: float, total: float | None = None, *, text: str = "") -> None:

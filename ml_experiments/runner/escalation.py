@@ -55,6 +55,11 @@ def check_attempts(options: Mapping[str, Any], backend: str) -> None:
                 "escalate_to is for a run on this machine; on Modal, it's escalate that goes on "
                 "with a larger GPU"
             )
+        if options.get("launch"):
+            raise ConfigError(
+                "escalate_to can't go with launch: on Modal, the run would have another number of "
+                "processes"
+            )
         parse_gpu(options["escalate_to"])
     elif "escalate" in asked and backend != "modal":
         raise ConfigError(

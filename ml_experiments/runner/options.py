@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
@@ -12,6 +12,7 @@ from ml_experiments.settings import MAX_USD
 
 MAX_SEED = 2**63 - 1  # what torch accepts
 MAX_RETRIES = 1000
+MAX_PROCESSES = 256
 MAX_TIMEOUT_S = 10 * 365 * 24 * 3600  # far above it, timers of the system overflow
 
 
@@ -20,6 +21,16 @@ class RunOptions(TypedDict, total=False):
 
     gpu: Annotated[
         str | None, Doc("GPU type on Modal: a10g, h100:2, or h100,a100-80gb as a fallback.")
+    ]
+    launch: Annotated[
+        Literal["torchrun", "accelerate"] | None,
+        Doc("Start one process for each GPU, with torch's or Accelerate's launcher."),
+    ]
+    nproc_per_node: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_PROCESSES),
+        Doc("With launch: how many processes; by default one for each GPU."),
     ]
     timeout_s: Annotated[
         float | None,

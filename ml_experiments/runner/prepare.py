@@ -89,6 +89,8 @@ def prepare_run(
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         backend=backend.name,
         gpu=asked.get("gpu"),
+        launch=asked.get("launch"),
+        nproc_per_node=asked.get("nproc_per_node"),
         timeout_s=asked.get("timeout_s"),
         max_cost=asked.get("max_cost"),
         retries=asked.get("retries", 0),

@@ -49,6 +49,9 @@ class RunSpec:
         escalate: Where it goes on after CUDA out of memory: GPU types, or `larger`.
         escalate_to: The GPU type on Modal that a run on this machine goes on with after out of
             memory.
+        launch: What starts the processes that the run executes in: `torchrun` or `accelerate`;
+            None for a single process.
+        nproc_per_node: How many processes that are.
         backend_options: What else was asked of the backend, with which it can be opened again.
     """
 
@@ -68,6 +71,8 @@ class RunSpec:
     escalate_to: str | None = None
     backend_options: dict[str, Any] = field(default_factory=dict)
     max_cost: float | None = None
+    launch: str | None = None
+    nproc_per_node: int | None = None
 
     @property
     def may_run_again(self) -> bool:

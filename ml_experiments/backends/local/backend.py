@@ -15,6 +15,7 @@ from ml_experiments.backends.local.run_handle import LocalRunHandle
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.launch.preparing import check_packages, with_processes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.supervisor import Supervision
 from ml_experiments.execution.worker.pool import TemplatePool
@@ -56,20 +57,22 @@ class LocalBackend(Backend):
 
     def __init__(self, **options: Unpack[LocalOptions]) -> None:
         max_workers = read_options(LocalOptions, options, "LocalBackend").get("max_workers")
-        gpus = list_gpus()
+        self._gpus = gpus = list_gpus()
         count = min(max_workers or max(1, len(gpus)), _most_workers())
         threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else None
         super().__init__()
         self.templates = TemplatePool(threads)
         self._slots = [WorkerSlot(gpus[i % len(gpus)] if gpus else None) for i in range(count)]
         self._free = list(self._slots)
-        self._lock = threading.Lock()
+        self._freed = threading.Condition()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="local-run")
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Refuse a GPU type: this machine has the GPUs that it has."""
         refuse_gpu(run.spec)
-        return run
+        prepared = with_processes(run, len(self._gpus))
+        check_packages(run.spec.launch)
+        return prepared
 
     def submit(self, prepared: PreparedRun, folder: RunFolder, observer: Observer) -> RunHandle:
         """Queue a run for the next free worker."""
@@ -89,7 +92,10 @@ class LocalBackend(Backend):
     def _execute(
         self, handle: LocalRunHandle, prepared: PreparedRun, observer: Observer
     ) -> RunResult:
-        slot = self._take_slot(prepared.setup_key)
+        slots = self._take_slots(prepared)
+        # ranks have all the GPUs of the slots, by a worker of their own
+        ranks = prepared.spec.nproc_per_node
+        slot = slots[0] if ranks is None else WorkerSlot(self._gpus_for(slots, ranks))
         try:
             self.forget_fingerprint(prepared, handle.folder)  # it may have waited for the slot
             result = Supervision(
@@ -107,18 +113,31 @@ class LocalBackend(Backend):
             slot.drop()  # its worker may still execute the run
             raise
         finally:
+            if slot is not slots[0]:
+                slot.close()
             self.templates.release(prepared.template)
-            with self._lock:
-                self._free.append(slot)
+            with self._freed:
+                self._free += slots
+                self._freed.notify_all()
         observer.finished(handle.spec, result)
         return result
 
-    def _take_slot(self, setup_key: str | None) -> WorkerSlot:
-        """Return the free slot that suits a run best."""
-        with self._lock:
-            best = max(self._free, key=lambda slot: slot.score(setup_key))
-            self._free.remove(best)
-        return best
+    def _take_slots(self, prepared: PreparedRun) -> list[WorkerSlot]:
+        """Return free slots that suit a run best: one, or one for each GPU of its ranks."""
+        count = 1
+        if prepared.spec.launch is not None and self._gpus:
+            count = min(prepared.spec.nproc_per_node or 1, len(self._slots))
+        with self._freed:
+            self._freed.wait_for(lambda: len(self._free) >= count)
+            self._free.sort(key=lambda slot: slot.score(prepared.setup_key), reverse=True)
+            taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+    def _gpus_for(self, slots: list[WorkerSlot], count: int) -> str | None:
+        """Return the GPUs for some ranks: those of their slots, if these are enough."""
+        own = list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu is not None))
+        gpus = own if len(own) >= count else list(self._gpus[:count])
+        return ",".join(gpus) or None
 
 
 def _most_workers() -> int:

@@ -41,7 +41,8 @@ from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
 from ml_experiments.config.options import read_options
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import ConfigError, RunFolderError
+from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
@@ -111,11 +112,12 @@ class ModalBackend(Backend):
             self._options.get("cpu"),
             self._options.get("memory_gib"),
         )
+        run = with_processes(dataclasses.replace(run, spec=spec), _gpu_count(spec, plan))
         require_access()  # last, for a typo can be mended without an account
         self._find_secrets()
         if run.template is not None:
             self.templates.release(run.template)  # the run executes elsewhere
-        return self._with_forecast(dataclasses.replace(run, spec=spec, template=None), plan)
+        return self._with_forecast(dataclasses.replace(run, template=None), plan)
 
     def packages(self, run: PreparedRun) -> dict[str, str]:
         """Return what the image is made of: the lock, and the packages that are added."""
@@ -270,3 +272,18 @@ class ModalBackend(Backend):
         """Return what to say with the first run only."""
         first, self._is_first = self._is_first, False
         return self._find_secrets().notes if first else ()
+
+
+def _gpu_count(spec: RunSpec, plan: ContainerPlan) -> int:
+    """Return how many GPUs each choice has, at least.
+
+    Raises:
+        ConfigError: If a launcher can't know how many processes to start.
+    """
+    counts = sorted({choice.count for choice in plan.gpu.choices})
+    if len(counts) > 1 and spec.launch is not None and spec.nproc_per_node is None:
+        raise ConfigError(
+            f"the choices of gpu={spec.gpu!r} have different numbers of GPUs; say how many "
+            f"processes there shall be: nproc_per_node={counts[0]}"
+        )
+    return counts[0]

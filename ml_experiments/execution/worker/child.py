@@ -32,6 +32,7 @@ from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import Event, Finished, Started, event_to_json
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.death import NO_THREAD
 from ml_experiments.execution.worker.ending import end_process
@@ -106,18 +107,22 @@ class Worker:
             if self._client_is_gone or spec.run_id in self._interrupted:
                 raise KeyboardInterrupt
             self._emit(Started())
+            hints = load_hints(message.hints)
             result = execute_run(
                 spec,
                 folder,
                 emit=self._emit,
                 warm=self._warm,
                 setup_key=message.setup_key,
-                hints=_load_hints(message.hints),
+                hints=hints,
                 secrets=message.secrets,
                 began_at=message.began_at,
                 on_returned=self._on_returned,
                 is_preempted=lambda: self._interrupted.get(spec.run_id, False),
                 reports_models=message.reports_models,
+                in_ranks=None
+                if spec.launch is None
+                else lambda: run_in_ranks(message, self._emit, hints),
             )
             is_written = folder.result_file.exists()
             finished = Finished(result=None if is_written else result.to_dict())
@@ -188,7 +193,8 @@ class Worker:
             raise KeyboardInterrupt
 
 
-def _load_hints(path: str) -> Hints:
+def load_hints(path: str) -> Hints:
+    """Return the hints of a run message."""
     module, _, name = path.partition(":")
     hints: Hints = getattr(importlib.import_module(module), name)()
     return hints

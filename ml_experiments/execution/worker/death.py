@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from pathlib import Path
+from typing import BinaryIO
 
 from ml_experiments.execution.failures import kind_of_text
 from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints
@@ -78,8 +79,13 @@ def describe_hard_timeout(spec: RunSpec, hints: Hints) -> RunError:
 def read_log_tail(output: Path, redactor: Redactor) -> str:
     """Return the interpreter's own crash report, or the end of what was printed."""
     with output.open("rb") as log:
-        log.seek(0, 2)
-        log.seek(max(0, log.tell() - _MAX_CRASH_REPORT))
-        text = log.read().decode("utf-8", "backslashreplace")
+        return redactor.redact_text(crash_report(log))
+
+
+def crash_report(log: BinaryIO) -> str:
+    """Return the interpreter's crash report in a log, or the end of the log."""
+    log.seek(0, 2)
+    log.seek(max(0, log.tell() - _MAX_CRASH_REPORT))
+    text = log.read().decode("utf-8", "backslashreplace")
     reports = [match.start() for match in _CRASH_MARK.finditer(text)]
-    return redactor.redact_text(text[reports[-1] :] if reports else text[-2000:])
+    return text[reports[-1] :] if reports else text[-2000:]

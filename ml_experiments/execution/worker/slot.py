@@ -13,7 +13,7 @@ class WorkerSlot:
     """Starts a worker for each run; keeps one whose set-up serves the next run too."""
 
     def __init__(self, gpu: str | None = None) -> None:
-        self._gpu = gpu
+        self.gpu = gpu
         self._worker: WorkerProcess | None = None
         self._guard: GuardProcess | None = None  # of its template
         self._setup_key: str | None = None  # of its worker
@@ -39,7 +39,7 @@ class WorkerSlot:
             self.drop()
         if self._worker is None:
             guard = self._guard_of(template)
-            self._worker = guard.start_worker(output, folder.path, secrets, self._gpu)
+            self._worker = guard.start_worker(output, folder.path, secrets, self.gpu)
         self._setup_key = setup_key
         return self._worker
 

@@ -149,6 +149,8 @@ def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
         ("seed", YES),
         ("backend", PERHAPS),
         ("gpu", PERHAPS),
+        ("launch", PERHAPS),
+        ("nproc_per_node", YES),
         ("timeout_s", NO),
     ):
         one, other = getattr(first, name), getattr(second, name)
