@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,7 +55,7 @@ def run_in_ranks(message: RunMessage, emit: Callable[[Event], None], hints: Hint
     # a short name, for the path of a socket has at most 107 characters
     with (
         tempfile.TemporaryDirectory(prefix="ranks-") as place,
-        _Launch(message, emit, hints, Path(place, "s")) as launch,
+        _Launch(message, emit, hints, Path(place)) as launch,
         handled_interrupts(launch.interrupt),
     ):
         return launch.follow()
@@ -64,7 +65,7 @@ class _Launch:
     """The launcher's process, and the ranks that it has started."""
 
     def __init__(
-        self, message: RunMessage, emit: Callable[[Event], None], hints: Hints, path: Path
+        self, message: RunMessage, emit: Callable[[Event], None], hints: Hints, place: Path
     ) -> None:
         spec = message.spec
         assert spec.launch is not None
@@ -76,13 +77,14 @@ class _Launch:
         self._ranks: list[_RankProcess] = []
         self._is_interrupted = False
         self._selector = selectors.DefaultSelector()
+        self._place, path = place, str(place / "s")
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
+        self._listener.bind(path)
         self._listener.listen(self._count)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._report, report_end = os.pipe()
         search_path = tuple(filter(None, sys.path))
-        rank = command_for(_RANK, search_path, str(path))
+        rank = command_for(_RANK, search_path, path)
         # the output of a rank is part of the log until it has connected
         self._agent = subprocess.Popen(
             command_for(
@@ -143,6 +145,9 @@ class _Launch:
                 rank.output = RankOutput(rank.rank.number)
                 rank.send(self._first_message, rank.output.descriptor)
                 self._ranks.append(rank)
+                if len(self._ranks) == self._count:
+                    # now, for this process may be killed
+                    shutil.rmtree(self._place, ignore_errors=True)
                 if self._is_interrupted:
                     rank.signal(signal.SIGINT)
             elif "outcome" in message:
@@ -256,7 +261,8 @@ def _newest_checkpoint(message: RunMessage) -> dict[str, Any] | None:
 
 
 def _of(what: str, error: RunError) -> RunError:
-    return dataclasses.replace(error, message=f"{what}: {error.message}")
+    traceback = error.traceback and f"{what}:\n{error.traceback}"
+    return dataclasses.replace(error, message=f"{what}: {error.message}", traceback=traceback)
 
 
 def _use_of_all(usages: Iterable[dict[str, Any]]) -> dict[str, Any]:

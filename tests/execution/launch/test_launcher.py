@@ -132,8 +132,8 @@ def test_a_rank_that_raises_ends_the_run_which_is_resumed_from_one_checkpoint(
     assert error is not None
     assert error.kind is ErrorKind.EXPERIMENT
     assert (error.type, error.message) == ("ArithmeticError", "rank 1: a bad batch")
-    first, place, *_, last = error.traceback.splitlines()
-    assert first == "Traceback (most recent call last):"
+    rank, first, place, *_, last = error.traceback.splitlines()
+    assert (rank, first) == ("rank 1:", "Traceback (most recent call last):")
     assert "launched_experiments.py" in place
     assert last == "ArithmeticError: a bad batch"
     assert {"[rank0] here is 0 of 2", "[rank1] without a newline"} <= set(log_of(result))
