@@ -12,6 +12,9 @@ from .execution.observer import Observer as Observer
 from .experiment.base import Experiment as Experiment
 from .experiment.base import ExperimentConfig as ExperimentConfig
 from .experiment.context import current_run as current_run
+from .runner.bench.bench import BenchReport as BenchReport
+from .runner.bench.bench import bench as bench
+from .runner.bench.measuring import BenchRow as BenchRow
 from .runner.prepare import prepare_run as prepare_run
 from .runner.run import run_experiment as run_experiment
 from .runner.run import submit_experiment as submit_experiment

@@ -20,6 +20,7 @@ from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.cli.main import cli
 from ml_experiments.cli.parameters import flag_of
 from ml_experiments.config.options import descriptions
+from ml_experiments.runner.bench.options import BenchOptions
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 from modal_emulator.rpc.protocol_fields import FIELDS
@@ -28,6 +29,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 WRITTEN = "<!-- written by scripts/reference_pages.py; a change here is overwritten -->"
 OPTIONS_OF = {
     RunOptions: "of `run_experiment`, `submit_experiment` and `prepare_run`",
+    BenchOptions: "of `bench`, besides `vary`",
     SweepOptions: "of `sweep`, besides those of runs",
     LocalOptions: 'of `LocalBackend`, and of `backend_options=` with `backend="local"`',
     ModalOptions: 'of `ModalBackend`, and of `backend_options=` with `backend="modal"`',

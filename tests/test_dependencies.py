@@ -82,6 +82,8 @@ def extras_of(file: Path) -> set[str]:
         return EXTRAS["results"]
     if name == "ml_experiments/runner/sweeps/study.py":
         return EXTRAS["sweep"]
+    if name == "ml_experiments/runner/bench/plot.py":
+        return EXTRAS["plot"]
     if name.removeprefix("ml_experiments/experiment/") in TORCH_OF_THE_USER:
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
     if name == "ml_experiments/execution/launch/agent.py":  # the launchers are the user's, too

@@ -28,6 +28,7 @@ COMMANDS = {
         "Kill and resume an experiment, and compare.",
     ),
     "sweep": ("ml_experiments.cli.sweep", "Run an experiment at many points."),
+    "bench": ("ml_experiments.cli.bench", "Compare GPU types and settings: speed, cost, memory."),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "costs": ("ml_experiments.cli.costs", "Say what runs have cost; find what still costs."),

@@ -1,14 +1,16 @@
-"""A lock on a run folder, so that only one attempt at the run is active."""
+"""Locks: of a run folder, so that only one attempt at the run is active, and of any file."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.runs.folder import RunFolder
 
 # an attempt releases the lock a moment after it has written its result
@@ -78,3 +80,22 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock on a file for a block; the system releases it when the process dies.
+
+    Args:
+        path: The file; it is made if it isn't there.
+        message: What is said where another process holds the lock.
+
+    Raises:
+        Error: If another process holds it.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Error(message) from e
+        yield

@@ -25,7 +25,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV on stdout.")
 
 
-class _SweepGroup(click.Group):
+class StartGroup(click.Group):
     """Takes what is not the name of a sub-command for the beginning of `start`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -34,7 +34,7 @@ class _SweepGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_SweepGroup)
+@click.group(cls=StartGroup)
 def sweep() -> None:
     """Run an experiment at many points: `sweep CLASS_PATH lr=1e-4,3e-4 seed=range:5`.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.sweeps.space import Space
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
+from ml_experiments.runs.lock import locked_file
 from ml_experiments.runs.records import parse_record, read_json_object
 from ml_experiments.runs.registry import RunRegistry
 from ml_experiments.runs.result import RunResult
@@ -182,7 +182,9 @@ class SweepFolder:
         Raises:
             Error: If another process runs it.
         """
-        with _lock(self.path / ".lock", f"sweep {self.path.name} is being run by another process"):
+        with locked_file(
+            self.path / ".lock", f"sweep {self.path.name} is being run by another process"
+        ):
             self.stop_file.unlink(missing_ok=True)
             yield
 
@@ -190,7 +192,7 @@ class SweepFolder:
     def is_running(self) -> bool:
         """Whether a process runs the sweep."""
         try:
-            with _lock(self.path / ".lock", ""):
+            with locked_file(self.path / ".lock", ""):
                 return False
         except Error:
             return True
@@ -290,22 +292,7 @@ def reserved_name(runs_dir: Path, name: str | None) -> Iterator[None]:
     folder = _sweeps_dir(runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
     message = f"a sweep named {name!r} is running; wait for its end, or give another --name"
-    with _lock(folder / f".name-{digest}", message):
-        yield
-
-
-@contextlib.contextmanager
-def _lock(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock file.
-
-    Raises:
-        Error: If another process holds it.
-    """
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Error(message) from e
+    with locked_file(folder / f".name-{digest}", message):
         yield
 
 
