@@ -71,7 +71,7 @@ def _seconds(timings: dict[str, float]) -> str:
     parts = ", ".join(
         f"{name.removesuffix('_s')} {seconds:.2f}"
         for name, seconds in timings.items()
-        if name != "total_s"
+        if name not in ("total_s", "container_s")
     )
     return f"{timings['total_s']:.2f}" + (f" ({parts})" if parts else "")
 

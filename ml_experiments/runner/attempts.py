@@ -12,7 +12,7 @@ from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.budget.reserving import Budget, reserve
+from ml_experiments.runner.budget.reserving import reserve
 from ml_experiments.runner.reuse.describing import with_fingerprint
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
@@ -58,7 +58,6 @@ def reserve_again(
     backend: Backend,
     *,
     has_begun: bool = False,
-    budget: Budget | None = None,
 ) -> PreparedRun:
     """Reserve what another attempt may cost, within the cap of all of them.
 
@@ -68,7 +67,6 @@ def reserve_again(
         earlier: The attempts that have ended.
         backend: Where the next one executes.
         has_begun: Whether the manifest is the next attempt's already.
-        budget: What the run shares with others, instead of a cap of its own.
 
     Raises:
         BudgetError: If too little of the cap is left.
@@ -78,10 +76,10 @@ def reserve_again(
         [prepared],
         backend,
         folder.path.parent,
-        budget=budget,
+        budget=prepared.budget,
         attempt=attempt if has_begun else attempt + 1,
         # of runs that share a budget, the ledger knows
-        spent_usd=0.0 if budget else sum(each.cost_usd or 0.0 for each in earlier),
+        spent_usd=0.0 if prepared.budget else sum(each.at_most_usd or 0.0 for each in earlier),
     )
     return reserved
 

@@ -63,9 +63,10 @@ def resume_run(
         if max_cost is not None:
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)
+        asked = dataclasses.replace(asked, budget=budget)
         approve(asked)
         earlier = outcome.attempts or folder.read_manifest().attempts(outcome)
-        prepared = reserve_again(asked, folder, earlier, backend, budget=budget)
+        prepared = reserve_again(asked, folder, earlier, backend)
         limit = describe_limit(asked, prepared)
         if limit is not None:
             guarded(observer).notice(spec, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend, RunHandle
-from ml_experiments.errors import BackendError, Error, RunNotCollectedError
+from ml_experiments.errors import BackendError, BudgetError, Error, RunNotCollectedError
 from ml_experiments.execution.observer import GuardedObserver, Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.attempts import (
@@ -106,7 +107,7 @@ def with_retries(
     if not prepared.spec.may_run_again:
         return submit(observer)
     one_run = _OneRun(observer)
-    handle = RetriedRunHandle(submit(one_run), prepared.secrets, backend, one_run)
+    handle = RetriedRunHandle(submit(one_run), prepared, backend, one_run)
     return backend.start(handle, handle.begin)
 
 
@@ -115,22 +116,25 @@ class RetriedRunHandle(RunHandle):
 
     Args:
         first: The first attempt, which has been submitted.
-        secrets: Values that no record may hold.
+        prepared: The run.
         backend: Where the run executes.
         observer: Sees all attempts as one run.
     """
 
     def __init__(
-        self, first: RunHandle, secrets: tuple[str, ...], backend: Backend, observer: _OneRun
+        self, first: RunHandle, prepared: PreparedRun, backend: Backend, observer: _OneRun
     ) -> None:
         super().__init__(first.spec, first.folder)
         self._attempt: RunHandle | None = first
-        self._secrets = secrets
+        self._secrets = prepared.secrets
+        self._budget = prepared.budget
         self._backend = backend
         self._observer = observer
         self._has_climbed = False  # since the attempt before
+        self._undo: Callable[[], RunResult] | None = None  # of what the next attempt has changed
         self._opened = contextlib.ExitStack()  # backends besides the caller's
         self._retries_left = first.spec.retries
+        self._is_over_cap = False
         self._failure: BackendError | None = None
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
@@ -189,6 +193,11 @@ class RetriedRunHandle(RunHandle):
             return self._write(RunStatus.CANCELLED) if attempt is None else attempt.result()
         except RunNotCollectedError:  # it goes on, or has ended there
             raise
+        except BudgetError as e:
+            assert self._undo is not None
+            self._observer.notice(self.spec, f"run {self.run_id} gets no further attempt: {e}")
+            self._is_over_cap = True
+            return self._undo()
         except BackendError as e:  # it could not be started; its folder says so
             self._failure = e
             return self.folder.outcome()
@@ -200,8 +209,9 @@ class RetriedRunHandle(RunHandle):
         reservation = None
         try:
             earlier = self.folder.read_manifest().earlier_attempts
+            prepared = prepare_recorded(self.spec, self._backend)
             prepared = reserve_again(
-                prepare_recorded(self.spec, self._backend),
+                dataclasses.replace(prepared, budget=self._budget),
                 self.folder,
                 earlier,
                 self._backend,
@@ -214,6 +224,8 @@ class RetriedRunHandle(RunHandle):
             forget_other_source(prepared, self.folder)
             attempt = self._backend.submit(prepared, self.folder, self._observer)
             settle_at_end(attempt, reservation)
+        except BudgetError:
+            raise
         except Exception as e:
             release(reservation)
             kind = ErrorKind.INFRASTRUCTURE if isinstance(e, BackendError) else ErrorKind.CONFIG
@@ -228,8 +240,10 @@ class RetriedRunHandle(RunHandle):
     def _begin_next(self, outcome: RunResult) -> bool:
         """Begin the next attempt if there is to be one; return whether there is."""
         error = outcome.error
-        if error is None or outcome.status is not RunStatus.ERROR or self._cancelled.is_set():
+        is_last = self._cancelled.is_set() or self._is_over_cap
+        if error is None or outcome.status is not RunStatus.ERROR or is_last:
             return False
+        self._undo = self._undoing(outcome)
         larger = with_more_memory(self.spec, error, self.folder.read_manifest())
         self._has_climbed = larger is not None
         if larger is not None:
@@ -241,6 +255,19 @@ class RetriedRunHandle(RunHandle):
             self._attempt = None
         self.folder = begin_again(self.spec, self.folder, outcome, self._secrets)
         return True
+
+    def _undoing(self, outcome: RunResult) -> Callable[[], RunResult]:
+        """Return what makes the run one that has ended again, if it gets no further attempt."""
+        spec, manifest = self.spec, self.folder.read_manifest()
+
+        def undo() -> RunResult:
+            folder, redactor = RunFolder(self.folder.path), Redactor(self._secrets)
+            folder.write_spec(spec, redactor)
+            folder.write_manifest(manifest, redactor)
+            self.spec, self.folder = spec, RunFolder(folder.path, manifest.attempt)
+            return self.folder.write_result(outcome, redactor)
+
+        return undo
 
     def _may_retry(self, error: RunError) -> bool:
         if not can_pass(error, has_progressed=self._has_progressed):

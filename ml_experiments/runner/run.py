@@ -233,7 +233,7 @@ def submit_with_code(
         return earlier
     if prepared.reservation is None:
         asked = prepared
-        [prepared] = reserve([asked], backend, place)
+        [prepared] = reserve([asked], backend, place, budget=asked.budget)
         limit = describe_limit(asked, prepared)
         if limit is not None:
             guarded(observer).notice(prepared.spec, limit)

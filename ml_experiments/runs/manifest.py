@@ -88,6 +88,8 @@ class Manifest:
             seconds=result.timings.get("total_s"),
             error=result.error,
             cost_usd=result.cost.get("estimate_usd"),
+            at_most_usd=result.cost.get("at_most_usd"),
+            container_s=result.timings.get("container_s"),
             gpu=self._gpu(),
             submission=self.attempt,
         )

@@ -174,7 +174,10 @@ class Attempt:
         place: The machine, and on Modal the GPU and the call.
         began_at: When it was submitted, in ISO 8601.
         seconds: How long it executed; None if unknown.
+        container_s: How many seconds of its container on Modal count for it.
         cost_usd: What it cost by estimate, where money was spent.
+        at_most_usd: The most that it can have cost, as far as its container knew; see
+            `RunResult.cost`.
     """
 
     number: int
@@ -184,6 +187,8 @@ class Attempt:
     seconds: float | None = None
     error: RunError | None = None
     cost_usd: float | None = None
+    at_most_usd: float | None = None
+    container_s: float | None = None
     gpu: str | None = None
     submission: int | None = None
 
@@ -213,9 +218,12 @@ class RunResult:
     Attributes:
         results_json: What `run()` returned, as JSON; `results` has it decoded. After an error,
             what could be kept.
-        timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`.
-        cost: US dollars, where money was spent: `estimate_usd`, `worst_case_usd`, and once
-            `costs reconcile` has read it `billed_usd`, for all attempts.
+        timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`; and `container_s`,
+            how many of its container on Modal count for it.
+        cost: US dollars, where money was spent: `estimate_usd`; `at_most_usd`, which counts the
+            start and the last wait of the container too, and all CPU and memory that it could
+            use; `worst_case_usd`, which was known before; and once `costs reconcile` has read
+            it `billed_usd`, for all attempts.
         environment: Python, packages that matter, machine and devices of the run.
         attempts: Every attempt at the run, the one that led to this result last.
         run_dir: The run folder on this machine.

@@ -109,6 +109,7 @@ class PreparedRun:
         hub_models: The models on the Hub that its config names.
         template: The template process that checked it, and executes it on this machine.
         forecast: What it is going to cost, a `Forecast`; None where that is nothing.
+        budget: What it shares with other runs, a `Budget`; None for a cap of its own.
         reservation: What is reserved for it in the ledger.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
         notify: The URL to which its end is posted; no record holds it.
@@ -127,6 +128,7 @@ class PreparedRun:
     template: Any = None
     plan: Any = None
     forecast: Any = None
+    budget: Any = None
     reservation: Any = None
     notify: str | None = None
     fingerprint: Fingerprint | None = None

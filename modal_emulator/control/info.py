@@ -93,7 +93,10 @@ class CallInfo:
 
 @dataclass(frozen=True)
 class ContainerInfo:
-    """A container, running or ended; `gpu` is the type of GPU that it has."""
+    """A container, running or ended; `gpu` is the type of GPU that it has.
+
+    It is billed from `started_at` to `ended_at`; either is 0 as long as it is not over.
+    """
 
     task_id: str
     function_id: str
@@ -107,6 +110,8 @@ class ContainerInfo:
     inputs_taken: int
     running_input_ids: tuple[str, ...]
     created_at: float
+    started_at: float
+    ended_at: float
 
 
 @dataclass(frozen=True)

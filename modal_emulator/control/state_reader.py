@@ -164,6 +164,8 @@ class StateReader:
             inputs_taken=container.inputs_taken,
             running_input_ids=tuple(container.running),
             created_at=container.created_at,
+            started_at=container.started_at,
+            ended_at=container.ended_at,
         )
 
     def apps(self) -> list[AppInfo]:

@@ -194,7 +194,3 @@ def test_a_cap_holds_for_all_points_of_a_sweep_together(
     here = call("sweep", "train.py:train", "lr=0.1,0.2", "--max-cost", "1")
     assert here.returncode == 2
     assert "here they cost nothing" in here.stderr
-    again = call(
-        "sweep", "train.py:train", "lr=1,2", "--gpu", "t4", "--max-cost", "1", "--retries", "2"
-    )
-    assert "leave retries out" in again.stderr

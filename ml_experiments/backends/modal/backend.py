@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Unpack
 
 import ml_experiments
 from ml_experiments.backends.base import Backend, RunHandle, newest_of
+from ml_experiments.backends.modal import plan as container_plan
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.cache import call_cache_operation
@@ -184,6 +185,7 @@ class ModalBackend(Backend):
             prepared.secrets,
             prepared.setup_key,
             is_capped=plan.is_capped,
+            idle_s=container_plan.IDLE_S,
         ).to_dict()
 
         def open_app() -> OpenApp:

@@ -20,6 +20,7 @@ class RunRequest:
         secrets: Values that no record may hold, as far as the spec contains them.
         setup_key: See `PreparedRun`.
         is_capped: Whether all reruns share one timeout, because a cap depends on it.
+        idle_s: How long the container waits for another run in the end.
     """
 
     spec: RunSpec
@@ -27,6 +28,7 @@ class RunRequest:
     secrets: tuple[str, ...]
     setup_key: str | None = None
     is_capped: bool = False
+    idle_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON."""
@@ -36,6 +38,7 @@ class RunRequest:
             "secrets": list(self.secrets),
             "setup_key": self.setup_key,
             "is_capped": self.is_capped,
+            "idle_s": self.idle_s,
         }
 
 
@@ -46,6 +49,7 @@ def make_request(
     setup_key: str | None,
     *,
     is_capped: bool = False,
+    idle_s: float = 0.0,
 ) -> RunRequest:
     """Return the request for a run; of the secrets, only those that the spec contains travel.
 
@@ -55,6 +59,7 @@ def make_request(
         secrets: Values that no record may hold.
         setup_key: See `PreparedRun`.
         is_capped: See `RunRequest`.
+        idle_s: See `RunRequest`.
     """
     strings = list(_strings_in([spec.config, spec.name, spec.tags]))
     return RunRequest(
@@ -63,6 +68,7 @@ def make_request(
         tuple(v for v in secrets if v and any(v in string for string in strings)),
         setup_key,
         is_capped,
+        idle_s,
     )
 
 

@@ -228,9 +228,16 @@ class ModalRunHandle(RunHandle):
         """Add the cost to an attempt that was preempted: containers don't know prices."""
         if attempt.kind is not ErrorKind.PREEMPTED or attempt.seconds is None:
             return attempt
-        executed = RunResult(self.run_id, attempt.status, "", timings={"total_s": attempt.seconds})
-        cost = cost_of(executed, self.spec, manifest).get("estimate_usd")
-        return dataclasses.replace(attempt, cost_usd=attempt.cost_usd or cost)
+        timings = {"total_s": attempt.seconds}
+        if attempt.container_s is not None:
+            timings["container_s"] = attempt.container_s
+        executed = RunResult(self.run_id, attempt.status, "", timings=timings)
+        cost = cost_of(executed, self.spec, manifest)
+        return dataclasses.replace(
+            attempt,
+            cost_usd=attempt.cost_usd or cost.get("estimate_usd"),
+            at_most_usd=attempt.at_most_usd or cost.get("at_most_usd"),
+        )
 
     def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""

@@ -306,8 +306,8 @@ def _within(
             raise BudgetError(
                 f"{cap.name} of {dollars(cap.max_usd)} is too low, for {what} takes at least "
                 f"{dollars(ask.least_usd)} and at most {dollars(ask.worst_case_usd)}, and "
-                f"{dollars(left)} is left: {dollars(spent)} is spent, {dollars(reserved)} is "
-                f"reserved for runs that have not ended{_named(waiting)}. {cap.advice}, or choose "
+                f"{dollars(left)} is left: at most {dollars(spent)} is spent, {dollars(reserved)} "
+                f"is reserved for runs that have not ended{_named(waiting)}. {cap.advice}, or choose "
                 "a cheaper GPU type, a shorter timeout, fewer CPU cores or less memory"
             )
     return shared

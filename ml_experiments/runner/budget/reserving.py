@@ -223,22 +223,29 @@ def record_bill(runs_dir: Path, run_id: str, usd: float) -> None:
 
 
 def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
-    """Return what an attempt at a run has cost by its folder; None while that isn't known."""
+    """Return the most that an attempt at a run can have cost; None while that isn't known.
+
+    It is no less than what Modal bills: an estimate would leave out the start of a container, and
+    what is left out of each attempt would add up beyond the cap.
+    """
     folder = RunFolder(runs_dir / run_id)
     try:
         manifest = folder.read_manifest()
         if manifest.attempt > attempt:
-            costs = [a.cost_usd for a in manifest.earlier_attempts if attempt == _submission(a)]
+            costs = [a.at_most_usd for a in manifest.earlier_attempts if attempt == _submission(a)]
             return None if not costs or None in costs else sum(c or 0.0 for c in costs)
         if manifest.attempt < attempt or not folder.result_file.exists():
             return None
-        estimate_usd = folder.read_result().cost.get("estimate_usd")
+        result = folder.read_result()
     except RunFolderError:
         return None
-    if estimate_usd is None and not manifest.is_on_modal:
+    own = [a.at_most_usd for a in result.attempts if attempt == _submission(a)]
+    own = own or [result.cost.get("at_most_usd")]
+    if own == [None] and not manifest.is_on_modal:
         return 0.0  # it was never handed over
+    spent_usd = None if None in own else sum(usd or 0.0 for usd in own)
     # what is no amount was written by nobody here
-    return estimate_usd if estimate_usd is not None and 0 <= estimate_usd <= MAX_USD else None
+    return spent_usd if spent_usd is not None and 0 <= spent_usd <= MAX_USD else None
 
 
 def _submission(attempt: Attempt) -> int:

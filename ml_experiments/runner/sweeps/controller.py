@@ -16,7 +16,7 @@ from ml_experiments.errors import BudgetError, ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.budget.reserving import Budget, reserve
+from ml_experiments.runner.budget.reserving import Budget
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import submit_with_code, take_earlier
@@ -223,12 +223,8 @@ class Controller:
         if earlier is not None:
             self._folder.record_reused(point.run_key, point.overrides, earlier.folder)
             return earlier
-        if self._budget is not None:
-            [prepared] = reserve(
-                [prepared], self._backend, self._folder.runs_dir, budget=self._budget
-            )
         return submit_with_code(
-            prepared,
+            dataclasses.replace(prepared, budget=self._budget),
             self._code,
             backend=self._backend,
             runs_dir=self._folder.runs_dir,
@@ -270,7 +266,7 @@ class Controller:
 
     def _finish(self, number: int) -> SweepPoint:
         point, started = self._running.pop(number)
-        result = started.result() if isinstance(started, RunHandle) else started
+        result = _outcome_of(started)
         why = self._pruned.pop(number, None)
         if why is not None and result.status is RunStatus.CANCELLED:
             result = _record_reason(started, result, why)
@@ -322,6 +318,18 @@ class _Reports(Observer):
         if is_number and step is not None and step >= 0:
             self._events.put(_Report(self._number, step, float(value)))  # type: ignore[arg-type]
         self._pass_on(spec, metrics, step)
+
+
+def _outcome_of(started: RunHandle | RunResult) -> RunResult:
+    """Return what came of a point; one whose outcome did not come here does not end the sweep."""
+    if isinstance(started, RunResult):
+        return started
+    try:
+        return started.result()
+    except Error as e:  # such as a connection to Modal that was lost
+        error = RunError(ErrorKind.INFRASTRUCTURE, type(e).__name__, str(e))
+        experiment = started.spec.experiment
+        return RunResult(started.run_id, RunStatus.ERROR, experiment, error=error)
 
 
 def _wait_for_end(folder: RunFolder) -> RunResult:

@@ -137,14 +137,8 @@ def plan_sweep(
     if "run_id" in runs:
         raise ConfigError("run_id is for single runs; each point of a sweep has a run of its own")
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
-    if max_cost is not None and backend != "modal":
+    if max_cost is not None and backend != "modal" and not runs.get("escalate_to"):
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
-    again = [name for name in ("retries", "escalate", "escalate_to") if runs.get(name)]
-    if max_cost is not None and again:
-        raise ConfigError(
-            f"the cap of a sweep does not cover further attempts at a point: leave {again[0]} out, "
-            "or max_cost; `sweep resume` runs failed points again within the cap"
-        )
     return SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,

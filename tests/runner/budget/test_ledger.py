@@ -56,7 +56,7 @@ def test_else_what_is_left_is_reserved_down_to_the_least(ledger: Ledger) -> None
         reserve(ledger, 1.7)
     message = str(refused.value)
     assert message.startswith("the cap of $1.70 is too low, for a run on t4 takes at least $0.50")
-    assert "$0.00 is left: $0.00 is spent, $1.70 is reserved" in message
+    assert "$0.00 is left: at most $0.00 is spent, $1.70 is reserved" in message
     assert "or whose outcome is not here (r1). Raise" in message
     assert "Raise --max-cost, or choose a cheaper GPU type" in message
     assert ledger.spent_usd("run:r1") == pytest.approx(1.7)

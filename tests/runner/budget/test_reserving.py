@@ -26,7 +26,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import ModalPlace
 from ml_experiments.runs.result import ErrorKind, RunStatus
 from modal_emulator import Emulator
-from tests.support.modal_experiments import Fails, Greet, Resumes
+from tests.support.modal_experiments import Fails, Greet, NeedsMemory, Resumes
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of, run_command
 from tests.support.run_folders import write_run
 from tests.support.waiting import wait_until
@@ -168,7 +168,9 @@ def test_a_run_that_has_ended_is_settled_by_what_it_cost(
     assert result.status is RunStatus.SUCCESS
     assert any("the timeout is 900 s instead of 14400 s" in text for text in recorder.notices)
     assert folder_of(result).read_spec().max_cost == cost_of(600, 600, 60)
-    wait_for_spent(f"run:{result.run_id}", result.cost["estimate_usd"])
+    # the start of the container and its last wait count, with all the CPU and memory it could use
+    assert result.cost["at_most_usd"] > T4_USD_PER_S * (60 + result.timings["total_s"])
+    wait_for_spent(f"run:{result.run_id}", result.cost["at_most_usd"])
 
 
 def test_a_cap_is_for_all_attempts_at_a_run(backend: ModalBackend) -> None:
@@ -186,9 +188,30 @@ def test_a_cap_is_for_all_attempts_at_a_run(backend: ModalBackend) -> None:
     assert len(again.result(WAIT_S).attempts) == 2
     spec = folder.read_spec()
     assert spec.max_cost == 2 * enough
-    spent = [attempt.cost_usd for attempt in folder.read_result().attempts]
+    spent = [attempt.at_most_usd for attempt in folder.read_result().attempts]
     total = sum(usd for usd in spent if usd is not None)
     wait_for_spent(f"run:{result.run_id}", total)
+
+
+def test_a_run_without_money_for_a_larger_gpu_ends_with_its_own_error(
+    backend: ModalBackend,
+) -> None:
+    recorder = Recorder()
+    result = run_experiment(
+        NeedsMemory,
+        {"fits": []},
+        backend=backend,
+        observer=recorder,
+        gpu="t4",
+        escalate="l4",
+        max_cost=cost_of(60, 60, 60),
+    )
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.CUDA_OOM
+    assert [attempt.gpu for attempt in result.attempts] == ["T4"]
+    assert folder_of(result).read_result() == result
+    assert folder_of(result).read_spec().gpu == "t4"
+    assert any("gets no further attempt: the cap of" in text for text in recorder.notices)
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,28 @@ from ml_experiments.runs.spec import RunSpec
 
 
 def cost_of(result: RunResult, spec: RunSpec, manifest: Manifest) -> dict[str, float]:
-    """Return the worst case that was shown and, once the run has executed, an estimate.
+    """Return the worst case that was shown and, once the run has executed, two prices.
 
-    The estimate counts the seconds of the run itself, at the price of its GPUs and of the CPU
-    and memory that were reserved. Modal's own bill has the start of the container too.
+    The estimate counts the seconds of the run itself, at the price of its GPUs and of the CPU and
+    memory that were reserved. `at_most_usd` counts the seconds of the container that are the
+    run's, its start and its last wait among them, with all CPU and memory that it could use: how
+    much of them it has used, only Modal's bill says.
     """
     place = manifest.modal
     if place is None:
         return {}
     cost = {}
-    if "total_s" in result.timings and place.cpu_cores and place.memory_mib:
+    if place.cpu_cores and place.memory_mib:
         devices = [gpu["name"] for gpu in manifest.environment.get("gpus", [])]
         with contextlib.suppress(UnknownPriceError):
             choice = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
-            price = container_usd_per_s(choice, place.cpu_cores[0], place.memory_mib[0] / 1024)
-            cost["estimate_usd"] = price * result.timings["total_s"]
+            for name, seconds, which in (
+                ("estimate_usd", result.timings.get("total_s"), 0),
+                ("at_most_usd", result.timings.get("container_s"), 1),
+            ):
+                if seconds is not None:
+                    host = (place.cpu_cores[which], place.memory_mib[which] / 1024)
+                    cost[name] = container_usd_per_s(choice, *host) * seconds
     if place.worst_case_usd is not None:
         cost["worst_case_usd"] = place.worst_case_usd
     return cost

@@ -16,6 +16,7 @@ import modal.experimental
 
 import ml_experiments
 from ml_experiments.backends.modal.container.checkpoint_commits import CheckpointCommits
+from ml_experiments.backends.modal.container.paid_time import PaidTime
 from ml_experiments.backends.modal.events import EventPrinter
 from ml_experiments.backends.modal.hints import ModalHints
 from ml_experiments.backends.modal.mounts import (
@@ -58,6 +59,7 @@ _COMMIT_WAITS_S = (0.5, 2.0)
 _templates = TemplatePool()
 _slot = WorkerSlot()
 _events = EventPrinter()
+_paid = PaidTime()
 
 
 def run_remote(request: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +68,14 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: A `RunRequest`, as JSON.
     """
-    began_at = time.monotonic()
     asked = parse_record(RunRequest, request)
+    # what has passed since the result was stored counts, too
+    return _portable(_with_paid_time(_run(asked), asked.idle_s))
+
+
+def _run(asked: RunRequest) -> RunResult:
+    """Execute a run, unless it has ended already."""
+    began_at = time.monotonic()
     spec = _here(asked.spec)
     volume = _runs_volume()
     if _is_on_volume(volume, spec.run_id):
@@ -76,19 +84,21 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
     try:
         folder = _open_folder(spec, asked.manifest, Redactor(hidden))
     except RunFolderError as e:  # a full volume
-        return _portable(_not_begun(spec, e.__cause__ or e))
+        return _not_begun(spec, e.__cause__ or e)
     if folder.result_file.exists():  # it had ended when its container was taken away
-        return _portable(folder.read_result())
+        return folder.read_result()
     if asked.is_capped:
         spec = with_time_left(spec, folder)
         _commit(volume)  # the start, from which the time counts
         if spec.timeout_s == 0:
-            return _portable(_out_of_time(asked.spec))
+            return _out_of_time(asked.spec)
     try:
         result = _execute(spec, folder, asked.setup_key, hidden, began_at)
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt):
             _record_preemption(folder, time.monotonic() - began_at, Redactor(hidden))
+        elif folder.result_file.exists():
+            _store_paid_time(folder, folder.read_result(), asked.idle_s)
         # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
         # interrupt has to go on in any case, for Modal acts on it
         failure = _commit(volume)
@@ -96,12 +106,13 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
             logger.warning("what the run has left was not stored: %s", failure)
         _let_no_other_run_in()
         raise
+    result = _store_paid_time(folder, result, asked.idle_s)
     _mark_ended(spec.run_id, result.status)
     failure = _commit(volume)
     _events.finished(spec, result)
     if result.error is not None and _may_be_the_machines(result.error):
         _let_no_other_run_in()
-    return _portable(result if failure is None else _not_stored(result, failure))
+    return result if failure is None else _not_stored(result, failure)
 
 
 def describe(experiment: str, config: Any, seed: int) -> Description:
@@ -267,7 +278,7 @@ def _record_preemption(folder: RunFolder, seconds: float | None, redactor: Redac
             "Preempted",
             "Modal took the container away; the run goes on in another one",
         ),
-        timings={} if seconds is None else {"total_s": seconds},
+        timings={} if seconds is None else {"total_s": seconds, "container_s": _paid.take_s(0.0)},
     )
     over = dataclasses.replace(
         manifest, earlier_attempts=manifest.attempts(taken), process=None, environment={}
@@ -339,6 +350,20 @@ def _not_stored(result: RunResult, failure: Exception) -> RunResult:
         hint=f"free space, as with: modal volume rm -r {RUNS_VOLUME} RUN_ID",
     )
     return dataclasses.replace(result, status=RunStatus.ERROR, error=result.error or error)
+
+
+def _with_paid_time(result: RunResult, idle_s: float) -> RunResult:
+    """Return a result that counts the seconds of this container that no other one counts."""
+    container_s = result.timings.get("container_s", 0.0) + _paid.take_s(idle_s)
+    return dataclasses.replace(result, timings={**result.timings, "container_s": container_s})
+
+
+def _store_paid_time(folder: RunFolder, result: RunResult, idle_s: float) -> RunResult:
+    """Write the seconds of this container into the result in the folder, too."""
+    try:
+        return folder.write_result(_with_paid_time(result, idle_s), Redactor(()))
+    except (OSError, RunFolderError):  # a full volume: they travel with the result
+        return result
 
 
 def _portable(result: RunResult) -> dict[str, Any]:
