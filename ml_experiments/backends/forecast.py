@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one attempt at a run is going to cost, in US dollars.
+    """What a run is going to cost, in US dollars; amounts are for one attempt unless they say so.
 
     Attributes:
         estimate_usd: The median of earlier runs of the experiment on this GPU type; without any,
@@ -21,6 +22,10 @@ class Forecast:
         least_usd: With less than that, it is not worth a start.
         prices_of: The date of the prices.
         prices_source: Where they are from.
+        attempts: How many attempts there may be: retries, and larger GPU types.
+        all_attempts_usd: The most that all of them can cost together; None where no price is
+            known.
+        runs: How many runs `estimate_usd` and `all_attempts_usd` are for; more than one in a sweep.
     """
 
     estimate_usd: float | None
@@ -31,6 +36,9 @@ class Forecast:
     low_usd: float | None = None
     high_usd: float | None = None
     earlier_runs: int = 0
+    attempts: int = 1
+    all_attempts_usd: float | None = None
+    runs: int = 1
 
     @property
     def estimated_from(self) -> str:
@@ -49,9 +57,29 @@ class Forecast:
         spread = ""
         if self.low_usd is not None and self.high_usd is not None and self.earlier_runs > 1:
             spread = f"{dollars(self.low_usd)} to {dollars(self.high_usd)}, "
+        all_usd = self.all_attempts_usd
+        at_most_usd = self.worst_case_usd if all_usd is None else all_usd
+        attempts = f" in {self.attempts} attempts" if self.attempts > 1 else ""
+        attempts += " each" if attempts and self.runs > 1 else ""
+        runs = f" for {self.runs:,} runs" if self.runs > 1 else ""
         return (
-            f"about {dollars(self.estimate_usd)} ({spread}from {self.estimated_from}), at most "
-            f"{dollars(self.worst_case_usd)}"
+            f"about {dollars(self.estimate_usd)}{runs} ({spread}from {self.estimated_from}), "
+            f"at most {dollars(at_most_usd)}{attempts}"
+        )
+
+    def for_runs(self, count: int, max_usd: float | None) -> Forecast:
+        """Return what so many runs like this one are going to cost, within a cap if given."""
+        if self.estimate_usd is None or self.worst_case_usd is None:
+            return dataclasses.replace(self, runs=count)
+        all_usd = self.worst_case_usd if self.all_attempts_usd is None else self.all_attempts_usd
+        limit_usd = math.inf if max_usd is None else max_usd
+        return dataclasses.replace(
+            self,
+            estimate_usd=min(self.estimate_usd * count, limit_usd),
+            all_attempts_usd=min(all_usd * count, limit_usd),
+            low_usd=None if self.low_usd is None else self.low_usd * count,
+            high_usd=None if self.high_usd is None else self.high_usd * count,
+            runs=count,
         )
 
 

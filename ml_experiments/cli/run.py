@@ -114,7 +114,7 @@ def run(
 
     config = load_config(config_file, overrides)
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    backend_name = _backend_of(backend, options, for_modal)
+    backend_name = backend_of(backend, options, for_modal)
     if on_interrupt == "detach" and backend_name != "modal":
         raise click.UsageError(
             "--on-interrupt detach goes with --backend modal; a run on this machine goes on "
@@ -164,7 +164,7 @@ def run(
     return report(result, as_json)
 
 
-def _backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str, Any]) -> str:
+def backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str, Any]) -> str:
     """Return the name of the backend that a run is for.
 
     Raises:
@@ -218,7 +218,7 @@ def _run_detached(
     folder, is_new = start_detached(
         class_path,
         load_config(config_file, overrides),
-        backend=_backend_of(backend, options, for_modal),
+        backend=backend_of(backend, options, for_modal),
         backend_options=for_modal,
         options=options,
         is_approved=yes,
@@ -293,7 +293,6 @@ def approve_cost(prepared: PreparedRun, backend: Backend, *, yes: bool, may_ask:
     Raises:
         BudgetError: If the answer is no, or there is no terminal to ask on.
     """
-    from ml_experiments.errors import BudgetError
     from ml_experiments.runner.budget.reserving import above_asking, refuse_above_asking
     from ml_experiments.settings import runs_dir
 
@@ -303,7 +302,22 @@ def approve_cost(prepared: PreparedRun, backend: Backend, *, yes: bool, may_ask:
         refuse_above_asking(prepared, backend, runs_dir())
         return
     above = above_asking(prepared, backend, runs_dir())
-    if above is not None and not click.confirm(f"{above}. Start it?", err=True):
+    confirm_cost(above)
+
+
+def confirm_cost(above: str | None) -> None:
+    """Ask whether to start something that may cost more than the setting `ask_above`.
+
+    Raises:
+        BudgetError: If the answer is no, or there is no terminal to ask on.
+    """
+    from ml_experiments.errors import BudgetError
+
+    if above is None:
+        return
+    if not sys.stdin.isatty():
+        raise BudgetError(f"{above}, and nobody was asked; --yes starts it")
+    if not click.confirm(f"{above}. Start it?", err=True):
         raise BudgetError("nothing was started")
 
 

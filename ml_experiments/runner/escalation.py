@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_experiments.backends.modal.billing.cost import choice_that_ran
-from ml_experiments.backends.modal.billing.prices import cheapest_larger
-from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, parse_gpu
+from ml_experiments.backends.modal.billing.prices import LARGER, next_choice
+from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, parse_gpu
 from ml_experiments.errors import ConfigError
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
-
-# stands for each next larger GPU type, the cheapest first
-LARGER = "larger"
 
 
 def ladder_of(given: str | bool | None) -> str | None:
@@ -83,18 +80,10 @@ def with_more_memory(spec: RunSpec, error: RunError, manifest: Manifest) -> RunS
         return None
     devices = [str(gpu.get("name")) for gpu in manifest.environment.get("gpus", ())]
     ran = choice_that_ran(parse_gpu(spec.gpu or DEFAULT_GPU_TYPE), devices)
-    following = _next_choice(ran, spec.escalate)
+    following = next_choice(ran, spec.escalate)
     return None if following is None else dataclasses.replace(spec, gpu=str(following))
 
 
 def on_modal(spec: RunSpec) -> RunSpec:
     """Return the spec of a run on this machine as it goes on on Modal."""
     return dataclasses.replace(spec, backend="modal", gpu=spec.escalate_to, backend_options={})
-
-
-def _next_choice(ran: GpuChoice, ladder: str) -> GpuChoice | None:
-    if ladder == LARGER:
-        return cheapest_larger(ran)
-    rungs = parse_gpu(ladder).choices
-    rest = rungs[rungs.index(ran) + 1 :] if ran in rungs else rungs
-    return rest[0] if rest else None

@@ -28,6 +28,19 @@ def test_it_says_where_the_estimate_comes_from(forecast: Forecast, shown: str) -
     assert str(forecast) == shown
 
 
+def test_all_attempts_of_all_runs_of_a_sweep_are_counted() -> None:
+    one = Forecast(0.2, 3.0, 0.1, *PRICES, attempts=4, all_attempts_usd=12.0)
+    assert str(one) == "about $0.20 (from the timeout), at most $12.00 in 4 attempts"
+    many = one.for_runs(40, None)
+    assert str(many) == (
+        "about $8.00 for 40 runs (from the timeout), at most $480.00 in 4 attempts each"
+    )
+    capped = one.for_runs(40, 5.0)
+    assert (capped.estimate_usd, capped.all_attempts_usd) == (5.0, 5.0)
+    unpriced = Forecast(None, None, None, *PRICES).for_runs(40, 5.0)
+    assert str(unpriced) == "no price is known for it"
+
+
 def test_as_json_it_names_date_and_source_of_the_prices() -> None:
     record = Forecast(0.2, 3.0, 0.1, *PRICES, earlier_runs=2).to_dict()
     assert record["estimated_from"] == "2 earlier runs"

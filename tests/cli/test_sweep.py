@@ -97,7 +97,7 @@ def test_mistakes_are_answered_and_nothing_is_started(project: Path, runs_dir: P
         (["--lr", "1"], "a field of the config is set without dashes: lr=1"),
         (["lr=1", "--json", "--csv"], "exclude each other"),
         (["lr=1", "--fail-fast", "--keep-going"], "exclude each other"),
-        (["lr=1", "--cpu", "2"], "options of Modal go with --backend modal"),
+        (["lr=1", "--cpu", "2"], "--cpu goes with --backend modal"),
     ):
         done = call("sweep", "train.py:train", *arguments)
         assert done.returncode == 2, done.stdout
@@ -183,8 +183,25 @@ def test_a_cap_holds_for_all_points_of_a_sweep_together(
     record = json.loads(done.stdout)
     assert record["points"] == []
     assert "--max-cost" in record["stopped"]
+    # of four points, each four hours at most: the cap is less
+    assert (record["forecast"]["runs"], record["forecast"]["all_attempts_usd"]) == (4, 0.05)
+    asked = run_command(modal_emulator, tmp_path, *arguments, "--retries", "1", "--dry-run")
+    assert "for 4 runs (from the timeout), at most $" in asked.stdout
+    assert " in 2 attempts each\n4 checked; nothing was started" in asked.stdout
+    (tmp_path / "pyproject.toml").write_text("[tool.ml-experiments]\nask_above = 0.5\n")
+    refused = run_command(modal_emulator, tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert "which is above the $0.50 of ask_above, and nobody was asked; --yes" in refused.stderr
     done = run_command(
-        modal_emulator, tmp_path, *arguments, "--timeout", "1h", "--max-cost", "0.5", "--json"
+        modal_emulator,
+        tmp_path,
+        *arguments,
+        "--timeout",
+        "1h",
+        "--max-cost",
+        "0.5",
+        "--json",
+        "--yes",
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["points"]) == 4

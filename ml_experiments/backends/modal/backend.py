@@ -149,7 +149,7 @@ class ModalBackend(Backend):
         what = (spec.experiment, str(plan.gpu))
         if what not in self._earlier_s:
             self._earlier_s[what] = earlier_seconds(*what)
-        forecast = make_forecast(plan, self._earlier_s[what])
+        forecast = make_forecast(plan, self._earlier_s[what], spec)
         return dataclasses.replace(run, spec=spec, plan=plan, forecast=forecast)
 
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:

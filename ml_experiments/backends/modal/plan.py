@@ -109,6 +109,12 @@ class ContainerPlan:
             is_capped=True,
         )
 
+    def on(self, gpu: GpuRequest, spec: RunSpec) -> ContainerPlan:
+        """Return the plan for the same run on another GPU."""
+        options = spec.backend_options
+        resources = host_resources(gpu, options.get("cpu"), options.get("memory_gib"))
+        return dataclasses.replace(self, gpu=gpu, resources=resources)
+
     @property
     def place(self) -> ModalPlace:
         """What the manifest records of the container."""

@@ -11,11 +11,12 @@ import click
 
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.cli.parameters import given_options, options_of
-from ml_experiments.cli.run import RunCommand
+from ml_experiments.cli.run import RunCommand, backend_of, confirm_cost
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 
 if TYPE_CHECKING:
+    from ml_experiments.backends.forecast import Forecast
     from ml_experiments.cli.sweep.report import Format
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
@@ -48,13 +49,14 @@ def sweep() -> None:
 @click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
 @click.option("--space", "space_file", type=click.Path(path_type=Path), help="Axes as YAML.")
-@click.option("--backend", default=None, help="local or modal; modal when --gpu is given.")
+@click.option("--backend", default=None, help="local or modal; modal with --gpu or --escalate.")
 @options_of(SweepOptions)
 @click.option("--keep-going", is_flag=True, help="Run the other points after a failure (default).")
 @options_of(RunOptions)
 @options_of(ModalOptions)
 @click.option("-m", "--multirun", is_flag=True, hidden=True)  # a habit from Hydra
 @click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
+@click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
 @_JSON
 @_CSV
 def start(
@@ -65,6 +67,7 @@ def start(
     backend: str | None,
     keep_going: bool,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     as_csv: bool,
     **_options: Any,
@@ -85,18 +88,18 @@ def start(
     same for all points. Exit codes: 0 all points succeeded, 1 some did not, 2 bad usage or a point
     that is not valid (nothing was started), 130 interrupted.
     """
+    from ml_experiments.cli.sweep.report import print_checked
     from ml_experiments.config.files import read_config_file
+    from ml_experiments.runner.budget.reserving import above_limit
     from ml_experiments.runner.sweeps.checking import check_points
     from ml_experiments.runner.sweeps.space import overrides_in, read_space
     from ml_experiments.runner.sweeps.sweep import opened, plan_sweep, start_sweep
 
     options, for_modal = given_options(RunOptions), given_options(ModalOptions)
     of_sweep = given_options(SweepOptions)
-    backend = backend or ("modal" if "gpu" in options else "local")
+    backend = backend_of(backend, options, for_modal)
     if keep_going and of_sweep.get("fail_fast"):
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
-    if for_modal and backend != "modal":
-        raise click.UsageError("options of Modal go with --backend modal")
     prefetch = options.pop("prefetch", False)
     space = read_space(axes, space_file)
     fixed = list(overrides_in(read_config_file(config_file))) if config_file else []
@@ -113,12 +116,21 @@ def start(
     _print_space(spec, form)
     if dry_run:
         with opened(spec) as place:
-            checked = check_points(spec, place)
-        click.echo(f"{len(checked.setup_keys):,} checked; nothing was started", err=form != "table")
+            print_checked(spec, check_points(spec, place), form)
         return 0
     view = _View(form)
+
+    def approve(forecast: Forecast) -> None:
+        click.echo(str(forecast), err=form != "table")
+        confirm_cost(None if yes else above_limit(forecast, "the sweep"))
+
     points = start_sweep(
-        spec, runs_dir=None, observer=view.observer, prefetch=prefetch, on_begin=view.begin
+        spec,
+        runs_dir=None,
+        observer=view.observer,
+        prefetch=prefetch,
+        approve=approve,
+        on_begin=view.begin,
     )
     view.follow(points)
     return view.report()

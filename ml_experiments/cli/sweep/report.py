@@ -23,6 +23,8 @@ from ml_experiments.settings import has_dumb_terminal
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ml_experiments.runner.sweeps.checking import Checked
+
 Format = Literal["table", "json", "csv"]
 Show = Callable[[SweepPoint], None]
 
@@ -110,6 +112,19 @@ def _state(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def print_checked(spec: SweepSpec, checked: Checked, form: Format) -> None:
+    """Print what a dry run has found."""
+    count, forecast = len(checked.setup_keys), checked.forecast
+    if form == "json":
+        record = {"total": spec.total, "checked": count, "axes": spec.axes}
+        whole = None if forecast is None else forecast.to_dict()
+        click.echo(json.dumps({**record, "forecast": whole}))
+        return
+    if forecast is not None:
+        click.echo(str(forecast), err=form != "table")
+    click.echo(f"{count:,} checked; nothing was started", err=form != "table")
+
+
 def print_report(folder: SweepFolder, spec: SweepSpec, progress: Progress, form: Format) -> None:
     """Print the points, the best first."""
     ranked = rank(progress.points, spec.direction)
@@ -182,6 +197,7 @@ def _record(
         "metric": spec.metric,
         "direction": spec.direction,
         "total": progress.total,
+        "forecast": None if progress.forecast is None else progress.forecast.to_dict(),
         "repeated": progress.repeated,
         "setups": progress.setups,
         "stopped": progress.stopped,

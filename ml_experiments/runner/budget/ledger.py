@@ -306,9 +306,10 @@ def _within(
             raise BudgetError(
                 f"{cap.name} of {dollars(cap.max_usd)} is too low, for {what} takes at least "
                 f"{dollars(ask.least_usd)} and at most {dollars(ask.worst_case_usd)}, and "
-                f"{dollars(left)} is left: at most {dollars(spent)} is spent, {dollars(reserved)} "
-                f"is reserved for runs that have not ended{_named(waiting)}. {cap.advice}, or choose "
-                "a cheaper GPU type, a shorter timeout, fewer CPU cores or less memory"
+                f"{dollars(left)} is left: at most {dollars(spent)} is spent, "
+                f"{dollars(reserved)} is reserved for runs that have not ended{_named(waiting)}. "
+                f"{cap.advice}, or choose a cheaper GPU type, a shorter timeout, fewer CPU cores "
+                "or less memory"
             )
     return shared
 

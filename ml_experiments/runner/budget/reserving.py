@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.backends.base import Backend, RunHandle
-from ml_experiments.backends.forecast import dollars
+from ml_experiments.backends.forecast import Forecast, dollars
 from ml_experiments.errors import BudgetError, RunFolderError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.ledger import Ask, Cap, Ledger, Reservation
@@ -151,14 +151,18 @@ def above_asking(run: PreparedRun, backend: Backend, runs_dir: Path) -> str | No
     Raises:
         BudgetError: If a cap has no room for it.
     """
-    limit = ask_above()
-    if limit is None or run.forecast is None:
+    if ask_above() is None or run.forecast is None:
         return None
     [capped] = reserve([run], backend, runs_dir, is_kept=False)
-    worst_case_usd = capped.forecast.worst_case_usd
-    if worst_case_usd is not None and worst_case_usd <= limit:
+    return above_limit(capped.forecast, "the run")
+
+
+def above_limit(forecast: Forecast, what: str) -> str | None:
+    """Return what to ask before something that may cost more than `ask_above`; else None."""
+    limit, at_most_usd = ask_above(), forecast.all_attempts_usd
+    if limit is None or (at_most_usd is not None and at_most_usd <= limit):
         return None
-    return f"the run costs {capped.forecast}, which is above the {dollars(limit)} of ask_above"
+    return f"{what} costs {forecast}, which is above the {dollars(limit)} of ask_above"
 
 
 def refuse_above_asking(run: PreparedRun, backend: Backend, runs_dir: Path) -> None:

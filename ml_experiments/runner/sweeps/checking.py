@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ml_experiments.backends.base import Backend
+from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.prepare import prepare_run
@@ -25,12 +26,14 @@ class Checked:
 
     Attributes:
         first: The run spec of the first point.
+        forecast: What all points of the sweep are going to cost; None where that is nothing.
         setup_keys: The set-up key of each point, in their order.
         secrets: The secrets in their configs.
         models: The models on the Hub that their configs name.
     """
 
     first: RunSpec
+    forecast: Forecast | None
     setup_keys: list[str | None]
     secrets: tuple[str, ...]
     models: tuple[str, ...]
@@ -71,6 +74,7 @@ def check_points(
 def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]]) -> Checked:
     base = base_config(spec)
     first: RunSpec | None = None
+    forecast: Forecast | None = None
     keys: list[str | None] = []
     known_keys: dict[str | None, str | None] = {}  # one string for all points that share it
     secrets: dict[str, None] = {}
@@ -83,6 +87,7 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
                 options = options_of(spec, NextPoint(number, overrides))
                 prepared = prepare_run(spec.experiment, config, backend=backend, **options)
                 first, template = prepared.spec, prepared.template
+                forecast = prepared.forecast
                 key, found = prepared.setup_key, prepared.hub_models
                 secrets |= dict.fromkeys(prepared.secrets)
             else:
@@ -111,7 +116,9 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
             f"points of the sweep are not valid for {spec.experiment}; nothing was started:",
             tuple(described),
         )
-    return Checked(first, keys, tuple(secrets), tuple(models))
+    count = len(keys) if spec.sampler == "grid" else spec.trials or 0
+    whole = None if forecast is None else forecast.for_runs(count, spec.max_cost)
+    return Checked(first, whole, keys, tuple(secrets), tuple(models))
 
 
 def edge_points(space: Space) -> Iterator[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.forecast import Forecast
 from ml_experiments.config.loading import load_config
 from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import BudgetError, ConfigError, Error
@@ -54,6 +55,7 @@ class Progress:
         setups: How many set-ups the points have taken; None where it is not known.
         began_at: When this process took the sweep up, as `time.monotonic()`.
         stopped: Why no more points start, if so.
+        forecast: What the points are going to cost together; None where it is nothing or unknown.
     """
 
     total: int
@@ -64,6 +66,7 @@ class Progress:
     setups: int | None = None
     began_at: float = field(default_factory=time.monotonic)
     stopped: str | None = None
+    forecast: Forecast | None = None
 
     @property
     def points(self) -> list[SweepPoint]:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
+from ml_experiments.backends.forecast import Forecast
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import ConfigError, Error, suggest
 from ml_experiments.execution.observer import Observer
@@ -188,6 +189,7 @@ def start_sweep(
     runs_dir: Path | None,
     observer: Observer,
     prefetch: bool = False,
+    approve: Callable[[Forecast], object] = lambda _forecast: None,
     on_begin: OnBegin = lambda _folder, _spec, _progress: None,
 ) -> Iterator[SweepPoint]:
     """Check all points, make the sweep's folder, and yield the points as they end.
@@ -197,16 +199,19 @@ def start_sweep(
         runs_dir: Where the run folders go; by default what the settings say.
         observer: Receives the events of the runs.
         prefetch: Whether to download the models that the points name first.
+        approve: Is called with what the sweep is going to cost, if anything; it may raise.
         on_begin: Is called when all points were checked, before the first one starts.
     """
     place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     with reserved_name(place, spec.name), opened(spec) as backend:
         checked = check_points(spec, backend)
+        if checked.forecast is not None:
+            approve(checked.forecast)
         if prefetch:
             checked.prefetch(backend, observer)
         folder = SweepFolder.create(place, spec, Redactor((*secret_values(), *checked.secrets)))
         with folder.locked():
-            progress = Progress(spec.total or 0)
+            progress = Progress(spec.total or 0, forecast=checked.forecast)
             source: PointSource
             if spec.sampler == "grid":
                 compared = Study(spec, None, lambda: ()) if spec.pruner else None

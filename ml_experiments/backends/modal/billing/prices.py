@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime
 
-from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, GpuRequest
+from ml_experiments.backends.modal.gpus import CATALOGUE, GpuChoice, GpuRequest, parse_gpu
 from ml_experiments.errors import UnknownPriceError
 
 PRICES_CHECKED = datetime.date(2026, 10, 1)
 PRICES_SOURCE = "https://modal.com/pricing"
+# a ladder of each next larger GPU type, the cheapest first
+LARGER = "larger"
 
 GPU_USD_PER_S = {
     "t4": 0.000164,
@@ -61,6 +63,20 @@ def cheapest_larger(choice: GpuChoice) -> GpuChoice | None:
         and gpu.key in GPU_USD_PER_S
     ]
     return min(larger, key=gpu_usd_per_s, default=None)
+
+
+def next_choice(ran: GpuChoice, ladder: str) -> GpuChoice | None:
+    """Return what a run goes on with after out of GPU memory; None at the end of the ladder.
+
+    Args:
+        ran: What it ran out of memory on.
+        ladder: The GPU types in their order, or `larger` for each next larger one.
+    """
+    if ladder == LARGER:
+        return cheapest_larger(ran)
+    rungs = parse_gpu(ladder).choices
+    rest = rungs[rungs.index(ran) + 1 :] if ran in rungs else rungs
+    return rest[0] if rest else None
 
 
 def dearest_usd_per_s(request: GpuRequest, cpu_cores: float, memory_gib: float) -> float:

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
+from ml_experiments.backends.modal.billing.forecast import (
+    all_attempts,
+    earlier_seconds,
+    make_forecast,
+)
 from ml_experiments.backends.modal.billing.prices import GPU_USD_PER_S, container_usd_per_s
 from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.backends.modal.plan import IDLE_S, STARTUP_TIMEOUT_S, ContainerPlan
 from ml_experiments.backends.modal.preflight.import_graph import ImportGraph
 from ml_experiments.backends.modal.resources import host_resources
+from ml_experiments.runs.spec import RunSpec
 from tests.support.run_folders import write_run
 
 
@@ -82,6 +87,32 @@ def test_the_least_that_a_run_takes_is_a_start_and_a_minute() -> None:
     assert plan.limited_to(plan.least_usd).timeout_s == 60
     short = dataclasses.replace(plan, timeout_s=20)
     assert short.limited_to(short.least_usd).timeout_s == 20
+
+
+def spec_of(**given: object) -> RunSpec:
+    return RunSpec("id", "a:b", {}, 1, "", backend="modal", gpu="t4", **given)  # type: ignore[arg-type]
+
+
+def test_all_attempts_are_one_on_each_rung_and_the_retries_on_the_dearest() -> None:
+    seconds = STARTUP_TIMEOUT_S + 1000 + IDLE_S
+    spec = spec_of(
+        retries=2, escalate="l4,h100", backend_options={"cpu": 2, "memory_gib": 4}, timeout_s=1000
+    )
+    forecast = make_forecast(plan_for("t4"), [], spec)
+    assert forecast.attempts == 5
+    climbed = max_price("t4") + max_price("l4") + 3 * max_price("h100")
+    assert forecast.all_attempts_usd == pytest.approx(climbed * seconds)
+    capped = make_forecast(plan_for("t4"), [], dataclasses.replace(spec, max_cost=1.0))
+    assert capped.all_attempts_usd == 1.0
+    plain = make_forecast(plan_for("t4"), [], spec_of())
+    assert (plain.attempts, plain.all_attempts_usd) == (1, plain.worst_case_usd)
+
+
+def test_each_next_larger_gpu_counts_up_to_the_largest() -> None:
+    attempts, usd = all_attempts(plan_for("h200"), spec_of(escalate="larger"))
+    seconds = STARTUP_TIMEOUT_S + 1000 + IDLE_S
+    assert attempts == 2  # a b200 follows
+    assert usd == pytest.approx((max_price("h200") + max_price("b200")) * seconds)
 
 
 def test_history_is_this_experiments_successful_runs_on_the_same_gpu(runs_dir: Path) -> None:
