@@ -74,7 +74,7 @@ def usd_per_s(gpu: str) -> float:
 def test_a_cap_holds_over_attempts_and_resumptions_when_clients_are_killed(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
-    max_cost = 90 * usd_per_s("t4")
+    max_cost = 240 * usd_per_s("t4")  # a busy machine takes its time
     (tmp_path / "points.py").write_text(POINTS)
     (tmp_path / "client.py").write_text(textwrap.dedent(CLIENT))
     began_at = time.time()
