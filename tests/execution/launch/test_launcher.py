@@ -115,7 +115,7 @@ def test_a_cancel_reaches_all_ranks_and_nothing_is_left(submit: Submit) -> None:
 
 
 def test_a_soft_timeout_reaches_all_ranks(submit: Submit) -> None:
-    handle = submit(ends, {"how": "sleeps"}, timeout_s=4)
+    handle = submit(ends, {"how": "sleeps"}, timeout_s=9)
     result = handle.result(30)
     assert result.error is not None
     assert result.error.kind is ErrorKind.TIMEOUT
