@@ -7,7 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_experiments.errors import UnportableResultError
-from ml_experiments.serialization.plain_values import MAX_VALUES, to_plain
+from ml_experiments.serialization.plain_values import (
+    MAX_CONTAINERS,
+    MAX_VALUES,
+    count_values,
+    to_plain,
+)
 from ml_experiments.serialization.typed_json import (
     MAX_DEPTH,
     TYPE_KEY,
@@ -30,6 +35,7 @@ _READ_ERRORS = (
 )
 _MAX_PATH_LENGTH = 200
 _MAX_KEY_LENGTH = 40
+_MAX_PROBLEMS = 1000
 
 # where a value stands in the whole: the keys and indices that lead to it
 Place = tuple[str | int, ...]
@@ -66,6 +72,8 @@ class Encoder:
         self.problems: list[str] = []
         self.active: dict[int, Place] = {}  # the containers around the current value
         self.count = 0
+        self.containers = 0
+        self.counted: dict[int, tuple[Any, int]] = {}
 
     def encode(self, value: Any, place: Place, depth: int) -> Any:
         """Return the value as JSON; a part that can't be represented is replaced and recorded."""
@@ -78,6 +86,9 @@ class Encoder:
                 raise Unportable(
                     f"it is {self._path(self.active[identity])} again, an endless loop"
                 )
+            # of the whole, as much as fits is kept
+            if place and count_values(value, self.counted, depth) > MAX_VALUES - self.count:
+                raise Unportable(f"it has {_too_many()}")
             self.active[identity] = place
             try:
                 return self._encode(value, place, depth)
@@ -96,6 +107,8 @@ class Encoder:
             raise Unportable(f"it can't be read: {type(e).__name__}: {e}") from e
         if isinstance(plain, Descriptor):
             return dict(plain)
+        if isinstance(plain, dict | list | set):
+            self.containers += 1
         if isinstance(plain, dict):
             return self._encode_dict(plain, place, depth)
         if isinstance(plain, list):
@@ -117,7 +130,7 @@ class Encoder:
         encoded = []
         for index, item in enumerate(items):
             encoded.append(self.encode(item, (*place, index), depth))
-            if self.count > MAX_VALUES:
+            if self._is_full():
                 self._stop(place)
                 break
         return encoded
@@ -143,7 +156,7 @@ class Encoder:
                 continue
             seen.add(label)
             pairs.append((key, self.encode(item, inside, deeper)))
-            if self.count > MAX_VALUES:
+            if self._is_full():
                 self._stop(place)
                 break
         if is_object:
@@ -168,13 +181,17 @@ class Encoder:
         )
         return f"unportable key {index} of type {kind}"
 
+    def _is_full(self) -> bool:
+        return (
+            self.count > MAX_VALUES
+            or self.containers > MAX_CONTAINERS
+            or len(self.problems) > _MAX_PROBLEMS
+        )
+
     def _stop(self, place: Place) -> None:
         if self.count < 2 * MAX_VALUES:  # one problem is enough
             self.count = 2 * MAX_VALUES
-            self.problems.append(
-                f"{self._path(place)}: more than {MAX_VALUES:,} values; the rest is left out; "
-                "return an array, or write a file in output_dir"
-            )
+            self.problems.append(f"{self._path(place)}: {_too_many()}; the rest is left out")
 
     def _path(self, place: Place) -> str:
         path = self.name
@@ -186,6 +203,13 @@ class Encoder:
             else:
                 path += f"[{_shorten(ascii(part), _MAX_KEY_LENGTH)}]"
         return _shorten(path, _MAX_PATH_LENGTH)
+
+
+def _too_many() -> str:
+    return (
+        f"more than {MAX_VALUES:,} values or {MAX_CONTAINERS:,} lists and dicts; return an array, "
+        "or write a file in output_dir"
+    )
 
 
 def _check_depth(depth: int) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import (
     Collection,
     ItemsView,
+    Iterable,
     Iterator,
     KeysView,
     Mapping,
@@ -21,9 +22,16 @@ from collections.abc import (
 )
 from typing import Any
 
-from ml_experiments.serialization.typed_json import TYPE_KEY, Descriptor, Unportable
+from ml_experiments.serialization.typed_json import (
+    MAX_DEPTH,
+    TYPE_KEY,
+    Descriptor,
+    Unportable,
+)
 
 MAX_VALUES = 10_000_000
+# a list of lists costs more than as many numbers
+MAX_CONTAINERS = 2_000_000
 
 
 def to_plain(value: Any) -> Any:
@@ -66,21 +74,63 @@ def to_python_scalar(value: Any) -> Any:
 def _container_to_plain(value: Any) -> Any:
     if isinstance(value, str | bytes | bytearray | memoryview):
         return value
-    if isinstance(value, Collection):
+    # an array is none of these: it may be longer
+    if isinstance(value, Mapping | Sequence | KeysView | ItemsView | ValuesView | Set):
         _check_length(value)
     if isinstance(value, Mapping):
-        return dict(value.items())
+        return dict(_members(value.items(), len(value)))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return dict(zip(value._fields, value, strict=True))
     if isinstance(value, Sequence | KeysView | ItemsView | ValuesView):
-        return list(value)
+        return list(_members(value, len(value)))
     if isinstance(value, Set):
-        return set(value)
+        return set(_members(value, len(value)))
     if isinstance(value, Iterator):
         raise Unportable("an iterator can be read only once; return list(...) of it")
     return value
+
+
+def _members(values: Iterable[Any], length: int) -> Iterator[Any]:
+    """Yield the members of a container, which may yield more than it says, even without end."""
+    for number, member in enumerate(values):
+        if number == length:
+            raise Unportable(f"it says that it has {length:,} values, and yields more")
+        yield member
+
+
+def count_values(value: Any, seen: dict[int, tuple[Any, int]], depth: int = 0) -> int:
+    """Return about how many values a value stands for, or a number above MAX_VALUES.
+
+    What stands in several places counts as often, but is looked at once: lists that hold each
+    other may stand for more values than any memory holds.
+
+    Args:
+        value: Any value; what libraries made counts as one.
+        seen: The containers that were counted, by id, and their numbers of values.
+        depth: How deep it is in the whole; what is too deep is refused later.
+    """
+    if type(value) in (list, tuple, set, frozenset):
+        members: Iterable[Any] = value
+    elif type(value) is dict:
+        members = (part for item in value.items() for part in item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        members = getattr(value, "__dict__", {}).values()
+    else:
+        return 1
+    if depth > MAX_DEPTH:
+        return 1
+    if id(value) in seen:
+        return seen[id(value)][1]
+    count = 1
+    seen[id(value)] = value, count  # where it holds itself
+    for member in members:
+        count += 1 if type(member) in _LEAVES else count_values(member, seen, depth + 1)
+        if count > MAX_VALUES:
+            break
+    seen[id(value)] = value, count
+    return count
 
 
 def _check_length(value: Collection[Any]) -> None:
@@ -169,6 +219,7 @@ def _from_pandas(pd: Any, value: Any) -> Any:
     return value
 
 
+_LEAVES = frozenset((str, int, float, bool, type(None)))
 # in this order: a scalar of pandas is also a datetime, a 0-d array of numpy may hold anything
 _LIBRARIES = {
     "pandas": _from_pandas,

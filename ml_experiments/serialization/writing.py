@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 import sys
 import threading
 import unicodedata
@@ -15,6 +18,7 @@ from ml_experiments.serialization.files import open_atomically, sync_files
 from ml_experiments.serialization.typed_json import TYPE_KEY, Unportable
 
 INLINE_BYTES = 4096
+_MIN_CHECKED_BYTES = 1 << 24
 # PNG keeps these modes of Pillow as they are
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _MAX_STEM_LENGTH = 100
@@ -117,9 +121,18 @@ class ResultFiles:
             )
         if value.dtype.isbuiltin == 2:  # registered by another library: .npy can't name it
             raise Unportable(f"numpy's file format has no {value.dtype}; return .astype('float32')")
+        self._check_space(value.nbytes)  # a view may stand for more than the memory holds
         path = self._save(place, ".npy", lambda stream: _write_npy(np, stream, value))
         shape = list(value.shape)
         return {TYPE_KEY: "ndarray", "path": path, "dtype": str(value.dtype), "shape": shape}
+
+    def _check_space(self, size_bytes: int) -> None:
+        """Raise the error of a full disk for what would only fill the disk up and then fail."""
+        if size_bytes < _MIN_CHECKED_BYTES:
+            return
+        place = next(p for p in (self._artifacts_dir, *self._artifacts_dir.parents) if p.exists())
+        if size_bytes > shutil.disk_usage(place).free:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {size_bytes:,} bytes")
 
     def _write_tensor(self, torch: Any, value: Any, place: Place) -> dict[str, Any]:
         array = _tensor_to_array(torch, value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -155,6 +158,86 @@ def test_a_value_that_grows_without_end_is_cut_short(
     assert len(problems) == 1
     assert "more than 1,000 values" in problems[0]
     assert encoded["first"] == 1
+
+
+@dataclasses.dataclass
+class Pair:
+    left: Any
+    right: Any
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda v: [v, v],
+        lambda v: (v, v),
+        lambda v: {"a": v, "b": v},
+        lambda v: [{0, 1}, v, v],
+        lambda v: Pair(v, v),
+    ],
+    ids=["lists", "tuples", "dicts", "sets", "dataclasses"],
+)
+def test_what_is_shared_again_and_again_is_counted_before_it_is_encoded(
+    wrap: Any, artifacts: Path
+) -> None:
+    value: Any = 1
+    for _ in range(60):
+        value = wrap(value)
+    _, problems = encode({"kept": value}, artifacts, "results")
+    assert all("more than 10,000,000 values" in problem for problem in problems)
+    assert problems
+
+
+class Endless(collections.abc.Sequence[int]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        return index
+
+
+class EndlessTree(collections.abc.Sequence[Any]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        if index > 1:
+            raise IndexError
+        return EndlessTree()
+
+
+class EndlessDict(dict[Any, Any]):
+    def items(self) -> Any:
+        return ((n, n) for n in itertools.count())
+
+
+class EndlessList(list[Any]):
+    def __iter__(self) -> Any:
+        return itertools.count()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Endless(), EndlessTree(), EndlessDict(a=1), EndlessList([1])],
+    ids=lambda v: type(v).__name__,
+)
+def test_a_container_without_end_is_a_problem(value: Any, artifacts: Path) -> None:
+    _, problems = encode(value, artifacts, "results")
+    assert "yields more" in problems[0] or "nested deeper" in problems[0]
+    assert len(problems) < 2000
+
+
+def test_an_array_may_be_longer_than_a_list(artifacts: Path) -> None:
+    values = np.zeros(10_000_001, dtype=bool)
+    encoded, problems = encode(values, artifacts, "results")
+    assert (encoded["shape"], problems) == ([10_000_001], ())
+
+
+def test_an_array_larger_than_the_disk_does_not_fill_it(artifacts: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised:
+        encode(np.broadcast_to(np.float32(0), (10**8, 10**8)), artifacts, "results")
+    assert raised.value.errno == errno.ENOSPC
+    assert not list(artifacts.rglob("*"))
 
 
 class Squares(collections.abc.Sequence[int]):
