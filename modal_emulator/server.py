@@ -48,6 +48,8 @@ from modal_emulator.services.build_functions import BuildFunctions
 from modal_emulator.services.calls import CallService
 from modal_emulator.services.containers import ContainerService
 from modal_emulator.services.functions import FunctionService
+from modal_emulator.services.shells.command_router import CommandRouter
+from modal_emulator.services.shells.sandboxes import ShellService
 from modal_emulator.services.suggestions import SuggestionService
 from modal_emulator.services.volumes import VolumeService
 from modal_emulator.services.web_endpoints import WebEndpoints
@@ -104,6 +106,7 @@ class Server:
         self._make_registries()
         self._make_runtime(state_dir)
         self.control = self._make_control()
+        self._router = CommandRouter(self._pools, lambda: self.url)
         self._methods = compose(self._services())
         self._guard = Guard(
             self.token_id,
@@ -231,6 +234,14 @@ class Server:
             ContainerService(
                 self._pools, self._calls, self._apps, self._scheduler, self._termination
             ),
+            self._router,
+            ShellService(
+                self._apps,
+                images=self._images,
+                secrets=self._secrets,
+                start=self._autoscaler.start_shell,
+                access=self._router.access,
+            ),
         ]
 
     def _make_builder(self) -> ImageBuilder | None:
@@ -304,7 +315,7 @@ class Server:
         await launch_container(container, self._launcher, self._container_server)
 
     def _container_server(self, task_id: str) -> RpcServer:
-        return RpcServer(Servicer(self._methods, self._guard, task_id))
+        return RpcServer([Servicer(self._methods, self._guard, task_id)])
 
     async def start(self) -> None:
         """Listen on the loopback interface, and start the background tasks."""
@@ -324,7 +335,8 @@ class Server:
     async def _listen(self) -> None:
         await self.http.start(_LOOPBACK)
         self._rpc = RpcServer(
-            Servicer(self._methods, self._guard, None), self._clients.connection_lost
+            [Servicer(self._methods, self._guard, None), self._router],
+            self._clients.connection_lost,
         )
         # with host and port instead of a socket, asyncio sets TCP_NODELAY
         await self._rpc.start(_LOOPBACK, self.options.port)

@@ -142,10 +142,11 @@ def fields_page() -> str:
         WRITTEN,
         "",
         "What [the local Modal server](../emulator.md) does with each field by which a client "
-        "defines functions, classes, schedules, secrets and images. A field that is *recorded* "
-        "shows a warning at the client. A function with a field that is *refused* is accepted, so "
-        "that the rest of its file can be used, and a call of it is an error; in an image, a class "
-        "or `with_options`, it is an error at once. So is a field of a newer client.",
+        "defines functions, classes, schedules, secrets and images, or starts a shell. A field "
+        "that is *recorded* shows a warning at the client. A function with a field that is "
+        "*refused* is accepted, so that the rest of its file can be used, and a call of it is an "
+        "error; in an image, a class, `with_options` or a shell, it is an error at once. So is a "
+        "field of a newer client.",
         "",
     ]
     for message, fields in FIELDS.items():

@@ -101,6 +101,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/objects/test_blobs": "modal_emulator/rpc/http_endpoint "
     "modal_emulator/rpc/received_file",
     "modal_emulator/rpc/test_rpc": "modal_emulator/rpc/*",
+    "modal_emulator/services/test_shells": "modal_emulator/containers/execution",
     "modal_emulator/storage/test_state": "modal_emulator/storage/*",
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,9 @@ class RunnableFunction:
     gpus: tuple[GpuRequest | None, ...]
     # what it uses and is not emulated, so that it can't be called
     refused: tuple[str, ...]
+    # of `modal shell`: what its container runs instead of Modal's entrypoint, and its variables
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:

@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 from modal_emulator.apps.calls import Input
 from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.apps.logs import STDERR, STDOUT, LogLine, Logs
+from modal_emulator.containers.execution import Execution
 from modal_emulator.containers.launch import Launch, Launcher, Placement
 from modal_emulator.objects.layers import Layer
 from modal_emulator.rpc.notifier import Notifier
@@ -113,6 +114,9 @@ class Container:
         self._inputs = inputs
         self.pid = 0
         self.sandbox: Any = None
+        self.environment: Mapping[str, str] = {}
+        # commands beside the one that it is there for, by id
+        self.executions: dict[str, Execution] = {}
         self._built: Layer | None = None
         self._logs = logs
         self._process: asyncio.subprocess.Process | None = None
@@ -145,6 +149,7 @@ class Container:
     async def spawn(self, launch: Launch, server: RpcServer) -> None:
         """Start the process, and the server for it alone."""
         self.sandbox, self._built = launch.sandbox, launch.built
+        self.environment = launch.env
         self._server = server
         await server.start(path=str(self.place.socket))
         self._pipes = [OutputPipe(STDOUT, self._on_lines), OutputPipe(STDERR, self._on_lines)]
@@ -256,6 +261,8 @@ class Container:
                 timer.cancel()
         # remaining processes in its group would keep its pipes and volumes open
         self.kill()
+        for execution in self.executions.values():
+            execution.kill()
         self.read_output()
         for pipe in self._pipes:
             pipe.close()

@@ -196,7 +196,7 @@ class Launcher:
         image = self._image_of(definition)
         built = self.building.get(function.function_id)
         layer = built or self._images.layer(image.image_id)
-        secrets = self._secrets.environment(definition.secret_ids)
+        secrets = {**self._secrets.environment(definition.secret_ids), **function.env}
         place.shared.mkdir(parents=True)
         place.arguments.write_bytes(self._arguments(function, definition, place, app))
         sandbox = await asyncio.to_thread(
@@ -231,7 +231,7 @@ class Launcher:
             threads=threads_of(definition.resources),
         )
         python = layer.python if layer else INTERPRETER
-        command = [str(python), "-m", "modal._container_entrypoint"]
+        command = function.command or [str(python), "-m", "modal._container_entrypoint"]
         return Launch(sandbox.argv(command), sandbox.environment(env), sandbox, built)
 
     def _image_of(self, definition: Any) -> ImageRecord:

@@ -62,6 +62,7 @@ class Sandbox:
         self._views: dict[str, VolumeView] = {}
         self._mounted: set[str] = set()
         self._mount_points: set[str] = set()
+        self._working_folder = WORKING_FOLDER
 
     @classmethod
     def prepare(
@@ -130,6 +131,22 @@ class Sandbox:
     def argv(self, command: Sequence[str]) -> list[str]:
         """Return the command line that becomes `command`, an absolute path, in the sandbox."""
         return [*SCRIPT, "enter", str(self._scratch / "plan.json"), *command]
+
+    def has_entered(self, pid: int) -> bool:
+        """Return whether a process that `argv` started is in the sandbox, with its mounts."""
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            # it has ended, or this system has no /proc
+            return self.mode == "path_rewriting"
+        # nothing is there for a moment while one program replaces another
+        return arguments != [b""] and SCRIPT[-1].encode() not in arguments
+
+    def argv_beside(self, pid: int, command: Sequence[str], folder: str = "") -> list[str]:
+        """Return the command line that becomes `command` in the sandbox of a running process."""
+        namespace = 0 if self.mode == "path_rewriting" else pid
+        folder = self.path(folder) if folder else self._working_folder
+        return [*SCRIPT, "execute", str(namespace), folder, *command]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return environment variables with the paths that are valid in the sandbox."""
@@ -250,10 +267,11 @@ class Sandbox:
             (self._root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
         for folder in ("tmp", "var/tmp"):
             (self._root / folder).chmod(0o1777)
+        self._working_folder = self.path(working_folder)
         plan: dict[str, Any] = {
             "root": None if self.mode == "path_rewriting" else str(self._root),
             "user_namespace": self.mode == "user_namespaces",
-            "working_folder": self.path(working_folder),
+            "working_folder": self._working_folder,
             "max_cores": max_cores,
             "private": PRIVATE_FOLDERS,
             "hidden": hidden,

@@ -1,6 +1,7 @@
-"""A script that runs a command in a new mount namespace, or remounts a volume in one.
+"""A script that runs a command in a new mount namespace or in a container's, or remounts a volume.
 
     python sandbox_mounts.py enter PLAN.json COMMAND ...
+    python sandbox_mounts.py execute PID FOLDER COMMAND ...
     python sandbox_mounts.py remount PID TARGET   (then one line of JSON on standard input)
 
 It imports only the standard library, so that Python starts it without `site` in milliseconds. The
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,13 @@ KERNEL_FOLDERS = ("/dev", "/proc", "/sys")
 
 EXIT_BUSY = 3
 EXIT_FAILED = 125
+EXIT_NOT_FOUND = 127
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> None:
-    """Run `enter` or `remount`."""
+    """Run `enter`, `execute` or `remount`."""
     if arguments[0] == "enter":
         plan = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
         if plan["root"] is not None:
@@ -56,6 +60,8 @@ def main(arguments: list[str]) -> None:
         # ignored in background processes of a shell, which a container would inherit
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(arguments[2], arguments[2:])
+    elif arguments[0] == "execute":
+        execute(int(arguments[1]), arguments[2], arguments[3:])
     else:
         remount(int(arguments[1]), arguments[2])
 
@@ -106,8 +112,31 @@ def mount_volume(plan: dict[str, Any]) -> None:
     mount("overlay", target, "overlay", 0, f"{layers},{plan['overlay_options']}")
 
 
-def remount(pid: int, target: str) -> None:
-    """Unmount a volume in the namespace of a process, then mount it as standard input says."""
+def execute(pid: int, folder: str, command: list[str]) -> None:
+    """Become a command in the container that a process belongs to; 0 stands for no namespace."""
+    _end_with_the_server()
+    if pid:
+        cores = os.sched_getaffinity(pid)
+        join_namespaces(pid)
+        os.sched_setaffinity(0, cores)
+    try:
+        os.chdir(folder)
+    except OSError as e:
+        os.write(2, f"{folder}: {e.strerror}\n".encode())
+        sys.exit(EXIT_FAILED)
+    if os.isatty(0):
+        # so that Ctrl-C there ends what runs in the foreground
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except OSError as e:
+        os.write(2, f"{command[0]}: {e.strerror}\n".encode())
+        sys.exit(EXIT_NOT_FOUND)
+
+
+def join_namespaces(pid: int) -> None:
+    """Move this process into the namespaces of another one."""
     namespaces = [("user", CLONE_NEWUSER), ("mnt", CLONE_NEWNS)]
     opened = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in namespaces]
     same_user = Path(f"/proc/{pid}/ns/user").samefile("/proc/self/ns/user")
@@ -115,6 +144,12 @@ def remount(pid: int, target: str) -> None:
         # entering the current user namespace again would be an error
         if not (same_user and kind == CLONE_NEWUSER):
             _check(_libc.setns(descriptor, kind), "setns", f"process {pid}")
+        os.close(descriptor)
+
+
+def remount(pid: int, target: str) -> None:
+    """Unmount a volume in the namespace of a process, then mount it as standard input says."""
+    join_namespaces(pid)
     if _libc.umount2(os.fsencode(target), 0):
         code = ctypes.get_errno()
         if code == errno.EBUSY:

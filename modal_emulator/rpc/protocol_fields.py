@@ -65,6 +65,12 @@ _COPY = "a copy of the same setting in `autoscaler_settings`"
 _BY_SERVER = "set by servers, not by clients"
 _CONFIG = "a setting of the client for Modal's own staff"
 _CLUSTER = "@modal.clustered"
+_SANDBOX = "of modal.Sandbox, not of `modal shell`"
+
+
+def _of_sandboxes(names: str) -> dict[str, Field]:
+    return {name: Field(Treatment.REFUSED, name, _SANDBOX) for name in names.split()}
+
 
 # fields that Function and FunctionData have in common
 _SHARED = {
@@ -212,6 +218,52 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
     "BaseImage": {**_used("image_id"), **_used("docker_tag", "a name inside the commands")},
     "ImageContextFile": _used("filename data"),
+    "SandboxCreateRequest": {
+        **_used("app_id definition"),
+        **_used("environment_name", "it is that of the app"),
+        **_of_sandboxes("tags"),
+    },
+    "SandboxCreateV2Request": {
+        **_used("app_id definition secret_sources ephemeral_secrets"),
+        **_of_sandboxes("tags cloud_bucket_mount_credentials"),
+    },
+    "Sandbox": {
+        **_used("entrypoint_args image_id mount_ids secret_ids volume_mounts"),
+        **_used("resources timeout_secs scheduler_placement"),
+        **_used("network_access", "every client leaves it open for `modal shell`"),
+        **_warned("cloud_provider_str", "--cloud"),
+        **_warned("runtime", "--runtime"),
+        **_warned("runtime_debug", "MODAL_FUNCTION_RUNTIME_DEBUG", _CONFIG),
+        **_warned("worker_id", "MODAL_WORKER_ID", _CONFIG),
+        **_warned("experimental_options_v2", "--experimental-option"),
+        **_refused("nfs_mounts", "modal.NetworkFileSystem"),
+        **_refused("cloud_bucket_mounts", "modal.CloudBucketMount"),
+        **_refused("proxy_id", "proxy"),
+        **_of_sandboxes("workdir pty_info open_ports i6pn_enabled enable_snapshot verbose name"),
+        **_of_sandboxes("idle_timeout_secs custom_domain include_oidc_identity_token"),
+        **_of_sandboxes("readiness_probe inbound_cidr_allowlist environment_variables"),
+        **_of_sandboxes("experimental_outbound_policy outbound_policy include_x509_svid"),
+        **_never_sent("cloud_provider block_network s3_mounts snapshot_version"),
+        **_never_sent("runsc_runtime_version experimental_options preload_path_prefixes"),
+        **_never_sent("direct_sandbox_commands_enabled _restore_instance_type"),
+    },
+    "StringMap": _used("contents"),
+    "SecretSource": _used("secret_id env"),
+    "NetworkAccess": {
+        **_used("network_access_type", "every client leaves it open for `modal shell`"),
+        **_of_sandboxes("allowed_cidrs allowed_domains"),
+    },
+    "TaskExecStartRequest": {
+        **_used("task_id exec_id command_args timeout_secs workdir pty_info"),
+        **_used("stdout_config stderr_config", "a pipe"),
+        **_refused("runtime_debug", "MODAL_FUNCTION_RUNTIME_DEBUG", _CONFIG),
+        **_of_sandboxes("secret_ids container_id env secret_sources"),
+    },
+    "PTYInfo": {
+        **_used("winsz_rows winsz_cols"),
+        **_used("env_term env_colorterm env_term_program", "variables of the command"),
+        **_used("enabled pty_type no_terminate_on_idle_stdin", "every client sets them alike"),
+    },
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from functools import cache, partial
 from typing import Any
 from urllib.parse import quote
@@ -61,24 +61,13 @@ class Guard:
             self._check_container(task_id, name)
         current_caller.set(caller)
         await self._faults.before_rpc(name)
-        try:
+        with readable_errors(name):
             request = await stream.recv_message()
             # the names in a request are looked up in its environment, so that is checked first
             if "environment_name" in request.DESCRIPTOR.fields_by_name:
                 self._check_environment(request.environment_name)
-            await _send_replies(method(request), stream)
+            await send_replies(method(request), stream)
             await _send_warnings(caller.warnings, stream)
-        except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
-            raise
-        except Exception as e:
-            # any error becomes a reply
-            log.exception("%s failed", name)
-            raise GRPCError(
-                _UNEXPECTED_ERROR,
-                f"The emulator failed in {name}: {type(e).__name__}: {e}. "
-                "This is an error in the emulator, not in your app; "
-                "the traceback is in the emulator's log.",
-            ) from e
 
     def _authenticate(self, *given: str) -> None:
         if not hmac.compare_digest("\0".join(given).encode(), "\0".join(self._token).encode()):
@@ -106,7 +95,25 @@ def _caller(task_id: str | None, stream: Any) -> Caller:
     )
 
 
-async def _send_replies(answer: Awaitable[Message] | AsyncGenerator[Message], stream: Any) -> None:
+@contextmanager
+def readable_errors(rpc_name: str) -> Iterator[None]:
+    """Turn an unexpected error into a reply, which says that the server is at fault."""
+    try:
+        yield
+    except (GRPCError, StreamTerminatedError, asyncio.CancelledError):
+        raise
+    except Exception as e:
+        log.exception("%s failed", rpc_name)
+        raise GRPCError(
+            _UNEXPECTED_ERROR,
+            f"The emulator failed in {rpc_name}: {type(e).__name__}: {e}. "
+            "This is an error in the emulator, not in your app; "
+            "the traceback is in the emulator's log.",
+        ) from e
+
+
+async def send_replies(answer: Awaitable[Message] | AsyncGenerator[Message], stream: Any) -> None:
+    """Send what a method returns or yields."""
     if isinstance(answer, AsyncGenerator):
         async with aclosing(answer) as replies:
             async for reply in replies:
@@ -132,7 +139,8 @@ def _unimplemented(name: str) -> Method:
         raise GRPCError(
             Status.UNIMPLEMENTED,
             f"The emulator does not implement {name}. It emulates functions, classes, apps, "
-            "images, volumes, secrets, dicts, queues and web endpoints; not sandboxes or tunnels.",
+            "images, volumes, secrets, dicts, queues, web endpoints and shells; "
+            "not sandboxes or tunnels.",
         )
 
     return method
@@ -188,10 +196,12 @@ def _paths() -> list[tuple[str, str, Handler]]:
 class RpcServer(grpclib.server.Server):  # type: ignore[misc] # grpclib has no types
     """A grpclib server that reports when a connection is lost."""
 
-    def __init__(self, servicer: Servicer, on_lost: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, servicers: Sequence[Any], on_lost: Callable[[int], None] | None = None
+    ) -> None:
         # the client decodes the details of errors with the same codec
         super().__init__(
-            [servicer],
+            servicers,
             codec=grpclib.encoding.proto.ProtoCodec(),
             status_details_codec=custom_detail_codec,
         )

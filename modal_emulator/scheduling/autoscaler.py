@@ -97,8 +97,16 @@ class Autoscaler:
             asyncio.get_running_loop().call_later(wait_s, self.scale, pool)
             return
         for _ in range(missing):
-            if not self._start(pool, function):
+            if self._start(pool, function) is None:
                 return
+
+    def start_shell(self, function: RunnableFunction) -> Container | None:
+        """Start the container of a `modal shell`; return None if no GPU is free for it."""
+        container = self._start(self._pools.shells, function)
+        if container is not None:
+            # it takes no inputs
+            container.ready = True
+        return container
 
     def _back_off_s(self, pool: ContainerPool, function: RunnableFunction) -> float:
         """Return how long to wait before the next container of a function that crashes."""
@@ -123,11 +131,11 @@ class Autoscaler:
         # container gets one at once, because another function may wait for its result.
         return min(wanted - live, allowed if live else max(allowed, 1))
 
-    def _start(self, pool: ContainerPool, function: RunnableFunction) -> bool:
+    def _start(self, pool: ContainerPool, function: RunnableFunction) -> Container | None:
         free = self._free_gpu(function)
         if free is None:
             self._report_waiting(pool, function)
-            return False
+            return None
         task_id = new_id("ta")
         place = Placement(task_id, *free, self._run_dir / task_id[-8:])
         container = Container(function, place, self._logs, pool.changed)
@@ -136,7 +144,7 @@ class Autoscaler:
         task = asyncio.create_task(self._run(pool, container))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return True
+        return container
 
     def _report_waiting(self, pool: ContainerPool, function: RunnableFunction) -> None:
         """Write to the logs of each call, once, that no GPU is free for it."""

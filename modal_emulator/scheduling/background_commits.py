@@ -17,10 +17,11 @@ async def commit_in_background(pools: ContainerPools, every_s: float) -> None:
         await asyncio.sleep(every_s)
         for container in pools.containers():
             if container.ready and container.sandbox is not None:
-                await asyncio.to_thread(_commit, container)
+                await asyncio.to_thread(commit_volumes, container)
 
 
-def _commit(container: Container) -> None:
+def commit_volumes(container: Container) -> None:
+    """Commit the volumes of a container, as far as they are committed without being asked."""
     for mount in container.definition.volume_mounts:
         if mount.allow_background_commits and not mount.read_only:
             try:

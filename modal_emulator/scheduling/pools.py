@@ -60,6 +60,8 @@ class ContainerPools:
 
     def __init__(self) -> None:
         self._pools: dict[str, ContainerPool] = {}
+        # the containers of `modal shell`, which belong to no function
+        self.shells = ContainerPool("")
         self.ended: list[Container] = []
 
     def all(self) -> list[ContainerPool]:
@@ -74,14 +76,12 @@ class ContainerPools:
 
     def containers(self) -> list[Container]:
         """Return all containers that have not ended."""
-        return [each for pool in self._pools.values() for each in pool.containers.values()]
+        pools = [*self._pools.values(), self.shells]
+        return [each for pool in pools for each in pool.containers.values()]
 
     def container(self, task_id: str) -> Container | None:
         """Return a container, unless it has ended."""
-        for pool in self._pools.values():
-            if task_id in pool.containers:
-                return pool.containers[task_id]
-        return None
+        return next((each for each in self.containers() if each.task_id == task_id), None)
 
     def of_app(self, app_id: str) -> list[Container]:
         """Return the containers of an app that have not ended."""

@@ -88,7 +88,7 @@ class Termination:
             container.interrupt("app_stopped", self._stop_grace_s)
             return
         container.end("app_stopped")
-        if container.ready:
+        if container.ready and not container.function.command:
             # it waits for inputs, gets none, and exits after its exit handlers
             container.kill_after(self._stop_grace_s)
         else:

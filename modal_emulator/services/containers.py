@@ -140,12 +140,15 @@ class ContainerService:
         return response
 
     async def TaskGetInfo(self, request: Message) -> Message:
-        container = self._container(request.task_id)
+        """Describe a container, also one that has ended: its logs stay."""
+        ended = (each for each in self._pools.ended if each.task_id == request.task_id)
+        container = next(ended, None) or self._container(request.task_id)
         gpu = container.place.gpu
         info = api_pb2.TaskInfo(
             id=container.task_id,
             started_at=container.started_at,
             enqueued_at=container.created_at,
+            finished_at=container.ended_at,
             gpu_type=gpu.device if gpu else "",
         )
         if gpu:

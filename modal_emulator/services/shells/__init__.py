@@ -1,0 +1,1 @@
+"""Shells and other commands in containers: `modal shell` and `modal container exec`."""
