@@ -179,6 +179,7 @@ class Emulator:
     logs = _in_server_thread(Control.logs)
 
     tick = _in_server_thread(Control.tick)
+    age_results = _in_server_thread(Control.age_results)
     preempt = _in_server_thread(Control.preempt)
     kill = _in_server_thread(Control.kill)
     preempt_input = _in_server_thread(Control.preempt_input)

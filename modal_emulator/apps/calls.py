@@ -7,6 +7,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from grpclib import GRPCError, Status
@@ -23,6 +24,9 @@ FAILURE = Result.GENERIC_STATUS_FAILURE
 TERMINATED = Result.GENERIC_STATUS_TERMINATED
 TIMEOUT = Result.GENERIC_STATUS_TIMEOUT
 INTERNAL_FAILURE = Result.GENERIC_STATUS_INTERNAL_FAILURE
+
+# https://modal.com/docs/guide/job-queue
+RESULT_LIFETIME_S = 7 * 24 * 3600.0
 
 STATUS_NAMES = {
     SUCCESS: "success",
@@ -173,7 +177,16 @@ class Calls:
         """
         if call_id not in self._calls:
             raise GRPCError(Status.NOT_FOUND, f"Function call '{call_id}' not found")
-        return self._calls[call_id]
+        call = self._calls[call_id]
+        self._delete_expired(call)
+        return call
+
+    def _delete_expired(self, call: Call) -> None:
+        oldest = time.time() - RESULT_LIFETIME_S
+        for item in takewhile(lambda each: each.finished_at < oldest, call.finished):
+            call.outputs_deleted = True
+            item.output = None
+            self._save(item)
 
     def input(self, input_id: str) -> Input:
         """Return an input.
@@ -231,6 +244,13 @@ class Calls:
         item.call.finished.append(item)
         self._save(item)
         item.call.changed.notify()
+
+    def age(self, seconds: float) -> None:
+        """Let all results count as older."""
+        for item in self._inputs.values():
+            if item.done:
+                item.finished_at -= seconds
+                self._save(item)
 
     def delete_outputs(self, call: Call) -> None:
         """Delete the outputs of a call, except for what a generator yielded."""

@@ -69,6 +69,14 @@ class Control(StateReader):
             raise LookupError(f"No running app has a {which} with a schedule.")
         return [self._scheduler.call_without_arguments(each) for each in due]
 
+    def age_results(self, seconds: float) -> None:
+        """Let the results that calls have by now count as older; they expire after 7 days.
+
+        Raises:
+            ValueError: If the time is not a number of 0 or more.
+        """
+        self._calls.age(check_seconds("The age of results", seconds))
+
     def preempt(self, task_id: str | None = None, *, grace_s: float = 30.0) -> list[str]:
         """Preempt a container: SIGINT, then SIGKILL; its inputs run again elsewhere.
 

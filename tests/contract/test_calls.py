@@ -7,8 +7,9 @@ from types import ModuleType
 
 import modal
 import pytest
-from modal.exception import FunctionTimeoutError, RemoteError
+from modal.exception import FunctionTimeoutError, OutputExpiredError, RemoteError
 
+from tests.contract.conftest import IS_REAL
 from tests.support.waiting import wait_until
 
 documented = pytest.mark.documented
@@ -56,6 +57,23 @@ def test_a_call_without_a_result_is_a_timeout_error(running: ModuleType) -> None
 def test_a_result_is_found_again_by_the_id_of_its_call(running: ModuleType) -> None:
     call = running.square.spawn(7)
     assert [modal.FunctionCall.from_id(call.object_id).get() for _ in range(2)] == [49, 49]
+
+
+@documented("guide/job-queue", "7 days after a call has ended, get() raises OutputExpiredError.")
+@pytest.mark.skipif(IS_REAL, reason="it takes 7 days")
+def test_a_result_expires_after_seven_days(
+    running: ModuleType, request: pytest.FixtureRequest
+) -> None:
+    emulator = request.getfixturevalue("modal_emulator")
+    call = running.square.spawn(7)
+    assert call.get() == 49
+    emulator.age_results(7 * 86_400 - 600)
+    assert modal.FunctionCall.from_id(call.object_id).get() == 49
+    emulator.age_results(600)
+    for found in (call, modal.FunctionCall.from_id(call.object_id)):
+        with pytest.raises(OutputExpiredError):
+            found.get(timeout=0)
+    assert running.square.remote(8) == 64
 
 
 @documented("guide/retries", "A failed input is run again up to `retries` times.")

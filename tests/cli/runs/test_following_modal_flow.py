@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments import load_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
@@ -82,6 +83,27 @@ def test_a_run_whose_client_is_gone_is_followed_by_another(call: Call) -> None:
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
     assert folder.read_result().results == "done"
+
+
+def test_a_result_that_has_expired_on_modal_is_taken_from_the_volume(
+    modal_emulator: Emulator, call: Call
+) -> None:
+    folder = detached(call, "seconds=0.5")
+    kill_client(folder)
+    wait_until(
+        lambda: (
+            containers_of(modal_emulator, folder)
+            and not any(c.running_input_ids for c in containers_of(modal_emulator, folder))
+        ),
+        "the end of the run",
+    )
+    modal_emulator.age_results(8 * 86_400)
+    done = call("runs", "follow", folder.path.name)
+    assert done.returncode == 0, done.stderr
+    result = load_run(folder.path.name)
+    assert (result.status, result.results) == (RunStatus.SUCCESS, "done")
+    assert result.cost["estimate_usd"] > 0
+    assert folder.log_file.read_text() == "begun\n"
 
 
 @pytest.mark.parametrize("has_client", [True, False], ids=["client", "no client"])
