@@ -28,6 +28,7 @@ from modal_emulator.objects.environments import EnvironmentService
 from modal_emulator.objects.images import ImageService
 from modal_emulator.objects.layers import LayerStore, cache_folder
 from modal_emulator.objects.mounts import MountService
+from modal_emulator.objects.placeholders import Placeholders
 from modal_emulator.objects.queues import QueueService
 from modal_emulator.objects.secrets import SecretService
 from modal_emulator.rpc.caller import current_caller
@@ -224,6 +225,7 @@ class Server:
             VolumeService(self._volumes, self.http, self._mounts, self._current_sandbox),
             self._dicts,
             self._queues,
+            Placeholders(),
             self._images,
             function_service,
             app_service,

@@ -91,7 +91,8 @@ TESTED_ELSEWHERE = {
     "core/test_modal_runner": "backends/modal/image",
     "execution/launch/test_launcher": "execution/launch/*",
     "execution/test_warm_experiment": "execution/process_state",
-    "modal_emulator/apps/test_function_options": "modal_emulator/apps/function_checks",
+    "modal_emulator/apps/test_function_options": "modal_emulator/apps/function_checks "
+    "modal_emulator/objects/placeholders",
     "modal_emulator/apps/test_functions": "modal_emulator/services/* modal_emulator/scheduling/*",
     "modal_emulator/builds/test_builder": "modal_emulator/builds/* modal_emulator/objects/layers",
     "modal_emulator/containers/test_container": "modal_emulator/containers/launch "

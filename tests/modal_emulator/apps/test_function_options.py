@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import emulated_settings as settings
@@ -159,18 +159,38 @@ def test_a_file_with_an_http_server_is_accepted_with_a_warning() -> None:
         assert two.remote() == 2
 
 
-def test_what_is_not_emulated_is_refused_when_it_is_called_and_not_before() -> None:
+@pytest.mark.filterwarnings("ignore::modal.exception.DeprecationError")
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (lambda: {"volumes": {"/bucket": modal.CloudBucketMount("somewhere")}}, "CloudBucketMount"),
+        (
+            lambda: {"network_file_systems": {"/nfs": modal.NetworkFileSystem.from_name("files")}},
+            "NetworkFileSystem",
+        ),
+        (lambda: {"proxy": modal.Proxy.from_name("fixed-ip")}, "proxy"),
+    ],
+    ids=["bucket", "network file system", "proxy"],
+)
+def test_what_is_not_emulated_is_refused_when_it_is_called_and_not_before(
+    options: Callable[[], dict[str, Any]], what: str
+) -> None:
     app = modal.App("accepted")
-    bucket = modal.CloudBucketMount("somewhere")
     two = app.function(serialized=True, name="two")(lambda: 2)
-    options: dict[str, Any] = {"volumes": {"/bucket": bucket}, "min_containers": 1}
-    reads = app.function(serialized=True, name="reads", **options)(lambda: 1)
-    message = "reads uses `modal.CloudBucketMount`, which the emulator does not emulate"
+    reads = app.function(serialized=True, name="reads", min_containers=1, **options())(lambda: 1)
+    message = f"reads uses `(modal.)?{what}`, which the emulator does not emulate"
     warned = pytest.warns(ServerWarning, match=message)
     with warned, app.run():
         assert two.remote() == 2
         with pytest.raises(UnimplementedError, match=message):
             reads.remote()
+
+
+def test_a_network_file_system_can_be_looked_up_but_not_read() -> None:
+    with pytest.warns(modal.exception.DeprecationError):
+        files = modal.NetworkFileSystem.from_name("files", create_if_missing=True)
+    with pytest.raises(UnimplementedError, match="does not implement SharedVolumeListFiles"):
+        list(files.iterdir("/"))
 
 
 def test_a_gpu_function_can_not_be_nonpreemptible() -> None:
