@@ -220,6 +220,7 @@ class Launcher:
             # what a step of an image writes there could not be kept
             writable_folders=built is None,
             max_cores=math.ceil(definition.resources.milli_cpu_max / 1000) or None,
+            max_mib=definition.resources.memory_mb_max or None,
             mode=self._sandbox_mode,
         )
         env = container_environment(

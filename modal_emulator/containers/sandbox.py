@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from modal_emulator.containers.interpreter import INTERPRETER, folders_of_python
+from modal_emulator.containers.memory_cgroup import MemoryCgroup
 from modal_emulator.containers.sandbox_namespace import SCRIPT, Namespace
 from modal_emulator.containers.volume_view import CopiedView, OverlayView, VolumeMount, VolumeView
 from modal_emulator.objects.mounts import MountService
@@ -63,6 +64,7 @@ class Sandbox:
         self._mounted: set[str] = set()
         self._mount_points: set[str] = set()
         self._working_folder = WORKING_FOLDER
+        self.cgroup: MemoryCgroup | None = None
 
     @classmethod
     def prepare(
@@ -81,6 +83,7 @@ class Sandbox:
         hidden: Sequence[Path] = (),
         writable_folders: bool = True,
         max_cores: int | None = None,
+        max_mib: int | None = None,
         mode: SandboxMode | None = None,
     ) -> Sandbox:
         """Set up everything before the start of the process; blocks for some milliseconds.
@@ -102,10 +105,13 @@ class Sandbox:
                 stays visible.
             writable_folders: Whether the container can create files in `/opt` and the like.
             max_cores: How many of this machine's cores the container runs on; default: all.
+            max_mib: How much memory its processes have together, where the kernel can limit it.
             mode: The kind of isolation; by default the best that this machine supports.
         """
         sandbox = cls(scratch, mode or sandbox_mode(volumes.folder))
         try:
+            if max_mib is not None:
+                sandbox.cgroup = MemoryCgroup.create(scratch.parent.name, max_mib << 20)
             if files is not None:
                 shutil.copytree(files, sandbox._root, symlinks=True, dirs_exist_ok=True)
             for folder in extendable:
@@ -146,7 +152,11 @@ class Sandbox:
         """Return the command line that becomes `command` in the sandbox of a running process."""
         namespace = 0 if self.mode == "path_rewriting" else pid
         folder = self.path(folder) if folder else self._working_folder
-        return [*SCRIPT, "execute", str(namespace), folder, *command]
+        return [*SCRIPT, "execute", str(namespace), self._processes_file, folder, *command]
+
+    @property
+    def _processes_file(self) -> str:
+        return str(self.cgroup.joined_by_writing) if self.cgroup else ""
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return environment variables with the paths that are valid in the sandbox."""
@@ -222,6 +232,8 @@ class Sandbox:
         """Kill the remaining processes of the container, and delete its files."""
         if self.mode != "path_rewriting":
             self._kill_processes()
+        if self.cgroup is not None:
+            self.cgroup.delete()
         for view in self._views.values():
             view.close()
         if self._scratch.exists():
@@ -273,6 +285,7 @@ class Sandbox:
             "user_namespace": self.mode == "user_namespaces",
             "working_folder": self._working_folder,
             "max_cores": max_cores,
+            "cgroup": self._processes_file,
             "private": PRIVATE_FOLDERS,
             "hidden": hidden,
             "visible": visible,
@@ -361,6 +374,7 @@ def _why_not(mode: SandboxMode, state_dir: Path | None) -> str | None:
             "user_namespace": mode == "user_namespaces",
             "working_folder": "/probe",
             "max_cores": None,
+            "cgroup": "",
             "private": PRIVATE_FOLDERS,
             "hidden": [],
             "visible": [],

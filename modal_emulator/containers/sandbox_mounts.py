@@ -1,7 +1,7 @@
 """A script that runs a command in a new mount namespace or in a container's, or remounts a volume.
 
     python sandbox_mounts.py enter PLAN.json COMMAND ...
-    python sandbox_mounts.py execute PID FOLDER COMMAND ...
+    python sandbox_mounts.py execute PID CGROUP FOLDER COMMAND ...
     python sandbox_mounts.py remount PID TARGET   (then one line of JSON on standard input)
 
 It imports only the standard library, so that Python starts it without `site` in milliseconds. The
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     """Run `enter`, `execute` or `remount`."""
     if arguments[0] == "enter":
         plan = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
+        join_cgroup(plan["cgroup"])
         if plan["root"] is not None:
             enter(plan)
         _make_folder(plan["working_folder"])
@@ -61,7 +62,8 @@ def main(arguments: list[str]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(arguments[2], arguments[2:])
     elif arguments[0] == "execute":
-        execute(int(arguments[1]), arguments[2], arguments[3:])
+        join_cgroup(arguments[2])
+        execute(int(arguments[1]), arguments[3], arguments[4:])
     else:
         remount(int(arguments[1]), arguments[2])
 
@@ -110,6 +112,12 @@ def mount_volume(plan: dict[str, Any]) -> None:
     _make_folder(work)
     layers = f"lowerdir={_escape(lower)},upperdir={upper},workdir={work}"
     mount("overlay", target, "overlay", 0, f"{layers},{plan['overlay_options']}")
+
+
+def join_cgroup(processes: str) -> None:
+    """Become one of the processes of a cgroup, given the file that lists them; "" is none."""
+    if processes:
+        Path(processes).write_text(str(os.getpid()), encoding="ascii")
 
 
 def execute(pid: int, folder: str, command: list[str]) -> None:

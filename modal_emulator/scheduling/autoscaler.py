@@ -212,7 +212,10 @@ class Autoscaler:
         if container.stopping:
             return -1
         await self._spawn(container)
-        return await container.wait()
+        exit_code = await container.wait()
+        if container.sandbox.cgroup is not None and container.sandbox.cgroup.has_killed():
+            container.end("out_of_memory")
+        return exit_code
 
     async def close(self) -> None:
         """Start no more containers, and wait for the end of all."""

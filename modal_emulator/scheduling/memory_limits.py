@@ -1,4 +1,7 @@
-"""Kills containers that use more memory than the limit of their function."""
+"""Kills containers that use more memory than the limit of their function.
+
+Where a container has a cgroup, the kernel does it, but perhaps to one of its processes only.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ async def watch_memory(pools: ContainerPools) -> None:
 
 
 def _uses_more_than(container: Container, limit_bytes: int) -> bool:
+    if container.sandbox is not None and container.sandbox.cgroup is not None:
+        return bool(container.sandbox.cgroup.has_killed())
     try:
         processes = container.processes()
     except OSError:

@@ -46,17 +46,21 @@ def starts_of(emulator: Emulator, name: str) -> list[tuple[int, int]]:
     return [(each.attempts, each.starts) for each in emulator.calls(name)[-1].inputs]
 
 
-@pytest.mark.parametrize("key", ["exit with 0", "killed", "out of memory"])
+@pytest.mark.parametrize(
+    "key", ["exit with 0", "killed", "out of memory", "out of memory without a cgroup"]
+)
 def test_an_input_whose_container_dies_runs_again_and_not_as_a_retry(
-    key: str, modal_emulator: Emulator
+    key: str, modal_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "without" in key:
+        monkeypatch.setattr("modal_emulator.containers.memory_cgroup._parents", lambda: ())
     app = modal.App("dies")
     function = app.function(serialized=True, name="once", memory=(128, 400))(die_at_first)
     with app.run():
         assert function.remote(key) == f"survived {key}"
         assert starts_of(modal_emulator, "once") == [(1, 2)]
         logs = "".join(each.text for each in modal_emulator.logs(str(app.app_id)))
-    if key == "out of memory":
+    if key.startswith("out of memory"):
         assert "it used more than its memory limit of 400 MiB" in logs
         reasons = [each.end_reason for each in modal_emulator.containers()]
         assert "out_of_memory" in reasons
