@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
@@ -114,12 +113,6 @@ class FinishedRunHandle(RunHandle):
 
     def cancel(self, *, at_once: bool = False) -> None:
         """Do nothing: the run has ended."""
-
-
-def newest_of(times: Iterable[float]) -> datetime.datetime | None:
-    """Return the latest of some Unix times; None without any."""
-    latest = max(times, default=None)
-    return None if latest is None else datetime.datetime.fromtimestamp(latest, datetime.UTC)
 
 
 class Backend(ABC):
@@ -246,11 +239,19 @@ class Backend(ABC):
 
     def newest_checkpoint(self, folder: RunFolder) -> datetime.datetime | None:
         """Return when the newest file among a run's checkpoints was written; None without any."""
-        return newest_of(
-            (Path(place) / name).stat().st_mtime
-            for place, _, names in os.walk(folder.checkpoint_dir)
-            for name in names
-        )
+        latest = max(self.checkpoint_files(folder).values(), default=None)
+        return None if latest is None else datetime.datetime.fromtimestamp(latest, datetime.UTC)
+
+    def checkpoint_files(self, folder: RunFolder) -> dict[str, float]:
+        """Return the files among a run's checkpoints, with the Unix time of each.
+
+        They are named relative to the folder of the checkpoints.
+        """
+        files = (path for path in folder.checkpoint_dir.rglob("*") if path.is_file())
+        return {
+            file.relative_to(folder.checkpoint_dir).as_posix(): file.stat().st_mtime
+            for file in files
+        }
 
     @abstractmethod
     def close(self) -> None:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ml_experiments.runs.result import RunResult
     from ml_experiments.runs.spec import PreparedRun
 
+_PLURALS = {
+    "artifact": "artifacts",
+    "entry of metrics": "entries of metrics",
+    "checkpoint": "checkpoints",
+}
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
@@ -161,7 +166,10 @@ def run(
                 before=download if prefetch else None,
                 leaves_on_interrupt=on_interrupt == "detach",
             )
-    return report(result, as_json)
+        code = report(result, as_json)
+        if result.status == "cancelled":
+            say_what_was_kept(result, opened)
+    return code
 
 
 def backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str, Any]) -> str:
@@ -276,12 +284,39 @@ def follow(
             return handle.result()
 
 
+def say_what_was_kept(result: RunResult, backend: Backend) -> None:
+    """Say what a cancelled run has left, and how it goes on from there."""
+    from ml_experiments.errors import BackendError
+    from ml_experiments.runs.folder import RunFolder
+
+    assert result.run_dir is not None  # a run that was started here has one
+    counts = {"artifact": len(result.artifacts), "entry of metrics": len(result.metrics)}
+    try:
+        files = backend.checkpoint_files(RunFolder(result.run_dir))
+        names = {name.partition("/")[0] for name in files}
+        counts["checkpoint"] = len([name for name in names if not name.startswith(".")])
+    except BackendError as e:  # such as a connection that was lost
+        click.echo(f"which checkpoints there are is not known: {e}", err=True)
+    kept = [
+        f"{count} {what if count == 1 else _PLURALS[what]}"
+        for what, count in counts.items()
+        if count
+    ]
+    click.echo(
+        f"kept: {', '.join(kept) or 'only the log'}; go on with: "
+        f"ml-experiments runs resume {result.run_id}",
+        err=True,
+    )
+
+
 def leave(run_id: str, code: int = 130) -> NoReturn:
     """Say that a run goes on, and end this process without waiting for the run."""
     from ml_experiments.runner.observers import DISPLAY
 
     DISPLAY.forget(run_id)
-    click.echo(f"run {run_id} goes on; see it with: ml-experiments runs follow {run_id}", err=True)
+    click.echo(f"run {run_id} goes on; come back to it with:", err=True)
+    for command in ("follow", "logs", "cancel"):
+        click.echo(f"  ml-experiments runs {command} {run_id}", err=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)  # to close the backend would wait for the run

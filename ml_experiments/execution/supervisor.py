@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from ml_experiments.errors import BackendError, SupersededError
@@ -36,11 +37,13 @@ from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.checksums import write_checksums
 
 CANCEL_GRACE_S = 5.0
 START_LIMIT_S = 60.0
 # for what a process does after its run: flush files, call atexit handlers and finalizers
 END_GRACE_S = 10.0
+_CHECKSUMS_LIMIT_S = 30.0
 _TICK_S = 0.05
 # a run is ended here so long before the platform ends this process, too
 _PLATFORM_MARGIN_S = 0.5
@@ -120,7 +123,7 @@ class Supervision:
         if self._cancellation.requested.is_set():
             return self._write(RunStatus.CANCELLED, None)
         try:
-            with closing(
+            with contextlib.closing(
                 LogTail(self._spec, self._folder, self._output, self._observer, self._redactor)
             ) as self._tail:
                 self._tail.skip_earlier()
@@ -131,7 +134,16 @@ class Supervision:
             self._slot.drop()
             result = self._ended(RunStatus.ERROR, self._own_error(e))
         log_traceback(self._folder, result)
+        self._write_checksums(result)
         return result
+
+    def _write_checksums(self, result: RunResult) -> None:
+        """Write the hashes of the artifacts, by which a damaged copy is found later."""
+        left_s = self._time_limit() - time.monotonic() if self._began_at is not None else math.inf
+        limit_s = min(_CHECKSUMS_LIMIT_S, max(0.0, left_s / 2))  # they have to be stored, too
+        with contextlib.suppress(OSError):  # such as a full disk
+            names = [artifact.path for artifact in result.artifacts]
+            write_checksums(self._folder.path, names, limit_s)
 
     def end_early(self, *, preempted: bool, limit_s: float) -> None:
         """Interrupt the run, whose `run()` was left by an exception, and end its worker.

@@ -7,6 +7,7 @@ runs/<run_id>/
   result.json       the outcome; there once the run has ended
   metrics.jsonl     one line per `log()` call   (this and the next, once the run uses them)
   artifacts/        files that the run left
+  SHA256SUMS        their hashes, for `sha256sum -c`
   checkpoints/      state from which the same run resumes
   labels.json       its name, tags and note, once one was changed
 """
@@ -31,6 +32,7 @@ from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.records import parse_record, read_json_object, read_metrics
 from ml_experiments.runs.result import Artifact, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.checksums import FILE_NAME
 from ml_experiments.serialization.files import (
     is_temporary,
     remove_temporary_files,
@@ -250,7 +252,7 @@ class RunFolder:
         """Begin another attempt, with its manifest; return the folder for it."""
         folder = dataclasses.replace(self, attempt=manifest.attempt)
         dataclasses.replace(self, attempt=None).write_manifest(manifest, redactor)
-        for file in (self.result_file, self.path / _NOT_WRITTEN):
+        for file in (self.result_file, self.path / FILE_NAME, self.path / _NOT_WRITTEN):
             file.unlink(missing_ok=True)
         remove_temporary_files(self.path)
         forget_cancel(self.path)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import secrets as random_tokens
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 import ml_experiments
-from ml_experiments.backends.base import Backend, RunHandle, newest_of
+from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.modal import plan as container_plan
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
-    checkpoint_times,
+    checkpoint_files,
     has_begun_there,
     read_ref_there,
 )
@@ -254,9 +253,9 @@ class ModalBackend(Backend):
                 if file != folder.result_file:
                     batch.put_file(file, f"/{file.relative_to(folder.path.parent).as_posix()}")
 
-    def newest_checkpoint(self, folder: RunFolder) -> datetime.datetime | None:
+    def checkpoint_files(self, folder: RunFolder) -> dict[str, float]:
         with platform_errors("look for the checkpoints of the run"):
-            return newest_of(checkpoint_times(runs_volume(), folder.path.name))
+            return checkpoint_files(runs_volume(), folder.path.name)
 
     def close(self) -> None:
         """Wait for the runs that were submitted, and stop their apps."""

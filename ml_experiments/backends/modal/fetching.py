@@ -10,7 +10,11 @@ from typing import Any
 
 import modal
 
+from ml_experiments.errors import RunFolderError
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import Manifest
+from ml_experiments.serialization.checksums import FILE_NAME as CHECKSUMS
+from ml_experiments.serialization.checksums import hash_file, read_checksums
 from ml_experiments.serialization.files import open_atomically
 
 _AT_A_TIME = 32
@@ -27,10 +31,16 @@ class Fetched:
             are not copied: those here know more, by which the run is found again.
         left_behind: Files that can't be read from the volume, such as a link that leads nowhere
             or a name that isn't UTF-8.
+        damaged_here: Files that were here, but not as the run had left them; they were fetched.
+        damaged_there: Files that are not as the run had left them on the volume either.
+        has_new_result: Whether the result came, and the client has to add what it knows.
     """
 
     records: dict[str, dict[str, Any]]
     left_behind: tuple[str, ...]
+    damaged_here: tuple[str, ...] = ()
+    damaged_there: tuple[str, ...] = ()
+    has_new_result: bool = False
 
 
 def read_ref_there(volume: modal.Volume, repo: str, ref: str) -> str | None:
@@ -62,13 +72,17 @@ def has_result_there(volume: modal.Volume, run_id: str) -> bool:
     return PurePosixPath(run_id, "result.json") in _list_files(volume, run_id)
 
 
-def checkpoint_times(volume: modal.Volume, run_id: str) -> list[int]:
-    """Return the Unix time at which each checkpoint of a run was written."""
+def checkpoint_files(volume: modal.Volume, run_id: str) -> dict[str, float]:
+    """Return the files among a run's checkpoints, with the Unix time at which each was written."""
     try:
         entries = list(volume.iterdir(f"/{run_id}/{_LEFT_THERE}", recursive=True))
     except modal.exception.NotFoundError:
-        return []
-    return [entry.mtime for entry in entries if entry.type == modal.types.FileEntryType.FILE]
+        return {}
+    return {
+        entry.path.strip("/").partition(f"/{_LEFT_THERE}/")[2]: entry.mtime
+        for entry in entries
+        if entry.type == modal.types.FileEntryType.FILE
+    }
 
 
 def fetch_run_folder(
@@ -82,23 +96,57 @@ def fetch_run_folder(
         volume: The volume.
         run_id: The run.
         folder: Its folder here.
-        goes_on: Whether to leave out files that are here with the size that they have there.
+        goes_on: Whether to leave out files that are here already: with the size that they have
+            there, and for artifacts with the hash that the run has recorded; a result that is here
+            has its costs.
     """
     found = _list_files(volume, run_id)
-    result = PurePosixPath(run_id, "result.json")
+    result, sums = (PurePosixPath(run_id, name) for name in ("result.json", CHECKSUMS))
     records = [path for name in _RECORDS if (path := PurePosixPath(run_id, name)) in found]
-    rest = [
-        path
-        for path, size in found.items()
-        if path not in (*records, result) and not (goes_on and _size_here(path, folder) == size)
-    ]
+    rest = [path for path in found if path not in (*records, result, sums)]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        read = threads.map(lambda path: _read_json(volume, path), records)
+        jsons = threads.map(lambda path: _read_json(volume, path), records)
+        read = {path.name: record for path, record in zip(records, jsons, strict=True)}
+        if sums in found:
+            _fetch(volume, sums, folder)
+        hashes = read_checksums(folder) if goes_on else {}
+
+        def is_damaged(path: PurePosixPath) -> bool:
+            expected = hashes.get(_name_of(path))
+            return expected is not None and hash_file(folder / _name_of(path)) != expected
+
+        known = [p for p in rest if goes_on and _size_here(p, folder) == found[p]]
+        damaged = {p for p, bad in zip(known, threads.map(is_damaged, known), strict=True) if bad}
+        rest = [path for path in rest if path in damaged or path not in known]
         fetched = list(threads.map(lambda path: _fetch(volume, path, folder), rest))
-    left = [str(path) for path, is_here in zip(rest, fetched, strict=True) if not is_here]
-    if result in found:
+        here = [path for path, is_here in zip(rest, fetched, strict=True) if is_here]
+        still = [p for p, bad in zip(here, threads.map(is_damaged, here), strict=True) if bad]
+    has_new_result = result in found and not (
+        goes_on and _has_result_of(folder, read.get("manifest.json", {}).get("submission"))
+    )
+    if has_new_result:
         _fetch(volume, result, folder, durable=True)
-    return Fetched({path.name: data for path, data in zip(records, read, strict=True)}, tuple(left))
+    return Fetched(
+        read,
+        left_behind=tuple(str(path) for path in rest if path not in here),
+        damaged_here=tuple(_name_of(path) for path in rest if path in damaged),
+        damaged_there=tuple(map(_name_of, still)),
+        has_new_result=has_new_result,
+    )
+
+
+def _has_result_of(folder: Path, submission: str | None) -> bool:
+    """Return whether the result that is here is that of a submission, and no earlier one's."""
+    try:
+        known = RunFolder(folder)
+        return known.result_file.exists() and known.read_manifest().submission == submission
+    except RunFolderError:
+        return False
+
+
+def _name_of(path: PurePosixPath) -> str:
+    """Return the path of a file on the volume relative to the folder of its run."""
+    return path.relative_to(path.parts[0]).as_posix()
 
 
 def _read_json(volume: modal.Volume, path: PurePosixPath) -> dict[str, Any]:

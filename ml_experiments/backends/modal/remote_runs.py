@@ -14,7 +14,7 @@ from pathlib import Path
 import modal
 
 from ml_experiments.backends.modal.errors import platform_errors, require_access
-from ml_experiments.backends.modal.fetching import fetch_run_folder
+from ml_experiments.backends.modal.fetching import Fetched, fetch_run_folder
 from ml_experiments.backends.modal.mounts import ENDED_FOLDER, runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.errors import RunFolderError
@@ -56,13 +56,11 @@ def runs_there() -> set[str]:
     return {name for name in names if not name.startswith(".")}
 
 
-def bring_here(run_id: str, runs_dir: Path) -> tuple[str, ...]:
+def bring_here(run_id: str, runs_dir: Path) -> Fetched:
     """Copy a run's folder from the volume, but for its checkpoints.
 
-    A run that has a folder here gets the files that it lacks, or that have another size there.
-
-    Returns:
-        Files that could not be read from the volume.
+    A run that has a folder here gets the files that it lacks, or that are not those of the run. A
+    copy that was broken off goes on.
 
     Raises:
         BackendError: If Modal can't be reached.
@@ -71,9 +69,7 @@ def bring_here(run_id: str, runs_dir: Path) -> tuple[str, ...]:
     folder, draft = runs_dir / run_id, runs_dir / f".{run_id}.sync"
     is_new = not folder.exists()
     if not is_new and not (folder / "result.json").exists():
-        known = RunFolder(folder)
-        ModalRunHandle(known.read_spec(), known, Observer()).recover()
-        return ()
+        _handle_of(folder).recover()
     place = draft if is_new else folder  # a copy that was broken off is gone on with
     with platform_errors(f"bring run {run_id} here"):
         fetched = fetch_run_folder(runs_volume(), run_id, place, goes_on=True)
@@ -84,9 +80,17 @@ def bring_here(run_id: str, runs_dir: Path) -> tuple[str, ...]:
         for name, record in fetched.records.items():
             write_json_atomically(place / name, record)
         (place / "log.txt").touch()
+    if fetched.has_new_result:
+        _handle_of(place).complete(fetched.records)
+    if is_new:
         with recorded(runs_dir, run_id, is_listed=True):
             draft.rename(folder)
-    return fetched.left_behind
+    return fetched
+
+
+def _handle_of(path: Path) -> ModalRunHandle:
+    folder = RunFolder(path)
+    return ModalRunHandle(folder.read_spec(), folder, Observer())
 
 
 def sizes_on_volume(run_ids: Iterable[str]) -> dict[str, int]:

@@ -169,6 +169,15 @@ class ModalRunHandle(RunHandle):
             self._bring_here(RunStatus.ERROR, None, None)
         return is_there
 
+    def complete(self, records: dict[str, dict[str, Any]]) -> None:
+        """Add what only a client knows, such as the cost, to a result that was brought here.
+
+        Args:
+            records: See `Fetched`.
+        """
+        self._take_over(records)
+        self._finish(self.folder.read_result())
+
     def _bring_here(
         self, status: RunStatus, error: RunError | None, result: RunResult | None
     ) -> RunResult:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from ml_experiments.backends.modal.fetching import Fetched
     from ml_experiments.runs.index.rows import RunRow
 
 _ASKED_EVERY_S = 5.0
@@ -33,7 +34,7 @@ def sync(dry_run: bool, as_json: bool) -> None:
         if not (place / run_id).exists() or (run_id in ended and _waits_for_result(place / run_id))
     )
     for run_id in () if dry_run else wanted:
-        _note_left_behind(run_id, bring_here(run_id, place))
+        _note_problems(run_id, bring_here(run_id, place))
         if not as_json:
             click.echo(f"{run_id}  {ended.get(run_id, 'running')}")
     if as_json:
@@ -47,18 +48,24 @@ def sync(dry_run: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-def pull(runs: tuple[str, ...]) -> None:
-    """Bring the files of runs here from Modal; what is here in full is left out."""
+def pull(runs: tuple[str, ...]) -> int:
+    """Bring the files of runs here from Modal, artifacts checked by their hashes.
+
+    What is here as the run left it is left out, so a pull that was broken off goes on. A file that
+    is damaged here is fetched again. The exit code is 1 if one is damaged on Modal too.
+    """
     from ml_experiments.backends.modal.errors import require_access
     from ml_experiments.backends.modal.remote_runs import bring_here
     from ml_experiments.settings import runs_dir
 
     require_access()
     place = runs_dir().expanduser().resolve()
+    code = 0
     for run in runs:
         run_id = _id_of(run)
-        _note_left_behind(run_id, bring_here(run_id, place))
+        code = max(code, _note_problems(run_id, bring_here(run_id, place)))
         click.echo(str(place / run_id))
+    return code
 
 
 def with_remote_statuses(rows: Sequence[RunRow]) -> list[RunRow]:
@@ -138,10 +145,17 @@ def _id_of(run: str) -> str:
         return run
 
 
-def _note_left_behind(run_id: str, files: Sequence[str]) -> None:
-    if files:
-        click.echo(
-            f"{len(files)} files of {run_id} could not be read from the volume and stay there: "
-            f"{', '.join(files[:3])}",
-            err=True,
-        )
+def _note_problems(run_id: str, fetched: Fetched) -> int:
+    """Say which files are not what the run has left; return the exit code."""
+    from ml_experiments.runner.printable import printable
+
+    for files, problem in (
+        (fetched.left_behind, "not readable on the volume, and left there"),
+        (fetched.damaged_here, "damaged here, and fetched again"),
+        (fetched.damaged_there, "damaged on the volume, and not what the run left"),
+    ):
+        if files:
+            named = printable(", ".join(files[:3]))
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            click.echo(f"{run_id}: {problem}: {named}{more}", err=True)
+    return 1 if fetched.damaged_there else 0

@@ -24,6 +24,7 @@ from ml_experiments.runs.reports.diff import YES, Difference, compare_fields
 from ml_experiments.runs.reports.values import MISSING
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.serialization.checksums import hash_file, read_checksums
 
 # among so many of the newest runs of the experiment, the nearest one is looked for
 _MAX_NEAREST = 50
@@ -188,12 +189,18 @@ def _model_differences(
 
 def _artifact_differences(outcome: RunResult) -> Iterator[Difference]:
     """Yield the artifacts of an earlier run that are no longer what it left."""
+    assert outcome.run_dir is not None  # a run that was found here has one
+    hashes = read_checksums(outcome.run_dir)
     for artifact in outcome.artifacts:
-        assert outcome.run_dir is not None  # a run that was found here has one
+        file, size = outcome.run_dir / artifact.path, f"{artifact.size_bytes} bytes"
         try:
-            size = (outcome.run_dir / artifact.path).stat().st_size
+            found = file.stat().st_size
+            expected = hashes.get(artifact.path)
+            digest = None if expected is None else hash_file(file)
         except OSError:
-            yield Difference(artifact.path, f"{artifact.size_bytes} bytes", MISSING, YES)
+            yield Difference(artifact.path, size, MISSING, YES)
             continue
-        if size != artifact.size_bytes:
-            yield Difference(artifact.path, f"{artifact.size_bytes} bytes", f"{size} bytes", YES)
+        if found != artifact.size_bytes:
+            yield Difference(artifact.path, size, f"{found} bytes", YES)
+        elif digest != expected:
+            yield Difference(artifact.path, "as the run left it", "edited", YES)

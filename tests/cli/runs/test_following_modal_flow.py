@@ -141,10 +141,46 @@ def test_ctrl_c_leaves_the_run_alone_if_asked_to(
         client.send_signal(signal.SIGINT)
         _, said = client.communicate(timeout=60)
     assert client.returncode == 130
-    assert "goes on; see it with: ml-experiments runs follow" in said
+    assert "goes on; come back to it with:\n  ml-experiments runs follow" in said
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout
+
+
+@pytest.mark.parametrize("where", [(), ("--backend", "modal")], ids=["here", "on Modal"])
+def test_ctrl_c_says_what_was_kept(
+    modal_emulator: Emulator, tmp_path: Path, where: tuple[str, ...]
+) -> None:
+    (tmp_path / "keeps.py").write_text(
+        "import time\n"
+        "from ml_experiments import current_run\n"
+        "def keeps():\n"
+        "    run = current_run()\n"
+        "    for step in range(2):\n"
+        "        run.log({'loss': 1.0}, step=step)\n"
+        "        run.save_checkpoint({'step': step}, step=step)\n"
+        "    print('begun', flush=True)\n"
+        "    try:\n"
+        "        time.sleep(600)\n"
+        "    except KeyboardInterrupt:\n"
+        "        (run.output_dir / 'partial.txt').write_text('partial')\n"
+        "        raise\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "ml_experiments", "run", "keeps.keeps", *where],
+        cwd=tmp_path,
+        env={**os.environ, **modal_emulator.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "begun\n"
+        client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=60)
+    assert client.returncode == 130, said
+    kept = "kept: 1 artifact, 2 entries of metrics, 2 checkpoints"
+    assert f"{kept}; go on with: ml-experiments runs resume 2" in said
 
 
 def test_a_run_that_has_ended_is_seen_in_the_list_and_brought_here(

@@ -176,6 +176,8 @@ def test_a_run_that_failed_or_lost_an_artifact_does_not_count(
     assert first.run_dir is not None
     (first.run_dir / "artifacts/out.txt").unlink()
     assert explain() == ["artifacts/out.txt"]
+    (first.run_dir / "artifacts/out.txt").write_text("wEights")
+    assert explain() == ["artifacts/out.txt"]
     record = json.loads((first.run_dir / "result.json").read_text())
     (first.run_dir / "artifacts/out.txt").write_text("weights")
     for status in ("error", "cancelled"):
