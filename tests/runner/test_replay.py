@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments import LocalBackend, Observer, RunResult, run_experiment
+from ml_experiments import LocalBackend, ModalBackend, Observer, RunResult, run_experiment
 from ml_experiments.errors import Error
 from ml_experiments.runner.replay import CODE_FOLDER, replay_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.labels import edit_labels
 from ml_experiments.runs.reports.diff import diff_runs
+from modal_emulator import Emulator
 from tests.support.git_repo import commit, make_repo
 
 pytestmark = pytest.mark.slow
@@ -146,3 +147,27 @@ def test_without_a_repository_the_code_is_that_of_now(
     (folder / "job.py").write_text("def job(n=1): return n * 10\n")
     assert replayed(old).results == 40
     assert sys.path.count(str(folder)) == 0
+
+
+def test_a_run_on_modal_is_repeated_there_with_the_code_that_it_ran_with(
+    modal_emulator: Emulator, repo: Path
+) -> None:
+    (repo / "factor.py").write_text("FACTOR = 2\n")  # not committed
+    with ModalBackend() as backend:
+        old = run_experiment(
+            "train.train",
+            {"lr": 0.5},
+            backend=backend,
+            gpu="t4",
+            runs_dir=repo / "runs",
+            observer=Observer(),
+        )
+        commit(repo, {"factor.py": "FACTOR = 3\n"})
+        assert old.run_dir is not None
+        new = replay_run(RunFolder(old.run_dir), backend=backend, observer=Observer()).result()
+    assert (new.results["loss"], new.results["drawn"]) == (1.0, old.results["drawn"]), new.error
+    assert new.run_dir is not None
+    found = diff_runs(RunFolder(old.run_dir), RunFolder(new.run_dir))
+    assert (found.inputs, found.outcomes, found.patch) == ((), (), "")
+    spec = RunFolder(new.run_dir).read_spec()
+    assert (spec.backend, spec.gpu, spec.tags) == ("modal", "t4", {"replay_of": old.run_id})

@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -323,3 +324,33 @@ def test_what_an_attempt_cost_is_read_from_its_folder(runs_dir: Path) -> None:
     assert read_spent(runs_dir, "20261125-120000-0000001", 1) == 0
     assert read_spent(runs_dir, "20261125-120000-0000001", 2) is None
     assert read_spent(runs_dir, "no-such-run", 1) is None
+
+
+def test_a_run_that_goes_on_on_modal_stays_within_its_cap(modal_emulator: Emulator) -> None:
+    config = {"fits": ["T4"], "message": "CUDA out of memory."}
+    asked: dict[str, Any] = {"observer": Recorder(), "escalate_to": "t4"}
+    cap = cost_of(600, 600, 60)  # much less than the four hours of a run without one
+    result = run_experiment(NeedsMemory, config, max_cost=cap, **asked)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert [attempt.gpu for attempt in result.attempts][1:] == ["T4"]
+    function = function_of(modal_emulator, result.run_id)
+    assert T4_USD_PER_S * (function.timeout_s + 60) < cap
+    assert result.cost["worst_case_usd"] <= cap
+    wait_for_spent(f"run:{result.run_id}", sum(a.cost_usd or 0.0 for a in result.attempts))
+
+
+def test_a_cap_with_no_room_for_modal_leaves_the_run_as_it_ended_here(
+    modal_emulator: Emulator, runs_dir: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"\$0\.0001"):
+        run_experiment(
+            NeedsMemory,
+            {"fits": [], "message": "CUDA out of memory."},
+            observer=Recorder(),
+            escalate_to="t4",
+            max_cost=0.0001,
+        )
+    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    folder = RunFolder(path)
+    assert folder.outcome().status is RunStatus.ERROR
+    assert folder.read_manifest().earlier_attempts[0].kind is ErrorKind.CUDA_OOM
