@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "sweep": ("ml_experiments.cli.sweep", "Run an experiment at many points."),
     "bench": ("ml_experiments.cli.bench", "Compare GPU types and settings: speed, cost, memory."),
+    "recommend": ("ml_experiments.cli.bench.recommend", "Rank GPU types by cost per output."),
     "cache": ("ml_experiments.cli.cache", "See, fill and trim the model cache."),
     "gpus": ("ml_experiments.cli.gpus", "List GPU types with memory and price."),
     "costs": ("ml_experiments.cli.costs", "Say what runs have cost; find what still costs."),
