@@ -69,6 +69,16 @@ def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) 
     assert call("sweep", "stop", "last").stdout.endswith("is not running\n")
 
 
+def test_a_sweep_ends_with_the_importance_of_its_axes(project: Path) -> None:
+    done = call("sweep", "train.py:train", "lr=range:4:9", "n=range:2", "--minimize", "loss")
+    lines = done.stdout.splitlines()
+    start = lines.index("what tells the best points by results.loss from the others (PED-ANOVA):")
+    assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["n", "lr"]
+    record = json.loads(call("sweep", "show", "last", "--importances", "--json").stdout)
+    assert list(record["importances"]) == ["n", "lr"]
+    assert record["importances_problem"] is None
+
+
 def test_failures_make_the_exit_code_1_and_are_named(project: Path) -> None:
     done = call("sweep", "train.py:train", "lr=0.9,0.1")
     assert done.returncode == 1

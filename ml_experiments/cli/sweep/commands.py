@@ -187,9 +187,10 @@ def extend(
 
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
+@click.option("--importances", is_flag=True, help="Say how much each axis matters, or why not.")
 @_JSON
 @_CSV
-def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:
+def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -> int:
     """Show the space of a sweep, how far it is, and its points, the best first."""
     from ml_experiments.cli.sweep.report import print_report
     from ml_experiments.runner.sweeps.controller import Progress
@@ -202,7 +203,7 @@ def show(sweep_reference: str, as_json: bool, as_csv: bool) -> int:
     form = _format(as_json, as_csv)
     if form == "table":
         _print_space(spec, form)
-    print_report(folder, spec, progress, form)
+    print_report(folder, spec, progress, form, wants_importances=importances)
     return 0
 
 

@@ -13,10 +13,12 @@ import click
 
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
+from ml_experiments.errors import Error
 from ml_experiments.runner.printable import printable
 from ml_experiments.runner.sweeps.controller import Progress
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
 from ml_experiments.runner.sweeps.points import SweepPoint, rank
+from ml_experiments.runner.sweeps.study import MIN_FOR_IMPORTANCES, importances
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.settings import has_dumb_terminal
 
@@ -30,6 +32,7 @@ Show = Callable[[SweepPoint], None]
 
 _MAX_ROWS = 20
 _MAX_RUNNING = 8
+_MAX_UNASKED = 2000  # points; more take Optuna seconds
 _REFRESH_PER_S = 4
 
 
@@ -125,17 +128,60 @@ def print_checked(spec: SweepSpec, checked: Checked, form: Format) -> None:
     click.echo(f"{count:,} checked; nothing was started", err=form != "table")
 
 
-def print_report(folder: SweepFolder, spec: SweepSpec, progress: Progress, form: Format) -> None:
-    """Print the points, the best first."""
+def print_report(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    progress: Progress,
+    form: Format,
+    *,
+    wants_importances: bool = False,
+) -> None:
+    """Print the points, the best first, and how much each axis matters where that can be said.
+
+    Args:
+        folder: The sweep.
+        spec: What was asked for.
+        progress: How far it is.
+        form: How it is printed.
+        wants_importances: Whether to say why nothing can be said.
+    """
     ranked = rank(progress.points, spec.direction)
+    found, problem = _importances(spec, progress.points, is_asked=wants_importances)
     if form == "json":
-        click.echo(json.dumps(_record(folder, spec, progress, ranked), allow_nan=False))
+        record = _record(folder, spec, progress, ranked)
+        record["importances"] = found
+        if wants_importances:
+            record["importances_problem"] = problem
+        click.echo(json.dumps(record, allow_nan=False))
     elif form == "csv":
         _print_csv(spec, ranked)
     else:
         _print_table(spec, ranked)
         click.echo(_state(progress))
+        if found is not None:
+            _print_importances(spec, found)
+        elif wants_importances:
+            click.echo(printable(f"no importances: {problem}"))
         _print_advice(spec, progress)
+
+
+def _importances(
+    spec: SweepSpec, points: list[SweepPoint], *, is_asked: bool
+) -> tuple[dict[str, float] | None, str | None]:
+    """Return how much each axis matters, or why that can't be said."""
+    scores = [(point.overrides, point.score) for point in points if point.score is not None]
+    if not is_asked and not MIN_FOR_IMPORTANCES <= len(scores) <= _MAX_UNASKED:
+        return None, None  # Optuna takes a moment to import
+    try:
+        return importances(spec, scores), None
+    except Error as e:
+        return None, str(e)
+
+
+def _print_importances(spec: SweepSpec, found: dict[str, float]) -> None:
+    click.echo(f"what tells the best points by {spec.metric} from the others (PED-ANOVA):")
+    columns = (Column(""), Column("", is_cut=True), Column("", is_right=True))
+    print_table(columns, [("", name, f"{share:.0%}") for name, share in found.items()])
 
 
 def exit_code(spec: SweepSpec, progress: Progress) -> int:

@@ -7,8 +7,10 @@ truth, and it is made again from their folders when it is damaged.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_experiments.errors import ConfigError, Error, PreflightError
-from ml_experiments.runner.sweeps.axes import Axis, Choice
+from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.space import Space
 
@@ -37,6 +39,8 @@ SAMPLERS = {
 }
 # those whose points do not depend on what earlier points scored
 INDEPENDENT = ("random", "qmc")
+MIN_FOR_IMPORTANCES = 10  # points; of fewer, the best tenth is one by chance
+_LOG_FROM = 100  # the largest of some numbers over the smallest
 PRUNERS = ("median", "percentile", "halving", "hyperband", "wilcoxon")
 _STUDY = "sweep"
 
@@ -91,10 +95,73 @@ def check_packages(sampler: str, pruner: str | None) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         what = f"the sampler {sampler}" if sampler != "grid" else f"the pruner {pruner}"
+        what = "the importance of parameters" if (sampler, pruner) == ("grid", None) else what
         raise PreflightError(
             f"{what} needs {', '.join(missing)}, which is not installed here; install it with: "
             f"pip install 'ml_experiments[sweep]'{' torch' if 'torch' in missing else ''}"
         )
+
+
+def importances(
+    spec: SweepSpec, scores: Sequence[tuple[tuple[str, ...], float]]
+) -> dict[str, float]:
+    """Return how much each axis that varies tells the best points from the others.
+
+    Optuna's PED-ANOVA compares how the best tenth and all points are spread over each axis.
+
+    Args:
+        spec: The sweep.
+        scores: The overrides and the score of each point that has one.
+
+    Returns:
+        Shares that add up to 1, the largest first.
+
+    Raises:
+        Error: If there are none; the message says why.
+    """
+    space = spec.space
+    varied = [axis.name for axis in space.axes if axis.grid is None or len(axis.grid) > 1]
+    if spec.metric is None:
+        raise Error(
+            "the sweep compares no result; start it with --minimize results.loss or --maximize"
+        )
+    if len(varied) < 2:
+        raise Error(
+            f"only {varied[0]} varies, so there is nothing to compare its importance with"
+            if varied
+            else "nothing varies in this sweep"
+        )
+    if len(scores) < MIN_FOR_IMPORTANCES:
+        raise Error(
+            f"{len(scores)} of the points have a score, and importances take at least "
+            f"{MIN_FOR_IMPORTANCES}"
+        )
+    if len({score for _, score in scores}) == 1:
+        raise Error(f"all {len(scores)} points have the same {spec.metric}")
+    check_packages("grid", None)
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    past = [PastTrial(n, point, score, True) for n, (point, score) in enumerate(scores)]
+    # numbers that were listed are on a scale, too
+    numeric = Space(tuple(map(_on_a_scale, space.axes)))
+    study = Study(dataclasses.replace(spec, axes=numeric.to_dict()), None, lambda: past)._study
+    with _quiet():
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=varied)
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def _on_a_scale(axis: Axis) -> Axis:
+    """Return an axis of listed numbers as an interval; any other as it is."""
+    if not isinstance(axis, Choice) or len(axis.values) < 2:
+        return axis
+    try:
+        numbers = [float(value) for value in axis.values]
+    except ValueError:
+        return axis
+    low, high = min(numbers), max(numbers)
+    if not math.isfinite(high - low):
+        return axis
+    return Interval(axis.name, low, high, is_log=low > 0 and high / low >= _LOG_FROM)
 
 
 class Study:

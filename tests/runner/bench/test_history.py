@@ -40,7 +40,9 @@ def test_only_runs_with_the_given_values_count(runs_dir: Path) -> None:
         ("batch_size=4",),
         ("batch_size=4",),
     ]
-    with pytest.raises(ConfigError, match=r"did you mean 'batch_size'.*there are batch_size, model"):
+    with pytest.raises(
+        ConfigError, match=r"did you mean 'batch_size'.*there are batch_size, model"
+    ):
         read_history(runs_dir, "train.Train", {"batchsize": 4}, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ import pytest
 from ml_experiments import ConfigError, Error, SweepPoint, find_runs, load_run, sweep
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.sweeps.folder import SweepFolder, find_sweep, reserved_name
-from ml_experiments.runner.sweeps.sweep import extended, recorded_points, resume_sweep
+from ml_experiments.runner.sweeps.space import read_space
+from ml_experiments.runner.sweeps.study import importances
+from ml_experiments.runner.sweeps.sweep import (
+    extended,
+    plan_sweep,
+    recorded_points,
+    resume_sweep,
+)
 from ml_experiments.runs.folder import RunFolder
 
 TRAIN, FAILS, WARM = "train.py:train", "train.py:fails", "train.py:Warm"
@@ -416,3 +424,45 @@ def test_min_steps_keep_a_point_from_being_ended_before(project: Path) -> None:
         )
     )
     assert not any(point.is_pruned for point in points)
+
+
+def importances_of(space: list[str], count: int, metric: str | None = "loss") -> dict[str, float]:
+    """Return the importances for points at which lr matters and nothing else does."""
+    spec = plan_sweep(f"{__file__}:train", read_space(space), minimize=metric)
+    points = list(itertools.islice(spec.space.points(), count))
+
+    def score(point: tuple[str, ...]) -> float:
+        values = dict(override.split("=") for override in point)
+        return abs(math.log10(float(values.get("lr", 1))) + 3)
+
+    return importances(spec, [(point, score(point)) for point in points])
+
+
+def test_importances_tell_the_axis_that_matters_and_numbers_in_a_list_are_on_a_scale() -> None:
+    space = ["lr=1e-5,1e-4,1e-3,1e-2,1e-1", "steps=range:4", "optimizer=adam,sgd", "layers=2"]
+    found = importances_of(space, 40)
+    assert next(iter(found)) == "lr"
+    assert set(found) == {"lr", "steps", "optimizer"}  # layers does not vary
+    assert found["lr"] > 0.8
+    assert sum(found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("space", "count", "says"),
+    [
+        (["lr=1,2,3", "steps=range:3"], 9, "9 of the points have a score, and importances take"),
+        (["lr=range:1:20"], 19, "only lr varies"),
+        (["lr=1"], 1, "nothing varies"),
+        (["seed=range:4", "steps=range:4"], 16, r"all 16 points have the same results\.loss"),
+    ],
+)
+def test_where_importances_can_not_be_told_it_says_why(
+    space: list[str], count: int, says: str
+) -> None:
+    with pytest.raises(Error, match=says):
+        importances_of(space, count)
+
+
+def test_without_a_result_to_compare_there_are_no_importances() -> None:
+    with pytest.raises(Error, match="the sweep compares no result"):
+        importances_of(["lr=range:1:9", "steps=range:4"], 20, metric=None)
