@@ -26,7 +26,7 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 # dependency groups need pip 25.1, which is newer than the pip that Python 3.11 brings
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) pip
-	$(INSTALL) -e '.[diffusion,diffusion-extras,training,results,sweep,plot]' --group dev
+	$(INSTALL) -e '.[diffusion,diffusion-extras,training,results,sweep,slurm,plot]' --group dev
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
@@ -91,7 +91,7 @@ TESTS ?=
 $(OTHER)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(OTHER_PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/python $(PIP_INSTALL) pip
-	$(OTHER)/bin/python $(PIP_INSTALL) -e '.[results,sweep,plot]' --group test
+	$(OTHER)/bin/python $(PIP_INSTALL) -e '.[results,sweep,slurm,plot]' --group test
 	@touch $@
 
 test-python: $(OTHER)/.installed  ## run the tests on another Python: VERSION=3.13 TESTS="-m 'not slow'"

@@ -190,6 +190,13 @@ def launched_rank() -> tuple[int, int, int]:
     return int(rank or 0), int(local or 0), int(count or 1)
 
 
+def slurm_job() -> tuple[str | None, int, int | None]:
+    """Return the id of this process's Slurm job, how often it was restarted, and its cores."""
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CPUS_ON_NODE")
+    job, restarts, cpus = map(os.environ.get, names)
+    return job, int(restarts or 0), int(cpus) if cpus else None
+
+
 def use_cpu_with_accelerate() -> None:
     """Have Accelerate use the CPU in processes that this one starts."""
     os.environ["ACCELERATE_USE_CPU"] = "true"

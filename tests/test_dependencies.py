@@ -86,6 +86,8 @@ def extras_of(file: Path) -> set[str]:
         return EXTRAS["plot"]
     if name.removeprefix("ml_experiments/experiment/") in TORCH_OF_THE_USER:
         return EXTRAS["diffusion"] | EXTRAS["diffusion-extras"]
+    if name.startswith("ml_experiments/backends/slurm/"):
+        return EXTRAS["slurm"]
     if name == "ml_experiments/execution/launch/agent.py":  # the launchers are the user's, too
         return {"accelerate", "torch"}
     return BROUGHT_BY_THE_CALLER.get(name, set())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 BACKENDS = {
     "local": ("ml_experiments.backends.local.backend", "LocalBackend"),
     "debug": ("ml_experiments.backends.in_process", "DebugBackend"),
+    "slurm": ("ml_experiments.backends.slurm.backend", "SlurmBackend"),
     "modal": ("ml_experiments.backends.modal.backend", "ModalBackend"),
 }
 

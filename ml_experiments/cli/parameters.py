@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ml_experiments.config.options import descriptions
+from ml_experiments.errors import suggest
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNITS_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -95,6 +96,36 @@ def given_options(schema: type[Any]) -> dict[str, Any]:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         for value in [context.params[name]]
     }
+
+
+def read_pairs(schema: type[Any], pairs: Mapping[str, str], flag: str) -> dict[str, Any]:
+    """Return the options of a TypedDict that were written as `name=value`; `a.b=value` for a dict.
+
+    Raises:
+        click.UsageError: If there is no such option, or a value has another type.
+    """
+    known = {name: kind for name, (kind, _) in descriptions(schema).items()}
+    found: dict[str, Any] = {}
+    for key, value in pairs.items():
+        name, _, inner = key.partition(".")
+        if name not in known:
+            raise click.UsageError(
+                f"{flag} {key}={value}: there is no such option{suggest(name, known)}; known: "
+                f"{', '.join(known)}"
+            )
+        flavour = _flavour(known[name])
+        if flavour is Mapping:
+            if not inner:
+                raise click.UsageError(f"{flag} {key}={value}: write {flag} {name}.OPTION={value}")
+            found.setdefault(name, {})[inner] = value
+        elif flavour is list:
+            found.setdefault(name, []).append(value)
+        else:
+            try:
+                found[name] = flavour(value) if flavour in (int, float) else value
+            except ValueError as e:
+                raise click.UsageError(f"{flag} {key}={value}: {value!r} is not a number") from e
+    return found
 
 
 def flag_of(name: str, kind: Any) -> str:

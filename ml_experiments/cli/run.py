@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.backends.slurm.options import SlurmOptions
 from ml_experiments.cli.bell import bell_when_long
-from ml_experiments.cli.parameters import flag_of, given_options, options_of
+from ml_experiments.cli.parameters import Tag, flag_of, given_options, options_of, read_pairs
 from ml_experiments.config.options import descriptions
 from ml_experiments.errors import suggest
 from ml_experiments.runner.options import RunOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ml_experiments.backends.base import Backend, RunHandle
     from ml_experiments.runs.result import RunResult
@@ -30,6 +31,13 @@ _PLURALS = {
     "entry of metrics": "entries of metrics",
     "checkpoint": "checkpoints",
 }
+SLURM = click.option(
+    "--slurm",
+    "slurm_options",
+    type=Tag(),
+    multiple=True,
+    help="Option of the Slurm backend, such as partition=gpu. Repeatable.",
+)
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
@@ -57,9 +65,14 @@ class RunCommand(click.Command):
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
-@click.option("--backend", default=None, help="local or modal; modal with --gpu or --escalate.")
+@click.option(
+    "--backend",
+    default=None,
+    help="local, modal or slurm; modal with --gpu or --escalate, slurm with --slurm.",
+)
 @options_of(RunOptions)
 @options_of(ModalOptions)
+@SLURM
 @click.option("--dry-run", is_flag=True, help="Print the run spec that would be submitted.")
 @click.option(
     "--explain-reuse",
@@ -118,8 +131,8 @@ def run(
     from ml_experiments.settings import runs_dir
 
     config = load_config(config_file, overrides)
-    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    backend_name = backend_of(backend, options, for_modal)
+    options = given_options(RunOptions)
+    backend_name, for_backend = backend_of(backend, options)
     if on_interrupt == "detach" and backend_name != "modal":
         raise click.UsageError(
             "--on-interrupt detach goes with --backend modal; a run on this machine goes on "
@@ -130,7 +143,7 @@ def run(
             raise click.UsageError("--debug runs in this process; it can't go with another backend")
         backend_name = "debug"
     prefetch = options.pop("prefetch", False)
-    with open_backend(backend_name, **for_modal) as opened:
+    with open_backend(backend_name, **for_backend) as opened:
         if template is not None:
             opened.templates.adopt(*place, template)
         prepared = prepare_run(class_path, config, backend=opened, **options)
@@ -172,19 +185,28 @@ def run(
     return code
 
 
-def backend_of(given: str | None, options: dict[str, Any], for_modal: dict[str, Any]) -> str:
-    """Return the name of the backend that a run is for.
+def backend_of(given: str | None, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of the backend that runs are for, and its options on the command line.
+
+    Args:
+        given: The option `--backend`.
+        options: The options of the runs.
 
     Raises:
         click.UsageError: If options were given that another one has.
     """
+    for_modal = given_options(ModalOptions)
+    pairs = dict(click.get_current_context().params["slurm_options"])
     is_for_modal = "gpu" in options or ("escalate" in options and "escalate_to" not in options)
-    backend_name = given or ("modal" if is_for_modal else "local")
-    if for_modal and backend_name != "modal":
-        name = next(iter(for_modal))
-        flag = flag_of(name, descriptions(ModalOptions)[name][0])
+    by_default = "slurm" if pairs else "modal" if is_for_modal else "local"
+    name = given or by_default
+    if for_modal and name != "modal":
+        option = next(iter(for_modal))
+        flag = flag_of(option, descriptions(ModalOptions)[option][0])
         raise click.UsageError(f"{flag} goes with --backend modal")
-    return backend_name
+    if pairs and name != "slurm":
+        raise click.UsageError("--slurm goes with --backend slurm")
+    return name, for_modal or read_pairs(SlurmOptions, pairs, "--slurm")
 
 
 def _explain_reuse(prepared: PreparedRun, backend: Backend, as_json: bool) -> int:
@@ -222,12 +244,13 @@ def _run_detached(
     from ml_experiments.config.loading import load_config
     from ml_experiments.runner.detached import start_detached
 
-    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
+    options = given_options(RunOptions)
+    backend_name, for_backend = backend_of(backend, options)
     folder, is_new = start_detached(
         class_path,
         load_config(config_file, overrides),
-        backend=backend_of(backend, options, for_modal),
-        backend_options=for_modal,
+        backend=backend_name,
+        backend_options=for_backend,
         options=options,
         is_approved=yes,
     )

@@ -143,6 +143,7 @@ def begin_again(
         process=None,
         environment={},
         modal=None,
+        job=None,
     )
     with recorded(folder.path.parent, folder.path.name):
         folder.write_spec(spec, redactor)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import mimetypes
 import os
 import shutil
@@ -38,6 +39,8 @@ from ml_experiments.serialization.files import (
     remove_temporary_files,
     write_json_atomically,
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -261,6 +264,28 @@ class RunFolder:
             log.write(f"\n--- attempt {len(manifest.earlier_attempts) + 1}, {began_at} UTC ---\n")
         return folder
 
+    def record_preemption(
+        self, message: str, timings: dict[str, float], redactor: Redactor
+    ) -> None:
+        """Record that an attempt was taken away: it is over, and the run goes on in another one.
+
+        Args:
+            message: What took it away.
+            timings: How long it had executed, as far as is known; see `RunResult`.
+            redactor: Takes the secrets out.
+        """
+        manifest = self.read_manifest()
+        error = RunError(ErrorKind.PREEMPTED, "Preempted", message)
+        taken = RunResult(manifest.run_id, RunStatus.ERROR, "", error=error, timings=timings)
+        attempts = manifest.attempts(taken)
+        over = dataclasses.replace(
+            manifest, earlier_attempts=attempts, process=None, environment={}
+        )
+        try:
+            self.write_manifest(over, redactor)
+        except OSError as e:  # a full disk or volume
+            logger.warning("that the run was preempted is not recorded: %s", e)
+
     def _check_attempt(self, manifest: Manifest) -> None:
         if self.attempt is not None and manifest.attempt != self.attempt:
             raise SupersededError(
@@ -303,7 +328,8 @@ class RunFolder:
             run_dir=self.path,
         )
         process = manifest.process or manifest.client
-        if manifest.is_on_modal or process is None:
+        waits_for_job = manifest.job is not None and manifest.process is None
+        if manifest.is_on_modal or waits_for_job or process is None:
             return unfinished
         is_alive = process.is_alive()
         message = f"process {process.pid} ended without leaving a result"

@@ -47,6 +47,7 @@ class Manifest:
         process: The process that executes it.
         environment: Machine, Python, packages and GPUs; see `provenance.environment`.
         modal: The container, for a run on Modal.
+        job: The job of a scheduler that the run was handed over to.
         cached_models: The revisions of cached models that the run loaded; None for no record.
         fingerprint: What the result depends on; None where that is not known, as after the source
             was changed between two attempts.
@@ -66,6 +67,7 @@ class Manifest:
     cached_models: tuple[dict[str, Any], ...] | None = None
     fingerprint: Fingerprint | None = None
     submission: str | None = None
+    job: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON; what is unknown is left out."""

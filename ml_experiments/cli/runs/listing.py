@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_experiments.cli.runs.finding import filter_of, filter_options, open_registry
-from ml_experiments.cli.runs.syncing import with_remote_statuses
+from ml_experiments.cli.runs.syncing import end_lost_jobs, with_remote_statuses
 
 if TYPE_CHECKING:
     from ml_experiments.runs.index.rows import RunRow
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="The first so many; 0 for all.",
 )
-@click.option("--offline", is_flag=True, help="Do not ask Modal which runs have ended there.")
+@click.option(
+    "--offline", is_flag=True, help="Do not ask Modal or Slurm which runs have ended there."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def list_(
@@ -56,6 +58,8 @@ def list_(
     registry, run_filter = open_registry(), filter_of(filters)
     rows = registry.rows(limit or None, run_filter, sort, chosen)
     if not offline:
+        if end_lost_jobs(rows):
+            rows = registry.rows(limit or None, run_filter, sort, chosen)
         rows = with_remote_statuses(rows)
     if as_json:
         records = [{name: row.get(name) for name in chosen} or row.to_dict() for row in rows]

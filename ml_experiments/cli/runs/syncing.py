@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +97,28 @@ def with_remote_statuses(rows: Sequence[RunRow]) -> list[RunRow]:
         dataclasses.replace(row, status=statuses[row.run_id]) if row.run_id in ended else row
         for row in rows
     ]
+
+
+def end_lost_jobs(rows: Sequence[RunRow]) -> bool:
+    """Write how runs on Slurm have ended whose jobs are gone, by one question to it.
+
+    Returns:
+        Whether there were any, so that the rows are not what the folders say any more.
+    """
+    from ml_experiments.runs.folder import RunFolder
+    from ml_experiments.settings import runs_dir
+
+    waiting = [
+        RunFolder(runs_dir().expanduser().resolve() / row.run_id)
+        for row in rows
+        if row.backend == "slurm" and row.status in ("pending", "running")
+    ]
+    if not waiting:
+        return False
+    from ml_experiments.backends.slurm.queue import Queue
+    from ml_experiments.backends.slurm.run_handle import end_lost_runs
+
+    return end_lost_runs(waiting, Queue(every_s=math.inf)) > 0
 
 
 def _statuses_there() -> dict[str, str]:

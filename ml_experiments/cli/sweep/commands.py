@@ -11,7 +11,7 @@ import click
 
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.cli.parameters import given_options, options_of
-from ml_experiments.cli.run import RunCommand, backend_of, confirm_cost
+from ml_experiments.cli.run import SLURM, RunCommand, backend_of, confirm_cost
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 
@@ -49,11 +49,16 @@ def sweep() -> None:
 @click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
 @click.option("--space", "space_file", type=click.Path(path_type=Path), help="Axes as YAML.")
-@click.option("--backend", default=None, help="local or modal; modal with --gpu or --escalate.")
+@click.option(
+    "--backend",
+    default=None,
+    help="local, modal or slurm; modal with --gpu or --escalate, slurm with --slurm.",
+)
 @options_of(SweepOptions)
 @click.option("--keep-going", is_flag=True, help="Run the other points after a failure (default).")
 @options_of(RunOptions)
 @options_of(ModalOptions)
+@SLURM
 @click.option("-m", "--multirun", is_flag=True, hidden=True)  # a habit from Hydra
 @click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
 @click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
@@ -95,9 +100,8 @@ def start(
     from ml_experiments.runner.sweeps.space import overrides_in, read_space
     from ml_experiments.runner.sweeps.sweep import opened, plan_sweep, start_sweep
 
-    options, for_modal = given_options(RunOptions), given_options(ModalOptions)
-    of_sweep = given_options(SweepOptions)
-    backend = backend_of(backend, options, for_modal)
+    options, of_sweep = given_options(RunOptions), given_options(SweepOptions)
+    backend_name, for_backend = backend_of(backend, options)
     if keep_going and of_sweep.get("fail_fast"):
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
     prefetch = options.pop("prefetch", False)
@@ -107,8 +111,8 @@ def start(
         class_path,
         space,
         fixed=fixed,
-        backend=backend,
-        backend_options=for_modal,
+        backend=backend_name,
+        backend_options=for_backend,
         **options,
         **of_sweep,
     )

@@ -63,6 +63,7 @@ class Worker:
     def serve(self) -> NoReturn:
         """Serve until a run's process has to end, or the other side closes the connection."""
         signal.signal(signal.SIGINT, self._on_interrupt)
+        _hold_ignored_signals()
         try:
             threading.Thread(target=self._listen, daemon=True).start()
         except RuntimeError:  # too many threads and processes
@@ -211,6 +212,29 @@ def _interrupt_main_thread() -> None:
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, signal.SIGINT)
+
+
+def _hold_ignored_signals() -> None:
+    """Have signals that this process ignores end the processes that it starts, as usual.
+
+    A scheduler of jobs sends them to all processes of a job; a worker is ended by its supervisor.
+    """
+    held = [s for s in (signal.SIGTERM, signal.SIGUSR2) if signal.getsignal(s) is signal.SIG_IGN]
+    if not held:
+        return
+
+    def release() -> None:
+        for signum in held:
+            if signal.getsignal(signum) is _do_nothing:
+                signal.signal(signum, signal.SIG_DFL)
+
+    for signum in held:  # the default comes back with another program
+        signal.signal(signum, _do_nothing)
+    os.register_at_fork(after_in_child=release)
+
+
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    pass
 
 
 def set_up_process() -> None:

@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 # how long a run that is preempted or cancelled may take to save what it has
 _SAVE_LIMIT_S = 25.0
+_TAKEN = "Modal took the container away; the run goes on in another one"
 # what a run needs to begin again, load its checkpoint, and save another one
 _MIN_RERUN_S = 5.0
 # a finished run must not fail because Modal could not store its files at the first try
@@ -96,7 +97,8 @@ def _run(asked: RunRequest) -> RunResult:
         result = _execute(spec, folder, asked.setup_key, hidden, began_at)
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt):
-            _record_preemption(folder, time.monotonic() - began_at, Redactor(hidden))
+            timings = {"total_s": time.monotonic() - began_at, "container_s": _paid.take_s(0.0)}
+            folder.record_preemption(_TAKEN, timings, Redactor(hidden))
         elif folder.result_file.exists():
             _store_paid_time(folder, folder.read_result(), asked.idle_s)
         # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
@@ -229,7 +231,7 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
         return folder.begin_attempt(manifest, redactor)
     if not folder.result_file.exists() and folder.read_manifest().process is not None:
         # its container was taken away before it could say so
-        _record_preemption(folder, None, redactor)
+        folder.record_preemption(_TAKEN, {}, redactor)
     return folder
 
 
@@ -264,29 +266,6 @@ def _out_of_time(spec: RunSpec) -> RunResult:
             "checkpoints",
         ),
     )
-
-
-def _record_preemption(folder: RunFolder, seconds: float | None, redactor: Redactor) -> None:
-    """Record that an attempt was taken away: it is over, and the run goes on in another one."""
-    manifest = folder.read_manifest()
-    taken = RunResult(
-        run_id=manifest.run_id,
-        status=RunStatus.ERROR,
-        experiment_class="",
-        error=RunError(
-            ErrorKind.PREEMPTED,
-            "Preempted",
-            "Modal took the container away; the run goes on in another one",
-        ),
-        timings={} if seconds is None else {"total_s": seconds, "container_s": _paid.take_s(0.0)},
-    )
-    over = dataclasses.replace(
-        manifest, earlier_attempts=manifest.attempts(taken), process=None, environment={}
-    )
-    try:
-        folder.write_manifest(over, redactor)
-    except OSError as e:  # a full volume
-        logger.warning("that the run was preempted is not recorded: %s", e)
 
 
 def _see_earlier_attempts(volume: modal.Volume) -> None:
