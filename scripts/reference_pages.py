@@ -17,6 +17,7 @@ import click
 
 from ml_experiments.backends.local.options import LocalOptions
 from ml_experiments.backends.modal.options import ModalOptions
+from ml_experiments.backends.slurm.options import SlurmOptions
 from ml_experiments.cli.main import cli
 from ml_experiments.cli.parameters import flag_of
 from ml_experiments.config.options import descriptions
@@ -32,6 +33,7 @@ OPTIONS_OF = {
     BenchOptions: "of `bench`, besides `vary`",
     SweepOptions: "of `sweep`, besides those of runs",
     LocalOptions: 'of `LocalBackend`, and of `backend_options=` with `backend="local"`',
+    SlurmOptions: 'of `backend_options=` with `backend="slurm"`, and of `--slurm NAME=VALUE`',
     ModalOptions: 'of `ModalBackend`, and of `backend_options=` with `backend="modal"`',
 }
 EXPERIMENT_OPTIONS = (RunOptions, ModalOptions)  # those that are flags too

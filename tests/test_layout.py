@@ -71,6 +71,7 @@ TESTED_ELSEWHERE = {
     "backends/local/test_backend": "backends/base backends/local/options backends/local/run_handle "
     "execution/interruptions execution/resource_usage execution/seeding "
     "execution/worker/*",
+    "backends/slurm/test_backend": "backends/slurm/*",
     "backends/modal/preflight/test_packages": "backends/modal/preflight/installed",
     "backends/modal/test_backend": "backends/modal/container/* backends/modal/logs "
     "backends/modal/options backends/modal/request",

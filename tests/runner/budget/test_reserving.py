@@ -287,7 +287,7 @@ def test_a_run_that_could_not_be_submitted_gives_its_reservation_back(
     [reserved] = reserve([prepare_run(Greet, {}, backend=backend, gpu="t4")], backend, runs_dir)
     (runs_dir / reserved.spec.run_id).mkdir()
     (runs_dir / reserved.spec.run_id / "spec.json").touch()  # in the way
-    with pytest.raises(Exception, match="a run folder .* already"):
+    with pytest.raises(Exception, match=r"a run folder .* already"):
         submit_run(reserved, backend=backend)
     assert open_ledger().spent_usd(f"run:{reserved.spec.run_id}") == 0
 
