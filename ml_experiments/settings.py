@@ -190,6 +190,11 @@ def launched_rank() -> tuple[int, int, int]:
     return int(rank or 0), int(local or 0), int(count or 1)
 
 
+def slurm_configuration() -> str | None:
+    """Return the file that SLURM_CONF names; None if it isn't set."""
+    return os.environ.get("SLURM_CONF") or None
+
+
 def slurm_job() -> tuple[str | None, int, int | None]:
     """Return the id of this process's Slurm job, how often it was restarted, and its cores."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CPUS_ON_NODE")

@@ -68,7 +68,7 @@ class Tag(click.ParamType[tuple[str, str]]):
             return value
         key, equals, tag = str(value).partition("=")
         if not equals or not key.strip():
-            self.fail(f"{value!r} is not a tag; write key=value", param, ctx)
+            self.fail(f"{value!r} has no key or no value; write key=value", param, ctx)
         return key.strip(), tag
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 import shlex
 import sys
 import threading
 import time
+from contextlib import redirect_stderr
 from typing import Any, ClassVar, Unpack
 
 from ml_experiments.backends.base import Backend, RunHandle
@@ -106,7 +108,8 @@ class SlurmBackend(Backend):
         attempt = folder.read_manifest().attempt
         try:
             executor = self._executor(spec, folder, prepared.plan)
-            job = str(executor.submit(execute_job, str(folder.path), attempt).job_id)
+            with redirect_stderr(io.StringIO()):  # what sbatch says there is in the error, too
+                job = str(executor.submit(execute_job, str(folder.path), attempt).job_id)
         except (RuntimeError, OSError) as e:
             message = " ".join(str(e).split())
             error = BackendError(f"Slurm did not take the run: {message}")

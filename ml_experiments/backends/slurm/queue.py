@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from typing_extensions import override
 
 from ml_experiments.errors import AuthError, BackendError, GpuTypeError, suggest
+from ml_experiments.settings import slurm_configuration
 
 # commands wait for a minute where the configuration is missing, and sbatch for ten seconds where
 # the controller does not answer
@@ -57,7 +59,7 @@ def require_slurm() -> None:
     """Make sure that Slurm's commands are here.
 
     Raises:
-        BackendError: If they aren't.
+        BackendError: If they aren't, or have no configuration.
     """
     missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
     if missing:
@@ -65,6 +67,9 @@ def require_slurm() -> None:
             f"Slurm's commands are not on this machine (no {', '.join(missing)}); run this on a "
             "login node of the cluster"
         )
+    file = slurm_configuration()
+    if file is not None and not Path(file).is_file():  # each command would wait a minute for it
+        raise BackendError(f"SLURM_CONF is {file!r}, which is not a file")
 
 
 def check_gpus(request: GpuRequest) -> None:

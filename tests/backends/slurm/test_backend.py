@@ -191,6 +191,17 @@ def test_a_machine_without_slurm_says_where_to_go(monkeypatch: pytest.MonkeyPatc
         SlurmBackend()
 
 
+def test_a_configuration_that_is_not_there_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sbatch", "squeue", "scancel"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    with pytest.raises(BackendError, match=r"SLURM_CONF is '/nowhere/slurm\.conf', which"):
+        SlurmBackend()
+
+
 def test_a_secret_does_not_get_into_the_run_folder(local: SlurmBackend) -> None:
     with pytest.raises(PreflightError, match="read it from an environment variable"):
         prepare_run(HasSecret, {"token": "a-token-of-length"}, backend=local)
