@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from ml_experiments.backends.pools import Pool
 from ml_experiments.cache.layout import find_layout, this_machine
 from ml_experiments.cache.scan.repositories import read_ref
 from ml_experiments.errors import BackendError
@@ -188,6 +189,9 @@ class Backend(ABC):
             BackendError: If its runs cost nothing, or it isn't known what they cost.
         """
         raise BackendError(f"a run on the {self.name} backend costs nothing that could be limited")
+
+    def end_pool(self, pool: Pool) -> None:  # noqa: B027
+        """End the idle container that runs of a sweep have shared; a later run starts another."""
 
     def prefetch(self, model: str, observer: Observer, spec: RunSpec) -> None:
         """Download a model of the Hub, `org/name[@revision]`, to where the run will look for it.

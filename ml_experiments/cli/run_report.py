@@ -69,9 +69,9 @@ def _attempt(attempt: Attempt) -> str:
 
 def _seconds(timings: dict[str, float]) -> str:
     parts = ", ".join(
-        f"{name.removesuffix('_s')} {seconds:.2f}"
+        f"{name.removesuffix('_s').replace('_', ' ')} {seconds:.2f}"
         for name, seconds in timings.items()
-        if name not in ("total_s", "container_s")
+        if name not in ("total_s", "container_s", "" if seconds else "setup_saved_s")
     )
     return f"{timings['total_s']:.2f}" + (f" ({parts})" if parts else "")
 

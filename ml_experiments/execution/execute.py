@@ -298,11 +298,14 @@ class _Attempt:
         instance, is_new = self.warm.take(target, self.setup_key, config)
         if is_new:
             self.warm.set_up(instance)
+            if self.setup_key is not None:
+                self.timings["setup_saved_s"] = 0.0
             self.warm.models = tuple(
                 dataclasses.replace(model, hit=True) for model in self.watch.used()
             )
         else:
             self.kept_models = self.warm.models
+            self.timings["setup_saved_s"] = self.warm.setup_s
             if self.kept_models:
                 self.report_models(model.folder for model in self.kept_models)
         return instance

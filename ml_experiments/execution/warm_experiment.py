@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,14 @@ class WarmExperiment:
         key: Its set-up key.
         models: The cached models that its `setup()` has loaded.
         state: The settings of the process after `setup()`.
+        setup_s: How long `setup()` took.
     """
 
     instance: Experiment[Any] | None = None
     key: str | None = None
     models: tuple[UsedRevision, ...] = ()
     state: ProcessState | None = None
+    setup_s: float = 0.0
 
     def take(
         self, target: type[Experiment[Any]], key: str | None, config: Any
@@ -42,7 +45,9 @@ class WarmExperiment:
 
     def set_up(self, instance: Experiment[Any]) -> None:
         """Call `setup()`, and note the settings that the next run shall find."""
+        started = time.perf_counter()
         instance.setup()
+        self.setup_s = time.perf_counter() - started
         if self.key is not None:
             self.state = read_state()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_experiments.backends.base import Backend, RunHandle
+from ml_experiments.backends.pools import Pool
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME
@@ -35,6 +36,7 @@ def resume_run(
     force: bool = False,
     max_cost: float | None = None,
     budget: Budget | None = None,
+    choose_pool: Callable[[str | None], Pool | None] = lambda _setup_key: None,
     approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
     """Run a run again that did not succeed, in its own folder, from its checkpoints.
@@ -49,6 +51,7 @@ def resume_run(
         force: Resume it even if it seems to go on.
         max_cost: Replaces the cap that it has, in US dollars; what it has cost so far counts.
         budget: What it shares with other runs, instead of a cap of its own.
+        choose_pool: Returns the containers that it shares with others, by its set-up key.
         approve: Is called with the prepared run before anything is submitted; it may raise.
 
     Raises:
@@ -63,7 +66,8 @@ def resume_run(
         if max_cost is not None:
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)
-        asked = dataclasses.replace(asked, budget=budget)
+        pool = choose_pool(asked.setup_key)
+        asked = dataclasses.replace(asked, budget=budget, pool=pool)
         approve(asked)
         earlier = outcome.attempts or folder.read_manifest().attempts(outcome)
         prepared = reserve_again(asked, folder, earlier, backend)

@@ -127,7 +127,7 @@ class RetriedRunHandle(RunHandle):
         super().__init__(first.spec, first.folder)
         self._attempt: RunHandle | None = first
         self._secrets = prepared.secrets
-        self._budget = prepared.budget
+        self._budget, self._pool = prepared.budget, prepared.pool
         self._backend = backend
         self._observer = observer
         self._has_climbed = False  # since the attempt before
@@ -211,7 +211,7 @@ class RetriedRunHandle(RunHandle):
             earlier = self.folder.read_manifest().earlier_attempts
             prepared = prepare_recorded(self.spec, self._backend)
             prepared = reserve_again(
-                dataclasses.replace(prepared, budget=self._budget),
+                dataclasses.replace(prepared, budget=self._budget, pool=self._pool),
                 self.folder,
                 earlier,
                 self._backend,

@@ -218,8 +218,9 @@ class RunResult:
     Attributes:
         results_json: What `run()` returned, as JSON; `results` has it decoded. After an error,
             what could be kept.
-        timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`; and `container_s`,
-            how many of its container on Modal count for it.
+        timings: Seconds by phase: `import_s`, `setup_s`, `run_s`, `total_s`. `setup_saved_s` is how
+            long the `setup()` of an earlier run took that served this one, 0 where this run did
+            it; `container_s`, how many seconds of its container on Modal count for it.
         cost: US dollars, where money was spent: `estimate_usd`; `at_most_usd`, which counts the
             start and the last wait of the container too, and all CPU and memory that it could
             use; `worst_case_usd`, which was known before; and once `costs reconcile` has read

@@ -110,6 +110,7 @@ class PreparedRun:
         template: The template process that checked it, and executes it on this machine.
         forecast: What it is going to cost, a `Forecast`; None where that is nothing.
         budget: What it shares with other runs, a `Budget`; None for a cap of its own.
+        pool: The containers that it shares with other runs, a `Pool`; None for any.
         reservation: What is reserved for it in the ledger.
         plan: What its backend worked out in `Backend.prepare` and needs in `Backend.submit`.
         notify: The URL to which its end is posted; no record holds it.
@@ -129,6 +130,7 @@ class PreparedRun:
     plan: Any = None
     forecast: Any = None
     budget: Any = None
+    pool: Any = None
     reservation: Any = None
     notify: str | None = None
     fingerprint: Fingerprint | None = None

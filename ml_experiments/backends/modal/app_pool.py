@@ -1,4 +1,4 @@
-"""The apps of one backend: one for each container shape, shared by its runs."""
+"""The apps of one backend: one for each container shape and container pool, shared by its runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ from ml_experiments.backends.modal.container.run_remote import SOURCE_FOLDER, ru
 from ml_experiments.backends.modal.errors import platform_errors, without_modals_output
 from ml_experiments.backends.modal.image import package_image
 from ml_experiments.backends.modal.mounts import CACHE_MOUNT, RUNS_MOUNT, cache_volume, runs_volume
-from ml_experiments.backends.modal.plan import IDLE_S, ContainerPlan
+from ml_experiments.backends.modal.plan import IDLE_S
 from ml_experiments.backends.modal.preflight.import_graph import OWN_PACKAGE
 from ml_experiments.backends.modal.preflight.staging import StagedSource, stage_this_package
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
-from ml_experiments.runs.spec import RunSpec
+from ml_experiments.backends.pools import Pool
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
 # each tag is a request, and how many an app may have is not documented
 _MAX_TAGGED_RUNS = 20
+# until a container whose app was stopped has ended
+_MAX_END_S = 10.0
+_END_POLL_S = 0.05
+_Key = tuple[object, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,8 @@ class OpenApp:
     function: Any
     url: str
     tags: dict[str, str]
+    function_id: str  # the object forgets it when the app is stopped
+    stop: contextlib.ExitStack
 
     def tag(self, run_id: str) -> None:
         """Add a tag for a run that shares the app with the run that it is named after."""
@@ -54,52 +62,76 @@ class OpenApp:
 class AppPool:
     """Opens apps and keeps them open: runs of equal container shape share one.
 
+    A pool of a sweep has an app of its own, with one container. When the pool is for another
+    set-up, its app is stopped, so that there are never more containers than points that run.
+
     Args:
-        secrets: The Modal secrets to attach.
         cuda_toolkit: Use the image with nvcc.
     """
 
     def __init__(self, *, cuda_toolkit: bool) -> None:
         self._cuda_toolkit = cuda_toolkit
-        self._apps: dict[tuple[object, ...], OpenApp] = {}
+        self._apps: dict[_Key, OpenApp] = {}
+        self._pools: dict[int, _Key] = {}  # the app of each pool
         self._lock = threading.Lock()
         self._staged_packages: dict[frozenset[Path], Path] = {}
         self._open = contextlib.ExitStack()
 
     def app_for(
         self,
-        spec: RunSpec,
-        plan: ContainerPlan,
+        prepared: PreparedRun,
         source: StagedSource,
         secrets: tuple[modal.Secret, ...],
         handle: ModalRunHandle,
     ) -> OpenApp:
         """Return the app for a run; the image is built and the app started if there is none."""
-        key = (str(plan.gpu), plan.timeout_s, plan.startup_timeout_s, source.digest, plan.pip)
+        plan, pool = prepared.plan, prepared.pool
+        key: _Key = (str(plan.gpu), plan.timeout_s, plan.startup_timeout_s, source.digest, plan.pip)
         with self._lock:
+            if pool is not None and pool.number is not None:
+                key = (*key, pool.number, prepared.setup_key)
+                if self._pools.get(pool.number) != key:
+                    _wait_for_containers(self._end(self._pools.get(pool.number)))
+                self._pools[pool.number] = key
             if key not in self._apps:
-                self._apps[key] = self._start(spec, plan, source, secrets, handle)
+                self._apps[key] = self._start(prepared, source, secrets, handle)
             else:
-                self._apps[key].tag(spec.run_id)
+                self._apps[key].tag(prepared.spec.run_id)
             return self._apps[key]
+
+    def end(self, pool: Pool) -> None:
+        """Stop the app of a pool."""
+        with self._lock:
+            if pool.number is not None:
+                self._end(self._pools.pop(pool.number, None))
 
     def close(self) -> None:
         """Stop the apps."""
+        with self._lock:
+            for key in list(self._apps):
+                self._end(key)
+            self._open.close()
+
+    def _end(self, key: _Key | None) -> OpenApp | None:
+        app = None if key is None else self._apps.pop(key, None)
+        if app is None:
+            return None
         try:
             with without_modals_output():
-                self._open.close()
+                app.stop.close()
         except (modal.exception.Error, grpclib.GRPCError, OSError) as e:
             # must not replace the result of a run; Modal ends an app whose client is gone
-            logger.warning("the apps on Modal could not be stopped: %s", e)
+            logger.warning("an app on Modal could not be stopped: %s", e)
+        return app
 
     def _start(
         self,
-        spec: RunSpec,
-        plan: ContainerPlan,
+        prepared: PreparedRun,
         source: StagedSource,
         secrets: tuple[modal.Secret, ...],
         handle: ModalRunHandle,
     ) -> OpenApp:
+        spec, plan, pool = prepared.spec, prepared.plan, prepared.pool
         packages = package_image(cuda_toolkit=self._cuda_toolkit, pip=plan.pip)
         handle.notice("preparing the image on Modal; the first time takes some minutes")
         handle.until_cancelled(lambda: _build(packages))
@@ -114,16 +146,19 @@ class AppPool:
             timeout=plan.timeout_s,
             startup_timeout=plan.startup_timeout_s,
             scaledown_window=IDLE_S,
+            max_containers=None if pool is None else pool.max_containers,
             secrets=list(secrets),
             volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
             cpu=plan.resources.cpu_cores,
             memory=plan.resources.memory_mib,
             include_source=False,
         )(run_remote)
+        stop = contextlib.ExitStack()
         with platform_errors("start the app"), without_modals_output():
             # detached: the runs go on when this process dies
-            self._open.enter_context(app.run(detach=True))
-        return OpenApp(app, function, app.get_dashboard_url(), tags)
+            stop.enter_context(app.run(detach=True))
+        url, function_id = app.get_dashboard_url(), function.object_id
+        return OpenApp(app, function, url, tags, function_id, stop)
 
     def _this_package(self, files: frozenset[Path]) -> Path:
         """Return a frozen copy of files of this package, the same for all apps that need them."""
@@ -134,6 +169,18 @@ class AppPool:
                 stage_this_package(target, files)
             self._staged_packages[files] = target
         return self._staged_packages[files]
+
+
+def _wait_for_containers(app: OpenApp | None) -> None:
+    """Wait until an app that was stopped has no container any more, as far as that is known."""
+    ends_at = time.monotonic() + _MAX_END_S
+    while app is not None and time.monotonic() < ends_at:
+        try:
+            if not modal.Function.from_id(app.function_id).get_current_stats().num_total_runners:
+                return
+        except (modal.exception.Error, grpclib.GRPCError, OSError):  # the app is gone
+            return
+        time.sleep(_END_POLL_S)
 
 
 async def _build(image: modal.Image) -> None:

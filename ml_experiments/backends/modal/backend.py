@@ -40,6 +40,7 @@ from ml_experiments.backends.modal.remote_runs import bring_here, runs_there
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
+from ml_experiments.backends.pools import Pool
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import ConfigError, RunFolderError
 from ml_experiments.execution.launch.preparing import with_processes
@@ -190,11 +191,15 @@ class ModalBackend(Backend):
         def open_app() -> OpenApp:
             with place:
                 secrets = self._find_secrets().secrets
-                return self._apps.app_for(spec, plan, source, secrets, handle)
+                return self._apps.app_for(prepared, source, secrets, handle)
 
         return self.start(
             handle, lambda: self._threads.submit(handle.see_through, open_app, request)
         )
+
+    def end_pool(self, pool: Pool) -> None:
+        """Stop the app of a pool, and so its container, without waiting for it."""
+        self._threads.submit(self._apps.end, pool)
 
     def attach(self, folder: RunFolder, observer: Observer) -> RunHandle:
         """Return the handle of a run that another process, perhaps a dead one, submitted.

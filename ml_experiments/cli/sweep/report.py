@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ml_experiments.backends.forecast import dollars
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.errors import Error
@@ -34,6 +35,7 @@ _MAX_ROWS = 20
 _MAX_RUNNING = 8
 _MAX_UNASKED = 2000  # points; more take Optuna seconds
 _REFRESH_PER_S = 4
+_MIN_SAVED_S = 1.0
 
 
 @contextlib.contextmanager
@@ -108,6 +110,10 @@ def _state(progress: Progress) -> str:
             parts.append(f"{count} {word}")
     if progress.setups is not None:
         parts.append(f"{progress.setups} set-up{'' if progress.setups == 1 else 's'}")
+        if progress.setup_saved_s >= _MIN_SAVED_S:
+            usd = progress.setup_saved_usd
+            worth = f" ({dollars(usd)})" if usd else ""
+            parts.append(f"{_duration(progress.setup_saved_s)} of set-up saved{worth}")
     if progress.cost_usd:
         parts.append(f"${progress.cost_usd:.2f}")
     if progress.running and progress.left_s is not None:
@@ -246,6 +252,8 @@ def _record(
         "forecast": None if progress.forecast is None else progress.forecast.to_dict(),
         "repeated": progress.repeated,
         "setups": progress.setups,
+        "setup_saved_s": progress.setup_saved_s,
+        "setup_saved_usd": progress.setup_saved_usd,
         "stopped": progress.stopped,
         "points": [_point_record(point) for point in ranked],
     }

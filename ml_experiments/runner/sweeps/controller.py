@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.forecast import Forecast
+from ml_experiments.backends.pools import Pool, Pools
 from ml_experiments.config.loading import load_config
 from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import BudgetError, ConfigError, Error
@@ -52,7 +53,6 @@ class Progress:
         ended: Those that have ended since.
         running: The points that run now, by number: their overrides.
         repeated: How many points were suggested again, and so did not run again.
-        setups: How many set-ups the points have taken; None where it is not known.
         began_at: When this process took the sweep up, as `time.monotonic()`.
         stopped: Why no more points start, if so.
         forecast: What the points are going to cost together; None where it is nothing or unknown.
@@ -63,7 +63,6 @@ class Progress:
     ended: list[SweepPoint] = field(default_factory=list)
     running: dict[int, tuple[str, ...]] = field(default_factory=dict)
     repeated: int = 0
-    setups: int | None = None
     began_at: float = field(default_factory=time.monotonic)
     stopped: str | None = None
     forecast: Forecast | None = None
@@ -87,6 +86,26 @@ class Progress:
     def cost_usd(self) -> float:
         """What the points cost by estimate."""
         return sum(point.cost_usd for point in self.points)
+
+    @property
+    def setups(self) -> int | None:
+        """How many points did a set-up; None where none can be shared."""
+        saved = [p.setup_saved_s for p in self.points if p.setup_saved_s is not None]
+        return saved.count(0.0) if saved else None
+
+    @property
+    def setup_saved_s(self) -> float:
+        """How many seconds of set-up the points saved by sharing."""
+        return sum(point.setup_saved_s or 0.0 for point in self.points)
+
+    @property
+    def setup_saved_usd(self) -> float:
+        """What these seconds would have cost by estimate."""
+        return sum(
+            (p.setup_saved_s or 0.0) * p.result.cost.get("estimate_usd", 0.0) / total_s
+            for p in self.points
+            if (total_s := p.result.timings.get("total_s"))
+        )
 
     @property
     def left_s(self) -> float | None:
@@ -129,6 +148,8 @@ class Controller:
         self._events: queue.SimpleQueue[int | _Report] = queue.SimpleQueue()
         self._pruned: dict[int, str] = {}  # why
         self._held: NextPoint | None = None  # waits for money
+        self._pools = Pools(spec.parallel)
+        self._pool_of: dict[int, Pool] = {}
         cap = spec.max_cost
         scope = f"sweep:{spec.sweep_id}"
         self._budget = None if cap is None else Budget(scope, cap, cap / spec.parallel)
@@ -160,8 +181,10 @@ class Controller:
             point = self._held or self._source.take()
             self._held = None
             self._progress.repeated = self._source.repeated
-            self._progress.setups = self._source.setups
             if point is None:
+                if not self._source.may_give_more():
+                    for pool in self._pools.end_idle():
+                        self._backend.end_pool(pool)
                 return
             with held_interrupt() as interrupt:  # else a run that has started could go unnoticed
                 has_room = self._start(point)
@@ -179,6 +202,7 @@ class Controller:
             started: RunHandle | RunResult = self._submit(point)
         except BudgetError as e:
             del self._progress.running[number]
+            self._pools.free(self._pool_of.pop(number, None))
             if not self._running:
                 self._progress.stopped = str(e)
             return False
@@ -194,6 +218,10 @@ class Controller:
         return True
 
     def _submit(self, point: NextPoint) -> RunHandle | RunResult:
+        def choose_pool(setup_key: str | None) -> Pool:
+            self._pool_of[point.number] = self._pools.take(setup_key)
+            return self._pool_of[point.number]
+
         recorded = self._recorded.get(point.run_key)
         if recorded is not None:
             existing = recorded.folder
@@ -211,6 +239,7 @@ class Controller:
                 observer=self._observer_of(point),
                 force=True,
                 budget=self._budget,
+                choose_pool=choose_pool,
             )
         prepared = prepare_run(
             self._spec.experiment,
@@ -227,7 +256,9 @@ class Controller:
             self._folder.record_reused(point.run_key, point.overrides, earlier.folder)
             return earlier
         return submit_with_code(
-            dataclasses.replace(prepared, budget=self._budget),
+            dataclasses.replace(
+                prepared, budget=self._budget, pool=choose_pool(prepared.setup_key)
+            ),
             self._code,
             backend=self._backend,
             runs_dir=self._folder.runs_dir,
@@ -269,6 +300,7 @@ class Controller:
 
     def _finish(self, number: int) -> SweepPoint:
         point, started = self._running.pop(number)
+        self._pools.free(self._pool_of.pop(number, None))
         result = _outcome_of(started)
         why = self._pruned.pop(number, None)
         if why is not None and result.status is RunStatus.CANCELLED:

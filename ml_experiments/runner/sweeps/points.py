@@ -60,6 +60,11 @@ class SweepPoint:
         return error is not None and error.type == PRUNED
 
     @property
+    def setup_saved_s(self) -> float | None:
+        """Seconds of set-up that it was spared; 0 if it did it, None where none can be shared."""
+        return self.result.timings.get("setup_saved_s")
+
+    @property
     def cost_usd(self) -> float:
         """What its run cost by estimate, all attempts together; nothing for an earlier run's."""
         if self.result.is_reused:

@@ -45,15 +45,17 @@ class PointSource(ABC):
 
     Attributes:
         repeated: How many points were suggested that have run before, and so did not run again.
-        setups: How many set-ups there were so far; None where it is not known.
     """
 
     repeated = 0
-    setups: int | None = None
 
     @abstractmethod
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""
+
+    def may_give_more(self) -> bool:
+        """Return whether there may be points for workers that `take` has none for now."""
+        return False
 
     def report(self, number: int, step: int, value: float) -> bool:  # noqa: ARG002
         """Take what a running point has logged; return whether to end it early."""
@@ -87,7 +89,6 @@ class GridPoints(PointSource):
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""
         number = self._schedule.take()
-        self.setups = self._schedule.setups
         if number is None:
             return None
         point = NextPoint(number, self._space.point(number))
@@ -152,6 +153,10 @@ class SampledPoints(PointSource):
     def report(self, number: int, step: int, value: float) -> bool:
         """Take what a running point has logged; return whether to end it early."""
         return self._study.report(number, step, value)
+
+    def may_give_more(self) -> bool:
+        """Return whether there may be points for workers that `take` has none for now."""
+        return self._suggests and self._study.count < (self._spec.trials or 0)
 
     def ended(self, point: SweepPoint) -> None:
         """Report the score of a point."""

@@ -1,0 +1,74 @@
+"""Points of a sweep on Modal that share set-ups: how many containers the server has started."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ml_experiments import sweep
+from ml_experiments.backends.modal.plan import IDLE_S
+from modal_emulator import Emulator
+from tests.support.waiting import wait_until
+
+WARM = """
+import os, time
+from ml_experiments import Experiment, ExperimentConfig
+
+class Warm(Experiment):
+    class Config(ExperimentConfig):
+        model: str
+        seed: int = 0
+
+    setup_fields = ("model",)
+
+    def setup(self):
+        time.sleep(0.2)
+        self.set_up_in = f"{os.getpid()}-{time.monotonic()}"
+
+    def run(self):
+        return {"model": self.config.model, "in": self.set_up_in}
+"""
+
+
+@pytest.mark.parametrize(
+    ("models", "seeds", "workers"), [("abc", 2, 2), ("a", 4, 2)], ids=["models", "workers"]
+)
+def test_each_model_is_set_up_in_a_container_of_its_own_and_they_end_at_once(
+    modal_emulator: Emulator, tmp_path: Path, models: str, seeds: int, workers: int
+) -> None:
+    (tmp_path / "warm.py").write_text(WARM)
+    began_at = time.time()
+    points = list(
+        sweep(
+            f"{tmp_path}/warm.py:Warm",
+            {"seed": range(seeds), "model": list(models)},
+            backend="modal",
+            backend_options={"cpu": 1},
+            parallel=workers,
+        )
+    )
+    ended_at = time.time()
+    assert [point.result.status for point in points] == ["success"] * len(models) * seeds
+
+    most = max(len(models), workers)
+    assert len({point.result.results["in"] for point in points}) <= most
+    assert sum(point.setup_saved_s == 0 for point in points) <= most
+    warm = [point for point in points if point.setup_saved_s]
+    assert all(point.setup_saved_s >= 0.2 for point in warm)
+    assert len(warm) >= len(points) - most
+
+    def ours() -> list[tuple[float, float]]:
+        return [
+            (each.started_at, each.ended_at)
+            for each in modal_emulator.containers()
+            if each.created_at >= began_at
+        ]
+
+    wait_until(lambda: all(end for _, end in ours()), "the end of the containers")
+    assert len(ours()) <= most
+    # no second of the wait for another run was paid
+    assert max(end for _, end in ours()) < ended_at + 10 < ended_at + IDLE_S
+    for start, _ in ours():
+        assert sum(first <= start < last for first, last in ours()) <= workers
