@@ -110,7 +110,7 @@ TESTED_ELSEWHERE = {
     "runner/bench/test_bench": "runner/bench/*",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "runner/reuse/test_finding": "runner/reuse/describing runs/provenance/fingerprint",
-    "runner/test_resume": "runner/attempts runs/heartbeat runs/lock",
+    "runner/test_resume": "runner/attempts runs/lock",
     "runner/sweeps/test_space": "runner/sweeps/axes runner/sweeps/forms",
     "runner/sweeps/test_sweep": "runner/sweeps/*",
     "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "

@@ -56,6 +56,21 @@ def test_fifos_sockets_devices_and_links_that_lead_out_are_no_artifacts() -> Non
     assert [a.path for a in run("special").artifacts] == ["artifacts/file"]
 
 
+def large(megabytes: int = 200) -> dict[str, Any]:
+    import numpy as np
+
+    return {"array": np.arange(megabytes * 125_000, dtype=float), "string": "é" * 10_000_000}
+
+
+@pytest.mark.slow
+def test_a_result_of_200_mb_comes_back_whole() -> None:
+    result = run_experiment(large)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.artifacts[0].size_bytes > 200_000_000
+    assert result.load(result.results["array"])[-1] == 24_999_999
+    assert len(result.results["string"]) == 10_000_000
+
+
 @pytest.mark.slow
 def test_ten_thousand_small_artifacts_are_recorded() -> None:
     assert len(run("many").artifacts) == 10_000

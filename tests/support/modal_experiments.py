@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
+from collections import UserDict
+from collections.abc import Callable, ItemsView
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,44 @@ class NeedsMemory(Experiment):
         if gpu not in self.config.fits:
             raise RuntimeError(self.config.message)
         return {"seen": seen, "gpu": gpu}
+
+
+class Phases(Experiment):
+    """Takes some seconds in one phase of its first attempt, and returns which attempt it was."""
+
+    class Config(ExperimentConfig):
+        slow: str = ""
+        seconds: float = 3.0
+
+    def setup(self) -> None:
+        attempts = current_run().checkpoint_dir
+        self.attempt = len(list(attempts.iterdir()))
+        (attempts / str(self.attempt)).touch()
+        self._take_time("setup")
+
+    def run(self) -> dict[str, Any]:
+        current_run().log({"attempt": self.attempt})
+        self._take_time("run")
+        if self.config.slow == "end":
+            atexit.register(self._take_time, "end")
+        return {"value": Unhurried(lambda: self._take_time("result")), "attempt": self.attempt}
+
+    def _take_time(self, phase: str) -> None:
+        if phase == self.config.slow and self.attempt == 0:
+            print(f"in {phase}", flush=True)
+            time.sleep(self.config.seconds)
+
+
+class Unhurried(UserDict[str, str]):
+    """Calls a function when its members are read, as when it is written."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__(is_="whole")
+        self._act = act
+
+    def items(self) -> ItemsView[str, str]:
+        self._act()
+        return super().items()
 
 
 class Warm(Experiment):

@@ -23,6 +23,7 @@ from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
+from tests.support.command import COMMAND
 from tests.support.cut_connection import CutConnection
 from tests.support.modal_experiments import Counts, Greet, Prints
 from tests.support.modal_runs import WAIT_S, Recorder, folder_of, run_command
@@ -289,18 +290,23 @@ def test_ctrl_c_while_the_image_is_built_ends_the_run_at_once(
         assert json.loads(out)["run_id"] == path.name
 
 
+@pytest.mark.parametrize(
+    "outage_s", [0.7, pytest.param(20.0, marks=pytest.mark.exhaustive)], ids=["short", "20 s"]
+)
 def test_a_connection_that_is_lost_again_and_again_ends_no_run(
-    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, outage_s: float
 ) -> None:
+    between_s = 1.0
     connection = CutConnection(modal_emulator.environment["MODAL_SERVER_URL"])
     (tmp_path / "slow_one.py").write_text(
-        "import time\ndef train(config):\n    print('begun', flush=True)\n    time.sleep(14)\n"
-        "    return 'whole'\n"
+        "import time\ndef train(seconds: float):\n    print('begun', flush=True)\n"
+        "    time.sleep(seconds)\n    return 'whole'\n"
     )
+    seconds = 2 * (outage_s + between_s)
     out = tmp_path / "out.txt"
     with out.open("w") as file:
         client = subprocess.Popen(
-            [sys.executable, "-m", "ml_experiments", "run", "slow_one.train", "--gpu", "t4"],
+            [*COMMAND, "run", "slow_one.train", f"seconds={seconds}", "--gpu", "t4"],
             env={**os.environ, **modal_emulator.environment, "MODAL_SERVER_URL": connection.url},
             cwd=tmp_path,
             stdout=file,
@@ -309,9 +315,9 @@ def test_a_connection_that_is_lost_again_and_again_ends_no_run(
     wait_until(lambda: "begun" in out.read_text(), "the run's first line")
     for _ in range(2):
         connection.cut()
-        time.sleep(1.2)
+        time.sleep(outage_s)
         connection.restore()
-        time.sleep(4)
+        time.sleep(between_s)
     assert client.wait(WAIT_S) == 0, out.read_text()
     [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
     assert RunFolder(path).outcome().results == "whole"

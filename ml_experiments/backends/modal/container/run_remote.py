@@ -96,11 +96,12 @@ def _run(asked: RunRequest) -> RunResult:
     try:
         result = _execute(spec, folder, asked.setup_key, hidden, began_at)
     except BaseException as e:
-        if isinstance(e, KeyboardInterrupt):
+        if folder.result_file.exists():  # it was over, whatever ends this container
+            ended = _store_paid_time(folder, folder.read_result(), asked.idle_s)
+            _mark_ended(spec.run_id, ended.status)
+        elif isinstance(e, KeyboardInterrupt):
             timings = {"total_s": time.monotonic() - began_at, "container_s": _paid.take_s(0.0)}
             folder.record_preemption(_TAKEN, timings, Redactor(hidden))
-        elif folder.result_file.exists():
-            _store_paid_time(folder, folder.read_result(), asked.idle_s)
         # a preempted run goes on from its checkpoints, a cancelled one keeps what it has; the
         # interrupt has to go on in any case, for Modal acts on it
         failure = _commit(volume)
@@ -248,7 +249,8 @@ def with_time_left(spec: RunSpec, folder: RunFolder) -> RunSpec:
         folder.write_manifest(dataclasses.replace(manifest, modal=place), Redactor(()))
         return spec
     assert spec.timeout_s is not None
-    left_s = spec.timeout_s - (time.time() - place.started_at)
+    # a clock that was set back gives no more time
+    left_s = min(spec.timeout_s, spec.timeout_s - (time.time() - place.started_at))
     return dataclasses.replace(spec, timeout_s=left_s if left_s >= _MIN_RERUN_S else 0.0)
 
 
