@@ -18,6 +18,8 @@ _WAIT_S = 1.0
 _RETRY_S = 0.02
 
 
+# filelock locks in the same way, but it writes to a folder in order to find out whether a lock is
+# held, which a read-only one does not allow, and it leaves its file there after the release
 class RunLock:
     """The lock of a run folder; the system releases it when the process dies."""
 

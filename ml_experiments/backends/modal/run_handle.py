@@ -38,6 +38,7 @@ _ENDINGS = (
 )
 _ASKED_AGAIN = 3
 _ASKED_EVERY_S = 1.0
+_MAX_AWAY_S = 120.0
 
 
 class OpenApp(Protocol):
@@ -279,13 +280,7 @@ class ModalRunHandle(RunHandle):
         if isinstance(error, TimeoutError) and error.errno is None:
             return True  # no socket's, and nothing here waits for a limited time
         for _ in range(_ASKED_AGAIN):
-            try:
-                require_access()
-            except BackendError as e:
-                raise RunNotCollectedError(
-                    f"the connection to Modal was lost ({describe_briefly(error)}); the run goes "
-                    f"on there. Collect it with: ml-experiments runs follow {self.run_id}"
-                ) from e
+            self._wait_for_modal(error)
             try:
                 self._call.get(timeout=0)
             except TimeoutError:
@@ -295,6 +290,28 @@ class ModalRunHandle(RunHandle):
             else:
                 return False  # it has returned something
         return True
+
+    def _wait_for_modal(self, error: Exception) -> None:
+        """Wait until Modal can be reached again.
+
+        Raises:
+            RunNotCollectedError: If it can't for too long, or the run is to be cancelled.
+        """
+        ends_at, is_told = time.monotonic() + _MAX_AWAY_S, False
+        while True:
+            try:
+                return require_access()
+            except BackendError as e:
+                lost = f"the connection to Modal was lost ({describe_briefly(error)})"
+                if time.monotonic() > ends_at or self._cancel_asked.is_set():
+                    raise RunNotCollectedError(
+                        f"{lost}; the run goes on there. Collect it with: "
+                        f"ml-experiments runs follow {self.run_id}"
+                    ) from e
+                if not is_told:
+                    self.notice(f"{lost}; the run goes on there, and the connection is tried again")
+                    is_told = True
+                time.sleep(_ASKED_EVERY_S)
 
     def _finish(self, result: RunResult) -> RunResult:
         """Write the result as the client knows it: with its own class path and the cost."""

@@ -22,8 +22,12 @@ _MAX_PICTURE_BYTES = 2_000_000
 # an SVG may hold a script
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _COLOURS = {"success": "#2e7d32", "error": "#c62828", "cancelled": "#b26a00"}
-# colours come from the notebook's own theme, dark or light
-_CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;border:none;background:none"
+# readable on a dark page and on a light one; all other colours are those of the notebook's theme
+_CHIP = "color:#fff;padding:1px 7px;border-radius:4px;margin-right:4px"
+_CELL = (
+    "text-align:left;vertical-align:top;padding:2px 12px 2px 0;border:none;background:none;"
+    "overflow-wrap:anywhere"
+)
 _TABLE = "border:none;border-collapse:collapse;margin:4px 0;color:inherit;font-size:inherit"
 _HEADING = f"{_CELL};font-weight:600;white-space:nowrap"
 
@@ -33,9 +37,11 @@ def result_html(result: RunResult) -> str:
     colour = _COLOURS.get(str(result.status), "#1565c0")
     seconds = result.timings.get("total_s")
     took = "" if seconds is None else f" in {seconds:.2f} s"
+    if result.is_reused:
+        took = " reused, for $0"
     title = (
-        f'<b style="color:{colour}">{html.escape(str(result.status))}</b>{took} · '
-        f"{html.escape(result.experiment_class)} · <code>{html.escape(result.run_id)}</code>"
+        f'<b style="background:{colour};{_CHIP}">{html.escape(str(result.status))}</b>'
+        f"{took} · {html.escape(result.experiment_class)} · <code>{html.escape(result.run_id)}</code>"
     )
     parts = [f"<div>{title}</div>", _table(_rows(result))]
     if result.error is not None and result.error.traceback:

@@ -236,9 +236,15 @@ def test_a_lost_server_leaves_word_how_to_collect_the_run(tmp_path: Path, runs_d
         environment[name] = value
         if name == "MODAL_EMULATOR_CONTROL_URL":
             break
+    impatient = (
+        "from ml_experiments.backends.modal import run_handle\n"
+        "from ml_experiments.cli.main import main\n"
+        "run_handle._MAX_AWAY_S = 1\n"
+        "main()\n"
+    )
     with (tmp_path / "out.txt").open("w+") as out:
         client = subprocess.Popen(
-            [sys.executable, "-m", "ml_experiments", "run", "slow_one.train", "--gpu", "t4"],
+            [sys.executable, "-c", impatient, "run", "slow_one.train", "--gpu", "t4"],
             env=environment,
             cwd=tmp_path,
             stdout=out,
