@@ -39,9 +39,10 @@ def result_html(result: RunResult) -> str:
     took = "" if seconds is None else f" in {seconds:.2f} s"
     if result.is_reused:
         took = " reused, for $0"
+    experiment, run_id = html.escape(result.experiment_class), html.escape(result.run_id)
     title = (
         f'<b style="background:{colour};{_CHIP}">{html.escape(str(result.status))}</b>'
-        f"{took} · {html.escape(result.experiment_class)} · <code>{html.escape(result.run_id)}</code>"
+        f"{took} · {experiment} · <code>{run_id}</code>"
     )
     parts = [f"<div>{title}</div>", _table(_rows(result))]
     if result.error is not None and result.error.traceback:
