@@ -3,7 +3,7 @@
 | environment variable | `[tool.ml-experiments]` | meaning | default |
 |---|---|---|---|
 | ML_EXPERIMENTS_RUNS_DIR | runs_dir | where run folders are written | ./runs |
-| ML_EXPERIMENTS_INDEX_DIR | | indexes of runs; may be deleted | ~/.cache/ml-experiments |
+| ML_EXPERIMENTS_INDEX_DIR | | indexes of runs, prices; may be deleted | ~/.cache/ml-experiments |
 | ML_EXPERIMENTS_STATE_DIR | | the ledger of what runs cost | ~/.local/state/ml-experiments |
 | ML_EXPERIMENTS_MAX_COST_PER_DAY | max_cost_per_day | US dollars for all runs of a day | no cap |
 | ML_EXPERIMENTS_ASK_ABOVE | ask_above | commands ask before a run that may cost more | never |
@@ -15,6 +15,7 @@ the current folder or its nearest parent that has one; a relative path is relati
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import tomllib
@@ -58,7 +59,7 @@ def runs_dir() -> Path:
 
 
 def index_dir() -> Path:
-    """Return the folder that holds the indexes of runs folders."""
+    """Return the folder of what may be deleted: indexes of runs folders, prices of a day."""
     own = os.environ.get("ML_EXPERIMENTS_INDEX_DIR")
     if own:
         return Path(own).expanduser().absolute()
@@ -154,6 +155,17 @@ def modal_credentials_source() -> str | None:
         return None
     has_token = any(isinstance(p, dict) and p.get("token_id") for p in profiles.values())
     return str(file) if has_token else None
+
+
+def modal_account() -> str | None:
+    """Return what tells one Modal token and server from another; None without a token."""
+    if modal_credentials_source() is None:
+        return None
+    parts = [os.environ.get(f"MODAL_{name}", "") for name in ("SERVER_URL", "PROFILE", "TOKEN_ID")]
+    if not parts[-1]:
+        file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
+        parts.append(file.read_text(encoding="utf-8"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def worker_environment(gpu: str | None, threads: int | None) -> dict[str, str]:

@@ -24,19 +24,31 @@ if TYPE_CHECKING:
 def costs(context: click.Context, /, by: str, as_json: bool, **filters: Any) -> None:
     """Say what runs on Modal have cost, by day, experiment, GPU type, sweep or tag.
 
-    Amounts are estimates, the seconds of the run times its price, until `costs reconcile` has read
-    Modal's bill. Days are in UTC. A run with several tags counts for each of them.
+    Amounts are estimates, the seconds of the run times its price on its day, until `costs
+    reconcile` has read Modal's bill. Days are in UTC. A run with several tags counts for each of
+    them.
     """
     if context.invoked_subcommand is not None:
         return
+    from ml_experiments.backends.modal.billing.prices import current_prices
+    from ml_experiments.backends.modal.billing.rates import refresh_rates
+
+    refresh_rates()
+    prices = current_prices()
     groups, total = sum_costs(open_registry().rows(None, filter_of(filters)), by)
     if as_json:
-        record = {"by": by, "groups": [group.to_dict() for group in groups]}
+        record: dict[str, Any] = {"by": by, "groups": [group.to_dict() for group in groups]}
+        record |= {"prices_of": prices.date, "prices_source": prices.source}
         click.echo(json.dumps({**record, "total": total.to_dict()}))
     elif not groups:
         click.echo("no run has cost anything")
     else:
         _print_sums(by, [*groups, total])
+        if total.is_estimate:
+            click.echo(
+                f"estimated at each run's prices; those of now are of {prices.date}, from "
+                f"{prices.source}"
+            )
 
 
 @costs.command()

@@ -26,21 +26,25 @@ def gpus(image: bool, as_json: bool) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from ml_experiments.backends.modal.billing.prices import PRICES_CHECKED, gpu_usd_per_s
-    from ml_experiments.backends.modal.gpus import CATALOGUE, DEFAULT_GPU_TYPE, GpuChoice
+    from ml_experiments.backends.modal.billing.prices import current_prices
+    from ml_experiments.backends.modal.billing.rates import refresh_rates
+    from ml_experiments.backends.modal.gpus import CATALOGUE, DEFAULT_GPU_TYPE
 
+    refresh_rates()
+    prices = current_prices()
     return [
         {
             "gpu_type": gpu.key,
             "aliases": list(gpu.aliases),
             "modal": gpu.modal,
             "memory_gb": gpu.memory_gb,
-            "usd_per_s": gpu_usd_per_s(GpuChoice(gpu)),
-            "usd_per_hour": round(gpu_usd_per_s(GpuChoice(gpu)) * 3600, 2),
+            "usd_per_s": prices.gpus[gpu.key],
+            "usd_per_hour": round(prices.gpus[gpu.key] * 3600, 2),
             "max_count": gpu.max_count,
             "purpose": gpu.purpose,
             "default": gpu.key == DEFAULT_GPU_TYPE,
-            "prices_checked": PRICES_CHECKED.isoformat(),
+            "prices_checked": prices.date,
+            "prices_source": prices.source,
         }
         for gpu in CATALOGUE
     ]
@@ -64,8 +68,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         ],
     )
     click.echo(
-        f"GPU prices of {rows[0]['prices_checked']}; CPU and memory come on top, by use. "
-        "Current ones: https://modal.com/pricing"
+        f"GPU prices of {rows[0]['prices_checked']}, from {rows[0]['prices_source']}; CPU and "
+        "memory come on top, by use"
     )
 
 

@@ -36,6 +36,21 @@ RATES = {
         "Memory": "0.00000222",
     }.items()
 }
+# what Modal calls them among a workspace's rates, which are for an hour
+_RATE_NAMES = {
+    "T4": "gpu_hour_cost_t4",
+    "L4": "gpu_hour_cost_l4",
+    "A10": "gpu_hour_cost_a10g",
+    "L40S": "gpu_hour_cost_l40s",
+    "A100-40GB": "gpu_hour_cost_a100_40gb",
+    "A100-80GB": "gpu_hour_cost_a100_80gb",
+    "RTX-PRO-6000": "gpu_hour_cost_rtx6000",
+    "H100": "gpu_hour_cost_h100",
+    "H200": "gpu_hour_cost_h200",
+    "B200": "gpu_hour_cost_b200",
+    "CPU": "cpu_hour_cost",
+    "Memory": "mem_gib_hour_cost",
+}
 # what a function has that requests nothing: https://modal.com/docs/guide/resources
 _DEFAULT_MILLI_CPU, _DEFAULT_MIB = 125, 128
 _WIDTH_S = {"d": 86_400, "h": 3600}
@@ -87,8 +102,8 @@ class BillingService:
         return sum_costs(parts())
 
     async def WorkspaceBillingRates(self, _request: Message) -> Message:
-        rates = {name: format(rate, "f") for name, rate in RATES.items()}
-        lines = [f"{name}: ${rate} per second" for name, rate in rates.items()]
+        rates = {_RATE_NAMES[name]: format(3600 * rate, "f") for name, rate in RATES.items()}
+        lines = [f"{name}: ${rate} per hour" for name, rate in rates.items()]
         return api_pb2.WorkspaceBillingRatesResponse(rates=rates, formatted="\n".join(lines))
 
     async def WorkspaceBillingReport(self, request: Message) -> AsyncIterator[Message]:

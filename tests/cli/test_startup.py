@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,10 @@ finally:
 
 
 def loaded_by(*arguments: str, folder: Path) -> set[str]:
+    without_token = {k: v for k, v in os.environ.items() if not k.startswith("MODAL_")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *arguments],
+        env={**without_token, "MODAL_CONFIG_PATH": str(folder / "modal.toml")},
         capture_output=True,
         text=True,
         check=True,

@@ -13,6 +13,7 @@ from ml_experiments.backends.base import Backend, RunHandle
 from ml_experiments.backends.modal import plan as container_plan
 from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
+from ml_experiments.backends.modal.billing.rates import refresh_rates
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
@@ -115,6 +116,7 @@ class ModalBackend(Backend):
         )
         run = with_processes(dataclasses.replace(run, spec=spec), _gpu_count(spec, plan))
         require_access()  # last, for a typo can be mended without an account
+        refresh_rates()
         self._find_secrets()
         if run.template is not None:
             self.templates.release(run.template)  # the run executes elsewhere

@@ -71,7 +71,9 @@ def test_the_summary_is_the_sum_of_the_month(spent: Emulator) -> None:
     summary = modal.Workspace.from_context().billing.summary()
     assert summary.billed_cost == summary.metered_cost > Decimal(0)
     assert summary.metered_cost == sum(summary.metered_cost_breakdown.values())
-    assert modal.Workspace.from_context().billing.rates()["H100"] == RATES["H100"]
+    rates = modal.Workspace.from_context().billing.rates()
+    assert rates["gpu_hour_cost_h100"] == 3600 * RATES["H100"]
+    assert len(rates) == len(RATES)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from ml_experiments import BudgetError, ConfigError, LocalBackend, ModalBackend, prepare_run
 from ml_experiments.backends.modal import app_pool
 from ml_experiments.backends.modal import plan as container_plan
+from ml_experiments.backends.modal.billing import prices
 from ml_experiments.backends.modal.billing.prices import GPU_USD_PER_S, container_usd_per_s
 from ml_experiments.backends.modal.container.run_remote import with_time_left
 from ml_experiments.backends.modal.gpus import parse_gpu
@@ -249,6 +250,7 @@ def test_a_gpu_without_a_price_runs_only_without_a_cap(
     backend: ModalBackend, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(GPU_USD_PER_S, "l4")
+    monkeypatch.setattr(prices, "cached_rates", lambda: None)
     prepared = prepare_run(Greet, {}, backend=backend, gpu="l4", max_cost=1.0)
     with pytest.raises(BudgetError, match="no price is known for l4 in the prices of 2026-10-01"):
         submit_run(prepared, backend=backend)

@@ -8,11 +8,7 @@ import logging
 import statistics
 
 from ml_experiments.backends.forecast import Forecast
-from ml_experiments.backends.modal.billing.prices import (
-    PRICES_CHECKED,
-    PRICES_SOURCE,
-    next_choice,
-)
+from ml_experiments.backends.modal.billing.prices import current_prices, next_choice
 from ml_experiments.backends.modal.gpus import GpuChoice, GpuRequest
 from ml_experiments.backends.modal.plan import ContainerPlan
 from ml_experiments.errors import RunFolderError, UnknownPriceError
@@ -39,7 +35,8 @@ def make_forecast(
         earlier_s: How long runs of the same experiment took there.
         spec: What to run; it says how many attempts there may be.
     """
-    prices = (PRICES_CHECKED.isoformat(), PRICES_SOURCE)
+    found = current_prices()
+    prices = (found.date, found.source)
     try:
         price, least_usd = plan.reserved_usd_per_s, plan.least_usd
     except UnknownPriceError:
