@@ -76,7 +76,7 @@ def test_gpu_types_are_compared_within_a_cap_and_one_without_room_in_memory_is_a
         assert len(values) == (3 if gpu == "t4" else 6)
     shown = call("bench", "show", "last")
     assert shown.stdout.splitlines()[0].split() == (
-        ["GPU", "type", "batch_size", "images/s", "s", "each", "spread", "$", "per", "1000"]
+        ["GPU", "type", "batch_size", "images/s", "s", "each", "±", "$", "per", "1000"]
     )
     assert "out of memory  the GPU's memory was too small" in shown.stdout
     refused = run_command(modal_emulator, project, *command, "--max-cost", "0.01")
@@ -95,9 +95,9 @@ def test_this_machine_is_measured_without_gpu_types(project: Path) -> None:
     assert lines[0] == "this machine: 2 cases, each with a warm-up and 1 measured run"
     assert lines[1].startswith("bench 2")
     assert lines[2].startswith("[1/4]  success  batch_size=1  warm-up  0.1")
-    assert lines[6].split() == ["GPU", "type", "batch_size", "runs/s", "s", "each", "spread"]
+    assert lines[6].split() == ["GPU", "type", "batch_size", "runs/s", "s", "each", "±"]
     resumed = call("bench", "resume", "last").stdout.splitlines()[-2:]
-    assert sorted(line.split()[2:4] for line in resumed) == [["1", "1"], ["4", "1"]]
+    assert sorted(line.split()[2] for line in resumed) == ["1", "4"]
     as_csv = call("bench", "show", "last", "--csv", "--per", "results.images")
     rows = list(csv.DictReader(io.StringIO(as_csv.stdout)))
     assert [row["batch_size"] for row in rows] == ["4", "1"]
@@ -107,6 +107,16 @@ def test_this_machine_is_measured_without_gpu_types(project: Path) -> None:
         "this machine: 1 case, each with a warm-up and 3 measured runs",
         "nothing was started",
     ]
+
+
+def test_a_dry_run_as_json_has_the_cases_and_the_forecast(
+    capsys: pytest.CaptureFixture[str], project: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "draw.Draw", "--vary", "batch_size=1,4", "--dry-run", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert [case["overrides"] for case in record["cases"]] == [["batch_size=1"], ["batch_size=4"]]
+    assert (record["repeat"], record["forecast"]) == (3, None)
 
 
 @pytest.mark.parametrize(

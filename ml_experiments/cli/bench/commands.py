@@ -81,8 +81,8 @@ def start(
     times, in the same container. What is shown per output is run() alone; the start of the
     container and the set-up stand apart. A case that runs out of memory is a row.
 
-    Exit codes: 0 every case was measured or ran out of memory, 1 some were not, 2 bad usage or a
-    case that is not valid (nothing was started), 130 interrupted.
+    Exit codes: 0 every case was measured and counted, or ran out of memory, 1 some were not, 2 bad
+    usage or a case that is not valid (nothing was started), 130 interrupted.
     """
     from ml_experiments.config.files import read_config_file
     from ml_experiments.runner.bench.bench import check_bench, opened, plan_bench, run_bench
@@ -114,7 +114,7 @@ def start(
         from ml_experiments.cli.bench.report import print_plan
 
         with opened(spec) as place:
-            print_plan(spec, check_bench(spec, place, runs_dir()).forecast, form)
+            print_plan(spec, check_bench(spec, place, runs_dir()).forecast, form, is_all=True)
         click.echo("nothing was started", err=form != "table")
         return 0
 
@@ -168,7 +168,10 @@ def show(
 ) -> int:
     """Show what a bench has measured."""
     from ml_experiments.runner.bench.bench import report_on
+    from ml_experiments.runner.bench.plot import check_plot
 
+    if plot_file is not None:
+        check_plot(plot_file)
     report = report_on(_find(reference), per=per, latency=latency)
     return _report(report, _format(as_json, as_csv), plot_file, code=0)
 
@@ -206,7 +209,7 @@ def _follow(measure: Callable[[_View], BenchReport], form: Format, plot_file: Pa
         if view.folder is None:
             raise
         return _report(report_on(view.folder), form, None, code=130)
-    return _report(report, form, plot_file, code=0 if report.is_whole else 1)
+    return _report(report, form, plot_file, code=0 if report.is_whole and report.is_counted else 1)
 
 
 def _report(report: BenchReport, form: Format, plot_file: Path | None, *, code: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,15 +21,9 @@ if TYPE_CHECKING:
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--per", help="What one run puts out, such as results.num_images: see bench.")
-@click.option(
-    "--outputs",
-    type=click.FloatRange(min=0, min_open=True),
-    help="For how many; by default as many as a run has had.",
-)
+@click.option("--outputs", type=float, help="For how many; by default as many as a run has had.")
 @click.option("--deadline", type=Duration(), help="They must be there in this time, as 30m or 2h.")
-@click.option(
-    "--budget", type=click.FloatRange(min=0, min_open=True), help="US dollars that they may cost."
-)
+@click.option("--budget", type=float, help="US dollars that they may cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def recommend(
     class_path: str,
@@ -53,6 +48,9 @@ def recommend(
     from ml_experiments.runner.prepare import locate_experiment
     from ml_experiments.settings import runs_dir
 
+    for name, number in (("--outputs", outputs), ("--budget", budget)):
+        if number is not None and not 0 < number < math.inf:
+            raise click.UsageError(f"{name} {number:g} is not a number above 0")
     place, config = runs_dir(), load_config(None, overrides)
     experiment, _ = locate_experiment(class_path)
     history = read_history(place, experiment, config, per)
@@ -62,6 +60,8 @@ def recommend(
     if as_json:
         click.echo(json.dumps(_record(found, history, asked, deadline, budget)))
     else:
+        if not history.runs and not history.setups:
+            click.echo(f"there is no run of {experiment} in {place}{history.nearest}")
         _print(found, history, class_path, overrides, per)
     return 0 if found.ranking else 1
 
@@ -116,21 +116,22 @@ def _print(
             f"{score.actual_s:.3g} s in {runs} ({score.error:+.0%})"
         )
     if found.last_prediction is None and (found.ranking or found.outside):
-        click.echo("no run has come after an earlier prediction, so none can be scored")
+        click.echo("not scored yet: no run has come since a prediction")
     _print_choice(found)
 
 
 def _print_rows(found: Recommendation, per: str | None) -> None:
-    from ml_experiments.backends.forecast import dollars
+    from ml_experiments.cli.bench.report import short_dollars
     from ml_experiments.cli.table import Cell, Column, print_table
 
     rows = (*found.ranking, *found.outside)
     if not rows:
         return
-    what = f"{found.outputs:,g} {per.rpartition('.')[2] if per else 'run'}"
+    what = per.rpartition(".")[2] if per else "run" if found.outputs == 1 else "runs"
+    click.echo(f"for {found.outputs:,g} {what}, with one set-up:")
     names = list(dict.fromkeys(o.partition("=")[0] for row in rows for o in row.overrides))
     scale = 1 if max(row.usd_each for row in rows) >= 0.001 else 1000
-    numbers = ("s each", f"$ {'each' if scale == 1 else 'per 1000'}", what, "cost", "runs")
+    numbers = (f"$ {'each' if scale == 1 else 'per 1000'}", "time", "cost", "runs")
     columns = [Column("", is_right=True), Column("GPU type")]
     columns += [Column(name, is_cut=True) for name in names]
     columns += [*(Column(number, is_right=True) for number in numbers), Column("")]
@@ -142,10 +143,9 @@ def _print_rows(found: Recommendation, per: str | None) -> None:
                 str(number) if row.problem is None else "",
                 row.gpu,
                 *(values.get(name, "") for name in names),
-                f"{row.seconds_each:.3g}",
                 f"{scale * row.usd_each:.3g}",
                 f"{row.seconds[1]:,.3g} s" if row.seconds[1] < 600 else _long(row.seconds[1]),
-                dollars(row.usd[1]),
+                f"${short_dollars(row.usd[1])}",
                 str(row.runs),
                 Cell(row.problem, "yellow") if row.problem else "",
             ]
@@ -166,7 +166,7 @@ def _print_choice(found: Recommendation) -> None:
     elif found.outside:
         click.echo("no GPU type that was measured is within the deadline and the budget")
     else:
-        click.echo("there is no data to recommend from: no run on Modal has succeeded")
+        click.echo("there is no data to recommend from")
 
 
 def _caution(prediction: Prediction) -> str:

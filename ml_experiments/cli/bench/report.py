@@ -13,7 +13,6 @@ import click
 
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, print_table
-from ml_experiments.runner.bench.measuring import PERCENTILES
 from ml_experiments.runner.bench.plot import cost_unit
 from ml_experiments.runner.printable import printable
 
@@ -24,11 +23,29 @@ if TYPE_CHECKING:
     from ml_experiments.runner.bench.folder import BenchSpec
     from ml_experiments.runner.bench.measuring import BenchRow
 
+_SHOWN = (50, 95)  # percentiles; an 80-column terminal has no room for the third
 Format = Literal["table", "json", "csv"]
 
 
-def print_plan(spec: BenchSpec, forecast: Forecast | None, form: Format) -> None:
-    """Print what is going to be measured, and what it may cost."""
+def print_plan(
+    spec: BenchSpec, forecast: Forecast | None, form: Format, *, is_all: bool = False
+) -> None:
+    """Print what is going to be measured, and what it may cost.
+
+    Args:
+        spec: The bench.
+        forecast: What it may cost; None for nothing.
+        form: How it is printed.
+        is_all: Whether nothing else is going to be printed, so that JSON has it.
+    """
+    if is_all and form == "json":
+        record = {
+            "experiment": spec.experiment,
+            "cases": [{"gpu": c.gpu, "overrides": list(c.overrides)} for c in spec.cases],
+            "repeat": spec.repeat,
+            "forecast": None if forecast is None else forecast.to_dict(),
+        }
+        click.echo(json.dumps(record))
     cases = len(spec.cases)
     where = ", ".join(spec.gpus) or "this machine"
     runs = f"{cases} case{'s' * (cases > 1)}, each with a warm-up and {spec.repeat} measured run"
@@ -66,11 +83,13 @@ def _print_tables(report: BenchReport) -> None:
     labels = (Column("GPU type"), *(Column(name, is_cut=True) for name in names))
     measured = [row for row in rows if row.runs]
     if measured:
-        _print_rates(labels, measured, what if report.per else "runs")
-        click.echo("")
+        counted = [row for row in measured if row.outputs is not None]
+        if counted:
+            _print_rates(labels, counted, what if report.per else "runs")
+            click.echo("")
         _print_details(labels, measured)
         if report.latency is not None:
-            click.echo(f"p50, p95 and p99 are those of the metric {report.latency}")
+            click.echo(f"p50 and p95 are those of the metric {report.latency}")
     others = [row for row in rows if row.problem or not row.runs]
     if others:
         if measured:
@@ -82,32 +101,39 @@ def _print_tables(report: BenchReport) -> None:
 def _print_rates(labels: Sequence[Column], rows: Sequence[BenchRow], what: str) -> None:
     """Print how fast the rows are, and what an output costs."""
     is_paid = any(row.usd_per_output is not None for row in rows)
-    columns = [*labels, Column(f"{what}/s", is_right=True), Column("s each", is_right=True)]
-    columns.append(Column("spread"))
+    columns = [*labels, *(Column(name, is_right=True) for name in (f"{what}/s", "s each", "±"))]
     scale, unit = cost_unit(rows)
     if is_paid:
         columns += [Column(f"$ {unit}", is_right=True), Column("")]
     cells = []
     for row in rows:
-        each = row.seconds_per_output_spread
-        spread = "" if each is None else f"{_short(each[0])}-{_short(each[1])}"
-        line = [*_label(row), _short(row.outputs_per_s), _short(row.seconds_per_output), spread]
+        line = [*_label(row), _short(row.outputs_per_s), _short(row.seconds_per_output)]
+        line.append(_spread(row))
         if is_paid:
             usd = row.usd_per_output
-            line.append("" if usd is None else _dollars(scale * usd))
-            line.append(Cell("efficient", "green") if row.is_efficient else "")
+            line.append("" if usd is None else short_dollars(scale * usd))
+            line.append(Cell("*", "green") if row.is_efficient else "")
         cells.append(line)
     print_table(columns, cells)
+    if is_paid:
+        click.echo("* efficient: no other row is both cheaper and faster")
+
+
+def _spread(row: BenchRow) -> str:
+    """Return half of the distance between the fastest and the slowest run, as a share."""
+    if row.seconds_per_output_spread is None or not row.seconds_per_output or row.runs < 2:
+        return ""
+    low, high = row.seconds_per_output_spread
+    return f"{(high - low) / 2 / row.seconds_per_output:.0%}"
 
 
 def _print_details(labels: Sequence[Column], rows: Sequence[BenchRow]) -> None:
     """Print how long runs took, and what they needed."""
-    headings = ["runs", *(f"p{percent}" for percent in PERCENTILES), "memory", "start", "set-up"]
-    columns = [*labels, *(Column(heading, is_right=True) for heading in (*headings, "warm-up"))]
+    headings = (*(f"p{percent}" for percent in _SHOWN), "memory", "start", "set-up", "warm-up")
+    columns = [*labels, *(Column(heading, is_right=True) for heading in headings)]
     cells = []
     for row in rows:
-        line = [*_label(row), str(row.runs)]
-        line += [_short(row.latency.get(percent)) for percent in PERCENTILES]
+        line = [*_label(row), *(_short(row.latency.get(percent)) for percent in _SHOWN)]
         line.append(_size(row.peak_memory_bytes))
         line += ["" if s is None else f"{s:.2f}" for s in (row.start_s, row.setup_s)]
         line.append(_short(row.first_run_s))
@@ -133,6 +159,10 @@ def _state(row: BenchRow) -> list[str | Cell]:
 def _print_advice(report: BenchReport) -> None:
     if report.stopped is not None:
         click.echo(f"stopped: {report.stopped}")
+    if not report.is_counted:
+        click.echo(
+            f"count another result with: ml-experiments bench show {report.bench_id} --per …"
+        )
     if not report.is_whole:
         click.echo(f"measure what is missing with: ml-experiments bench resume {report.bench_id}")
 
@@ -162,7 +192,8 @@ def _short(number: float | None) -> str:
     return f"{number:.{_decimals(number, 3)}f}"
 
 
-def _dollars(usd: float) -> str:
+def short_dollars(usd: float) -> str:
+    """Return an amount with two digits after the point, or three that count."""
     return f"{usd:,.{max(2, _decimals(usd, 3))}f}"
 
 

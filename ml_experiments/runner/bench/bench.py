@@ -79,6 +79,11 @@ class BenchReport:
     bench_dir: Path
 
     @property
+    def is_counted(self) -> bool:
+        """Whether every row that was measured has a number for what it puts out."""
+        return all(row.outputs is not None for row in self.rows if row.runs)
+
+    @property
     def is_whole(self) -> bool:
         """Whether every row was measured, or ran out of memory."""
         return all(row.status in ("measured", "out of memory") for row in self.rows)

@@ -91,7 +91,7 @@ def check_cases(spec: BenchSpec, backend: Backend, cases: Sequence[Case]) -> Che
             )
         except ConfigError as e:
             for problem in e.problems or (str(e),):
-                problems.setdefault(problem, case.key)
+                problems.setdefault(problem, case.key.removeprefix("here").strip())
             continue
         if run.template is not None:
             backend.templates.release(run.template)
@@ -99,7 +99,9 @@ def check_cases(spec: BenchSpec, backend: Backend, cases: Sequence[Case]) -> Che
     if problems:
         raise ConfigError(
             f"cases of the bench are not valid for {spec.experiment}; nothing was started:",
-            tuple(f"{problem} (at {key})" for problem, key in problems.items()),
+            tuple(
+                problem + (f" (at {case})" if case else "") for problem, case in problems.items()
+            ),
         )
     forecasts = [run.forecast for run in prepared if run.forecast is not None]
     return CheckedCases(

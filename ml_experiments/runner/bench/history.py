@@ -62,11 +62,16 @@ class History:
         runs: Those that have ended, in success or without enough memory.
         mixed: Fields in which the runs differ so often that all of their values count together.
         uncounted: Why outputs could not be counted, where they could not.
+        setups: The first successful run in each process, which has set up for the others; also
+            those that do not count otherwise.
+        nearest: Where there is no run of the experiment, which one may be meant.
     """
 
     runs: tuple[PastRun, ...]
     mixed: tuple[str, ...] = ()
     uncounted: str | None = None
+    setups: tuple[PastRun, ...] = ()
+    nearest: str = ""
 
 
 def read_history(
@@ -84,35 +89,51 @@ def read_history(
         ConfigError: If no run has such a field.
         RunFolderError: If the folder is not readable.
     """
-    run_filter = RunFilter(experiment=glob.escape(experiment))
-    rows = RunRegistry(runs_dir).rows(_MAX_RUNS, run_filter)
+    registry = RunRegistry(runs_dir)
+    rows = registry.rows(_MAX_RUNS, RunFilter(experiment=glob.escape(experiment)))
     # the filter takes the end of a path for the whole
     rows = [row for row in rows if row.experiment == experiment and not row.problem]
+    if not rows:
+        known = {row.experiment for row in registry.rows(_MAX_RUNS) if row.experiment}
+        return History((), nearest=suggest(experiment, sorted(known)))
     wanted = dict(flatten("config", dict(config)))
     _check_fields(wanted, rows)
-    rows = [row for row in rows if all(row.values.get(k) == v for k, v in wanted.items())]
     rows = [row for row in rows if row.status == "success" or row.error_kind == "cuda_oom"]
-    fields = _differing(rows)
+    counted = [row for row in rows if all(row.values.get(k) == v for k, v in wanted.items())]
+    fields = _differing(counted)
     grouped = [name for name, values in fields.items() if len(values) <= _MAX_GROUPED]
     runs: list[PastRun] = []
+    setups: dict[Any, PastRun] = {}
     uncounted: str | None = None
     for row in reversed(rows):
-        folder = RunFolder(runs_dir / row.run_id)
-        spec, manifest, result = folder.read_spec(), folder.read_manifest(), folder.outcome()
-        outputs: float | None = None
+        run, problem = _read_run(RunFolder(runs_dir / row.run_id), row, grouped, per)
+        if run.seconds is not None:
+            setups.setdefault(run.process, run)
+        if row in counted:
+            runs.append(run)
+            uncounted = problem or uncounted
+    mixed = tuple(name.removeprefix("config.") for name in fields if name not in grouped)
+    return History(tuple(runs), mixed, uncounted, tuple(setups.values()))
+
+
+def _read_run(
+    folder: RunFolder, row: RunRow, grouped: Sequence[str], per: str | None
+) -> tuple[PastRun, str | None]:
+    """Return a run, and why its outputs can't be counted."""
+    spec, manifest, result = folder.read_spec(), folder.read_manifest(), folder.outcome()
+    outputs: float | None = None
+    problem: str | None = None
+    if result.status is RunStatus.SUCCESS:
         try:
             outputs = outputs_of(result, spec.config, per)
         except Error as e:
-            if result.status is RunStatus.SUCCESS:
-                uncounted = str(e)
-        overrides = tuple(
-            f"{name.removeprefix('config.')}={row.values[name]}"
-            for name in grouped
-            if name in row.values
-        )
-        runs.append(_past_run(spec, manifest, result, overrides, outputs))
-    mixed = tuple(name.removeprefix("config.") for name in fields if name not in grouped)
-    return History(tuple(runs), mixed, uncounted)
+            problem = str(e)
+    overrides = tuple(
+        f"{name.removeprefix('config.')}={row.values[name]}"
+        for name in grouped
+        if name in row.values
+    )
+    return _past_run(spec, manifest, result, overrides, outputs), problem
 
 
 def _check_fields(wanted: Mapping[str, Any], rows: Sequence[RunRow]) -> None:

@@ -215,12 +215,19 @@ def _with_numbers(spec: BenchSpec, row: BenchRow, results: Sequence[RunResult]) 
     row = dataclasses.replace(
         row, runs=len(results), seconds=tuple(sorted(seconds)), **_memory(results)
     )
+    problems = [row.problem]
     try:
-        latencies = list(_latencies(spec, results))
-        row = dataclasses.replace(row, latency=percentiles(latencies))
+        row = dataclasses.replace(row, latency=percentiles(list(_latencies(spec, results))))
+    except Error as e:
+        problems.append(str(e))
+    outputs: list[float] = []
+    try:
         outputs = [outputs_of(result, _config(result), spec.per) for result in results]
     except Error as e:
-        return dataclasses.replace(row, problem=row.problem or str(e))
+        problems.append(str(e))
+    row = dataclasses.replace(row, problem="; ".join(filter(None, problems)) or None)
+    if not outputs:
+        return row
     each = [s / n for s, n in zip(seconds, outputs, strict=True)]
     costs = [
         part * result.cost["estimate_usd"] / result.timings["total_s"]
@@ -264,7 +271,7 @@ def _latencies(spec: BenchSpec, results: Sequence[RunResult]) -> Iterator[float]
                 count += 1
                 yield float(value)
     if not count:
-        known = f"; there are {', '.join(sorted(logged))}" if logged else ""
+        known = f"; logged: {', '.join(sorted(logged))}" if logged else ""
         raise Error(f"no run has logged {spec.latency!r}{suggest(spec.latency, logged)}{known}")
 
 

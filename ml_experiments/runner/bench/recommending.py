@@ -73,7 +73,7 @@ class Recommendation:
         outputs: For how many outputs.
         ranking: Those within deadline and budget.
         outside: Those that are not; each says why.
-        ruled_out: GPU types whose memory is too small, and why.
+        ruled_out: GPU types whose memory is too small, perhaps for some values only, and why.
         without_data: GPU types of which no run tells anything.
         last_prediction: When the prediction was made that is scored, in ISO 8601.
         scores: The last prediction that runs came after, against these.
@@ -112,14 +112,16 @@ def recommend(
     """
     counted = [run.outputs for run in history.runs if run.outputs is not None]
     wanted = outputs or (statistics.median(counted) if counted else 1.0)
-    setups = _set_ups(history.runs)
-    found = [_predict(runs, wanted, setups) for runs in _groups(history.runs)]
+    found = [_predict(runs, wanted, history.setups) for runs in _groups(history.runs)]
     predictions = [
         dataclasses.replace(p, problem=_problem(p, deadline_s, budget_usd)) for p in found if p
     ]
     predictions.sort(key=lambda p: (p.usd_each, p.seconds))
     known = {prediction.gpu for prediction in predictions}
-    ruled_out = dict(_too_small(history.runs, known))
+    ruled_out = {
+        **dict(_too_small(history.runs, known)),
+        **dict(_too_large(history.runs, {(p.gpu, p.overrides) for p in predictions})),
+    }
     return Recommendation(
         wanted,
         tuple(p for p in predictions if p.problem is None),
@@ -136,11 +138,6 @@ def _groups(runs: Sequence[PastRun]) -> Iterator[list[PastRun]]:
         if run.gpu is not None and run.seconds is not None and run.outputs:
             groups.setdefault((str(run.gpu), run.overrides), []).append(run)
     yield from groups.values()
-
-
-def _set_ups(runs: Sequence[PastRun]) -> list[PastRun]:
-    """Return the first run in each process, which has set up."""
-    return list({run.process: run for run in reversed(runs) if run.seconds is not None}.values())
 
 
 def _predict(
@@ -213,6 +210,17 @@ def _too_small(runs: Sequence[PastRun], known: set[str]) -> Iterator[tuple[str, 
             if peak > gpu.memory_gb * _GIB:
                 on = f" on {least.gpu}" if least.gpu is not None else ""
                 yield gpu.key, f"run {least.run_id} took {peak / _GIB:.1f} GiB{on}"
+
+
+def _too_large(
+    runs: Sequence[PastRun], known: set[tuple[str, tuple[str, ...]]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the sets of values that were too large for a GPU type on which others have room."""
+    gpus = {gpu for gpu, _ in known}
+    for run in runs:
+        where = (str(run.gpu), run.overrides)
+        if run.is_out_of_memory and where[0] in gpus and where not in known:
+            yield " ".join((where[0], *run.overrides)), f"run {run.run_id} ran out of memory"
 
 
 def score_predictions(

@@ -101,7 +101,7 @@ def test_a_function_without_a_set_up_is_measured_too(project: Path) -> None:
     ("arguments", "says"),
     [
         ({"vary": {"batchsize": [1]}}, r"batchsize: unknown field.*did you mean 'batch_size'"),
-        ({"vary": ["batch_size=1,x"]}, r"batch_size: given 'x'.*\(at here batch_size=x\)"),
+        ({"vary": ["batch_size=1,x"]}, r"batch_size: given 'x'.*\(at batch_size=x\)"),
         ({"vary": ["batch_size=log:1:9"]}, "has no end of values; list those to compare"),
         ({"config": {"modle": "x"}}, "did you mean 'model'"),
         ({"repeat": 0}, "repeat"),

@@ -183,8 +183,16 @@ def test_results_without_the_count_are_a_problem_of_the_row(runs_dir: Path) -> N
     recorded = Recorded(runs_dir, gpus=("t4",), per="results.image")
     recorded.add_case("t4", 1, 2)
     [row] = recorded.rows()
-    assert row.runs == 1
+    assert (row.runs, row.outputs, row.latency[50]) == (1, None, 2.0)
     assert "did you mean 'images'" in str(row.problem)
+
+
+def test_a_metric_that_no_run_has_logged_is_a_problem_of_the_row(runs_dir: Path) -> None:
+    recorded = Recorded(runs_dir, gpus=("t4",), latency="batch_s")
+    recorded.add_case("t4", 1, 2)
+    [row] = recorded.rows()
+    assert (row.latency, row.outputs) == ({}, 1.0)
+    assert row.problem == "no run has logged 'batch_s'"
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))

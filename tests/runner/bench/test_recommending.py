@@ -72,6 +72,14 @@ def test_a_set_up_that_another_set_of_values_has_made_counts(runs_dir: Path) -> 
     assert {p.overrides for p in found.ranking} == {("batch_size=1",), ("batch_size=4",)}
 
 
+def test_values_that_are_too_large_for_a_gpu_type_are_named(runs_dir: Path) -> None:
+    write_past_run(runs_dir, 1, "t4", config={"batch_size": 1})
+    write_past_run(runs_dir, 2, "t4", config={"batch_size": 64}, oom=True)
+    found = recommended(runs_dir)
+    assert [p.overrides for p in found.ranking] == [("batch_size=1",)]
+    assert list(found.ruled_out) == ["t4 batch_size=64"]
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as ended:
         main(["recommend", *arguments])
@@ -88,8 +96,9 @@ def test_the_last_prediction_is_scored_against_the_runs_that_came(
     code, text = call(capsys, *command)
     assert code == 0
     lines = text.splitlines()
-    assert lines[1].split()[:2] == ["1", "t4"]
-    assert "no run has come after an earlier prediction, so none can be scored" in text
+    assert lines[0] == "for 1,000 images, with one set-up:"
+    assert lines[2].split()[:2] == ["1", "t4"]
+    assert "not scored yet: no run has come since a prediction" in text
     assert lines[-2:] == ["cheapest: t4", "fastest: h100"]
     call(capsys, *command)  # nothing has come: the prediction is the same
     assert len((runs_dir / PREDICTIONS).read_text().splitlines()) == 1
@@ -108,9 +117,11 @@ def test_the_last_prediction_is_scored_against_the_runs_that_came(
 def test_it_says_when_it_lacks_data(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = call(capsys, "train.Train", "batch_size=4")
     assert code == 1
+    assert text.startswith(f"there is no run of train.Train in {runs_dir}\n")
     assert "measure with: ml-experiments bench train.Train batch_size=4 --gpu t4,l4,a10g" in text
-    assert text.endswith("there is no data to recommend from: no run on Modal has succeeded\n")
+    assert text.endswith("there is no data to recommend from\n")
     write_past_run(runs_dir, 1, "t4")
+    assert "(did you mean 'train.Train'?)" in call(capsys, "train.Trian")[1]
     assert call(capsys, "train.Train")[1].endswith("cheapest: t4 (from 1 run only)\n")
     code, text = call(capsys, "train.Train", "--deadline", "1s")
     assert code == 1
@@ -120,8 +131,9 @@ def test_it_says_when_it_lacks_data(runs_dir: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--outputs", "0"), "0.0 is not in the range x>0"),
-        (("--budget", "-1"), "-1.0 is not in the range x>0"),
+        (("--outputs", "0"), "--outputs 0 is not a number above 0"),
+        (("--budget", "-1"), "--budget -1 is not a number above 0"),
+        (("--outputs", "nan"), "--outputs nan is not a number above 0"),
         (("--deadline", "soon"), "'soon' is not a duration"),
         (("--gpu=t4",), "no such option '--gpu'"),
     ],
