@@ -62,9 +62,9 @@ def _user_errors(what: str) -> Iterator[None]:
     """Report what the user's own validators and hooks raise, with their frames."""
     try:
         yield
-    except Error:
+    except (Error, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
         raise ConfigError(f"{what} failed: {describe_error(e)}") from e
 
 

@@ -104,15 +104,6 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
     return None
 
 
-def needs_terminal(error: BaseException | None) -> bool:
-    """Return whether an exception comes of a debugger or a question without a terminal."""
-    return any(
-        isinstance(e, bdb.BdbQuit)
-        or (isinstance(e, EOFError) and str(e) == "EOF when reading a line")
-        for e in chain(error)
-    )
-
-
 def kind_of_text(text: str) -> ErrorKind | None:
     """Return which memory a library's message says is exhausted; None if it says no such thing."""
     if _GPU_OOM_TEXT.search(text):

@@ -9,10 +9,9 @@ from ml_experiments.execution.failures import (
     describe_failure,
     is_disk_full,
     is_shared_memory_full,
-    needs_terminal,
 )
 from ml_experiments.experiment.pip_names import pip_name
-from ml_experiments.experiment.tracebacks import chain
+from ml_experiments.experiment.tracebacks import chain, needs_terminal
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 

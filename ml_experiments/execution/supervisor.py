@@ -243,6 +243,12 @@ class Supervision:
                 self._tail.show_some()
                 if self._cancellation.at_once.is_set():
                     break
+            if not worker.has_ended and not self._cancellation.at_once.is_set():
+                self._observer.notice(
+                    self._spec,
+                    f"the process of run {self._spec.run_id} had not ended {END_GRACE_S:g} s after "
+                    "its run, and was killed: a thread or an exit handler of it went on",
+                )
             self._slot.drop()
         if finished.result is not None:  # the worker could not write it
             return RunResult.from_dict(finished.result, run_dir=self._folder.path)

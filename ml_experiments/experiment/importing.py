@@ -8,7 +8,8 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from ml_experiments.errors import ExperimentPathError, suggest
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.reference import ExperimentPath, parse_experiment_path
-from ml_experiments.experiment.tracebacks import describe_error, place_of
+from ml_experiments.experiment.tracebacks import describe_error, needs_terminal, place_of
 
 EXTRAS_HINT = "it with: pip install 'ml_experiments[diffusion,training]'"
 _importing = threading.local()  # `.path`: what this thread is importing
@@ -36,10 +37,11 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
     folders = list(dict.fromkeys([*import_paths, *([str(parsed.root)] if parsed.root else [])]))
     if sys.path[: len(folders)] != folders:  # folders of other experiments come after these
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
-    module = _import(parsed)
-    target: Any = module
-    for part in parsed.name.split("."):
-        target = getattr(target, part, None)
+    with _importing_module(parsed):
+        module = _import(parsed)
+        target: Any = module
+        for part in parsed.name.split("."):
+            target = getattr(target, part, None)  # a module may have a __getattr__ of its own
     if target is None:
         raise ExperimentPathError(_not_in_module(parsed, module))
     return check_experiment(target, path)
@@ -135,21 +137,38 @@ def _root_of(module: str, file: str | None) -> str | None:
     return str(path.parents[depth])
 
 
-def _import(parsed: ExperimentPath) -> ModuleType:
+@contextmanager
+def _importing_module(parsed: ExperimentPath) -> Iterator[None]:
+    """Report what the module raises while it is imported, also what ends a program."""
     previous = getattr(_importing, "path", None)
     _importing.path = parsed.file or parsed.module
     try:
-        if parsed.file is None:
-            return importlib.import_module(parsed.module)
-        return _import_file(parsed, parsed.file)
-    except ExperimentPathError:
+        yield
+    except (ExperimentPathError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
         if isinstance(e, ModuleNotFoundError) and e.name:
             raise ExperimentPathError(_module_missing(parsed, e), missing_module=e.name) from e
-        raise ExperimentPathError(f"importing {parsed.module} failed: {describe_error(e)}") from e
+        raise import_failed(parsed.module, e) from e
     finally:
         _importing.path = previous
+
+
+def import_failed(module: str, error: BaseException) -> ExperimentPathError:
+    """Return the error for an exception that ended the import of a module."""
+    text = f"importing {module} failed: {describe_error(error)}"
+    if needs_terminal(error):
+        text += (
+            "\nthe module is imported in a process without a terminal; for a debugger or input(), "
+            "run it with --debug, or move it into run()"
+        )
+    return ExperimentPathError(text)
+
+
+def _import(parsed: ExperimentPath) -> ModuleType:
+    if parsed.file is None:
+        return importlib.import_module(parsed.module)
+    return _import_file(parsed, parsed.file)
 
 
 def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import importlib
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import ml_experiments
 from ml_experiments.errors import ExperimentPathError
 
 MAX_TRACEBACK = 64 * 1024
+MAX_DESCRIPTION = 2000
 
 _PACKAGE = Path(ml_experiments.__file__).parent
 _OWN_EXPERIMENTS = _PACKAGE / "tasks"
@@ -27,6 +29,15 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if suppressed else error.__context__)
 
 
+def needs_terminal(error: BaseException | None) -> bool:
+    """Return whether an exception comes of a debugger or a question without a terminal."""
+    return any(
+        isinstance(e, bdb.BdbQuit)
+        or (isinstance(e, EOFError) and str(e) == "EOF when reading a line")
+        for e in chain(error)
+    )
+
+
 def message_of(error: BaseException) -> str:
     """Return an exception's message, also where its `__str__` is broken."""
     try:
@@ -37,7 +48,10 @@ def message_of(error: BaseException) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return an exception's type and message, with its traceback below them."""
-    return f"{type(error).__name__}: {message_of(error)}\n{format_traceback(error)}".rstrip()
+    message = message_of(error)
+    if len(message) > MAX_DESCRIPTION:
+        message = f"{message[:MAX_DESCRIPTION]}..."
+    return f"{type(error).__name__}: {message}\n{format_traceback(error)}".rstrip()
 
 
 def format_traceback(error: BaseException) -> str:

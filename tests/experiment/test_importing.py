@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,28 @@ def test_a_failing_import_names_the_cause_and_a_missing_one_the_package(tmp_path
     with pytest.raises(ExperimentPathError, match="install the package that has it") as caught:
         load_experiment("needs_more.Thing", [str(tmp_path)])
     assert "pip install click" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("class Stop(BaseException): pass\n\nraise Stop('x')", "Stop: x"),
+        ("import asyncio\n\nraise asyncio.CancelledError", "CancelledError"),
+        ("\n\nraise GeneratorExit", "GeneratorExit"),
+        ("\n\ndef __getattr__(name): raise ValueError(name)", "ValueError: run"),
+        ("\n\ninput()", "run it with --debug"),
+    ],
+)
+def test_whatever_an_import_raises_is_shown_with_its_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    file = tmp_path / "raises.py"
+    file.write_text(source)
+    with pytest.raises(ExperimentPathError) as caught:
+        load_experiment(f"{file}:run")
+    assert message in str(caught.value)
+    assert f'{file}", line 3' in str(caught.value)
 
 
 def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:

@@ -36,9 +36,10 @@ from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.death import NO_THREAD
 from ml_experiments.execution.worker.ending import end_process
-from ml_experiments.execution.worker.guard import WRITING_MARK
+from ml_experiments.execution.worker.guard import WRITING_MARK, end_with_parent
 from ml_experiments.execution.worker.messages import RunMessage, problem_of
 from ml_experiments.execution.worker.sources import LoadedSources
+from ml_experiments.experiment.importing import import_failed
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
 
@@ -71,7 +72,10 @@ class Worker:
             sys.exit(f"the worker process {NO_THREAD}")
         while (message := self._inbox.get()) is not None:
             if "describe" in message:
-                self._send(self._describe(message["describe"]))
+                answer = self._describe(message["describe"])
+                if os.getpid() != self._pid:
+                    os._exit(0)  # a process that a validator has forked
+                self._send(answer)
             elif not self._execute(parse_record(RunMessage, message["run"])):
                 break
         # the process ends as any Python program does; nothing interrupts that
@@ -94,6 +98,8 @@ class Worker:
             )
         except Error as e:
             return {"problem": problem_of(e)}
+        except KeyboardInterrupt as e:  # the experiment's own: no run is interrupted here
+            return {"problem": problem_of(import_failed(asked["experiment"], e))}
         return {"description": dataclasses.asdict(description)}
 
     def _execute(self, message: RunMessage) -> bool:
@@ -134,9 +140,9 @@ class Worker:
         if state is not None and finished.has_result and not self._client_is_gone:
             state.restore()
             finished = dataclasses.replace(finished, stays=state.is_alone())
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(ValueError, OSError, AttributeError):
-                stream.flush()
+        for name in ("stdout", "stderr"):
+            with contextlib.suppress(Exception):  # the run may have put anything there
+                getattr(sys, name).flush()
         if finished.stays:
             _point_output_at(os.devnull)
         self._send({**event_to_json(finished), "run": run_id})
@@ -251,6 +257,7 @@ def main() -> None:
     For experiments whose template can't be forked.
     """
     set_up_process()
+    end_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     sys.argv = [""]
     sources = LoadedSources()

@@ -19,6 +19,15 @@ _CRASH_MARK = re.compile(
     r"((terminate called (after throwing|recursively)|memory allocation of \d+ bytes failed)"
     r"[^\n]*\n(  [^\n]*\n|\n)*)?Fatal Python error"
 )
+# what the processor or an abort() raises; other signals are sent
+_CRASHES = (
+    signal.SIGSEGV,
+    signal.SIGABRT,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+)
 _MAX_CRASH_REPORT = 16 * 1024
 
 
@@ -27,7 +36,7 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
     if code >= 0:
         text = f"the experiment ended its process with exit code {code} (os._exit or alike)"
         return RunError(ErrorKind.EXPERIMENT, "ProcessExit", text, log_tail)
-    name = signal.Signals(-code).name
+    name = signal_name(-code)
     if name == "SIGKILL":
         text = "the worker process was killed, most often by the system for lack of memory"
         return RunError(
@@ -42,12 +51,23 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
         )
         hint = f"if that was the cause: {SHARED_MEMORY_HINT}"
         return RunError(ErrorKind.HOST_OOM, name, text, log_tail, hint)
+    if -code not in _CRASHES:
+        text = f"the worker process was ended by {name}, which the experiment or another one sent"
+        return RunError(ErrorKind.EXPERIMENT, name, text, log_tail)
     text = f"the experiment crashed its process with {name}"
     kind = kind_of_text(log_tail) if name == "SIGABRT" else None
     if kind is not None:  # a C++ exception that no code caught
         return RunError(kind, name, text, log_tail, hints.hint_for(kind, None, spec))
     hint = "a native library crashed; the traceback shows the Python line that called it"
     return RunError(ErrorKind.EXPERIMENT, name, text, log_tail, hint)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; those for real-time use have a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def describe_failed_start(what: str, log_tail: str) -> RunError:

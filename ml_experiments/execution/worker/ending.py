@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import io
 import os
 import sys
 import threading
@@ -32,12 +33,28 @@ def end_process(sources: LoadedSources) -> NoReturn:
         cached.cache_clear()
     for module in reversed(sources.modules()):
         _clear(module)
+    for name in ("stdin", "stdout", "stderr"):  # what stands for them may hold open files
+        _flush(getattr(sys, name, None))
+        setattr(sys, name, getattr(sys, f"__{name}__"))
     gc.collect()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    flush_files()
     ctypes.CDLL(None).fflush(None)  # what C code has printed
     os._exit(0)
+
+
+def flush_files() -> None:
+    """Write what open files still hold, wherever they are referred to.
+
+    Only objects that were made since the last freeze are looked at.
+    """
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), io.IOBase):
+            _flush(candidate)
+
+
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(Exception):  # closed, or of a class that can't
+        stream.flush()
 
 
 def keep_finalizers() -> list[weakref.finalize[..., Any]]:

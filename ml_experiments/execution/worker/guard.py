@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ CLIENT_GONE_GRACE_S = 5.0
 WRITING_MARK = ".writing"
 _MAX_WRITING_S = 600.0
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1
 
 
 class Guard:
@@ -59,7 +60,7 @@ class Guard:
 
     def serve(self) -> socket.socket:
         """Serve until the client is gone; returns in a forked worker only, its connection."""
-        _adopt_orphans()
+        adopt_orphans()
         self._wakeup, self._signals = os.pipe()
         for end in (self._wakeup, self._signals):
             os.set_blocking(end, False)
@@ -161,10 +162,16 @@ def _is_over(gone_since: float, folder: str | None) -> bool:
     return waited_s > CLIENT_GONE_GRACE_S
 
 
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends, so that they can be ended here."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends: no worker outlives its guard."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _reap(pid: int) -> int | None:
@@ -192,7 +199,11 @@ def _end_descendants(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     while True:
-        for child in _children():
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        for child in children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
         try:
@@ -201,14 +212,22 @@ def _end_descendants(pid: int) -> None:
             return
 
 
-def _children() -> list[int]:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return []
-    try:
-        return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
-    except OSError:
-        import psutil  # where the kernel doesn't list them
+def end_orphans(kept: Collection[int]) -> None:
+    """Kill this process's children but for these, and the children that it then has."""
+    while orphans := [pid for pid in children() if pid not in kept]:
+        for orphan in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(orphan, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(orphan, 0)
 
-        return [child.pid for child in psutil.Process().children()]
+
+def children() -> list[int]:
+    """Return the processes whose parent this process is."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            tasks = Path("/proc/self/task").glob("*/children")  # each thread has its own
+            return [int(pid) for task in tasks for pid in task.read_text().split()]
+    import psutil  # where the kernel doesn't list them
+
+    return [child.pid for child in psutil.Process().children()]

@@ -126,11 +126,12 @@ class TemplatePool:
             if isinstance(error, ConfigError):  # the import is fine, and so are warm workers
                 self.release(template)
                 raise error
+            printed = template.process.output_tail() if answer is None else ""
             self._retire(template)
             if answer is None:
                 raise ExperimentPathError(
                     f"importing {experiment} or checking its config ended the process "
-                    f"({_ended_with(template.exit_code)})"
+                    f"({_ended_with(template.exit_code)})" + (f":\n{printed}" if printed else "")
                 )
             if error is not None:
                 raise error

@@ -26,6 +26,7 @@ from ml_experiments.settings import worker_environment
 
 END_LIMIT_S = 5.0
 _READ_SIZE = 1 << 16
+_MAX_OUTPUT_TAIL = 2000
 _TEMPLATE = "ml_experiments.execution.worker.template"
 
 
@@ -58,12 +59,9 @@ class TemplateProcess:
         self._lock = threading.Lock()
         with _system_limits():
             self._connection, theirs = socket.socketpair()
-        # a file: what the import prints is part of each run's log
-        with (
-            _system_limits(self._connection),
-            theirs,
-            tempfile.TemporaryFile() as output,
-        ):
+        with _system_limits(self._connection), theirs:
+            # a file: what the import prints is part of each run's log
+            self._output = output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this
             self._process = subprocess.Popen(
                 command_for(_TEMPLATE, search_path, f"{theirs.fileno()}", *search_path),
                 stdin=subprocess.DEVNULL,
@@ -86,6 +84,12 @@ class TemplateProcess:
         """What it ended with, negative for a signal; None while it lives."""
         return self._process.poll()
 
+    def output_tail(self) -> str:
+        """Return the end of what the import has printed, such as the report of a crash."""
+        size = os.fstat(self._output.fileno()).st_size
+        data = os.pread(self._output.fileno(), _MAX_OUTPUT_TAIL, max(0, size - _MAX_OUTPUT_TAIL))
+        return data.decode("utf-8", "replace").strip()
+
     def start_guard(self, *, executes: bool) -> GuardProcess:
         """Start what starts workers; returns at once.
 
@@ -106,9 +110,10 @@ class TemplateProcess:
 
     def close(self) -> None:
         """End the process, once its guards and idle workers have ended."""
+        self._connection.close()  # first: it ends at once if it still imports
         for guard in list(self._guards):
             guard.close()
-        self._connection.close()
+        self._output.close()
         try:
             self._process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:

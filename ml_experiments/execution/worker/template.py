@@ -9,15 +9,20 @@ Started by `process.py`, with one end of a socket pair. It receives, one JSON ob
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import importlib
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,14 @@ from ml_experiments.execution.execute import prepare_process
 from ml_experiments.execution.worker.child import Worker, set_up_process
 from ml_experiments.execution.worker.ending import keep_finalizers
 from ml_experiments.execution.worker.forking import why_not_to_fork
-from ml_experiments.execution.worker.guard import Guard, send_start_error
+from ml_experiments.execution.worker.guard import (
+    Guard,
+    adopt_orphans,
+    children,
+    end_orphans,
+    end_with_parent,
+    send_start_error,
+)
 from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.execution.worker.process import command_for
 from ml_experiments.execution.worker.rehearsal import rehearse
@@ -48,7 +60,9 @@ class Template:
         self._received = b""
         self._descriptors: list[int] = []
         self._sources = LoadedSources()
-        self._guards: set[int] = set()
+        self._pid = os.getpid()
+        self._guards: dict[int, int | None] = {}  # process -> what becomes readable at its end
+        self._helpers: list[int] = []  # processes that the import has started
         self._can_fork = True
         self._is_prepared = False
         self._to_preload: tuple[str, ...] = ()
@@ -70,6 +84,7 @@ class Template:
         self._connection.close()
         for guard in self._guards:  # not all systems have an init that reaps orphans
             os.waitpid(guard, 0)
+        end_orphans(())
         for finalizer in reversed(self._finalizers):
             finalizer()
         # no exit handlers: no run has executed here
@@ -78,11 +93,15 @@ class Template:
     def _load(self, experiment: str, import_paths: tuple[str, ...]) -> None:
         self._sources.record_imports()
         # an error is reported by the worker, which tries again
-        with contextlib.suppress(Exception, SystemExit):
+        with _ended_with(self._connection), contextlib.suppress(BaseException):
             with self._sources.noted_exit_handlers():
                 target = load_experiment(experiment, import_paths)
             prepare_config_of(target)  # once, for all workers
             self._to_preload = tuple(getattr(target, "preload", ()))
+        if os.getpid() != self._pid:
+            sys.stdout.flush()
+            os._exit(0)  # a process that the module has forked; it answers for nothing
+        self._helpers = children()
         self._settle()
 
     def _prepare(self) -> None:
@@ -119,7 +138,6 @@ class Template:
 
     def _start_guard(self, guard_end: int) -> Worker | None:
         """Fork a guard; return the worker in the processes that are forked from that."""
-        self._guards = {pid for pid in self._guards if os.waitpid(pid, os.WNOHANG)[0] == 0}
         try:
             pid = os.fork()
         except OSError as e:  # no room for another process
@@ -127,11 +145,13 @@ class Template:
                 send_start_error(connection, e)
             return None
         if pid:
-            self._guards.add(pid)
+            self._guards[pid] = _notice_of_end(pid)
             os.close(guard_end)
             return None
         os.setsid()
         self._connection.close()
+        for notice in filter(None, self._guards.values()):
+            os.close(notice)
         start = self._fork_worker if self._can_fork else self._start_worker
         channel = Guard(socket.socket(fileno=guard_end), start).serve()
         return Worker(channel, self._sources)
@@ -145,6 +165,7 @@ class Template:
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            end_with_parent()
             output = _open_output(setup)
             if imported:
                 os.write(output, imported)
@@ -176,8 +197,28 @@ class Template:
         worker.returncode = 0  # the guard reaps it
         return worker.pid
 
+    def _reap(self) -> None:
+        """Reap guards that have ended, and end what one that was killed has left behind."""
+        was_killed = False
+        for pid, notice in list(self._guards.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                was_killed = was_killed or status != 0
+                del self._guards[pid]
+                if notice is not None:
+                    os.close(notice)
+        if was_killed:
+            end_orphans((*self._guards, *self._helpers))
+
     def _receive(self) -> dict[str, Any] | None:
         while b"\n" not in self._received:
+            poll = select.poll()
+            for readable in (self._connection.fileno(), *filter(None, self._guards.values())):
+                poll.register(readable, select.POLLIN)
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            self._reap()
+            if self._connection.fileno() not in ready:
+                continue
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._connection, _READ_SIZE, 16)
             except OSError:
@@ -189,6 +230,49 @@ class Template:
         line, _, self._received = self._received.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+
+@contextlib.contextmanager
+def _ended_with(connection: socket.socket) -> Iterator[None]:
+    """End this process and all that it started if the client goes while the block executes.
+
+    Other code ends when it next waits for the client; an import may take for ever.
+    """
+    # what the import may replace (gevent does) is not used
+    sleep, started = time.sleep, _thread.allocate_lock()
+    done, end = os.pipe()
+    poll = select.poll()
+    poll.register(done, select.POLLIN)
+    poll.register(connection, 0)  # only for its end
+    tasks: list[int] = []
+
+    def watch() -> None:
+        tasks.append(_thread.get_native_id())
+        started.release()
+        if any(descriptor != done for descriptor, _ in poll.poll()):
+            for child in children():
+                with contextlib.suppress(OSError):
+                    os.kill(child, signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
+
+    started.acquire()
+    _thread.start_new_thread(watch, ())
+    started.acquire()
+    try:
+        yield
+    finally:
+        os.close(end)
+        while Path(f"/proc/self/task/{tasks[0]}").exists():  # it would keep from forking
+            sleep(0.0001)
+        os.close(done)
+
+
+def _notice_of_end(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when a process ends, where there is such."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _open_output(setup: WorkerSetup) -> int:
@@ -206,6 +290,7 @@ def _read_import_output() -> bytes:
 def main() -> None:
     """Serve the socket whose file descriptor is the first argument."""
     set_up_process()
+    adopt_orphans()
     connection, search_path = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     sys.argv = [""]  # an experiment has no command line
     Template(connection, search_path).serve().serve()

@@ -7,11 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ml_experiments import LocalBackend, run_experiment
+from ml_experiments import LocalBackend, Observer, run_experiment
+from ml_experiments.runs.spec import RunSpec
 from tests.support.waiting import wait_until
 
 LEAVES = """
-import atexit, csv, gzip, os, sys, threading, weakref
+import atexit, contextvars, csv, gzip, os, sys, threading, weakref
 from ml_experiments import Experiment, current_run
 
 def to(name, mode="w"):
@@ -44,6 +45,28 @@ def thread():
         (folder / "thread.txt").write_text("step,loss")
     threading.Thread(target=work).start()
 
+def replaced_stdout():
+    class Tee:
+        def __init__(self, terminal, file): self.terminal, self.file = terminal, file
+        def write(self, text): self.terminal.write(text); self.file.write(text)
+        def flush(self): pass
+    sys.stdout = Tee(sys.stdout, to("replaced_stdout.txt"))
+    print("step,loss")
+
+def context_variable():
+    file = to("context_variable.txt")
+    file.write("step,loss")
+    contextvars.ContextVar("file").set(file)
+
+def other_module():
+    csv.file_of_a_run = to("other_module.txt")
+    csv.file_of_a_run.write("step,loss")
+
+def daemon():
+    file = to("daemon.txt")
+    file.write("step,loss")
+    threading.Thread(target=lambda: threading.Event().wait() or file, daemon=True).start()
+
 def c_library():
     import ctypes
     ctypes.CDLL(None).printf(b"from C, without an end of line")
@@ -65,6 +88,10 @@ KINDS = {
     "exit_handler": "exit_handler.txt",
     "finalizer": "finalizer.txt",
     "thread": "thread.txt",
+    "replaced_stdout": "replaced_stdout.txt",
+    "context_variable": "context_variable.txt",
+    "other_module": "other_module.txt",
+    "daemon": "daemon.txt",
     "in_setup": "in_setup.csv",
     "in_a_cycle": "in_a_cycle.csv",
 }
@@ -106,7 +133,15 @@ def test_a_process_that_does_not_end_is_ended(
         "import atexit, os, time\n"
         "def run():\n    atexit.register(time.sleep, 600)\n    return os.getpid()\n"
     )
-    result = run_experiment(f"{tmp_path}/stays.py:run").raise_for_error()
+    notices: list[str] = []
+
+    class Notices(Observer):
+        def notice(self, spec: RunSpec, text: str) -> None:
+            notices.append(text)
+
+    observer = Notices()
+    result = run_experiment(f"{tmp_path}/stays.py:run", observer=observer).raise_for_error()
+    assert ["had not ended 0.5 s after its run" in notice for notice in notices] == [True]
     wait_until(lambda: not psutil.pid_exists(result.results), "its end")
 
 

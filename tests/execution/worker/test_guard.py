@@ -76,6 +76,54 @@ def test_a_client_that_is_killed_while_events_are_unread_leaves_no_process(
     assert json.loads(file.read_text())["status"] == "cancelled"
 
 
+IMPORTS_WITHOUT_END = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(%r, "w").close()
+while True: %s
+"""
+
+
+@pytest.mark.parametrize("does", ["time.sleep(600)", "pass"])
+def test_a_client_that_is_killed_during_an_import_leaves_no_process(
+    does: str, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "stays.py").write_text(IMPORTS_WITHOUT_END % (str(begun), does))
+    client = client_of(f"{tmp_path}/stays.py:run")
+    wait_until(begun.exists, "the import")
+    kill_and_wait(client)
+
+
+STAYS = """
+import os, signal, time
+def run():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(600)
+    with open(%r, "w") as file: file.write(f"{os.getppid()} {child}")
+    os.rename(%r, %r)
+    time.sleep(600)
+"""
+
+
+def test_a_guard_that_is_killed_takes_its_worker_and_all_else_with_it(tmp_path: Path) -> None:
+    draft, file = tmp_path / "draft", tmp_path / "pids"
+    (tmp_path / "stays.py").write_text(STAYS % (str(draft), str(draft), str(file)))
+    with LocalBackend() as backend:
+        handle = submit_experiment(f"{tmp_path}/stays.py:run", backend=backend)
+        wait_until(file.exists, "the run")
+        guard, child = map(int, file.read_text().split())
+        os.kill(guard, signal.SIGKILL)
+        error = handle.result(60).error
+        assert error is not None
+        assert error.kind == "host_oom"
+        wait_until(lambda: not psutil.pid_exists(child), "the end of the child")
+    assert handle.status is RunStatus.ERROR
+
+
 WRITES_LONG = """
 import os, time
 from ml_experiments import current_run

@@ -125,6 +125,20 @@ def test_a_module_that_ends_its_process_is_an_error_of_the_import(tmp_path: Path
         run_experiment(path)
 
 
+def test_a_crash_of_an_import_shows_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "aborts.py", "import os\nos.abort()\ndef run(): pass\n")
+    with pytest.raises(ExperimentPathError, match=r'signal 6\)[^$]*aborts\.py", line 2'):
+        run_experiment(path)
+
+
+def test_a_process_that_an_import_forks_answers_for_nothing(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "forks.py",
+        "import os\nchild = os.fork()\ndef run(): return 'parent' if child else 'child'\n",
+    )
+    assert run_all(path, {}, {}, {}) == ["parent"] * 3
+
+
 def test_the_client_imports_nothing_of_the_users(tmp_path: Path) -> None:
     path = write(tmp_path / "foreign_code.py", "def run(x: int = 3): return x\n")
     result = run_experiment(path)
