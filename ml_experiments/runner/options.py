@@ -20,7 +20,11 @@ class RunOptions(TypedDict, total=False):
     """What can be asked of a run besides its experiment and config; None means not given."""
 
     gpu: Annotated[
-        str | None, Doc("GPU type on Modal: a10g, h100:2, or h100,a100-80gb as a fallback.")
+        str | None,
+        Doc(
+            "GPU type on Modal: a10g, h100:2, or h100,a100-80gb as a fallback. On Slurm, a name of "
+            "the cluster's."
+        ),
     ]
     launch: Annotated[
         Literal["torchrun", "accelerate"] | None,

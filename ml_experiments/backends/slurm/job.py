@@ -87,7 +87,8 @@ def _execute(folder: RunFolder, job: _Job) -> bool:
     """Execute the run; return whether it has a result, and was not taken away."""
     spec = folder.read_spec()
     _, _, cpus = slurm_job()
-    templates, slot = TemplatePool(cpus), WorkerSlot()
+    threads = cpus and max(1, cpus // (spec.nproc_per_node or 1))
+    templates, slot = TemplatePool(threads), WorkerSlot()
     template = templates.get(spec.experiment, spec.import_paths)
     job.handle_signals()
     supervision: Supervision | None = None
