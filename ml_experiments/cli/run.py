@@ -54,10 +54,12 @@ class RunCommand(click.Command):
             field, _, value = word.lstrip("-").partition("=")
             following = given[index + 1] if index + 1 < len(given) else ""
             value = value or ("VALUE" if following.startswith("-") else following or "VALUE")
-            options = [flag for parameter in self.params for flag in parameter.opts]
+            # without their dashes, which make short names look alike
+            options = [flag.lstrip("-") for parameter in self.params for flag in parameter.opts]
+            meant = suggest(start.lstrip("-"), options).replace("mean '", "mean '--")
             raise click.UsageError(
-                f"no such option {word.partition('=')[0]!r}{suggest(start, options)}; a field of "
-                f"the config is set without dashes: {field.replace('-', '_')}={value}"
+                f"no such option {word.partition('=')[0]!r}{meant}; a field of the config is set "
+                f"without dashes: {field.replace('-', '_')}={value}"
             ) from e
 
 
