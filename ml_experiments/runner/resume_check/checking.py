@@ -20,13 +20,13 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.checkpoints import latest_checkpoint
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import resume_run
-from ml_experiments.runner.resume_check.equality import (
-    Difference,
-    metric_differences,
-    result_differences,
-)
 from ml_experiments.runner.run import submit_run, wait_for
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.reports.values import (
+    ValueDifference,
+    compare_metrics,
+    compare_results,
+)
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
@@ -58,7 +58,7 @@ class ResumeCheck:
     kill_points: tuple[float, ...] = ()
     kills: int = 0
     compared: int = 0
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[ValueDifference, ...] = ()
     is_deterministic: bool | None = None
 
     @property
@@ -177,13 +177,10 @@ def check_resume(
 
 def compare(
     first: RunResult, second: RunResult, tolerance: float, ignore: Collection[str]
-) -> tuple[int, list[Difference]]:
+) -> tuple[int, list[ValueDifference]]:
     """Return how many metrics and results of two runs were compared, and which differ."""
-    assert first.run_dir is not None
-    assert second.run_dir is not None
-    folders = RunFolder(first.run_dir), RunFolder(second.run_dir)
-    of_metrics, metrics = metric_differences(*folders, tolerance=tolerance, ignore=ignore)
-    of_results, results = result_differences(*folders, tolerance=tolerance, ignore=ignore)
+    of_metrics, metrics = compare_metrics(first, second, tolerance, ignore)
+    of_results, results = compare_results(first, second, tolerance, ignore)
     return of_metrics + of_results, metrics + results
 
 

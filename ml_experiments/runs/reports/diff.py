@@ -12,7 +12,6 @@ from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.checkout import CodeNotFoundError, CodeStore, root_of
 from ml_experiments.runs.reports.values import (
     MISSING,
-    ValueDifference,
     compare_metrics,
     compare_results,
     is_same,
@@ -37,6 +36,15 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Something that two runs came to and that is not the same, as it is shown."""
+
+    path: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
 class RunDiff:
     """What differs between two runs.
 
@@ -49,7 +57,7 @@ class RunDiff:
 
     runs: tuple[str, str]
     inputs: tuple[Difference, ...]
-    outcomes: tuple[ValueDifference, ...]
+    outcomes: tuple[Outcome, ...]
     patch: str | None
     code_problem: str | None
 
@@ -215,11 +223,18 @@ def compare_fields(
             yield Difference(f"{start}{name}", shown(one), shown(other), explains)
 
 
-def _outcomes(first: RunResult, second: RunResult, tolerance: float) -> Iterator[ValueDifference]:
+def _outcomes(first: RunResult, second: RunResult, tolerance: float) -> Iterator[Outcome]:
     if first.status != second.status:
-        yield ValueDifference("status", str(first.status), str(second.status))
+        yield Outcome("status", str(first.status), str(second.status))
     errors = [f"{e.type}: {e.message}" if e else "none" for e in (first.error, second.error)]
     if errors[0] != errors[1]:
-        yield ValueDifference("error", shown(errors[0]), shown(errors[1]))
-    yield from compare_results(first, second, tolerance)
-    yield from compare_metrics(first, second, tolerance)
+        yield Outcome("error", shown(errors[0]), shown(errors[1]))
+    for value in compare_results(first, second, tolerance)[1]:
+        yield Outcome(value.name, shown(value.first), shown(value.second))
+    named: set[str] = set()
+    for value in compare_metrics(first, second, tolerance)[1]:
+        if value.name not in named:  # the first step at which it differs
+            named.add(value.name)
+            place = "" if value.step is None else f" at step {value.step}"
+            path = f"metrics.{value.name}{place}"
+            yield Outcome(path, shown(value.first), shown(value.second))

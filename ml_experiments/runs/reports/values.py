@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ml_experiments.errors import Error
 from ml_experiments.runs.result import RunResult
 from ml_experiments.serialization.loading import FILE_TYPES, locate
+from ml_experiments.serialization.typed_json import TYPE_KEY
 
 MISSING = "(none)"
 _MAX_LENGTH = 60
@@ -19,39 +20,57 @@ _ARRAYS = ("ndarray", "tensor")
 
 @dataclass(frozen=True)
 class ValueDifference:
-    """A value that is not the same in two runs, as it is shown."""
+    """A value that is not the same in two runs.
 
-    path: str
-    first: str
-    second: str
+    Attributes:
+        name: The metric, or the path in the results, such as `results.loss`.
+        step: The step of the metric; None for results, and for metrics without a step.
+        first: The value in one run, as JSON; MISSING where it has none.
+        second: The value in the other.
+    """
+
+    name: str
+    step: int | float | None
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        place = "" if self.step is None else f" at step {self.step}"
+        return f"{self.name}{place}: {_exact(self.first)} and {_exact(self.second)}"
 
 
-def compare_results(first: RunResult, second: RunResult, tolerance: float) -> list[ValueDifference]:
-    """Return where the results of two runs differ; files are compared by their content.
+def compare_results(
+    first: RunResult, second: RunResult, tolerance: float, ignore: Collection[str] = ()
+) -> tuple[int, list[ValueDifference]]:
+    """Return how many values of the results of two runs were compared, and those that differ.
+
+    Files are compared by their content.
 
     Args:
         first: One result.
         second: The other.
         tolerance: How much numbers may differ, relative to the larger one, and absolutely.
+        ignore: Names of results that are not compared.
     """
-    return list(
-        _compare("results", (first, second), first.results_json, second.results_json, tolerance)
-    )
+    found = _pairs("results", first.results_json, second.results_json)
+    pairs = [(name, None, *values) for name, *values in found]
+    return _compare((first, second), pairs, tolerance, ignore)
 
 
-def compare_metrics(first: RunResult, second: RunResult, tolerance: float) -> list[ValueDifference]:
-    """Return the first step at which each metric of two runs differs."""
-    found: dict[str, ValueDifference] = {}
-    logs = [_by_step(result) for result in (first, second)]
-    for name in dict.fromkeys((*logs[0], *logs[1])):
-        one, other = (log.get(name, {}) for log in logs)
-        for step in sorted(one.keys() | other.keys(), key=lambda step: (step is None, step)):
-            a, b = one.get(step, MISSING), other.get(step, MISSING)
-            if not is_same(a, b, tolerance):
-                path = f"metrics.{name}" + ("" if step is None else f" at step {step}")
-                found[name] = ValueDifference(path, shown(a), shown(b))
-                break
-    return list(found.values())
+def compare_metrics(
+    first: RunResult, second: RunResult, tolerance: float, ignore: Collection[str] = ()
+) -> tuple[int, list[ValueDifference]]:
+    """Return the same of what they have logged, the earliest step first.
+
+    A run that was resumed has logged some steps twice; the last value of each counts.
+    """
+    ours, theirs = _by_step(first), _by_step(second)
+    pairs = [
+        (name, step, *values)
+        for step in sorted(ours.keys() | theirs.keys(), key=lambda step: (step is None, step))
+        for name, *values in _metric_pairs(ours.get(step, {}), theirs.get(step, {}))
+    ]
+    return _compare((first, second), pairs, tolerance, ignore)
 
 
 def is_same(first: Any, second: Any, tolerance: float) -> bool:
@@ -74,22 +93,57 @@ def shown(value: Any) -> str:
     return string if len(string) <= _MAX_LENGTH else f"{string[: _MAX_LENGTH - 1]}…"
 
 
+def _exact(value: Any) -> str:
+    """Return a value with all its digits."""
+    if isinstance(value, dict) and "path" in value:
+        return str(value["path"])
+    return value if isinstance(value, str) else f"{value!r:.{_MAX_LENGTH}}"
+
+
 def _compare(
-    path: str, runs: tuple[RunResult, RunResult], first: Any, second: Any, tolerance: float
-) -> Iterator[ValueDifference]:
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.get("$type") in FILE_TYPES and first.get("$type") == second.get("$type"):
-            if not _is_same_file(runs, first, second, tolerance):
-                yield ValueDifference(path, shown(first.get("path")), shown(second.get("path")))
-            return
+    runs: tuple[RunResult, RunResult],
+    pairs: Iterable[tuple[str, int | float | None, Any, Any]],
+    tolerance: float,
+    ignore: Collection[str],
+) -> tuple[int, list[ValueDifference]]:
+    compared = [pair for pair in pairs if not _is_ignored(pair[0], ignore)]
+    different = [pair for pair in compared if not _are_same(runs, *pair[2:], tolerance)]
+    return len(compared), [ValueDifference(*pair) for pair in different]
+
+
+def _is_ignored(name: str, ignore: Collection[str]) -> bool:
+    return any(
+        name in (word, f"results.{word}") or name.startswith((f"results.{word}.", f"{word}."))
+        for word in ignore
+    )
+
+
+def _pairs(name: str, first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the values inside dicts and lists by their paths; one that stands in a file whole."""
+    if isinstance(first, dict) and isinstance(second, dict) and not _are_files(first, second):
         for key in dict.fromkeys((*first, *second)):
             one, other = first.get(key, MISSING), second.get(key, MISSING)
-            yield from _compare(f"{path}.{key}", runs, one, other, tolerance)
+            yield from _pairs(f"{name}.{key}", one, other)
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            yield from _compare(f"{path}[{index}]", runs, one, other, tolerance)
-    elif not is_same(first, second, tolerance):
-        yield ValueDifference(path, shown(first), shown(second))
+            yield from _pairs(f"{name}[{index}]", one, other)
+    else:
+        yield name, first, second
+
+
+def _metric_pairs(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(first.keys() | second.keys()):
+        yield from _pairs(name, first.get(name, MISSING), second.get(name, MISSING))
+
+
+def _are_files(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.get(TYPE_KEY) in FILE_TYPES and first.get(TYPE_KEY) == second.get(TYPE_KEY)
+
+
+def _are_same(runs: tuple[RunResult, RunResult], first: Any, second: Any, tolerance: float) -> bool:
+    if isinstance(first, dict) and isinstance(second, dict) and _are_files(first, second):
+        return _is_same_file(runs, first, second, tolerance)
+    return is_same(first, second, tolerance)
 
 
 def _is_same_file(
@@ -100,7 +154,7 @@ def _is_same_file(
         if all(file.is_file() for file in files):
             if files[0].read_bytes() == files[1].read_bytes():
                 return True
-            if first["$type"] in _ARRAYS:
+            if first[TYPE_KEY] in _ARRAYS:
                 return _is_same_array(runs[0].load(first), runs[1].load(second), tolerance)
         return False
     except (Error, OSError):
@@ -119,13 +173,12 @@ def _is_same_array(first: Any, second: Any, tolerance: float) -> bool:
     return bool((is_close | ((first != first) & (second != second))).all())  # NaN is not itself
 
 
-def _by_step(result: RunResult) -> dict[str, dict[Any, Any]]:
+def _by_step(result: RunResult) -> dict[int | float | None, dict[str, Any]]:
     """Return the last value of each metric at each step."""
-    found: dict[str, dict[Any, Any]] = {}
+    found: dict[int | float | None, dict[str, Any]] = {}
     for entry in result.metrics:
         metrics = entry.get("metrics")
         step = entry.get("step")
         if isinstance(metrics, dict) and isinstance(step, int | float | None):
-            for name, value in metrics.items():
-                found.setdefault(name, {})[step] = value
+            found.setdefault(step, {}).update(metrics)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_experiments.runs.reports.values import compare_metrics, compare_results
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.reports.diff import diff_runs
+from ml_experiments.runs.reports.values import MISSING, compare_metrics, compare_results
 from ml_experiments.runs.result import RunResult
 from tests.support.run_folders import write_run
 
@@ -18,9 +21,16 @@ def result(runs: Path, number: int, results: Any) -> RunResult:
     return write_run(runs, f"20260101-000000-000000{number}", results=results).outcome()
 
 
-def paths(tmp_path: Path, first: Any, second: Any, tolerance: float = 1e-6) -> list[str]:
+def names(
+    tmp_path: Path,
+    first: Any,
+    second: Any,
+    tolerance: float = 1e-6,
+    ignore: tuple[str, ...] = (),
+) -> list[str]:
     results = result(tmp_path, 1, first), result(tmp_path, 2, second)
-    return [difference.path for difference in compare_results(*results, tolerance)]
+    _, found = compare_results(*results, tolerance, ignore)
+    return [difference.name for difference in found]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +50,23 @@ def paths(tmp_path: Path, first: Any, second: Any, tolerance: float = 1e-6) -> l
     ],
 )
 def test_results_are_compared(tmp_path: Path, first: Any, second: Any, expected: list[str]) -> None:
-    assert paths(tmp_path, first, second) == expected
+    assert names(tmp_path, first, second) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ignore", "expected"),
+    [
+        ({"a": 1.0}, {"a": 1.0 + 1e-15}, (), ["results.a"]),
+        ({"a": {"s": 1, "t": 2}}, {"a": {"s": 2, "t": 2}}, ("a",), []),
+        ({"a": {"s": 1}}, {"a": {"s": 2}}, ("a.s",), []),
+        ({"a": {"s": 1}}, {"a": {"s": 2}}, ("s",), ["results.a.s"]),
+        (0.5, 0.6, (), ["results"]),
+    ],
+)
+def test_without_a_tolerance_all_digits_count_and_names_can_be_left_out(
+    tmp_path: Path, first: Any, second: Any, ignore: tuple[str, ...], expected: list[str]
+) -> None:
+    assert names(tmp_path, first, second, 0.0, ignore) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,28 +82,46 @@ def test_arrays_are_compared_by_value(tmp_path: Path, change: float, is_same: bo
         folder.artifacts_dir.mkdir()
         np.save(folder.artifacts_dir / "a.npy", array)
         found.append(folder.outcome())
-    assert (compare_results(found[0], found[1], 1e-6) == []) is is_same
+    assert (compare_results(found[0], found[1], 1e-6) == (1, [])) is is_same
 
 
 def test_a_file_that_is_missing_is_a_difference(tmp_path: Path) -> None:
     descriptor = {"a": {"$type": "bytes", "path": "artifacts/a.bin", "size_bytes": 1}}
-    assert paths(tmp_path, descriptor, descriptor) == ["results.a"]
+    assert names(tmp_path, descriptor, descriptor) == ["results.a"]
+
+
+def logged(runs: Path, number: int, entries: list[tuple[int | None, dict[str, Any]]]) -> RunFolder:
+    folder = write_run(runs, f"20260101-000000-000000{number}")
+    lines = [json.dumps({"step": step, "metrics": metrics}) for step, metrics in entries]
+    folder.metrics_file.write_text("\n".join([*lines, ""]))
+    return folder
+
+
+def test_the_last_value_of_a_step_counts_and_the_earliest_step_comes_first(tmp_path: Path) -> None:
+    entries = [(0, {"loss": 1.0}), (1, {"loss": 0.5, "lr": 1}), (None, {"end": 1})]
+    twice = [(0, {"loss": 1.0}), (1, {"loss": 9.0}), (1, {"loss": 0.5, "lr": 2})]
+    first = logged(tmp_path, 1, entries).outcome()
+    second = logged(tmp_path, 2, [*twice, (2, {"loss": 0.25})]).outcome()
+    compared, found = compare_metrics(first, second, 0.0)
+    assert compared == 5
+    assert [dataclasses.astuple(one) for one in found] == [
+        ("lr", 1, 1, 2),
+        ("loss", 2, MISSING, 0.25),
+        ("end", None, 1, MISSING),
+    ]
+    assert str(found[0]) == "lr at step 1: 1 and 2"
 
 
 def test_the_first_step_at_which_a_metric_differs_is_named(tmp_path: Path) -> None:
-    found = []
-    for number, losses in ((1, [1.0, 0.5, 0.2]), (2, [1.0, 0.6, 0.3])):
-        folder = write_run(tmp_path, f"20260101-000000-000000{number}")
-        lines = [
-            json.dumps({"step": step, "metrics": {"loss": loss, "same": 1}})
-            for step, loss in enumerate(losses)
-        ]
-        if number == 2:
-            lines.append(json.dumps({"step": None, "metrics": {"more": 1}}))
-        folder.metrics_file.write_text("\n".join([*lines, ""]))
-        found.append(folder.outcome())
-    differences = compare_metrics(found[0], found[1], 1e-6)
-    assert [(d.path, d.first, d.second) for d in differences] == [
+    losses = ((1, [1.0, 0.5, 0.2]), (2, [1.0, 0.6, 0.3]))
+    folders = [
+        logged(tmp_path, number, [(step, {"loss": x, "same": 1}) for step, x in enumerate(values)])
+        for number, values in losses
+    ]
+    with folders[1].metrics_file.open("a") as file:
+        file.write(json.dumps({"step": None, "metrics": {"more": 1}}) + "\n")
+    found = diff_runs(*folders, tolerance=1e-6)
+    assert [(d.path, d.first, d.second) for d in found.outcomes] == [
         ("metrics.loss at step 1", "0.5", "0.6"),
         ("metrics.more", "(none)", "1"),
     ]
