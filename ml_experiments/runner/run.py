@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -290,7 +291,12 @@ def _submit_reserved(
         return attempt
 
     watching = _watching(prepared, observer)
-    return submit_with_retries(submit, prepared, folder, backend, watching)
+    try:
+        return submit_with_retries(submit, prepared, folder, backend, watching)
+    except RunExistsError:  # elsewhere: its folder comes from there
+        with recorded(place, spec.run_id, is_listed=True):
+            shutil.rmtree(folder.path)
+        raise
 
 
 def _watching(prepared: PreparedRun, observer: Observer | None) -> Observer:

@@ -43,7 +43,7 @@ from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
 from ml_experiments.backends.pools import Pool
 from ml_experiments.config.options import read_options
-from ml_experiments.errors import ConfigError, RunFolderError
+from ml_experiments.errors import ConfigError, RunExistsError, RunFolderError
 from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.redactor import Redactor
@@ -180,6 +180,8 @@ class ModalBackend(Backend):
             folder.read_manifest(), modal=plan.place, submission=submission
         )
         folder.write_manifest(manifest, Redactor(prepared.secrets))
+        if prepared.has_own_id:
+            _claim_id(folder)
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
         request = make_request(
             remote,
@@ -295,3 +297,19 @@ def _gpu_count(spec: RunSpec, plan: ContainerPlan) -> int:
             f"processes there shall be: nproc_per_node={counts[0]}"
         )
     return counts[0]
+
+
+def _claim_id(folder: RunFolder) -> None:
+    """Put the records of a run on the volume, where no other machine can submit its id then.
+
+    Raises:
+        RunExistsError: If another one was faster.
+    """
+    run_id = folder.path.name
+    with platform_errors("record the id of the run"):
+        try:
+            with runs_volume().batch_upload() as batch:  # which replaces no file
+                for name in ("spec.json", "manifest.json"):
+                    batch.put_file(folder.path / name, f"/{run_id}/{name}")
+        except FileExistsError as e:
+            raise RunExistsError(f"another machine has submitted run {run_id}") from e

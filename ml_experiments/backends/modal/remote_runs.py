@@ -77,6 +77,7 @@ def bring_here(run_id: str, runs_dir: Path) -> Fetched:
         if "spec.json" not in fetched.records:
             shutil.rmtree(draft, ignore_errors=True)
             raise RunFolderError(f"the volume of runs has no run {run_id!r}")
+        place.mkdir(parents=True, exist_ok=True)  # there may be nothing else yet
         for name, record in fetched.records.items():
             write_json_atomically(place / name, record)
         (place / "log.txt").touch()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ml_experiments import ModalBackend, run_experiment
+from ml_experiments import ModalBackend, RunResult, run_experiment, submit_experiment
+from ml_experiments.backends.modal import backend as modal_backend
 from ml_experiments.backends.modal.mounts import cache_volume
 from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.reuse import existing
 from ml_experiments.runner.reuse.finding import find_earlier
 from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from tests.support.hub_cache import commit_of
-from tests.support.modal_runs import Recorder
+from tests.support.modal_runs import WAIT_S, Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +80,35 @@ def test_an_id_that_is_on_the_volume_is_brought_here_and_not_run_again(
         assert (again.run_id, again.results) == ("nightly-4", 4)
         assert len(modal_emulator.calls()) == calls
         assert RunFolder(runs_dir / "nightly-4").read_spec().config == {"n": 4}
+
+
+def test_of_two_machines_that_submit_one_id_at_once_one_runs_it(
+    modal_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import time\ndef train(n=1):\n    time.sleep(2)\n    return n\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    claim, barrier = modal_backend._claim_id, threading.Barrier(2)
+
+    def claim_together(folder: RunFolder) -> None:
+        barrier.wait(60)  # neither has seen the other's run on the volume
+        claim(folder)
+
+    monkeypatch.setattr(modal_backend, "_claim_id", claim_together)
+    # both are in this process, which lives; of another machine's process it is not known
+    monkeypatch.setattr(existing, "has_client", lambda _folder: False)
+    calls = len(modal_emulator.calls())
+
+    def submit(machine: str) -> RunResult:
+        options: dict[str, Any] = {"gpu": "t4", "run_id": "nightly-5", "observer": Recorder()}
+        with ModalBackend() as backend:
+            handle = submit_experiment(
+                "mine.train", {"n": 5}, backend=backend, runs_dir=tmp_path / machine, **options
+            )
+            return handle.result(WAIT_S)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(submit, ["a", "b"])
+    assert (first.results, second.results) == (5, 5)
+    assert len(modal_emulator.calls()) == calls + 1

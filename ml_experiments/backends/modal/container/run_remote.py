@@ -226,11 +226,16 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
     folder = RunFolder(runs_dir() / spec.run_id, manifest.attempt)
     if not folder.path.is_dir():
         return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
-    if folder.read_manifest().submission != manifest.submission:
+    known = folder.read_manifest()
+    if known.submission != manifest.submission:
         # the user resumes the run: its checkpoints count, its old result doesn't
         _mark_ended(spec.run_id, None)
         return folder.begin_attempt(manifest, redactor)
-    if not folder.result_file.exists() and folder.read_manifest().process is not None:
+    if known.process is None and not known.earlier_attempts:  # its client has claimed the id
+        folder.write_spec(spec, redactor)
+        folder.write_manifest(with_this_process(manifest), redactor)
+        folder.log_file.touch()
+    elif not folder.result_file.exists() and known.process is not None:
         # its container was taken away before it could say so
         folder.record_preemption(_TAKEN, {}, redactor)
     return folder
