@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import platform
 from abc import ABC, abstractmethod
@@ -177,10 +176,8 @@ class Backend(ABC):
 
     def forget_fingerprint(self, prepared: PreparedRun, folder: RunFolder) -> None:
         """Forget what a run depends on if its source has changed since it was prepared."""
-        manifest = folder.read_manifest()
-        if manifest.fingerprint is not None and prepared.source.have_changed():
-            unknown = dataclasses.replace(manifest, fingerprint=None)
-            folder.write_manifest(unknown, Redactor(prepared.secrets))
+        if prepared.source.have_changed():
+            folder.forget_fingerprint(Redactor(prepared.secrets))
 
     def limit_cost(self, run: PreparedRun, max_usd: float) -> PreparedRun:  # noqa: ARG002
         """Change a prepared run so that it can't cost more.

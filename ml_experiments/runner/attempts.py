@@ -116,8 +116,7 @@ def forget_other_source(prepared: PreparedRun, folder: RunFolder) -> None:
     if before is None or now is None:
         return
     if (before.source, before.data, before.config) != (now.source, now.data, now.config):
-        unknown = dataclasses.replace(manifest, fingerprint=None)
-        folder.write_manifest(unknown, Redactor(prepared.secrets))
+        folder.forget_fingerprint(Redactor(prepared.secrets))
 
 
 def begin_again(

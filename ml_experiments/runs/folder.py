@@ -221,6 +221,12 @@ class RunFolder:
         data = redactor.redact_record(manifest.to_dict(), _MANIFEST_USER_DATA)
         write_json_atomically(self.path / "manifest.json", data, durable=False)
 
+    def forget_fingerprint(self, redactor: Redactor) -> None:
+        """Leave what the run depends on out of the manifest, because it is not known any more."""
+        manifest = self.read_manifest()
+        if manifest.fingerprint is not None:
+            self.write_manifest(dataclasses.replace(manifest, fingerprint=None), redactor)
+
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
         """Write the outcome, secrets left out, and return it as it was written.
 

@@ -109,7 +109,8 @@ class SlurmBackend(Backend):
         try:
             executor = self._executor(spec, folder, prepared.plan)
             with redirect_stderr(io.StringIO()):  # what sbatch says there is in the error, too
-                job = str(executor.submit(execute_job, str(folder.path), attempt).job_id)
+                submitted = executor.submit(execute_job, str(folder.path), attempt, prepared.source)
+                job = str(submitted.job_id)
         except (RuntimeError, OSError) as e:
             message = " ".join(str(e).split())
             error = BackendError(f"Slurm did not take the run: {message}")

@@ -24,6 +24,7 @@ from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import Heartbeat
+from ml_experiments.runs.provenance.fingerprint import SourceFiles
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import slurm_job
@@ -49,18 +50,21 @@ class SlurmHints(Hints):
         return "ask for more: memory_gib"
 
 
-def execute_job(path: str, attempt: int) -> None:
+def execute_job(path: str, attempt: int, source: SourceFiles) -> None:
     """Execute a run on the node of its job; the outcome is in the run folder.
 
     Args:
         path: The run folder.
         attempt: The attempt at the run that the job is for.
+        source: The source files as they were when the run was submitted.
     """
     folder = RunFolder(Path(path), attempt)
     redactor = Redactor(secret_values())
     if folder.result_file.exists():
         return  # the job was started once more, though the run had ended
     _wait_until_submitted(folder)
+    if source.have_changed():  # while the job waited in the queue
+        folder.forget_fingerprint(redactor)
     if folder.read_manifest().process is not None:
         folder.record_preemption(_TAKEN, {}, redactor)  # killed before it could say so
     began_at = time.monotonic()

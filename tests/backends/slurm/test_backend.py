@@ -20,6 +20,7 @@ from ml_experiments import (
     prepare_run,
     run_experiment,
     submit_experiment,
+    submit_run,
 )
 from ml_experiments.backends.slurm import run_handle
 from ml_experiments.backends.slurm.backend import SlurmBackend
@@ -111,6 +112,23 @@ def test_a_job_is_a_run_like_any_other(local: SlurmBackend) -> None:
     assert spec.backend_options == {"cluster": "local"}
     assert manifest.process is not None
     assert manifest.job is not None
+
+
+@pytest.mark.slow
+def test_a_job_whose_source_was_changed_in_the_queue_is_not_reused(
+    local: SlurmBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "quick.py"
+    source.write_text("def train(n=1): return n\n")
+    monkeypatch.chdir(tmp_path)
+    first = run_experiment("quick.train", {}, backend=local, observer=QUIET)
+    assert run_experiment("quick.train", {}, backend=local, reuse=True).run_id == first.run_id
+    prepared = prepare_run("quick.train", {"n": 2}, backend=local)
+    source.write_text("def train(n=1): return n + 1\n")
+    handle = submit_run(prepared, backend=local, observer=QUIET)
+    assert handle.result(WAIT_S).results == 3
+    assert handle.folder.read_manifest().fingerprint is None
+    assert folder_of(first).read_manifest().fingerprint is not None
 
 
 @pytest.mark.slow
