@@ -119,6 +119,8 @@ class Backend(ABC):
     """A place where runs execute. Use it in a `with` block, which waits for its runs."""
 
     name: ClassVar[str]
+    # whether its runs go on when the process that submitted them ends
+    outlives_client: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.templates = TemplatePool()

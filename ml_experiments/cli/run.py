@@ -90,7 +90,7 @@ class RunCommand(click.Command):
     type=click.Choice(["cancel", "detach"]),
     default="cancel",
     show_default=True,
-    help="What Ctrl-C does; detach is for runs on Modal.",
+    help="What Ctrl-C does; detach is for runs on Modal or Slurm.",
 )
 def run(
     class_path: str,
@@ -135,10 +135,10 @@ def run(
     config = load_config(config_file, overrides)
     options = given_options(RunOptions)
     backend_name, for_backend = backend_of(backend, options)
-    if on_interrupt == "detach" and backend_name != "modal":
+    if on_interrupt == "detach" and backend_name not in ("modal", "slurm"):
         raise click.UsageError(
-            "--on-interrupt detach goes with --backend modal; a run on this machine goes on "
-            "without the terminal if it is started with --detach"
+            "--on-interrupt detach goes with --backend modal or slurm; a run on this machine goes "
+            "on without the terminal if it is started with --detach"
         )
     if debug:
         if backend_name != "local":

@@ -99,7 +99,7 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
     if not outcome.status.has_ended and not force:
         way = f"ml-experiments runs resume --force {outcome.run_id}"
         text = f"run {outcome.run_id} is {outcome.status}; if you know that it isn't: {way}"
-        if spec.backend == "modal":
+        if spec.backend in ("modal", "slurm"):
             text += f". Follow it with: ml-experiments runs follow {outcome.run_id}"
         raise Error(text)
 

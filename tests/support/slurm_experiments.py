@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -16,6 +17,7 @@ class Counts(Experiment):
 
     class Config(ExperimentConfig):
         steps: int = 3
+        until: str = ""  # a file that ends it
 
     def run(self) -> dict[str, Any]:
         run = current_run()
@@ -28,6 +30,8 @@ class Counts(Experiment):
                 run.log({"count": step}, step=step)
                 run.progress(step + 1, self.config.steps)
                 time.sleep(0.05)
+                if self.config.until and Path(self.config.until).exists():
+                    break
         except KeyboardInterrupt:
             (run.output_dir / "interrupted.txt").touch()
             raise

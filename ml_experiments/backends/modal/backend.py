@@ -83,6 +83,7 @@ class ModalBackend(Backend):
     """
 
     name: ClassVar[str] = "modal"
+    outlives_client: ClassVar[bool] = True
 
     def __init__(self, **options: Unpack[ModalOptions]) -> None:
         super().__init__()

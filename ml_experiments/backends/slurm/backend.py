@@ -27,6 +27,7 @@ from ml_experiments.backends.slurm.queue import (
 from ml_experiments.backends.slurm.run_handle import (
     JOB_FOLDER,
     SlurmRunHandle,
+    end_lost_runs,
     write_failure,
 )
 from ml_experiments.config.options import read_options
@@ -62,6 +63,7 @@ class SlurmBackend(Backend):
     """
 
     name: ClassVar[str] = "slurm"
+    outlives_client: ClassVar[bool] = True
 
     def __init__(self, **options: Unpack[SlurmOptions]) -> None:
         super().__init__()
@@ -116,6 +118,7 @@ class SlurmBackend(Backend):
             error = BackendError(f"Slurm did not take the run: {message}")
             write_failure(folder, error, Redactor(prepared.secrets))
             raise error from e
+        self._queue.expire()
         # the job waits for this, and writes the manifest from then on
         manifest = dataclasses.replace(folder.read_manifest(), job=job)
         folder.write_manifest(manifest, Redactor(prepared.secrets))
@@ -142,6 +145,10 @@ class SlurmBackend(Backend):
             shows_earlier=True,
         )
         return self._follow(handle)
+
+    def recover(self, folder: RunFolder, observer: Observer) -> None:  # noqa: ARG002
+        """Write how a run has ended whose job is gone, though its client was lost before."""
+        end_lost_runs([folder], self._queue)
 
     def close(self) -> None:
         """Wait for the runs that were submitted."""

@@ -124,6 +124,11 @@ class Queue:
                 self._asked_at = time.monotonic()
             return self._states
 
+    def expire(self) -> None:
+        """Ask again the next time, for a job has been submitted since."""
+        with self._lock:
+            self._asked_at = float("-inf")
+
     def has(self, job: str) -> bool | None:
         """Return whether Slurm has not done with a job; None if it doesn't answer."""
         states = self.states()

@@ -225,7 +225,7 @@ class Controller:
         recorded = self._recorded.get(point.run_key)
         if recorded is not None:
             existing = recorded.folder
-            is_remote = self._backend.name == "modal"  # it may go on there
+            is_remote = self._backend.outlives_client  # it may go on there
             outcome = existing.outcome() if is_remote else _wait_for_end(existing)
             if outcome.status is RunStatus.SUCCESS:
                 return outcome

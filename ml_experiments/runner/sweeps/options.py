@@ -14,7 +14,9 @@ class SweepOptions(TypedDict, total=False):
     parallel: Annotated[
         int | None,
         Ge(1),
-        Doc("How many points run at a time; by default one for each GPU here, 8 on Modal."),
+        Doc(
+            "How many points run at a time; by default one for each GPU here, 8 on Modal and Slurm."
+        ),
     ]
     sampler: Annotated[
         str | None,

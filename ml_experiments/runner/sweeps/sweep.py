@@ -46,7 +46,7 @@ from ml_experiments.runs.spec import new_run_id
 from ml_experiments.settings import runs_dir as default_runs_dir
 from ml_experiments.settings import working_dir
 
-_PARALLEL_ON_MODAL = 8
+_PARALLEL_ELSEWHERE = 8
 _DRAWN_SEEDS = 2**31
 
 OnBegin = Callable[[SweepFolder, SweepSpec, Progress], object]
@@ -404,8 +404,8 @@ def opened(spec: SweepSpec) -> Backend:
 
 
 def _default_parallel(backend: str) -> int:
-    if backend == "modal":
-        return _PARALLEL_ON_MODAL
+    if backend in ("modal", "slurm"):
+        return _PARALLEL_ELSEWHERE
     from ml_experiments.runs.provenance.nvidia import list_gpus
 
     return max(1, len(list_gpus()))

@@ -289,27 +289,32 @@ def test_what_slurm_does_to_jobs_is_what_becomes_of_their_runs(slurm: SlurmBacke
 
 @pytest.mark.slow
 def test_runs_go_on_without_their_client_and_lists_see_how_they_ended(
-    cluster: None, runs_dir: Path, short_grace: None
+    cluster: None, runs_dir: Path, tmp_path: Path, short_grace: None
 ) -> None:
-    ids = []
-    for steps in (40, 1):  # the second one waits for the GPUs of the first
+    ids, until = [], tmp_path / "until"
+    for steps in (10_000, 1, 1):  # the others wait for the GPUs of the first
         options = ("--slurm", "partition=main", "--gpu", "fake:4", "--detach", "--json")
-        done = call("run", COUNTS, f"steps={steps}", *options)
+        done = call("run", COUNTS, f"steps={steps}", f"until={until}", *options)
         assert done.returncode == 0, done.stderr
         ids.append(json.loads(done.stdout)["run_id"])
-    going_on, waiting = (RunFolder(runs_dir / run_id) for run_id in ids)
-    for folder in (going_on, waiting):
+    going_on, waiting, resumed = (RunFolder(runs_dir / run_id) for run_id in ids)
+    for folder in (going_on, waiting, resumed):
         client = folder.read_manifest().client
         assert client is not None
         psutil.Process(client.pid).kill()
-    slurm_command("scancel", waiting.read_manifest().job or "")
+    for folder in (waiting, resumed):
+        slurm_command("scancel", folder.read_manifest().job or "")
     with SlurmBackend() as backend:
-        result = attach_run(going_on, backend=backend, observer=QUIET).result(WAIT_S)
+        followed = attach_run(going_on, backend=backend, observer=QUIET)
+        until.touch()
+        result = followed.result(WAIT_S)
+        again = resume_run(resumed, backend=backend, observer=QUIET).result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
+    assert kinds_of(again) == ["cancelled", "success"]
     assert waiting.outcome().status is RunStatus.PENDING
     listed = CliRunner().invoke(list_, ["--json"])
     statuses = {row["run_id"]: row["status"] for row in json.loads(listed.stdout)}
-    assert statuses == dict(zip(ids, ("success", "cancelled"), strict=True))
+    assert statuses == dict(zip(ids, ("success", "cancelled", "success"), strict=True))
     assert waiting.read_result().status is RunStatus.CANCELLED
 
 
