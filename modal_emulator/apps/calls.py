@@ -96,7 +96,6 @@ class Call:
     data_out: list[Any] = field(default_factory=list)
     data_in: list[Any] = field(default_factory=list)
     changed: Notifier = field(default_factory=Notifier)
-    outputs_deleted: bool = False
 
     @property
     def unfinished(self) -> int:
@@ -184,7 +183,6 @@ class Calls:
     def _delete_expired(self, call: Call) -> None:
         oldest = time.time() - RESULT_LIFETIME_S
         for item in takewhile(lambda each: each.finished_at < oldest, call.finished):
-            call.outputs_deleted = True
             item.output = None
             self._save(item)
 
@@ -254,7 +252,6 @@ class Calls:
 
     def delete_outputs(self, call: Call) -> None:
         """Delete the outputs of a call, except for what a generator yielded."""
-        call.outputs_deleted = True
         for item in call.inputs.values():
             item.output = None
             self._save(item)

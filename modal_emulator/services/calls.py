@@ -93,8 +93,7 @@ class CallService:
         while True:
             found = self._outputs(call, request, cursor)
             left_s = ends_at - time.monotonic()
-            nothing_to_come = bool(call.inputs) and call.unfinished == 0 and call.outputs_deleted
-            if found or left_s <= 0 or nothing_to_come:
+            if found or left_s <= 0:
                 break
             await call.changed.wait(left_s)
         response = api_pb2.FunctionGetOutputsResponse(

@@ -264,12 +264,21 @@ class ModalRunHandle(RunHandle):
 
     def _output(self) -> Any:
         """Return what the call returned, or raise what ended it."""
+        # without a timeout, the client waits for ever for a result that has expired
+        timeout_s: float | None = 0.0
         while True:
             try:
-                return self._call.get()
+                return self._call.get(timeout=timeout_s)
+            except modal.exception.OutputExpiredError:
+                raise
+            except TimeoutError as e:
+                if timeout_s is None and self._is_the_calls_own(e):
+                    raise
+                timeout_s = None
             except Exception as e:
                 if isinstance(e, _ENDINGS) or self._is_the_calls_own(e):
                     raise
+                timeout_s = 0.0
 
     def _is_the_calls_own(self, error: Exception) -> bool:
         """Return whether it ended the call, and not only the connection to Modal.

@@ -17,6 +17,7 @@ import pytest
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.backends.modal.fetching import has_result_there
 from ml_experiments.backends.modal.mounts import runs_volume
+from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
@@ -125,6 +126,20 @@ def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_found_and_not_
             resume_run(folder, backend=backend)
     assert folder.read_result().results == "ran"
     assert len(folder.read_result().attempts) == 1
+
+
+def test_a_result_that_expires_before_it_is_collected_is_taken_from_the_volume(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    returned = run_experiment(Greet, {}, backend=backend, observer=Recorder())
+    folder = folder_of(returned)
+    call_id = str(folder.read_manifest().to_dict()["modal"]["function_call_id"])
+    folder.result_file.unlink()
+    modal_emulator.age_results(8 * 86_400)
+    handle = ModalRunHandle(folder.read_spec(), folder, Recorder())
+    result = handle.collect(call_id)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results["seed"] == returned.results["seed"]
 
 
 def test_a_run_that_never_reached_modal_cannot_be_collected(
