@@ -70,6 +70,11 @@ def _backbone(pipeline: Any) -> Weights:
     of_unet = pipeline.unet.state_dict().items()
     layers = pipeline.unet.config.layers_per_block
     weights = {f"model.diffusion_model.{_unet_key(k, layers)}": w for k, w in of_unet}
+    return weights | _vae(pipeline)
+
+
+def _vae(pipeline: Any) -> Weights:
+    weights = {}
     ups = len(pipeline.vae.config.up_block_types)
     for key, weight in pipeline.vae.state_dict().items():
         name = f"first_stage_model.{_vae_key(key, ups)}"
@@ -132,3 +137,114 @@ def _open_clip(encoder: Any, prefix: str) -> Weights:
             is_projection = key == "text_projection.weight"
             weights[prefix + _rename(key, _OPEN_CLIP)] = weight.T if is_projection else weight
     return weights
+
+
+_EMBEDDERS = {
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+}
+_SD3 = {
+    **_EMBEDDERS,
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "transformer_blocks.": "joint_blocks.",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.add_q_proj": "context_block.attn.qkv",
+    "attn.to_q": "x_block.attn.qkv",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "proj_out": "final_layer.linear",
+}
+_FLUX = {
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+_FLUX_DOUBLE = {
+    "transformer_blocks.": "double_blocks.",
+    "norm1_context.linear": "txt_mod.lin",
+    "norm1.linear": "img_mod.lin",
+    "attn.to_add_out": "txt_attn.proj",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.add_q_proj": "txt_attn.qkv",
+    "attn.to_q": "img_attn.qkv",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+}
+_FLUX_SINGLE = {
+    "single_transformer_blocks.": "single_blocks.",
+    "norm.linear": "modulation.lin",
+    "attn.to_q": "linear1",
+    "proj_out": "linear2",
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+}
+
+
+def sd3(pipeline: Any) -> Weights:
+    """Return the weights of an SD 3 without its text encoders, as in sd3_medium.safetensors."""
+    of_transformer = _joined(pipeline.transformer.state_dict())
+    last = pipeline.transformer.config.num_layers - 1
+    weights = {}
+    for key, weight in of_transformer.items():
+        is_swapped = key.startswith((f"transformer_blocks.{last}.norm1_context", "norm_out."))
+        name = f"model.diffusion_model.{_rename(key, _SD3)}"
+        weights[name] = _shift_first(weight) if is_swapped else weight
+    return weights | _vae(pipeline)
+
+
+def flux(pipeline: Any) -> Weights:
+    """Return the weights of the transformer of a Flux, as in flux1-dev.safetensors."""
+    weights = {}
+    for key, weight in _joined(pipeline.transformer.state_dict()).items():
+        if key.startswith("single_transformer_blocks."):
+            weights[_rename(key, _FLUX_SINGLE)] = weight
+        elif key.startswith("transformer_blocks."):
+            weights[_rename(key, _FLUX_DOUBLE)] = weight
+        elif key.startswith("norm_out."):
+            weights[_rename(key, _FLUX)] = _shift_first(weight)
+        else:
+            weights[_rename(key, _FLUX).replace("proj_out", "final_layer.linear")] = weight
+    return weights
+
+
+def _joined(weights: Weights) -> Weights:
+    """Return weights with those of query, key, value (and of what follows them) in one."""
+    joined: Weights = {}
+    for key, weight in weights.items():
+        if ".attn.to_q." in key:
+            names = [key, key.replace("to_q", "to_k"), key.replace("to_q", "to_v")]
+            if key.startswith("single_"):
+                names.append(key.replace("attn.to_q", "proj_mlp"))
+            joined[key] = torch.cat([weights[name] for name in names])
+        elif ".attn.add_q_proj." in key:
+            names = [key.replace("add_q", f"add_{part}") for part in "qkv"]
+            joined[key] = torch.cat([weights[name] for name in names])
+        elif not re.search(r"\.attn\.(to_[kv]|add_[kv]_proj)\.|\.proj_mlp\.", key):
+            joined[key] = weight
+    return joined
+
+
+def _shift_first(weight: torch.Tensor) -> torch.Tensor:
+    scale, shift = weight.chunk(2)
+    return torch.cat([shift, scale])

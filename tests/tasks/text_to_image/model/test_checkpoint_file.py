@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,80 @@ def test_a_whole_model_in_one_file_needs_only_configs_besides(
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if hasattr(pipeline, part):
             assert has_the_weights_of(getattr(loaded, part), getattr(pipeline, part)), part
+
+
+@pytest.fixture
+def small_flux(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny Flux, and diffusers' converter of its checkpoints, which knows the real width only."""
+    from diffusers.loaders import single_file_model, single_file_utils
+
+    pipeline = tiny_pipelines.build("FluxPipeline")
+    convert = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers
+    source = inspect.getsource(convert).replace("inner_dim = 3072", "inner_dim = 32")
+    changed = dict(vars(single_file_utils))
+    exec(source, changed)
+    known = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(known, "checkpoint_mapping_fn", changed[convert.__name__])
+    return pipeline
+
+
+def difference(pipeline: Any, loaded: Any) -> float:
+    """Return how far the pictures of two pipelines are apart, of 1."""
+    options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
+    plain, drawn = (
+        p("a red seven", generator=torch.Generator().manual_seed(1), **options).images
+        for p in (pipeline, loaded)
+    )
+    return float(abs(plain - drawn).max())
+
+
+def write_gguf(weights: Weights, file: Path) -> int:
+    """Write a .gguf file, matrices in 8 bits; return how many those are."""
+    gguf = pytest.importorskip("gguf")
+    writer, quantized = gguf.GGUFWriter(file, "any"), 0
+    for name, weight in weights.items():
+        kind = gguf.GGMLQuantizationType.F32
+        if weight.ndim == 2 and weight.shape[1] % 32 == 0 and "pad_token" not in name:
+            kind, quantized = gguf.GGMLQuantizationType.Q8_0, quantized + 1
+        data = gguf.quants.quantize(weight.contiguous().numpy(), kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return quantized
+
+
+def test_an_sd3_in_one_file_takes_its_text_encoders_from_the_base_model(tmp_path: Path) -> None:
+    pipeline = tiny_pipelines.build("StableDiffusion3Pipeline")
+    pipeline.save_pretrained(tmp_path / "base")
+    weights = original_checkpoints.sd3(pipeline)
+    for part in ("transformer", "vae"):  # these come from the file
+        for file in (tmp_path / "base" / part).glob("*.safetensors"):
+            file.unlink()
+    loaded = load(save(weights, tmp_path / "sd3.safetensors"), tmp_path / "base")
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        assert has_the_weights_of(getattr(loaded, part), getattr(pipeline, part)), part
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."], ids=["plain", "prefixed"])
+def test_a_flux_in_one_file_is_its_transformer(
+    small_flux: Any, prefix: str, tmp_path: Path
+) -> None:
+    small_flux.save_pretrained(tmp_path / "base")
+    weights = {f"{prefix}{k}": w for k, w in original_checkpoints.flux(small_flux).items()}
+    loaded = load(save(weights, tmp_path / "flux.safetensors"), tmp_path / "base")
+    assert has_the_weights_of(loaded.transformer, small_flux.transformer)
+    assert difference(small_flux, loaded) < 1e-3
+
+
+def test_a_flux_in_a_gguf_file_keeps_its_quantized_weights(small_flux: Any, tmp_path: Path) -> None:
+    small_flux.save_pretrained(tmp_path / "base")
+    quantized = write_gguf(original_checkpoints.flux(small_flux), tmp_path / "flux.gguf")
+    loaded = load(tmp_path / "flux.gguf", tmp_path / "base")
+    modules = [type(module).__name__ for module in loaded.transformer.modules()]
+    assert modules.count("GGUFLinear") >= quantized > 10
+    assert 0 < difference(small_flux, loaded) < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -163,28 +238,13 @@ def test_a_file_of_a_transformer_is_loaded_with_the_rest_of_a_base_model(tmp_pat
 
 
 def test_a_gguf_file_keeps_its_quantized_weights(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
     pipeline = tiny_pipelines.build("ZImagePipeline")
     pipeline.save_pretrained(tmp_path / "base")
-    writer, quantized = gguf.GGUFWriter(tmp_path / "z.gguf", "z-image"), 0
-    for name, weight in original_z_image(pipeline.transformer).items():
-        kind = gguf.GGMLQuantizationType.F32
-        if weight.ndim == 2 and weight.shape[1] % 32 == 0 and "pad_token" not in name:
-            kind, quantized = gguf.GGMLQuantizationType.Q8_0, quantized + 1
-        writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    quantized = write_gguf(original_z_image(pipeline.transformer), tmp_path / "z.gguf")
     loaded = load(tmp_path / "z.gguf", tmp_path / "base")
     modules = [type(module).__name__ for module in loaded.transformer.modules()]
     assert modules.count("GGUFLinear") >= quantized > 20
-    options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
-    plain, drawn = (
-        p("a red seven", generator=torch.Generator().manual_seed(1), **options).images
-        for p in (pipeline, loaded)
-    )
-    assert 0 < abs(plain - drawn).max() < 0.1
+    assert 0 < difference(pipeline, loaded) < 0.1
     save({"transformer.a.lora_A.weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
     for refused, message in (
         ({"quantization": "int8"}, "are quantized already"),
