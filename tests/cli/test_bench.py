@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments import find_runs
 from ml_experiments.cli.main import main
 from modal_emulator import Emulator
 from tests.support.command import call
@@ -46,8 +47,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Call the command in this process; return its exit code, and what it printed where."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, *capsys.readouterr()
+
+
 def test_gpu_types_are_compared_within_a_cap_and_one_without_room_in_memory_is_a_row(
-    modal_emulator: Emulator, project: Path, monkeypatch: pytest.MonkeyPatch
+    modal_emulator: Emulator,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ("bench", "draw.Draw", "--gpu", "t4,h100", "--vary", "batch_size=1,4")
     options = ("--repeat", "2", "--per", "results.images", "--max-cost", "3", "--timeout", "2m")
@@ -67,28 +79,27 @@ def test_gpu_types_are_compared_within_a_cap_and_one_without_room_in_memory_is_a
     assert "at most $" in done.stderr
     # all runs of a GPU type in one container, which set up once
     for gpu in ("t4", "h100"):
-        where = f"gpu == '{gpu}' and status == 'success'"
-        listed = call(
-            "runs", "list", "--tag", f"bench={report['bench_id']}", "--where", where, "--json"
-        )
-        values = [row["values"]["results.set_up"] for row in json.loads(listed.stdout)]
-        assert len(set(values)) == 1
-        assert len(values) == (3 if gpu == "t4" else 6)
-    shown = call("bench", "show", "last")
-    assert shown.stdout.splitlines()[0].split() == (
+        runs = find_runs(f"tags.bench == '{report['bench_id']}'", gpu=gpu, status="success")
+        assert len({run.results["set_up"] for run in runs}) == 1
+        assert len(runs) == (3 if gpu == "t4" else 6)
+    _, shown, _ = called(capsys, "show", "last")
+    assert shown.splitlines()[0].split() == (
         ["GPU", "type", "batch_size", "images/s", "s", "each", "±", "$", "per", "1000"]
     )
-    assert "out of memory  the GPU's memory was too small" in shown.stdout
-    refused = run_command(modal_emulator, project, *command, "--max-cost", "0.01")
-    assert refused.returncode == 2
-    assert "the cap of $0.01 is too low, for a run on t4 takes at least" in refused.stderr
+    assert "out of memory  the GPU's memory was too small" in shown
+    code, _, says = called(capsys, *command[1:], "--max-cost", "0.01")
+    assert code == 2
+    assert "the cap of $0.01 is too low, for a run on t4 takes at least" in says
     monkeypatch.setenv("ML_EXPERIMENTS_ASK_ABOVE", "0.01")
-    refused = run_command(modal_emulator, project, *command)
-    assert refused.returncode == 2
-    assert "above the $0.01 of ask_above; nothing was started, and --yes starts" in refused.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, _, says = called(capsys, *command[1:])
+    assert code == 2
+    assert "above the $0.01 of ask_above; nothing was started, and --yes starts" in says
 
 
-def test_this_machine_is_measured_without_gpu_types(project: Path) -> None:
+def test_this_machine_is_measured_without_gpu_types(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = call("bench", "draw.Draw", "--vary", "batch_size=1,4", "--repeat", "1")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -96,25 +107,27 @@ def test_this_machine_is_measured_without_gpu_types(project: Path) -> None:
     assert lines[1].startswith("bench 2")
     assert lines[2].startswith("[1/4]  success  batch_size=1  warm-up  0.1")
     assert lines[6].split() == ["GPU", "type", "batch_size", "runs/s", "s", "each", "±"]
-    resumed = call("bench", "resume", "last").stdout.splitlines()[-2:]
-    assert sorted(line.split()[2] for line in resumed) == ["1", "4"]
-    as_csv = call("bench", "show", "last", "--csv", "--per", "results.images")
-    rows = list(csv.DictReader(io.StringIO(as_csv.stdout)))
+    _, resumed, _ = called(capsys, "resume", "last")
+    assert sorted(line.split()[2] for line in resumed.splitlines()[-2:]) == ["1", "4"]
+    _, as_csv, _ = called(capsys, "show", "last", "--csv", "--per", "results.images")
+    rows = list(csv.DictReader(io.StringIO(as_csv)))
     assert [row["batch_size"] for row in rows] == ["4", "1"]
     assert [row["outputs"] for row in rows] == ["4.0", "1.0"]
-    planned = call("bench", "draw.Draw", "batch_size=2", "--dry-run")
-    assert planned.stdout.splitlines() == [
-        "this machine: 1 case, each with a warm-up and 3 measured runs",
-        "nothing was started",
-    ]
+    code, planned, _ = called(capsys, "draw.Draw", "batch_size=2", "--dry-run")
+    assert (code, planned.splitlines()) == (
+        0,
+        [
+            "this machine: 1 case, each with a warm-up and 3 measured runs",
+            "nothing was started",
+        ],
+    )
 
 
 def test_a_dry_run_as_json_has_the_cases_and_the_forecast(
     capsys: pytest.CaptureFixture[str], project: Path
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["bench", "draw.Draw", "--vary", "batch_size=1,4", "--dry-run", "--json"])
-    record = json.loads(capsys.readouterr().out)
+    command = ("draw.Draw", "--vary", "batch_size=1,4", "--dry-run", "--json")
+    record = json.loads(called(capsys, *command)[1])
     assert [case["overrides"] for case in record["cases"]] == [["batch_size=1"], ["batch_size=4"]]
     assert (record["repeat"], record["forecast"]) == (3, None)
 
@@ -135,7 +148,6 @@ def test_a_dry_run_as_json_has_the_cases_and_the_forecast(
 def test_mistakes_exit_with_2(
     arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", *arguments])
-    assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    code, _, shown = called(capsys, *arguments)
+    assert code == 2
+    assert says in shown

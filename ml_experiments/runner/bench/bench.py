@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
-from ml_experiments.backends.forecast import Forecast, dollars
+from ml_experiments.backends.forecast import Forecast
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, parse_gpu
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import BudgetError, ConfigError, Error
@@ -25,13 +25,13 @@ from ml_experiments.runner.bench.folder import BenchFolder, BenchSpec, Case
 from ml_experiments.runner.bench.measuring import BenchRow, is_whole, outputs_of, read_rows
 from ml_experiments.runner.bench.options import BenchOptions
 from ml_experiments.runner.bench.plot import draw_plot
-from ml_experiments.runner.budget.reserving import Budget, reserve
+from ml_experiments.runner.budget.reserving import Budget, above_limit, reserve
 from ml_experiments.runner.prepare import locate_experiment
 from ml_experiments.runner.sweeps.space import Space, overrides_in, read_space
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import new_run_id
-from ml_experiments.settings import ask_above, working_dir
 from ml_experiments.settings import runs_dir as default_runs_dir
+from ml_experiments.settings import working_dir
 
 _REPEAT = 3
 _TIMEOUT_S = 3600.0
@@ -247,7 +247,7 @@ def run_bench(
     place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     with opened(spec) as backend:
         checked = check_bench(spec, backend, place)
-        _ask(spec, checked, approve)
+        _ask(checked, approve)
         if prefetch:
             for model in checked.models:
                 backend.prefetch(model, Observer(), checked.runs[0].spec)
@@ -289,7 +289,7 @@ def resume_bench(
             return report_on(folder)
         backend = stack.enter_context(opened(spec))
         checked = _check(spec, backend, cases, folder.runs_dir)
-        _ask(spec, checked, approve)
+        _ask(checked, approve)
         on_begin(folder, spec, checked.forecast)
         return _run(CaseRunner(spec, folder, backend, cases), on_run)
 
@@ -355,18 +355,12 @@ def opened(spec: BenchSpec) -> Backend:
     return open_backend(spec.backend, **options)
 
 
-def _ask(spec: BenchSpec, checked: CheckedCases, approve: Approve) -> None:
+def _ask(checked: CheckedCases, approve: Approve) -> None:
     """Ask where a bench may cost more than the setting `ask_above`.
 
     Raises:
         BudgetError: If the answer is no.
     """
-    limit, forecast = ask_above(), checked.forecast
-    if limit is None or forecast is None:
-        return
-    worst_usd = forecast.worst_case_usd
-    if spec.max_cost is not None and worst_usd is not None:
-        worst_usd = min(worst_usd, spec.max_cost)
-    above = f"the bench costs {forecast}, which is above the {dollars(limit)} of ask_above"
-    if (worst_usd is None or worst_usd > limit) and not approve(above):
+    above = None if checked.forecast is None else above_limit(checked.forecast, "the bench")
+    if above is not None and not approve(above):
         raise BudgetError(f"{above}; nothing was started, and --yes starts it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -105,28 +106,32 @@ def check_cases(spec: BenchSpec, backend: Backend, cases: Sequence[Case]) -> Che
         )
     forecasts = [run.forecast for run in prepared if run.forecast is not None]
     return CheckedCases(
-        _sum_forecasts(forecasts, 1 + spec.repeat) if forecasts else None,
+        _sum_forecasts(forecasts, 1 + spec.repeat, spec.max_cost) if forecasts else None,
         tuple(dict.fromkeys(secret for run in prepared for secret in run.secrets)),
         tuple(dict.fromkeys(model for run in prepared for model in run.hub_models)),
         tuple(prepared),
     )
 
 
-def _sum_forecasts(forecasts: Sequence[Forecast], runs_each: int) -> Forecast:
+def _sum_forecasts(forecasts: Sequence[Forecast], runs: int, max_usd: float | None) -> Forecast:
+    """Return what cases cost together, each of which has so many runs, within a cap if given."""
+
     def total(name: str) -> float | None:
         amounts = [getattr(forecast, name) for forecast in forecasts]
-        return None if None in amounts else runs_each * sum(amounts)
+        return None if None in amounts else sum(amounts)
 
-    return Forecast(
-        total("estimate_usd"),
-        total("worst_case_usd"),
-        total("least_usd"),
-        forecasts[0].prices_of,
-        forecasts[0].prices_source,
+    of_one_run_each = dataclasses.replace(
+        forecasts[0],
+        estimate_usd=total("estimate_usd"),
+        worst_case_usd=total("worst_case_usd"),
+        least_usd=total("least_usd"),
         low_usd=total("low_usd"),
         high_usd=total("high_usd"),
+        all_attempts_usd=None,
         earlier_runs=min(forecast.earlier_runs for forecast in forecasts),
     )
+    together = of_one_run_each.for_runs(runs, max_usd)
+    return dataclasses.replace(together, runs=runs * len(forecasts))
 
 
 def _config(spec: BenchSpec, case: Case) -> Mapping[str, Any]:

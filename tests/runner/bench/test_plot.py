@@ -23,11 +23,11 @@ def row(gpu: str, seconds: float, usd: float, *overrides: str, best: bool = Fals
     )
 
 
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("ending", ["png", "pdf"])
 def test_a_plot_is_written_in_the_format_of_its_name(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"plot.{ending}"
     draw_plot([row("t4", 1, 0.1), row("h100", 0.1, 0.09, best=True)], "results.images", file)
-    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
+    begins = {"png": b"\x89PNG", "pdf": b"%PDF"}[ending]
     assert file.read_bytes().startswith(begins)
 
 
