@@ -117,6 +117,140 @@ def test_what_a_run_does_to_its_process_does_not_reach_the_next(
     assert warm == [["kept", None, False]] * 3
 
 
+SETTINGS = """
+import asyncio, decimal, faulthandler, gc, locale, logging, multiprocessing, os, resource, signal
+import socket, sys, threading, warnings
+from pathlib import Path
+from ml_experiments import Experiment, ExperimentConfig, current_run
+
+def state():
+    import numpy as np, torch
+    return {
+        "locale": locale.setlocale(locale.LC_ALL),
+        "gc": [gc.isenabled(), gc.get_threshold()],
+        "switch interval": sys.getswitchinterval(),
+        "digits": sys.get_int_max_str_digits(),
+        "decimal": decimal.getcontext().prec,
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "hooks": [h.__name__ for h in (sys.excepthook, sys.unraisablehook, threading.excepthook)],
+        "profile": sys.getprofile() is None,
+        "policy": type(asyncio.get_event_loop_policy()).__name__,
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "signals": [signal.getsignal(s) == signal.SIG_DFL for s in (15, signal.SIGALRM)],
+        "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        "mask": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "socket": socket.getdefaulttimeout(),
+        "logging": [logging.root.manager.disable, logging.getLogger("a.b").level],
+        "handlers": len(logging.getLogger("a.b").handlers),
+        "faulthandler": faulthandler.is_enabled(),
+        "warnings": warnings.showwarning.__name__,
+        "finders": len(sys.path_hooks),
+        "stream": [sys.stdout.encoding, sys.stdout.line_buffering],
+        "numpy": [np.geterr()["over"], np.get_printoptions()["precision"]],
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": torch.backends.cudnn.benchmark,
+        "precision": torch.get_float32_matmul_precision(),
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()),
+        "anomaly": torch.is_anomaly_enabled(),
+        "denormal": float(torch.tensor([1e-40]) * 1) == 0,
+    }
+
+def change():
+    import numpy as np, torch
+    def hook(*_): pass
+    locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C")
+    gc.disable(); gc.set_threshold(7, 7, 7)
+    sys.setswitchinterval(0.5); sys.set_int_max_str_digits(700); sys.setprofile(hook)
+    decimal.getcontext().prec = 5
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    sys.excepthook = sys.unraisablehook = threading.excepthook = hook
+    asyncio.set_event_loop_policy(type("Own", (asyncio.DefaultEventLoopPolicy,), {})())
+    multiprocessing.set_start_method("spawn")
+    for number in (15, signal.SIGALRM): signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); signal.alarm(100)
+    socket.setdefaulttimeout(1)
+    logging.disable(50); logging.getLogger("a.b").setLevel(10)
+    handler = logging.FileHandler(current_run().output_dir / "own.txt")
+    logging.getLogger("a.b").addHandler(handler)
+    faulthandler.disable(); warnings.showwarning = hook; sys.path_hooks.append(hook)
+    sys.stdout.reconfigure(encoding="latin-1", line_buffering=False)
+    np.seterr(all="raise"); np.set_printoptions(precision=2)
+    torch.set_num_threads(3); torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = True; torch.set_float32_matmul_precision("medium")
+    torch.set_default_dtype(torch.float64); torch.autograd.set_detect_anomaly(True)
+    torch.set_default_device("meta"); torch.set_flush_denormal(True)
+
+class Changes(Experiment):
+    class Config(ExperimentConfig):
+        changes: bool = False
+    setup_fields = ()
+    def run(self):
+        if self.config.changes:
+            change()
+            self.file = open(current_run().output_dir / "held.txt", "w")
+            self.file.write("step,loss")
+            return os.getpid()
+        return [os.getpid(), state()]
+"""
+
+
+def test_settings_that_a_run_has_changed_are_put_back_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "settings_changed.py").write_text(SETTINGS)
+    path = f"{tmp_path}/settings_changed.py:Changes"
+    with LocalBackend() as backend:
+        before, changed, after = (
+            run_experiment(path, {"changes": changes}, backend=backend).raise_for_error()
+            for changes in (False, True, False)
+        )
+        # the file is open still
+        assert ("artifacts/held.txt", 9) in [(a.path, a.size_bytes) for a in changed.artifacts]
+    assert after.results == before.results
+    assert changed.results == after.results[0]
+
+
+def test_what_can_not_be_put_back_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "infers.py").write_text(
+        "import os\nfrom ml_experiments import Experiment\n"
+        "class Infers(Experiment):\n"
+        "    setup_fields = ()\n"
+        "    def run(self):\n"
+        "        import torch\n"
+        "        found = torch.is_inference_mode_enabled()\n"
+        "        global mode\n"
+        "        mode = torch.inference_mode()\n"
+        "        mode.__enter__()\n"
+        "        return [found, os.getpid()]\n"
+    )
+    with LocalBackend() as backend:
+        (first, one), (second, other) = (
+            run_experiment(f"{tmp_path}/infers.py:Infers", backend=backend).results
+            for _ in range(2)
+        )
+    assert (first, second) == (False, False)
+    assert one != other
+
+
+def test_a_helper_that_was_edited_is_imported_again(tmp_path: Path) -> None:
+    (tmp_path / "uses_helper.py").write_text(
+        "from ml_experiments import Experiment\n"
+        "class Uses(Experiment):\n"
+        "    setup_fields = ()\n"
+        "    def run(self):\n"
+        "        import edited_helper\n"
+        "        return edited_helper.VALUE\n"
+    )
+    results = []
+    with LocalBackend() as backend:
+        for value in (1, 2):
+            (tmp_path / "edited_helper.py").write_text(f"VALUE = {value}\n")
+            results.append(run_experiment(f"{tmp_path}/uses_helper.py:Uses", backend=backend))
+    assert [result.results for result in results] == [1, 2]
+
+
 def test_a_relative_runs_folder_is_the_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

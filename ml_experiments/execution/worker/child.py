@@ -35,7 +35,7 @@ from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.warm_experiment import WarmExperiment
 from ml_experiments.execution.worker.death import NO_THREAD
-from ml_experiments.execution.worker.ending import end_process
+from ml_experiments.execution.worker.ending import end_process, flush_files
 from ml_experiments.execution.worker.guard import WRITING_MARK, end_with_parent
 from ml_experiments.execution.worker.messages import RunMessage, problem_of
 from ml_experiments.execution.worker.sources import LoadedSources
@@ -76,6 +76,8 @@ class Worker:
                 if os.getpid() != self._pid:
                     os._exit(0)  # a process that a validator has forked
                 self._send(answer)
+            elif self._warm.instance is not None and self._sources.have_changed():
+                break  # what runs import in methods, for example; the run gets another process
             elif not self._execute(parse_record(RunMessage, message["run"])):
                 break
         # the process ends as any Python program does; nothing interrupts that
@@ -138,8 +140,8 @@ class Worker:
         self._running, run_id = None, spec.run_id
         state = self._warm.state
         if state is not None and finished.has_result and not self._client_is_gone:
-            state.restore()
-            finished = dataclasses.replace(finished, stays=state.is_alone())
+            finished = dataclasses.replace(finished, stays=state.restore() and state.is_alone())
+            flush_files()
         for name in ("stdout", "stderr"):
             with contextlib.suppress(Exception):  # the run may have put anything there
                 getattr(sys, name).flush()

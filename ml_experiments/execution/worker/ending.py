@@ -7,11 +7,11 @@ of C libraries are not.
 
 from __future__ import annotations
 
+import _io
 import atexit
 import contextlib
 import ctypes
 import gc
-import io
 import os
 import sys
 import threading
@@ -48,7 +48,7 @@ def flush_files() -> None:
     Only objects that were made since the last freeze are looked at.
     """
     for candidate in gc.get_objects():
-        if issubclass(type(candidate), io.IOBase):
+        if issubclass(type(candidate), _io._IOBase):
             _flush(candidate)
 
 
