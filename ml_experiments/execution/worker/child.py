@@ -42,6 +42,7 @@ from ml_experiments.execution.worker.sources import LoadedSources
 from ml_experiments.experiment.importing import import_failed
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
+from ml_experiments.settings import update_environment
 
 
 class Worker:
@@ -60,6 +61,7 @@ class Worker:
         self._interrupted: dict[str, bool] = {}  # run id -> whether it was preempted
         self._client_is_gone = False
         self._warm = WarmExperiment()
+        self._environment: dict[str, str] = sources.environment  # of the last question
 
     def serve(self) -> NoReturn:
         """Serve until a run's process has to end, or the other side closes the connection."""
@@ -86,8 +88,11 @@ class Worker:
         end_process(self._sources)
 
     def _describe(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if self._sources.have_changed():
+        environment = asked["environment"]
+        if self._sources.have_changed(environment):
             return {"outdated": True}
+        update_environment(self._environment, environment)
+        self._environment = environment
         try:
             # from the client, which starts this process; nothing that goes back is a pickle
             config = pickle.loads(base64.b64decode(asked["config"]))

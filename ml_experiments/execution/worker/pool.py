@@ -15,6 +15,7 @@ from ml_experiments.errors import BackendError, ConfigError, ExperimentPathError
 from ml_experiments.execution.worker.messages import Description, error_of
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
 from ml_experiments.runs.records import parse_record
+from ml_experiments.settings import worker_environment
 
 _MAX_IDLE_TEMPLATES = 8
 _NOWHERE = Path(os.devnull)
@@ -109,6 +110,7 @@ class TemplatePool:
                 "config": _pickled(config),
                 "seed": seed,
                 "is_recorded": is_recorded,
+                "environment": worker_environment(None, self._threads),
             }
         }
         for _ in range(3):  # a source file may change again and again

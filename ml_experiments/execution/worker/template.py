@@ -94,7 +94,7 @@ class Template:
         self._sources.record_imports()
         # an error is reported by the worker, which tries again
         with _ended_with(self._connection), contextlib.suppress(BaseException):
-            with self._sources.noted_exit_handlers():
+            with self._sources.noted_exit_handlers(), self._sources.noted_reads():
                 target = load_experiment(experiment, import_paths)
             prepare_config_of(target)  # once, for all workers
             self._to_preload = tuple(getattr(target, "preload", ()))

@@ -97,6 +97,59 @@ def test_a_variable_that_changes_between_runs_is_seen_and_what_the_import_set_st
     assert second == ["import", "import", "client", None]
 
 
+READS_AT_IMPORT = """
+import json, os, pathlib
+from ml_experiments import Experiment, ExperimentConfig
+DEFAULTS = json.loads((pathlib.Path(__file__).parent / "defaults.json").read_text())
+PLACE = os.environ.get("READ_AT_IMPORT", "unset")
+try:
+    from optional_helper import NAME
+except ImportError:
+    NAME = "missing"
+class Config(ExperimentConfig):
+    lr: float = DEFAULTS["lr"]
+    place: str = PLACE
+class Reads(Experiment[Config]):
+    def run(self): return [self.config.lr, self.config.place, NAME]
+"""
+
+
+def test_what_an_import_has_read_is_read_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "reads_at_import.py", READS_AT_IMPORT).replace(":run", ":Reads")
+    defaults, helper = tmp_path / "defaults.json", tmp_path / "optional_helper.py"
+    defaults.write_text('{"lr": 0.1}')
+    with LocalBackend() as backend:
+
+        def read() -> Any:
+            return run_experiment(path, backend=backend).results
+
+        assert read() == [0.1, "unset", "missing"]
+        defaults.write_text('{"lr": 0.2}')
+        assert read() == [0.2, "unset", "missing"]
+        monkeypatch.setenv("READ_AT_IMPORT", "there")
+        assert read() == [0.2, "there", "missing"]
+        helper.write_text("NAME = 'helper'")
+        assert read() == [0.2, "there", "helper"]
+        monkeypatch.setenv("NOT_READ_AT_IMPORT", "1")
+        templates = list(backend.templates._templates.values())
+        assert read() == [0.2, "there", "helper"]
+        assert list(backend.templates._templates.values()) == templates
+
+
+def test_a_file_that_the_import_itself_changes_is_no_change(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "counts_itself.py",
+        "import pathlib\n"
+        "file = pathlib.Path(__file__).with_name('count')\n"
+        "count = int(file.read_text()) + 1 if file.exists() else 1\n"
+        "file.write_text(str(count))\n"
+        "def run(): return count\n",
+    )
+    assert run_all(path, {}, {}) == [1, 1]
+
+
 PRELOADS = """
 import sys
 from ml_experiments import Experiment
