@@ -11,7 +11,6 @@ import dis
 import io
 import pickletools
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType
@@ -20,6 +19,7 @@ from typing import Any
 from ml_experiments.errors import ExperimentPathError
 
 FILE_NAME = "notebook_experiment.py"
+_MAX_BYTES = 100_000_000
 
 _SOURCE = '''\
 """{name}, as it was in the notebook or interactive session that started the run."""
@@ -72,13 +72,20 @@ def source_of(experiment: Callable[..., Any], secrets: Iterable[str]) -> str:
             f"{experiment.__qualname__} uses something of the notebook that can't be sent to "
             f"another process ({type(e).__name__}: {e}); make it inside run()"
         ) from e
+    if len(pickled) > _MAX_BYTES:
+        raise ExperimentPathError(
+            f"{name} uses variables of the notebook of {len(pickled) / 1e6:,.0f} MB, which would "
+            f"be kept with each run; at most {_MAX_BYTES / 1e6:,.0f} MB can be; load them inside "
+            "run(), or pass their file in the config"
+        )
     if any(secret.encode() in pickled for secret in secrets if secret):
         raise ExperimentPathError(
             f"{name} uses a variable of the notebook that holds a secret, which would be written "
             "to the run folder; read it from the environment inside run()"
         )
     modules = sorted({*_modules_in(pickled), *_imports_in(_code_of(experiment))} - {"__main__"})
-    data = textwrap.fill(base64.b64encode(pickled).decode("ascii"), 96)
+    encoded = base64.b64encode(pickled).decode("ascii")
+    data = "\n".join(encoded[i : i + 96] for i in range(0, len(encoded), 96))
     imports = [f"    import {module}" for module in modules] or ["    pass"]
     return _SOURCE.format(name=name, imports="\n".join(imports), data=data)
 

@@ -86,7 +86,10 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
     if inspect.isfunction(target):
         _refuse_async(target, path)
         return target
-    raise ExperimentPathError(f"{path} is a {type(target).__name__}, not a class or a function")
+    what = f"{path} is of type {type(target).__name__}, not a class or a function"
+    if callable(getattr(target, "run", None)) and not inspect.ismodule(target):
+        what += f"; pass the class itself: {type(target).__name__}"
+    raise ExperimentPathError(what)
 
 
 def _takes_config(target: type[Any]) -> bool:

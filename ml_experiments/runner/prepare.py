@@ -10,6 +10,7 @@ import importlib.util
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
@@ -185,6 +186,8 @@ def locate_experiment(experiment: Callable[..., Any] | str) -> tuple[str, tuple[
     """Return the class path, and the folders to import it from, the current one included."""
     if isinstance(experiment, str):
         return locate(experiment)
+    if not isinstance(experiment, type | FunctionType):  # an instance has no name to import
+        check_experiment(experiment, f"{experiment!r:.80}")
     if is_without_file(experiment):
         return locate(f"{_file_for(experiment)}:{experiment.__name__}")
     path, found = path_of(experiment)

@@ -99,6 +99,12 @@ def test_a_run_of_a_notebook_resumes_from_its_folder(notebook: Path, runs_dir: P
     ("code", "says"),
     [
         ("run_experiment(lambda: 1)", "has no name"),
+        ("run_experiment(Train(TrainConfig()))", "pass the class itself: Train"),
+        ("run_experiment(None)", "is of type NoneType, not a class"),
+        (
+            "big = bytes(100_000_001)\ndef uses():\n    return len(big)\nrun_experiment(uses)",
+            "load them inside run()",
+        ),
         (
             "import threading\nlock = threading.Lock()\n"
             "def uses():\n    return lock\nrun_experiment(uses)",

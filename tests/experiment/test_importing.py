@@ -140,7 +140,7 @@ def test_a_nested_class_is_written_after_a_colon(tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_no_experiment_says_what_it_is() -> None:
-    with pytest.raises(ExperimentPathError, match="is a module, not a class"):
+    with pytest.raises(ExperimentPathError, match="is of type module, not a class"):
         load_experiment("tests.support.experiments.ctypes")
 
 
