@@ -111,7 +111,7 @@ TESTED_ELSEWHERE = {
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "runner/reuse/test_finding": "runner/reuse/describing runs/provenance/fingerprint",
     "runner/test_resume": "runner/attempts runs/lock",
-    "runner/sweeps/test_space": "runner/sweeps/axes runner/sweeps/forms",
+    "runner/sweeps/search_space/test_space": "runner/sweeps/search_space/*",
     "runner/sweeps/test_sweep": "runner/sweeps/*",
     "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "
     "runs/index/rows runs/index/tables runs/labels",

@@ -35,6 +35,8 @@ def prepare_recorded(spec: RunSpec, backend: Backend) -> PreparedRun:
             )
     if spec.backend != backend.name:
         raise Error(f"run {spec.run_id} ran on {spec.backend}, not on {backend.name}")
+    if spec.asked_timeout_s is not None:  # how much of it the next attempt gets is decided anew
+        spec = dataclasses.replace(spec, timeout_s=spec.asked_timeout_s, asked_timeout_s=None)
     description, template = backend.describe(
         spec.experiment, spec.import_paths, spec.config, spec.seed, is_recorded=True
     )

@@ -43,6 +43,7 @@ class RunSpec:
         config: The validated config, as JSON.
         seed: Seeds random, numpy and torch; always set, so that any run can be repeated.
         timeout_s: The run is ended after so many seconds; None means no limit.
+        asked_timeout_s: The timeout that was asked for, where a cap has made it shorter.
         max_cost: The most that all attempts may cost together, in US dollars; None for no cap.
         import_paths: Folders that the experiment's modules are imported from.
         retries: How often the run is tried again after what can pass by itself.
@@ -73,6 +74,7 @@ class RunSpec:
     max_cost: float | None = None
     launch: str | None = None
     nproc_per_node: int | None = None
+    asked_timeout_s: float | None = None
 
     @property
     def may_run_again(self) -> bool:

@@ -163,10 +163,14 @@ def plan_container(
 
 def complete_spec(spec: RunSpec, plan: ContainerPlan) -> RunSpec:
     """Return the spec with the GPU type and the timeout that the run will have."""
-    timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
-    if plan.is_capped:
-        timeout_s = min(timeout_s, plan.timeout_s)
-    return dataclasses.replace(spec, gpu=str(plan.gpu), timeout_s=timeout_s)
+    asked_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
+    timeout_s = min(asked_s, plan.timeout_s) if plan.is_capped else asked_s
+    return dataclasses.replace(
+        spec,
+        gpu=str(plan.gpu),
+        timeout_s=timeout_s,
+        asked_timeout_s=asked_s if timeout_s < asked_s else None,
+    )
 
 
 def check_additions(pip: Sequence[str]) -> tuple[Requirement, ...]:

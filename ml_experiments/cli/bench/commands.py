@@ -87,7 +87,7 @@ def start(
     from ml_experiments.config.files import read_config_file
     from ml_experiments.runner.bench.bench import check_bench, opened, plan_bench, run_bench
     from ml_experiments.runner.bench.plot import check_plot
-    from ml_experiments.runner.sweeps.space import overrides_in, read_space
+    from ml_experiments.runner.sweeps.search_space.space import overrides_in, read_space
     from ml_experiments.settings import runs_dir
 
     form = _format(as_json, as_csv)

@@ -97,8 +97,9 @@ def start(
     from ml_experiments.config.files import read_config_file
     from ml_experiments.runner.budget.reserving import above_limit
     from ml_experiments.runner.sweeps.checking import check_points
-    from ml_experiments.runner.sweeps.space import overrides_in, read_space
-    from ml_experiments.runner.sweeps.sweep import opened, plan_sweep, start_sweep
+    from ml_experiments.runner.sweeps.planning import plan_sweep
+    from ml_experiments.runner.sweeps.search_space.space import overrides_in, read_space
+    from ml_experiments.runner.sweeps.sweep import opened, start_sweep
 
     options, of_sweep = given_options(RunOptions), given_options(SweepOptions)
     backend_name, for_backend = backend_of(backend, options)
@@ -198,7 +199,7 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     """Show the space of a sweep, how far it is, and its points, the best first."""
     from ml_experiments.cli.sweep.report import print_report
     from ml_experiments.runner.sweeps.controller import Progress
-    from ml_experiments.runner.sweeps.sweep import recorded_points
+    from ml_experiments.runner.sweeps.recorded import recorded_points
 
     folder = _find(sweep_reference)
     spec, points = folder.read_spec(), recorded_points(folder)
@@ -273,7 +274,7 @@ def _format(as_json: bool, as_csv: bool) -> Format:
 
 def _print_space(spec: SweepSpec, form: Format) -> None:
     from ml_experiments.runner.printable import printable
-    from ml_experiments.runner.sweeps.sweep import describe_choice
+    from ml_experiments.runner.sweeps.planning import describe_choice
 
     axes = spec.space.axes
     width = max(len(axis.name) for axis in axes)

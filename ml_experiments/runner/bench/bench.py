@@ -27,7 +27,7 @@ from ml_experiments.runner.bench.options import BenchOptions
 from ml_experiments.runner.bench.plot import draw_plot
 from ml_experiments.runner.budget.reserving import Budget, above_limit, reserve
 from ml_experiments.runner.prepare import locate_experiment
-from ml_experiments.runner.sweeps.space import Space, overrides_in, read_space
+from ml_experiments.runner.sweeps.search_space.space import Space, overrides_in, read_space
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import new_run_id
 from ml_experiments.settings import runs_dir as default_runs_dir

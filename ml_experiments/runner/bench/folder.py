@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_experiments.errors import RunFolderError, RunNotFoundError, suggest
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.sweeps.space import Space, point_key
+from ml_experiments.runner.sweeps.search_space.space import Space, point_key
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.lock import locked_file

@@ -167,7 +167,9 @@ class Ledger:
         Raises:
             BudgetError: If the ledger can't be used.
         """
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
         with self._transaction() as connection:
+            self._settle_ended(connection, scope, today)
             return sum(_total(connection, "scope", scope))
 
     def _settle_ended(self, connection: sqlite3.Connection, scope: str, day: str) -> None:

@@ -10,11 +10,11 @@ from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.prepare import prepare_run
-from ml_experiments.runner.sweeps.axes import Axis, Interval
 from ml_experiments.runner.sweeps.controller import base_config, config_of, options_of
 from ml_experiments.runner.sweeps.folder import SweepSpec
+from ml_experiments.runner.sweeps.search_space.axes import Axis, Interval
+from ml_experiments.runner.sweeps.search_space.space import Space, point_key
 from ml_experiments.runner.sweeps.sources import NextPoint
-from ml_experiments.runner.sweeps.space import Space, point_key
 from ml_experiments.runs.spec import RunSpec
 
 _MAX_PROBLEMS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import BudgetError, ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
-from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import Budget
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
@@ -30,7 +29,7 @@ from ml_experiments.runner.sweeps.folder import (
     SweepFolder,
     SweepSpec,
 )
-from ml_experiments.runner.sweeps.points import PRUNED, SweepPoint, ended_point
+from ml_experiments.runner.sweeps.points import SweepPoint, end_early, ended_point
 from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
@@ -140,7 +139,7 @@ class Controller:
         progress: Progress,
     ) -> None:
         self._spec, self._folder, self._backend = spec, folder, backend
-        self._source, self._recorded, self._observer = source, recorded, observer
+        self._source, self._recorded, self._observer = source, dict(recorded), observer
         self._progress = progress
         self._base = base_config(spec)
         self._code = describe_code(working_dir())
@@ -151,8 +150,7 @@ class Controller:
         self._pools = Pools(spec.parallel)
         self._pool_of: dict[int, Pool] = {}
         cap = spec.max_cost
-        scope = f"sweep:{spec.sweep_id}"
-        self._budget = None if cap is None else Budget(scope, cap, cap / spec.parallel)
+        self._budget = None if cap is None else Budget(spec.scope, cap, cap / spec.parallel)
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.
@@ -163,18 +161,27 @@ class Controller:
         try:
             while True:
                 self._start_points()
+                yield from self._decided(None)
                 if not self._running:
                     return
-                yield self._finish(self._wait())
+                yield from self._decided(self._finish(self._wait()))
         finally:
             self._cancel()
             while self._running:
                 try:
                     event = self._events.get()
                     if isinstance(event, int):
-                        self._finish(event)
+                        self._decided(self._finish(event))
                 except KeyboardInterrupt:
                     self._cancel(at_once=True)
+            self._decided(None)
+            self._progress.ended += self._source.held()
+
+    def _decided(self, ended: SweepPoint | None) -> Sequence[SweepPoint]:
+        """Return the points whose outcome is final now."""
+        points = self._source.decided(ended)
+        self._progress.ended += points
+        return points
 
     def _start_points(self) -> None:
         while len(self._running) < self._spec.parallel and self._progress.stopped is None:
@@ -222,6 +229,9 @@ class Controller:
             self._pool_of[point.number] = self._pools.take(setup_key)
             return self._pool_of[point.number]
 
+        budget = self._budget
+        if budget is not None and point.max_usd is not None:
+            budget = dataclasses.replace(budget, max_usd_each=point.max_usd)
         recorded = self._recorded.get(point.run_key)
         if recorded is not None:
             existing = recorded.folder
@@ -238,7 +248,7 @@ class Controller:
                 backend=self._backend,
                 observer=self._observer_of(point),
                 force=True,
-                budget=self._budget,
+                budget=budget,
                 choose_pool=choose_pool,
             )
         prepared = prepare_run(
@@ -256,9 +266,7 @@ class Controller:
             self._folder.record_reused(point.run_key, point.overrides, earlier.folder)
             return earlier
         return submit_with_code(
-            dataclasses.replace(
-                prepared, budget=self._budget, pool=choose_pool(prepared.setup_key)
-            ),
+            dataclasses.replace(prepared, budget=budget, pool=choose_pool(prepared.setup_key)),
             self._code,
             backend=self._backend,
             runs_dir=self._folder.runs_dir,
@@ -304,11 +312,13 @@ class Controller:
         result = _outcome_of(started)
         why = self._pruned.pop(number, None)
         if why is not None and result.status is RunStatus.CANCELLED:
-            result = _record_reason(started, result, why)
+            result = end_early(result, why)
         ended = ended_point(number, point.overrides, result, self._spec.metric)
         progress = self._progress
         progress.running.pop(number, None)
-        progress.ended.append(ended)
+        if result.run_id:  # it may run again
+            run = RunFolder(self._folder.runs_dir / result.run_id)
+            self._recorded[point.run_key] = RecordedRun(run, point.trial or 0, point.overrides)
         self._source.ended(ended)
         if self._spec.stops_at_failure and result.status is RunStatus.ERROR:
             progress.stopped = progress.stopped or f"point {number} has failed"
@@ -373,16 +383,6 @@ def _wait_for_end(folder: RunFolder) -> RunResult:
     while not (outcome := folder.outcome()).status.has_ended and time.monotonic() < ends_at:
         time.sleep(_END_POLL_S)
     return outcome
-
-
-def _record_reason(started: RunHandle | RunResult, result: RunResult, why: str) -> RunResult:
-    """Write into a run's result why it was ended early."""
-    error = RunError(ErrorKind.EXPERIMENT, PRUNED, why)
-    result = dataclasses.replace(result, error=error)
-    if isinstance(started, RunHandle):
-        # secrets were taken out when it was first written
-        return RunFolder(started.folder.path).write_result(result, Redactor(()))
-    return result
 
 
 def base_config(spec: SweepSpec) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_experiments.errors import Error, RunFolderError, RunNotFoundError, suggest
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.sweeps.space import Space
+from ml_experiments.runner.sweeps.search_space.space import Space
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.lock import locked_file
@@ -94,6 +94,21 @@ class SweepSpec:
     def space(self) -> Space:
         """The search space."""
         return Space.from_dict(self.axes)
+
+    @property
+    def scope(self) -> str:
+        """What its points share in the ledger."""
+        return f"sweep:{self.sweep_id}"
+
+    @property
+    def is_halved_by_money(self) -> bool:
+        """Whether the better points get more of the cap, round by round."""
+        return self.pruner == "halving" and self.max_cost is not None and self.backend == "modal"
+
+    @property
+    def has_optunas_pruner(self) -> bool:
+        """Whether Optuna compares the points while they run."""
+        return self.pruner is not None and not self.is_halved_by_money
 
     @property
     def total(self) -> int | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from ml_experiments.config.loading import load_config
 from ml_experiments.errors import Error, suggest
-from ml_experiments.runs.result import RunResult, RunStatus
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 
 PRUNED = "Pruned"  # the type of the error of a run that was ended early
 
@@ -111,6 +113,26 @@ def read_score(result: RunResult, metric: str) -> float:
     if not math.isfinite(value):
         raise Error(f"{metric} is {value}, which can't be compared")
     return float(value)
+
+
+def logged_values(result: RunResult, metric: str) -> dict[int, float]:
+    """Return the values of a logged metric by step."""
+    steps: dict[int, float] = {}
+    for entry in result.metrics:
+        value = entry.get("metrics", {}).get(metric)
+        if isinstance(value, int | float) and isinstance(entry.get("step"), int):
+            steps.setdefault(entry["step"], float(value))
+    return steps
+
+
+def end_early(result: RunResult, why: str) -> RunResult:
+    """Return the result of a run that was ended early, as it was written into its folder."""
+    error = RunError(ErrorKind.EXPERIMENT, PRUNED, why)
+    result = dataclasses.replace(result, status=RunStatus.CANCELLED, error=error)
+    if result.run_dir is None:
+        return result
+    # secrets were taken out when it was first written
+    return RunFolder(result.run_dir).write_result(result, Redactor(()))
 
 
 def rank(points: list[SweepPoint], direction: str | None) -> list[SweepPoint]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.points import SweepPoint
 from ml_experiments.runner.sweeps.schedule import Schedule
-from ml_experiments.runner.sweeps.space import Space, point_key
+from ml_experiments.runner.sweeps.search_space.space import Space, point_key
 from ml_experiments.runner.sweeps.study import Study, Trial
 from ml_experiments.runs.result import RunStatus
 
@@ -23,11 +23,13 @@ class NextPoint:
         number: Its place in the sweep.
         overrides: What it sets in the config.
         trial: Its number in Optuna's study, where there is one.
+        max_usd: The most that may be reserved for it; None for its share of the sweep's cap.
     """
 
     number: int
     overrides: tuple[str, ...]
     trial: int | None = None
+    max_usd: float | None = None
 
     @property
     def key(self) -> str:
@@ -64,6 +66,18 @@ class PointSource(ABC):
     @abstractmethod
     def ended(self, point: SweepPoint) -> None:
         """Take note that a point has ended."""
+
+    def decided(self, ended: SweepPoint | None) -> Sequence[SweepPoint]:
+        """Return the points that will not run again, as far as they were not returned before.
+
+        Args:
+            ended: The point that has just ended; None where none has.
+        """
+        return () if ended is None else (ended,)
+
+    def held(self) -> Sequence[SweepPoint]:
+        """Return the points that have ended and could have run again."""
+        return ()
 
 
 class GridPoints(PointSource):

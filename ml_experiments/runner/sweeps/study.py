@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_experiments.errors import ConfigError, Error, PreflightError
-from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
 from ml_experiments.runner.sweeps.folder import SweepSpec
-from ml_experiments.runner.sweeps.space import Space
+from ml_experiments.runner.sweeps.search_space.axes import Axis, Choice, Interval
+from ml_experiments.runner.sweeps.search_space.space import Space
 
 if TYPE_CHECKING:
     import optuna

@@ -13,7 +13,7 @@ from ml_experiments.runner.bench.bench import plan_bench, report_on, resume_benc
 from ml_experiments.runner.bench.folder import find_bench
 from ml_experiments.runner.budget.ledger import Ask, Cap
 from ml_experiments.runner.budget.reserving import open_ledger
-from ml_experiments.runner.sweeps.space import read_space
+from ml_experiments.runner.sweeps.search_space.space import read_space
 from modal_emulator import Emulator
 
 DRAW = "draw.py:Draw"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ml_experiments import ConfigError, LocalBackend, load_run, run_experiment, submit_experiment
-from ml_experiments.runner.sweeps.space import read_space
-from ml_experiments.runner.sweeps.sweep import plan_sweep
+from ml_experiments.runner.sweeps.planning import plan_sweep
+from ml_experiments.runner.sweeps.search_space.space import read_space
 from tests.support.command import COMMAND, call
 from tests.support.modal_runs import Recorder
 

@@ -18,7 +18,8 @@ from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runner.reuse.finding import find_earlier
 from ml_experiments.runner.sweeps.folder import find_sweep
-from ml_experiments.runner.sweeps.sweep import recorded_points, resume_sweep
+from ml_experiments.runner.sweeps.recorded import recorded_points
+from ml_experiments.runner.sweeps.sweep import resume_sweep
 from ml_experiments.runs.folder import RunFolder
 from tests.support.command import call
 from tests.support.hub_cache import commit_of, write_repo

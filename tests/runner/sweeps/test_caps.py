@@ -106,4 +106,4 @@ def test_a_cap_holds_over_attempts_and_resumptions_when_clients_are_killed(
     attempts = [
         len(RunFolder(spec.parent).outcome().attempts) for spec in runs_dir.glob("*/spec.json")
     ]
-    assert sum(attempts) >= 5  # those that climbed, and were tried again, among them
+    assert max(attempts) >= 2

@@ -16,14 +16,11 @@ import pytest
 from ml_experiments import ConfigError, Error, SweepPoint, find_runs, load_run, sweep
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.sweeps.folder import SweepFolder, find_sweep, reserved_name
-from ml_experiments.runner.sweeps.space import read_space
+from ml_experiments.runner.sweeps.planning import plan_sweep
+from ml_experiments.runner.sweeps.recorded import recorded_points
+from ml_experiments.runner.sweeps.search_space.space import read_space
 from ml_experiments.runner.sweeps.study import importances
-from ml_experiments.runner.sweeps.sweep import (
-    extended,
-    plan_sweep,
-    recorded_points,
-    resume_sweep,
-)
+from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
 from ml_experiments.runs.folder import RunFolder
 
 TRAIN, FAILS, WARM = "train.py:train", "train.py:fails", "train.py:Warm"

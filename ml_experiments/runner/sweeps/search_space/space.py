@@ -14,8 +14,8 @@ from ml_experiments.config.files import read_config_file
 from ml_experiments.config.overrides import parse_value
 from ml_experiments.config.scalars import Unquoted, is_number_list, resolve_scalars
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
-from ml_experiments.runner.sweeps.forms import (
+from ml_experiments.runner.sweeps.search_space.axes import Axis, Choice, Interval
+from ml_experiments.runner.sweeps.search_space.forms import (
     FORMS,
     build_form,
     choice,

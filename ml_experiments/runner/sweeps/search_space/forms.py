@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_experiments.config.overrides import parse_override, parse_value
 from ml_experiments.config.scalars import parse_scalar, resolve_scalars
 from ml_experiments.errors import ConfigError
-from ml_experiments.runner.sweeps.axes import Axis, Choice, Interval
+from ml_experiments.runner.sweeps.search_space.axes import Axis, Choice, Interval
 
 FORMS = {
     "choice": "a,b,c or 'choice(a,b,c)'",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ml_experiments.config.loading import load_config
 from ml_experiments.errors import ConfigError
-from ml_experiments.runner.sweeps.axes import Choice, Interval
-from ml_experiments.runner.sweeps.forms import split_values
-from ml_experiments.runner.sweeps.space import Space, read_space
+from ml_experiments.runner.sweeps.search_space.axes import Choice, Interval
+from ml_experiments.runner.sweeps.search_space.forms import split_values
+from ml_experiments.runner.sweeps.search_space.space import Space, read_space
 
 
 def grid(*overrides: str) -> list[tuple[str, ...]]:

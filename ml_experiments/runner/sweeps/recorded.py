@@ -1,0 +1,129 @@
+"""What the run folders of a sweep tell of it: which points have ended, and which are to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ml_experiments.backends.base import Backend
+from ml_experiments.runner.sweeps.checking import check_points
+from ml_experiments.runner.sweeps.controller import Progress
+from ml_experiments.runner.sweeps.folder import RecordedRun, SweepFolder, SweepSpec
+from ml_experiments.runner.sweeps.points import SweepPoint, ended_point, logged_values
+from ml_experiments.runner.sweeps.rounds import in_rounds
+from ml_experiments.runner.sweeps.search_space.space import point_key
+from ml_experiments.runner.sweeps.sources import GridPoints, PointSource, SampledPoints
+from ml_experiments.runner.sweeps.study import (
+    PastTrial,
+    Study,
+    Trial,
+)
+from ml_experiments.runs.result import RunStatus
+
+
+def resume_grid(
+    spec: SweepSpec,
+    _folder: SweepFolder,
+    backend: Backend,
+    recorded: Mapping[str, RecordedRun],
+    progress: Progress,
+    *,
+    failed_only: bool,
+) -> PointSource:
+    todo = []
+    for number, overrides in enumerate(spec.space.points()):
+        run = recorded.get(point_key(overrides))
+        if run is None:
+            if not failed_only:
+                todo.append(number)
+            continue
+        point = ended_point(number, overrides, run.outcome(), spec.metric)
+        if is_to_run(point, failed_only=failed_only):
+            todo.append(number)
+        else:
+            progress.earlier.append(point)
+    if not todo:
+        return GridPoints(spec.space, (), spec.parallel)
+    checked = check_points(spec, backend, todo)
+    study = None
+    if spec.has_optunas_pruner:
+        past = [past_trial(spec, number, p) for number, p in enumerate(progress.earlier)]
+        study = Study(spec, None, lambda: past)
+    keyed = zip(todo, checked.setup_keys, strict=True)
+    source = GridPoints(spec.space, keyed, spec.parallel, study)
+    return in_rounds(source, spec, len(todo), checked.forecast, progress.earlier)
+
+
+def resume_sampled(
+    spec: SweepSpec,
+    folder: SweepFolder,
+    backend: Backend,
+    recorded: Mapping[str, RecordedRun],
+    progress: Progress,
+    *,
+    failed_only: bool,
+) -> PointSource:
+    study = Study(spec, folder.journal, lambda: past_trials(spec, recorded))
+    again: list[Trial] = []
+    scores: dict[str, float | None] = {}
+    for trial in study.trials():
+        run = recorded.get(str(trial.number))
+        if run is None:  # not yet submitted, or another point's result was taken for it
+            if trial.is_open:
+                again.append(trial)
+            continue
+        point = ended_point(trial.number, trial.overrides, run.outcome(), spec.metric)
+        if is_to_run(point, failed_only=failed_only):
+            again.append(trial)
+            continue
+        progress.earlier.append(point)
+        if point.result.status is RunStatus.SUCCESS:
+            scores[point_key(point.overrides)] = point.score
+        if trial.is_open:
+            study.tell(trial.number, point.score, is_pruned=point.is_pruned)
+    if failed_only:
+        again = [trial for trial in again if str(trial.number) in recorded]
+    source = SampledPoints(spec, study, again, scores, suggests=not failed_only)
+    if not spec.is_halved_by_money:
+        return source
+    new = 0 if failed_only else (spec.trials or 0) - study.count
+    forecast = check_points(spec, backend).forecast
+    return in_rounds(source, spec, len(again) + new, forecast, progress.earlier)
+
+
+def recorded_points(folder: SweepFolder) -> list[SweepPoint]:
+    """Return the points of a sweep that were begun, as their run folders tell of them."""
+    spec, found = folder.read_spec(), []
+    numbers: dict[str, int] = {}
+    if spec.sampler == "grid":
+        numbers = {point_key(point): number for number, point in enumerate(spec.space.points())}
+    for key, run in folder.recorded_runs().items():
+        number = numbers.get(key, run.trial)
+        found.append(ended_point(number, run.overrides, run.outcome(), spec.metric))
+    return sorted(found, key=lambda point: point.number)
+
+
+def is_to_run(point: SweepPoint, *, failed_only: bool) -> bool:
+    """Return whether a resumption runs a point again that was begun."""
+    status = point.result.status
+    if failed_only:
+        return status is RunStatus.ERROR
+    return status is not RunStatus.SUCCESS and not point.is_pruned
+
+
+def past_trials(spec: SweepSpec, recorded: Mapping[str, RecordedRun]) -> list[PastTrial]:
+    """Return what the run folders tell of the points that a sampler has suggested."""
+    found = []
+    for run in recorded.values():
+        point = ended_point(run.trial, run.overrides, run.outcome(), spec.metric)
+        found.append(past_trial(spec, run.trial, point))
+    return found
+
+
+def past_trial(spec: SweepSpec, number: int, point: SweepPoint) -> PastTrial:
+    """Return what the run folder of a point tells a study."""
+    metric = spec.pruner_metric
+    steps = {} if metric is None else logged_values(point.result, metric)
+    has_ended = point.result.status.has_ended
+    return PastTrial(
+        number, point.overrides, point.score, has_ended, tuple(steps.items()), point.is_pruned
+    )
