@@ -1,4 +1,4 @@
-"""Runs that outlive the terminal: a supervisor process starts the run and sees it to its end.
+"""Runs and sweeps that outlive the terminal: a supervisor process sees each to its end.
 
 The supervisor receives the request as a pickle on its standard input, for a config may hold secrets
 that no file may; it answers with one line of JSON once the run is accepted, and then lets go of the
@@ -16,22 +16,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from typing_extensions import override
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import FinishedRunHandle, RunHandle
-from ml_experiments.errors import BackendError, ConfigError, Error
+from ml_experiments.backends.forecast import Forecast
+from ml_experiments.errors import BackendError, BudgetError, ConfigError, Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import error_of, problem_of
 from ml_experiments.execution.worker.process import command_for
-from ml_experiments.runner.budget.reserving import refuse_above_asking
+from ml_experiments.runner.budget.reserving import above_limit, refuse_above_asking
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.printable import printable_lines
 from ml_experiments.runner.reuse.existing import ExistingRunHandle
 from ml_experiments.runner.run import submit_run, take_earlier, wait_for
+from ml_experiments.runner.sweeps.controller import Progress
+from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
+from ml_experiments.runner.sweeps.sweep import extended, resume_sweep, start_sweep
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import runs_dir
@@ -73,10 +78,49 @@ def start_detached(
         "options": dict(options),
         "is_approved": is_approved,
     }
+    answer = _start_supervisor(request)
+    return RunFolder(Path(answer["folder"])), answer["is_new"]
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep that a supervisor is to start, or to take up again.
+
+    Attributes:
+        spec: The sweep to start; None to take one up again.
+        folder: The sweep to take up again.
+        failed_only: Whether to run only the points of it that have failed.
+        axes: What to add to it, as on the command line.
+        trials: How many points its sampler suggests in all; None for as many as before.
+        prefetch: Whether to download the models that the points name first.
+        is_approved: Whether it may cost more than the setting `ask_above`.
+    """
+
+    spec: SweepSpec | None = None
+    folder: SweepFolder | None = None
+    failed_only: bool = False
+    axes: tuple[str, ...] = ()
+    trials: int | None = None
+    prefetch: bool = False
+    is_approved: bool = False
+
+
+def start_detached_sweep(request: SweepRequest) -> SweepFolder:
+    """Start a sweep that goes on when this process ends; return its folder once it has begun.
+
+    Raises:
+        Error: If a point is not valid, or another process runs the sweep.
+        BackendError: If the supervisor ends before the sweep has begun.
+    """
+    return SweepFolder(Path(_start_supervisor(request)["folder"]))
+
+
+def _start_supervisor(request: Any) -> dict[str, Any]:
+    """Start a supervisor; return what it has answered: the folder of what it has accepted."""
     try:
         pickled = pickle.dumps(request)
     except Exception as e:
-        raise ConfigError(f"the config can't travel to the run's supervisor: {e}") from e
+        raise ConfigError(f"the config can't travel to the supervisor: {e}") from e
     search_path = tuple(filter(None, sys.path))
     supervisor = subprocess.Popen(
         command_for(__name__, search_path),
@@ -94,12 +138,12 @@ def start_detached(
         supervisor.terminate()
         raise
     if not line:
-        raise BackendError(f"the run's supervisor ended with code {supervisor.wait()}")
+        raise BackendError(f"the supervisor ended with code {supervisor.wait()}")
     answer = json.loads(line)
     if "problem" in answer:
         raise error_of(answer["problem"])
     supervisor.returncode = 0  # this process does not wait for it
-    return RunFolder(Path(answer["folder"])), answer["is_new"]
+    return dict(answer)
 
 
 class _Notices(Observer):
@@ -112,13 +156,16 @@ class _Notices(Observer):
 
 
 def main() -> None:
-    """Start the run that standard input asks for, and see it to its end."""
+    """Start the run or the sweep that standard input asks for, and see it to its end."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     request = pickle.loads(sys.stdin.buffer.read())  # from the client that started this process
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
+        if isinstance(request, SweepRequest):
+            _see_sweep_through(request, answer)
+            return
         with open_backend(request["backend"], **request["backend_options"]) as backend:
             options, observer = request["options"], _Notices()
             prepared = prepare_run(
@@ -133,10 +180,8 @@ def main() -> None:
             handle = earlier or submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
             is_new = not isinstance(handle, ExistingRunHandle | FinishedRunHandle)
-            accepted = {"folder": str(handle.folder.path), "is_new": is_new}
-            answer.write(json.dumps(accepted) + "\n")
-            answer.close()
-            _let_go_of_terminal()
+            _accept(answer, handle.folder.path, is_new=is_new)
+            _let_go_of_terminal(Path(os.devnull))
             if not is_new:
                 os._exit(0)  # another process sees it through, if it goes on
             with contextlib.suppress(KeyboardInterrupt):
@@ -146,6 +191,50 @@ def main() -> None:
             sys.exit(1)
         answer.write(json.dumps({"problem": problem_of(e)}) + "\n")
         answer.close()
+
+
+def _see_sweep_through(request: SweepRequest, answer: TextIO) -> None:
+    """Start a sweep or take one up again; what goes wrong later is in the log in its folder."""
+
+    def begin(folder: SweepFolder, _spec: SweepSpec, _progress: Progress) -> None:
+        _accept(answer, folder.path)
+        _let_go_of_terminal(folder.log_file)
+
+    def approve(forecast: Forecast) -> None:
+        above = None if request.is_approved else above_limit(forecast, "the sweep")
+        if above is not None:
+            raise BudgetError(f"{above}, and nobody was asked; --yes starts it")
+
+    if request.spec is not None:
+        points = start_sweep(
+            request.spec,
+            runs_dir=None,
+            observer=_Notices(),
+            prefetch=request.prefetch,
+            approve=approve,
+            on_begin=begin,
+        )
+    else:
+        assert request.folder is not None
+        points = resume_sweep(
+            request.folder,
+            observer=_Notices(),
+            failed_only=request.failed_only,
+            change=(
+                (lambda spec: extended(spec, request.axes, request.trials))
+                if request.axes or request.trials
+                else None
+            ),
+            on_begin=begin,
+        )
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in points:
+            pass
+
+
+def _accept(answer: TextIO, folder: Path, *, is_new: bool = True) -> None:
+    answer.write(json.dumps({"folder": str(folder), "is_new": is_new}) + "\n")
+    answer.close()
 
 
 def _wait_until_accepted(handle: RunHandle) -> None:
@@ -159,8 +248,10 @@ def _wait_until_accepted(handle: RunHandle) -> None:
         handle.result()  # raises what kept it from being accepted
 
 
-def _let_go_of_terminal() -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
+def _let_go_of_terminal(log: Path) -> None:
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for standard, source in ((0, nowhere), (1, file), (2, file)):
+        os.dup2(source, standard)
     os.close(nowhere)
+    os.close(file)

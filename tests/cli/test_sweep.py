@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments.runner.sweeps.folder import find_sweep
 from modal_emulator import Emulator
 from tests.support.command import COMMAND, call
 from tests.support.modal_runs import run_command
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +172,59 @@ def test_a_sweep_is_stopped_and_resumed(project: Path, way: str) -> None:
     assert ("stopped: it was stopped by" in output) == (way == "stop")
     (project / "go").touch()
     assert call("sweep", "resume", "last").stdout.splitlines()[-1] == "3 of 3 done"
+
+
+def test_a_detached_sweep_outlives_its_terminal_and_is_stopped_and_resumed_so(
+    project: Path, runs_dir: Path
+) -> None:
+    # a session of its own, as a terminal's, which is then killed
+    command = [*COMMAND, "sweep", "train.py:train", "lr=0.1,0.3,0.2", "--detach", "--json"]
+    with subprocess.Popen(
+        ["sh", "-c", f"{shlex.join(command)}; sleep 60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as terminal:
+        assert terminal.stdout is not None
+        record = json.loads(terminal.stdout.readline())
+        os.killpg(terminal.pid, signal.SIGKILL)
+    wait_for(project / "waiting")
+    folder = find_sweep(runs_dir, record["sweep_id"])
+    assert folder.is_running
+    shown = call("sweep", "show", "last").stdout
+    assert "1 of 3 done, 1 running" in shown
+    taken = call("sweep", "resume", "last", "--detach")
+    assert taken.returncode == 2
+    assert "is being run by another process" in taken.stderr
+
+    assert "stops; go on with" in call("sweep", "stop", "last").stdout
+    wait_until(lambda: not folder.is_running, "the end of the sweep")
+    shown = call("sweep", "show", "last").stdout
+    assert "2 of 3 done, 1 cancelled" in shown
+    assert "stopped: it was stopped by `ml-experiments sweep stop`" in shown
+
+    (project / "go").touch()
+    again = call("sweep", "resume", "last", "--detach")
+    assert again.stdout.splitlines() == [
+        f"sweep {record['sweep_id']} goes on without this terminal",
+        f"  ml-experiments sweep show {record['sweep_id']}",
+        f"  ml-experiments sweep stop {record['sweep_id']}",
+    ]
+    wait_until(lambda: not folder.is_running, "the end of the sweep")
+    shown = call("sweep", "show", "last").stdout
+    assert shown.splitlines()[-1] == "3 of 3 done"
+    assert folder.log_file.read_text() == ""
+
+
+def test_a_detached_sweep_that_is_not_valid_is_refused_at_once(
+    project: Path, runs_dir: Path
+) -> None:
+    done = call("sweep", "train.py:train", "lr=0.1,x", "--detach")
+    assert done.returncode == 2
+    assert "lr: given 'x'" in done.stderr
+    done = call("sweep", "train.py:train", "lr=0.1", "--detach", "--dry-run")
+    assert "can't go with --dry-run" in done.stderr
+    assert not any(runs_dir.iterdir())
 
 
 def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,13 @@ from ml_experiments.runner.sweeps.options import SweepOptions
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast
     from ml_experiments.cli.sweep.report import Format
+    from ml_experiments.runner.detached import SweepRequest
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
     from ml_experiments.runner.sweeps.points import SweepPoint
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_DETACH = click.option("--detach", is_flag=True, help="Return once it has begun; it goes on.")
 _CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV on stdout.")
 
 
@@ -62,6 +65,7 @@ def sweep() -> None:
 @click.option("-m", "--multirun", is_flag=True, hidden=True)  # a habit from Hydra
 @click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
 @click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
+@_DETACH
 @_JSON
 @_CSV
 def start(
@@ -73,6 +77,7 @@ def start(
     keep_going: bool,
     dry_run: bool,
     yes: bool,
+    detach: bool,
     as_json: bool,
     as_csv: bool,
     **_options: Any,
@@ -118,11 +123,17 @@ def start(
         **of_sweep,
     )
     form = _format(as_json, as_csv)
+    if detach and (dry_run or as_csv):
+        raise click.UsageError("--detach starts a sweep; it can't go with --dry-run or --csv")
     _print_space(spec, form)
     if dry_run:
         with opened(spec) as place:
             print_checked(spec, check_points(spec, place), form)
         return 0
+    if detach:
+        from ml_experiments.runner.detached import SweepRequest
+
+        return _detach(SweepRequest(spec, prefetch=prefetch, is_approved=yes), as_json)
     view = _View(form)
 
     def approve(forecast: Forecast) -> None:
@@ -144,9 +155,12 @@ def start(
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.option("--failed", "failed_only", is_flag=True, help="Only the points that have failed.")
+@_DETACH
 @_JSON
 @_CSV
-def resume(sweep_reference: str, failed_only: bool, as_json: bool, as_csv: bool) -> int:
+def resume(
+    sweep_reference: str, failed_only: bool, detach: bool, as_json: bool, as_csv: bool
+) -> int:
     """Run the points of a sweep that have no result yet.
 
     A point that was begun goes on in its run folder, from its checkpoints. A sampler suggests what
@@ -155,6 +169,11 @@ def resume(sweep_reference: str, failed_only: bool, as_json: bool, as_csv: bool)
     from ml_experiments.runner.sweeps.sweep import resume_sweep
 
     folder = _find(sweep_reference)
+    if detach:
+        from ml_experiments.runner.detached import SweepRequest
+
+        request = SweepRequest(folder=folder, failed_only=failed_only)
+        return _detach(request, as_json)
     view = _View(_format(as_json, as_csv))
     points = resume_sweep(
         folder, observer=view.observer, failed_only=failed_only, on_begin=view.begin
@@ -205,6 +224,7 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     spec, points = folder.read_spec(), recorded_points(folder)
     progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
     progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
+    progress.stopped = folder.read_stop()
     form = _format(as_json, as_csv)
     if form == "table":
         _print_space(spec, form)
@@ -264,6 +284,21 @@ class _View:
         folder, spec, progress = self._begun
         print_report(folder, spec, progress, self._form)
         return 130 if self._was_interrupted else exit_code(spec, progress)
+
+
+def _detach(request: SweepRequest, as_json: bool) -> int:
+    """Start a sweep that goes on without this process; print how to come back to it."""
+    from ml_experiments.runner.detached import start_detached_sweep
+
+    folder = start_detached_sweep(request)
+    sweep_id = folder.path.name
+    if as_json:
+        click.echo(json.dumps({"sweep_id": sweep_id, "folder": str(folder.path)}))
+        return 0
+    click.echo(f"sweep {sweep_id} goes on without this terminal")
+    for command in ("show", "stop"):
+        click.echo(f"  ml-experiments sweep {command} {sweep_id}")
+    return 0
 
 
 def _format(as_json: bool, as_csv: bool) -> Format:

@@ -176,6 +176,8 @@ class Controller:
                     self._cancel(at_once=True)
             self._decided(None)
             self._progress.ended += self._source.held()
+            if self._progress.stopped is not None:
+                self._folder.note_stop(self._progress.stopped)
 
     def _decided(self, ended: SweepPoint | None) -> Sequence[SweepPoint]:
         """Return the points whose outcome is final now."""

@@ -4,6 +4,8 @@ runs/sweeps/<sweep_id>/
   sweep.json    the request, without secrets
   study.log     Optuna's journal, where a sampler suggests the points
   reused.jsonl  the points for which earlier runs were taken, once there is one
+  stopped.txt   why no more points were started, if so
+  log.txt       what the process of a detached sweep has printed
   .lock         locked while a process runs the sweep
 
 Which points have run, and what came of them, is in their run folders, which are tagged with the
@@ -201,6 +203,7 @@ class SweepFolder:
             self.path / ".lock", f"sweep {self.path.name} is being run by another process"
         ):
             self.stop_file.unlink(missing_ok=True)
+            self._stopped_file.unlink(missing_ok=True)
             yield
 
     @property
@@ -245,6 +248,27 @@ class SweepFolder:
                 trial = int(key) if key.isdecimal() else 0
                 if run.result_file.exists():  # else it was removed since
                     yield key, RecordedRun(run, trial, tuple(shlex.split(entry["point"])), True)
+
+    @property
+    def log_file(self) -> Path:
+        """What the process of a detached sweep has printed."""
+        return self.path / "log.txt"
+
+    @property
+    def _stopped_file(self) -> Path:
+        return self.path / "stopped.txt"
+
+    def note_stop(self, why: str) -> None:
+        """Keep why no more points were started."""
+        with contextlib.suppress(OSError):  # a full disk: the runs are there all the same
+            self._stopped_file.write_text(why + "\n", encoding="utf-8")
+
+    def read_stop(self) -> str | None:
+        """Return why no more points were started; None if that is not so."""
+        try:
+            return self._stopped_file.read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
 
     def recorded_runs(self) -> dict[str, RecordedRun]:
         """Return the runs of the sweep by `NextPoint.run_key`; of several, the newest."""
