@@ -14,38 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 
+from hydra_environment import APP, python_with_hydra
+
 BIN = Path(sys.executable).parent
-HYDRA_APP = """
-from dataclasses import dataclass
-import hydra
-from hydra.core.config_store import ConfigStore
-
-@dataclass
-class Config:
-    x: int = 1
-
-ConfigStore.instance().store(name="config", node=Config)
-
-@hydra.main(version_base=None, config_name="config")
-def main(config):
-    pass
-
-main()
-"""
 EXPERIMENT = "def trivial(x: int = 1):\n    return x + 1\n"
 
 
 def pairs_in(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Return what is compared with what; commands run in the folder."""
-    (folder / "app.py").write_text(HYDRA_APP)
+    (folder / "app.py").write_text(APP)
     (folder / "experiment.py").write_text(EXPERIMENT)
-    venv.create(folder / "hydra", with_pip=True)
-    python = str(folder / "hydra" / "bin" / "python")
-    install = [python, "-m", "pip", "install", "-q", "hydra-core"]
-    subprocess.run(install, check=True, capture_output=True)
+    python = python_with_hydra()
     ours = str(BIN / "ml-experiments")
     return {
         "--help": ([ours, "--help"], [str(BIN / "modal"), "--help"]),
