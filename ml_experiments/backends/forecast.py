@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+_MIN_SHOWN_USD = 0.0001
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -85,4 +87,6 @@ class Forecast:
 
 def dollars(usd: float) -> str:
     """Return an amount as `$1.23`; below a cent with four digits after the point."""
+    if 0 < usd < _MIN_SHOWN_USD:
+        return f"<${_MIN_SHOWN_USD}"
     return f"${usd:,.2f}" if usd >= 0.00995 or usd == 0 else f"${usd:.4f}"

@@ -48,7 +48,8 @@ def test_as_json_it_names_date_and_source_of_the_prices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("usd", "shown"), [(0, "$0.00"), (0.00012, "$0.0001"), (0.1, "$0.10"), (1234.5, "$1,234.50")]
+    ("usd", "shown"),
+    [(0, "$0.00"), (1e-5, "<$0.0001"), (0.00012, "$0.0001"), (0.1, "$0.10"), (1234.5, "$1,234.50")],
 )
 def test_small_amounts_have_more_digits(usd: float, shown: str) -> None:
     assert dollars(usd) == shown

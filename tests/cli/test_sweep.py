@@ -240,17 +240,16 @@ def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: 
 
 
 def test_a_cap_holds_for_all_points_of_a_sweep_together(
-    modal_emulator: Emulator, tmp_path: Path
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
     (tmp_path / "mine.py").write_text("def train(lr: float):\n    return {'loss': lr * 2}\n")
     arguments = ("sweep", "mine.train", "lr=0.1,0.2,0.3,0.4", "--gpu", "t4", "--parallel", "2")
+    before = sorted(runs_dir.iterdir())
     done = run_command(modal_emulator, tmp_path, *arguments, "--max-cost", "0.05", "--json")
-    assert done.returncode == 1
-    record = json.loads(done.stdout)
-    assert record["points"] == []
-    assert "--max-cost" in record["stopped"]
-    # of four points, each four hours at most: the cap is less
-    assert (record["forecast"]["runs"], record["forecast"]["all_attempts_usd"]) == (4, 0.05)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the cap of $0.05 is too low, for a run on t4 takes at least $0.08" in done.stderr
+    assert "Raise --max-cost" in done.stderr
+    assert sorted(runs_dir.iterdir()) == before
     asked = run_command(modal_emulator, tmp_path, *arguments, "--retries", "1", "--dry-run")
     assert "for 4 runs (from the timeout), at most $" in asked.stdout
     assert " in 2 attempts each\n4 checked; nothing was started" in asked.stdout
@@ -270,7 +269,10 @@ def test_a_cap_holds_for_all_points_of_a_sweep_together(
         "--yes",
     )
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["points"]) == 4
+    record = json.loads(done.stdout)
+    assert len(record["points"]) == 4
+    # four points of an hour could cost more: the cap is less
+    assert (record["forecast"]["runs"], record["forecast"]["all_attempts_usd"]) == (4, 0.5)
     # each of the two that run at a time may cost half of it; an hour alone costs more
     timeouts = {each.timeout_s for each in modal_emulator.functions("run_remote")[-1:]}
     assert max(timeouts) < 3600

@@ -115,7 +115,7 @@ def _state(progress: Progress) -> str:
             worth = f" ({dollars(usd)})" if usd else ""
             parts.append(f"{_duration(progress.setup_saved_s)} of set-up saved{worth}")
     if progress.cost_usd:
-        parts.append(f"${progress.cost_usd:.2f}")
+        parts.append(dollars(progress.cost_usd))
     if progress.running and progress.left_s is not None:
         parts.append(f"{_duration(progress.left_s)} left")
     return ", ".join(parts)

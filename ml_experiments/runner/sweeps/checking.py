@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ml_experiments.backends.base import Backend
 from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
+from ml_experiments.runner.budget.reserving import reserve
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.sweeps.controller import base_config, config_of, options_of
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.search_space.axes import Axis, Interval
 from ml_experiments.runner.sweeps.search_space.space import Space, point_key
 from ml_experiments.runner.sweeps.sources import NextPoint
-from ml_experiments.runs.spec import RunSpec
+from ml_experiments.runs.spec import PreparedRun
 
 _MAX_PROBLEMS = 20
 
@@ -25,14 +27,14 @@ class Checked:
     """What is known of points that were checked.
 
     Attributes:
-        first: The run spec of the first point.
+        first: The first point, as it would be submitted.
         forecast: What all points of the sweep are going to cost; None where that is nothing.
         setup_keys: The set-up key of each point, in their order.
         secrets: The secrets in their configs.
         models: The models on the Hub that their configs name.
     """
 
-    first: RunSpec
+    first: PreparedRun
     forecast: Forecast | None
     setup_keys: list[str | None]
     secrets: tuple[str, ...]
@@ -45,7 +47,15 @@ class Checked:
             CacheError: If one can't be downloaded.
         """
         for model in self.models:
-            backend.prefetch(model, observer, self.first)
+            backend.prefetch(model, observer, self.first.spec)
+
+    def check_room(self, spec: SweepSpec, backend: Backend, runs_dir: Path) -> None:
+        """Make sure that the caps have room for the start of a point.
+
+        Raises:
+            BudgetError: If not, or it can't be known.
+        """
+        reserve([self.first], backend, runs_dir, budget=spec.budget, is_kept=False)
 
 
 def check_points(
@@ -73,7 +83,7 @@ def check_points(
 
 def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]]) -> Checked:
     base = base_config(spec)
-    first: RunSpec | None = None
+    first: PreparedRun | None = None
     forecast: Forecast | None = None
     keys: list[str | None] = []
     known_keys: dict[str | None, str | None] = {}  # one string for all points that share it
@@ -86,13 +96,13 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
             if first is None:
                 options = options_of(spec, NextPoint(number, overrides))
                 prepared = prepare_run(spec.experiment, config, backend=backend, **options)
-                first, template = prepared.spec, prepared.template
+                first, template = prepared, prepared.template
                 forecast = prepared.forecast
                 key, found = prepared.setup_key, prepared.hub_models
                 secrets |= dict.fromkeys(prepared.secrets)
             else:
                 description, template = backend.describe(
-                    first.experiment, first.import_paths, config, spec.seed
+                    first.spec.experiment, first.spec.import_paths, config, spec.seed
                 )
                 key, found = description.setup_key, description.hub_models
                 secrets |= dict.fromkeys(description.secrets)

@@ -17,7 +17,6 @@ from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import BudgetError, ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runner.budget.reserving import Budget
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import submit_with_code, take_earlier
@@ -149,8 +148,7 @@ class Controller:
         self._held: NextPoint | None = None  # waits for money
         self._pools = Pools(spec.parallel)
         self._pool_of: dict[int, Pool] = {}
-        cap = spec.max_cost
-        self._budget = None if cap is None else Budget(spec.scope, cap, cap / spec.parallel)
+        self._budget = spec.budget
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.

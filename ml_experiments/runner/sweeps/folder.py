@@ -28,6 +28,7 @@ from typing import Any
 
 from ml_experiments.errors import Error, RunFolderError, RunNotFoundError, suggest
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import Budget
 from ml_experiments.runner.sweeps.search_space.space import Space
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
@@ -98,9 +99,10 @@ class SweepSpec:
         return Space.from_dict(self.axes)
 
     @property
-    def scope(self) -> str:
-        """What its points share in the ledger."""
-        return f"sweep:{self.sweep_id}"
+    def budget(self) -> Budget | None:
+        """What its points share; each of those that run at a time may have an equal part of it."""
+        cap = self.max_cost
+        return None if cap is None else Budget(f"sweep:{self.sweep_id}", cap, cap / self.parallel)
 
     @property
     def is_halved_by_money(self) -> bool:

@@ -48,15 +48,16 @@ def in_rounds(
         earlier: Points that have ended before, to compare with.
     """
     least_usd = None if forecast is None else forecast.least_usd
-    cap, metric = spec.max_cost, spec.pruner_metric
-    if not spec.is_halved_by_money or not count or cap is None or metric is None:
+    budget, metric = spec.budget, spec.pruner_metric
+    if not spec.is_halved_by_money or not count or budget is None or metric is None:
         return points
+    cap, scope = budget.max_usd or 0.0, budget.scope
     return MoneyRounds(
         points,
         count,
         metric=metric,
         direction=spec.direction,
-        left_usd=lambda: max(0.0, cap - open_ledger().spent_usd(spec.scope)),
+        left_usd=lambda: max(0.0, cap - open_ledger().spent_usd(scope)),
         least_usd=least_usd or 0.0,
         earlier=earlier,
     )

@@ -117,6 +117,7 @@ def start_sweep(
         checked = check_points(spec, backend)
         if checked.forecast is not None:
             approve(checked.forecast)
+            checked.check_room(spec, backend, place)
         if prefetch:
             checked.prefetch(backend, observer)
         folder = SweepFolder.create(place, spec, Redactor((*secret_values(), *checked.secrets)))

@@ -203,4 +203,4 @@ def test_the_better_points_go_on_from_their_checkpoints_within_the_cap(
     assert [str(p.result.status) for p in recorded_points(folder)] == [
         *("cancelled", "success", "cancelled", "success")
     ]
-    assert open_ledger().spent_usd(folder.read_spec().scope) <= max_cost
+    assert open_ledger().spent_usd(f"sweep:{folder.path.name}") <= max_cost
