@@ -244,7 +244,7 @@ def _run_detached(
             "--detach starts a run; it can't go with --dry-run, --explain-reuse or --debug"
         )
     from ml_experiments.config.loading import load_config
-    from ml_experiments.runner.detached import start_detached
+    from ml_experiments.runner.detached.supervisor import start_detached
 
     options = given_options(RunOptions)
     backend_name, for_backend = backend_of(backend, options)

@@ -23,11 +23,17 @@ _ASKED_EVERY_S = 5.0
 @click.option("--dry-run", is_flag=True, help="Print what would come here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sync(dry_run: bool, as_json: bool) -> None:
-    """Bring runs here that are on Modal: those of other machines, and those that have ended."""
+    """Bring runs here that are on Modal: those of other machines, and those that have ended.
+
+    Sweeps that are controlled on Modal come with their runs.
+    """
     from ml_experiments.backends.modal.remote_runs import bring_here, runs_there, statuses_there
+    from ml_experiments.runner.detached.on_modal import bring_sweeps_here
     from ml_experiments.settings import runs_dir
 
     place = runs_dir().expanduser().resolve()
+    # first, for their controllers know more of their runs: what they cost
+    sweeps = [] if dry_run else [folder.path.name for folder in bring_sweeps_here(place)]
     there, ended = runs_there(), statuses_there()
     wanted = sorted(
         run_id
@@ -39,7 +45,8 @@ def sync(dry_run: bool, as_json: bool) -> None:
         if not as_json:
             click.echo(f"{run_id}  {ended.get(run_id, 'running')}")
     if as_json:
-        click.echo(json.dumps({"runs": wanted, "brought": not dry_run}))
+        record = {"runs": wanted, "sweeps": sweeps, "brought": not dry_run}
+        click.echo(json.dumps(record))
     elif dry_run:
         for run_id in wanted:
             click.echo(run_id)

@@ -19,7 +19,7 @@ from ml_experiments.runner.sweeps.options import SweepOptions
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast
     from ml_experiments.cli.sweep.report import Format
-    from ml_experiments.runner.detached import SweepRequest
+    from ml_experiments.runner.detached.supervisor import SweepRequest
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
     from ml_experiments.runner.sweeps.points import SweepPoint
@@ -130,15 +130,24 @@ def start(
         with opened(spec) as place:
             print_checked(spec, check_points(spec, place), form)
         return 0
-    if detach:
-        from ml_experiments.runner.detached import SweepRequest
-
-        return _detach(SweepRequest(spec, prefetch=prefetch, is_approved=yes), as_json)
-    view = _View(form)
 
     def approve(forecast: Forecast) -> None:
         click.echo(str(forecast), err=form != "table")
         confirm_cost(None if yes else above_limit(forecast, "the sweep"))
+
+    if detach and backend == "modal":
+        from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
+        from ml_experiments.settings import runs_dir
+
+        if can_be_on_modal(spec):
+            begun = start_sweep_on_modal(spec, runs_dir(), prefetch=prefetch, approve=approve)
+            return _print_detached(begun, "in a container on Modal", as_json)
+        click.echo("a cap is kept on this machine, so the sweep is controlled here", err=True)
+    if detach:
+        from ml_experiments.runner.detached.supervisor import SweepRequest
+
+        return _detach(SweepRequest(spec, prefetch=prefetch, is_approved=yes), as_json)
+    view = _View(form)
 
     points = start_sweep(
         spec,
@@ -168,9 +177,9 @@ def resume(
     """
     from ml_experiments.runner.sweeps.sweep import resume_sweep
 
-    folder = _find(sweep_reference)
+    folder = _find_to_resume(sweep_reference)
     if detach:
-        from ml_experiments.runner.detached import SweepRequest
+        from ml_experiments.runner.detached.supervisor import SweepRequest
 
         request = SweepRequest(folder=folder, failed_only=failed_only)
         return _detach(request, as_json)
@@ -197,7 +206,7 @@ def extend(
     """
     from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
 
-    folder = _find(sweep_reference)
+    folder = _find_to_resume(sweep_reference)
     view = _View(_format(as_json, as_csv))
     points = resume_sweep(
         folder,
@@ -220,7 +229,7 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.recorded import recorded_points
 
-    folder = _find(sweep_reference)
+    folder = _brought_here(_find(sweep_reference))
     spec, points = folder.read_spec(), recorded_points(folder)
     progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
     progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
@@ -237,6 +246,12 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
 def stop(sweep_reference: str) -> int:
     """Let a running sweep start no more points, and cancel those that run."""
     folder = _find(sweep_reference)
+    if _goes_on_on_modal(folder):
+        from ml_experiments.runner.detached.on_modal import stop_on_modal
+
+        stop_on_modal(folder)
+        click.echo(f"sweep {folder.path.name} stops; go on with: ml-experiments sweep resume")
+        return 0
     if not folder.is_running:
         click.echo(f"sweep {folder.path.name} is not running")
         return 0
@@ -288,14 +303,17 @@ class _View:
 
 def _detach(request: SweepRequest, as_json: bool) -> int:
     """Start a sweep that goes on without this process; print how to come back to it."""
-    from ml_experiments.runner.detached import start_detached_sweep
+    from ml_experiments.runner.detached.supervisor import start_detached_sweep
 
-    folder = start_detached_sweep(request)
+    return _print_detached(start_detached_sweep(request), "without this terminal", as_json)
+
+
+def _print_detached(folder: SweepFolder, where: str, as_json: bool) -> int:
     sweep_id = folder.path.name
     if as_json:
         click.echo(json.dumps({"sweep_id": sweep_id, "folder": str(folder.path)}))
         return 0
-    click.echo(f"sweep {sweep_id} goes on without this terminal")
+    click.echo(f"sweep {sweep_id} goes on {where}")
     for command in ("show", "stop"):
         click.echo(f"  ml-experiments sweep {command} {sweep_id}")
     return 0
@@ -319,6 +337,39 @@ def _print_space(spec: SweepSpec, form: Format) -> None:
         line = f"{axis.name:<{width}}  {printable(axis.describe())}{values}"
         click.echo(line, err=form != "table")
     click.echo(describe_choice(spec), err=form != "table")
+
+
+def _goes_on_on_modal(folder: SweepFolder) -> bool:
+    if not folder.remote_file.exists():
+        return False
+    from ml_experiments.runner.detached.on_modal import call_of
+
+    call = call_of(folder)
+    return call is not None and call.goes_on()
+
+
+def _brought_here(folder: SweepFolder) -> SweepFolder:
+    """Return a sweep with what its controller on Modal has left so far, if it has one."""
+    if folder.remote_file.exists():
+        from ml_experiments.runner.detached.on_modal import bring_if_reachable
+
+        why = bring_if_reachable(folder)
+        if why is not None:
+            click.echo(f"what is known here is shown: {why}", err=True)
+    return folder
+
+
+def _find_to_resume(reference: str) -> SweepFolder:
+    from ml_experiments.errors import Error
+
+    folder = _find(reference)
+    if _goes_on_on_modal(folder):
+        sweep_id = folder.path.name
+        raise Error(
+            f"sweep {sweep_id} goes on in a container on Modal; stop it first: ml-experiments "
+            f"sweep stop {sweep_id}"
+        )
+    return _brought_here(folder)
 
 
 def _find(reference: str) -> SweepFolder:

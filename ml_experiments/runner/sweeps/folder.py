@@ -6,6 +6,7 @@ runs/sweeps/<sweep_id>/
   reused.jsonl  the points for which earlier runs were taken, once there is one
   stopped.txt   why no more points were started, if so
   log.txt       what the process of a detached sweep has printed
+  remote.json   the call on Modal that controls a detached sweep
   .lock         locked while a process runs the sweep
 
 Which points have run, and what came of them, is in their run folders, which are tagged with the
@@ -255,6 +256,11 @@ class SweepFolder:
     def log_file(self) -> Path:
         """What the process of a detached sweep has printed."""
         return self.path / "log.txt"
+
+    @property
+    def remote_file(self) -> Path:
+        """Which call on Modal controls the sweep, if one does."""
+        return self.path / "remote.json"
 
     @property
     def _stopped_file(self) -> Path:

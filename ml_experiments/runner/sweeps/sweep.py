@@ -142,6 +142,7 @@ def resume_sweep(
     observer: Observer,
     failed_only: bool = False,
     change: Callable[[SweepSpec], SweepSpec] | None = None,
+    spec: SweepSpec | None = None,
     on_begin: OnBegin = lambda _folder, _spec, _progress: None,
 ) -> Iterator[SweepPoint]:
     """Run the points of a sweep that have no result yet, and yield them as they end.
@@ -151,6 +152,7 @@ def resume_sweep(
         observer: Receives the events of the runs.
         failed_only: Whether to run only those that have failed.
         change: Extends the sweep first; recorded once its points were checked.
+        spec: The sweep as it was asked for, where its record may lack secrets.
         on_begin: Is called when all is checked, before the first point starts.
 
     Raises:
@@ -158,7 +160,7 @@ def resume_sweep(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
-        spec = folder.read_spec()
+        spec = spec or folder.read_spec()
         if Redactor.MARK in str((spec.fixed, spec.axes, spec.options, spec.backend_options)):
             raise Error(
                 f"the config or the options of sweep {spec.sweep_id} held a secret, which was "

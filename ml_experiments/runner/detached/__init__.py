@@ -1,0 +1,1 @@
+"""Runs and sweeps that go on without the process that started them."""

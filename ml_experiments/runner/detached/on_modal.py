@@ -1,0 +1,179 @@
+"""Sweeps whose controller is on Modal: started, found again and stopped from this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ml_experiments.backends.forecast import Forecast
+from ml_experiments.backends.modal.detached.containers import (
+    SOURCE_PLACE,
+    RemoteCall,
+    start_on_modal,
+)
+from ml_experiments.backends.modal.detached.volume_folder import (
+    fetch_files,
+    list_folders,
+    put_empty_file,
+)
+from ml_experiments.backends.modal.plan import remote_path
+from ml_experiments.backends.modal.preflight.staging import stage_source
+from ml_experiments.errors import BackendError, RunFolderError
+from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.environment import secret_values
+from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.detached.controller import STOP_FILE, SWEEPS_FOLDER, control_sweep
+from ml_experiments.runner.sweeps.checking import check_points
+from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec, reserved_name
+from ml_experiments.runner.sweeps.sweep import opened
+from ml_experiments.runs.index.journal import recorded
+from ml_experiments.serialization.files import write_json_atomically
+from ml_experiments.serialization.scratch import ScratchFolder
+from ml_experiments.settings import max_cost_per_day
+
+_SAMPLERS_NEED = ("optuna>=5,<6", "cmaes>=0.12", "scipy>=1.11")
+
+
+def can_be_on_modal(spec: SweepSpec) -> bool:
+    """Return whether the controller of a sweep can be on Modal: caps are kept on this machine."""
+    return spec.backend == "modal" and spec.max_cost is None and max_cost_per_day() is None
+
+
+def start_sweep_on_modal(
+    spec: SweepSpec,
+    runs_dir: Path,
+    *,
+    prefetch: bool = False,
+    approve: Callable[[Forecast], object] = lambda _forecast: None,
+) -> SweepFolder:
+    """Check all points here, and start a controller on Modal; return the sweep's folder here.
+
+    Raises:
+        Error: If a point is not valid; nothing was started.
+        BackendError: If Modal refuses or can't be reached.
+    """
+    place = runs_dir.expanduser().resolve()
+    with reserved_name(place, spec.name), opened(spec) as backend, ScratchFolder() as scratch:
+        checked = check_points(spec, backend)
+        if checked.forecast is not None:
+            approve(checked.forecast)
+        if prefetch:
+            checked.prefetch(backend, Observer())
+        plan = checked.first.plan
+        source = stage_source(plan.imports, Path(scratch) / "source")
+        secrets = (*secret_values(), *checked.secrets)
+        folder = SweepFolder.create(place, spec, Redactor(secrets))
+        there = dataclasses.replace(
+            spec,
+            experiment=remote_path(checked.first.spec.experiment),
+            working_dir=SOURCE_PLACE,
+        )
+        needs_optuna = spec.sampler != "grid" or spec.pruner is not None
+        try:
+            call = start_on_modal(
+                control_sweep,
+                _request(there, secrets),
+                name=f"ml-experiments-sweep-{spec.sweep_id}",
+                tags={"sweep": spec.sweep_id},
+                source=source.folder,
+                pip=(*plan.pip, *(_SAMPLERS_NEED if needs_optuna else ())),
+            )
+        except BaseException:
+            shutil.rmtree(folder.path)
+            raise
+        write_json_atomically(folder.remote_file, dataclasses.asdict(call))
+        return folder
+
+
+def _request(spec: SweepSpec, secrets: Iterable[str]) -> dict[str, Any]:
+    """Return what a controller gets: of the secrets, only those that the sweep contains."""
+    record = dataclasses.asdict(spec)
+    written = json.dumps(record, ensure_ascii=False, default=str)
+    return {"spec": record, "secrets": [value for value in secrets if value and value in written]}
+
+
+def call_of(folder: SweepFolder) -> RemoteCall | None:
+    """Return the call that controls a sweep; None for one that is controlled here.
+
+    Raises:
+        RunFolderError: If the record of it is damaged.
+    """
+    try:
+        return RemoteCall(**json.loads(folder.remote_file.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as e:
+        raise RunFolderError(f"{folder.remote_file} is damaged: {e}") from e
+
+
+def stop_on_modal(folder: SweepFolder) -> None:
+    """Ask the controller on Modal to stop its sweep.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    put_empty_file(f"{SWEEPS_FOLDER}/{folder.path.name}/{STOP_FILE}")
+
+
+def bring_sweep_here(sweep_id: str, runs_dir: Path) -> SweepFolder:
+    """Copy what a controller on Modal has left so far: the sweep's folder, and its runs.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+        RunFolderError: If there is no such sweep, here or there.
+    """
+    folder = SweepFolder(runs_dir / "sweeps" / sweep_id)
+    new: set[str] = set()
+
+    def target(name: PurePosixPath) -> Path | None:
+        first = name.parts[0]
+        if first.startswith("."):
+            return None
+        if first == "sweeps":
+            is_known = name.name == "sweep.json" and (folder.path / "sweep.json").exists()
+            return None if is_known else runs_dir.joinpath(*name.parts)
+        if (runs_dir / first / "result.json").exists():
+            return None
+        if not (runs_dir / first).exists():
+            new.add(first)
+            return runs_dir.joinpath(f".{first}.sync", *name.parts[1:])
+        return runs_dir.joinpath(*name.parts)
+
+    fetch_files(f"{SWEEPS_FOLDER}/{sweep_id}", target)
+    for run_id in sorted(new):
+        draft = runs_dir / f".{run_id}.sync"
+        if (draft / "spec.json").exists() and (draft / "manifest.json").exists():
+            with recorded(runs_dir, run_id, is_listed=True):
+                draft.rename(runs_dir / run_id)
+        else:
+            shutil.rmtree(draft, ignore_errors=True)
+    if not (folder.path / "sweep.json").exists():
+        raise RunFolderError(f"there is no sweep {sweep_id} in {runs_dir}, nor on Modal")
+    return folder
+
+
+def bring_sweeps_here(runs_dir: Path) -> Iterator[SweepFolder]:
+    """Copy what all controllers on Modal have left.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    for sweep_id in list_folders(SWEEPS_FOLDER):
+        try:
+            yield bring_sweep_here(sweep_id, runs_dir)
+        except RunFolderError:  # it has only just begun
+            continue
+
+
+def bring_if_reachable(folder: SweepFolder) -> str | None:
+    """Bring a sweep here whose controller is on Modal; return why not, if it can't be reached."""
+    try:
+        if call_of(folder) is not None:
+            bring_sweep_here(folder.path.name, folder.runs_dir)
+    except BackendError as e:
+        return str(e)
+    return None
