@@ -177,7 +177,7 @@ def test_the_better_points_go_on_from_their_checkpoints_within_the_cap(
         monkeypatch.setattr(module, "IDLE_S", 2)
     (tmp_path / "train.py").write_text(TRAIN)
     [choice] = parse_gpu("t4").choices
-    max_cost = 3 * 4 * (10 + 8 + 2) * container_usd_per_s(choice, 16, 32)
+    max_cost = 3 * 4 * (10 + 6 + 2) * container_usd_per_s(choice, 16, 32)
     points = list(
         sweep(
             f"{tmp_path}/train.py:train",

@@ -34,8 +34,8 @@ def study_of(**given: Any) -> Study:
 def test_a_gaussian_process_learns_and_suggests_the_same_again() -> None:
     found = []
     for _ in range(2):
-        study, suggested = study_of(sampler="gp", trials=12, seed=3), []
-        for _ in range(12):
+        study, suggested = study_of(sampler="gp", trials=11, seed=3), []
+        for _ in range(11):
             trial = study.ask()
             lr = float(trial.overrides[0].partition("=")[2])
             suggested.append(lr)
