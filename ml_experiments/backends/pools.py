@@ -27,17 +27,19 @@ class Pools:
 
     Args:
         workers: How many points run at a time.
+        one_each: Whether points without a set-up key get a container of a number, too: where
+            their containers differ, such as in their timeouts, the old one has to end.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, workers: int, *, one_each: bool = False) -> None:
+        self._workers, self._one_each = workers, one_each
         self._unused = list(range(workers))
-        self._idle: dict[int, str] = {}  # the set-up key of each container without a point
-        self._keys: dict[int, str] = {}
+        self._idle: dict[int, str | None] = {}  # the set-up key of each container without a point
+        self._keys: dict[int, str | None] = {}
 
     def take(self, setup_key: str | None) -> Pool:
         """Return the pool for a point."""
-        if setup_key is None:
+        if setup_key is None and not self._one_each:
             return Pool(None, self._workers)
         number = next((n for n, key in self._idle.items() if key == setup_key), None)
         if number is None:

@@ -41,3 +41,11 @@ def test_idle_containers_end_once_and_may_start_again() -> None:
     assert pools.take("a") == second
     pools.free(first)
     assert pools.end_idle() == [first]
+
+
+def test_points_whose_containers_differ_get_one_each() -> None:
+    pools = Pools(2, one_each=True)
+    first, second = pools.take(None), pools.take(None)
+    assert (first.number, second.number) == (0, 1)
+    pools.free(second)
+    assert pools.take(None) == second

@@ -146,7 +146,8 @@ class Controller:
         self._events: queue.SimpleQueue[int | _Report] = queue.SimpleQueue()
         self._pruned: dict[int, str] = {}  # why
         self._held: NextPoint | None = None  # waits for money
-        self._pools = Pools(spec.parallel)
+        # the part of a cap that a point gets decides the timeout of its container
+        self._pools = Pools(spec.parallel, one_each=spec.max_cost is not None)
         self._pool_of: dict[int, Pool] = {}
         self._budget = spec.budget
 

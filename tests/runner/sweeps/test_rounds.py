@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_the_better_points_go_on_from_their_checkpoints_within_the_cap(
     (tmp_path / "train.py").write_text(TRAIN)
     [choice] = parse_gpu("t4").choices
     max_cost = 3 * 4 * (10 + 6 + 2) * container_usd_per_s(choice, 16, 32)
+    began_at = time.time()
     points = list(
         sweep(
             f"{tmp_path}/train.py:train",
@@ -199,6 +201,13 @@ def test_the_better_points_go_on_from_their_checkpoints_within_the_cap(
         assert point.result.results["first"] > 0
         assert [a.kind for a in point.result.attempts] == [ErrorKind.TIMEOUT, None]
     assert all(point.is_pruned for point in points if point.values["lr"] not in best)
+    # the containers of a round have ended before those of the next one start
+    lives = [
+        (each.started_at, each.ended_at or time.time())
+        for each in modal_emulator.containers()
+        if each.created_at >= began_at
+    ]
+    assert all(sum(first <= start < last for first, last in lives) <= 4 for start, _ in lives)
     folder = find_sweep(runs_dir, "last")
     assert [str(p.result.status) for p in recorded_points(folder)] == [
         *("cancelled", "success", "cancelled", "success")
