@@ -142,7 +142,8 @@ def start(
         if can_be_on_modal(spec):
             begun = start_sweep_on_modal(spec, runs_dir(), prefetch=prefetch, approve=approve)
             return _print_detached(begun, "in a container on Modal", as_json)
-        click.echo("a cap is kept on this machine, so the sweep is controlled here", err=True)
+        why = "caps are kept, and runs are used again,"
+        click.echo(f"the sweep is controlled on this machine, where {why}", err=True)
     if detach:
         from ml_experiments.runner.detached.supervisor import SweepRequest
 

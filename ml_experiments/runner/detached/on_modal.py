@@ -39,8 +39,12 @@ _SAMPLERS_NEED = ("optuna>=5,<6", "cmaes>=0.12", "scipy>=1.11")
 
 
 def can_be_on_modal(spec: SweepSpec) -> bool:
-    """Return whether the controller of a sweep can be on Modal: caps are kept on this machine."""
-    return spec.backend == "modal" and spec.max_cost is None and max_cost_per_day() is None
+    """Return whether the controller of a sweep can be on Modal.
+
+    Caps are kept on this machine, and the runs that could be used again are here.
+    """
+    is_capped = spec.max_cost is not None or max_cost_per_day() is not None
+    return spec.backend == "modal" and not is_capped and not spec.options.get("reuse")
 
 
 def start_sweep_on_modal(

@@ -96,8 +96,8 @@ def test_a_controller_gets_the_secrets_in_the_sweep_and_no_others() -> None:
 
 @pytest.mark.parametrize(
     ("options", "there"),
-    [({}, True), ({"max_cost": 1.0}, False)],
-    ids=["no cap", "cap"],
+    [({}, True), ({"max_cost": 1.0}, False), ({"reuse": True}, False)],
+    ids=["no cap", "cap", "reuse"],
 )
 def test_caps_are_kept_where_the_ledger_is(options: dict[str, float], there: bool) -> None:
     spec = plan_sweep(f"{__file__}:goes_on", read_space(["lr=1"]), backend="modal", **options)  # type: ignore[arg-type]
