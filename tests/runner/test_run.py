@@ -114,7 +114,7 @@ def test_options_of_a_backend_go_with_its_name(runs_dir: Path) -> None:
 
 
 def test_an_unknown_backend_is_named_with_those_that_exist() -> None:
-    with pytest.raises(Error, match=r"did you mean 'local'.*known: local, debug, modal"):
+    with pytest.raises(Error, match=r"did you mean 'local'.*known: local, debug, slurm, modal"):
         run_experiment(Plain, backend="lokal")
 
 
