@@ -19,7 +19,8 @@ import hashlib
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,24 @@ def update_environment(previous: Mapping[str, str], current: Mapping[str, str]) 
     for name in previous.keys() - current.keys():
         os.environ.pop(name, None)
     os.environ.update({k: v for k, v in current.items() if previous.get(k) != v})
+
+
+@contextmanager
+def noted_variables(note: Callable[[str], object]) -> Iterator[None]:
+    """Call a function with the name of each variable that is looked up in the block."""
+    plain = type(os.environ)
+
+    class Noted(plain):  # type: ignore[misc,valid-type]
+        def __getitem__(self, key: str) -> str:
+            note(key)
+            value: str = super().__getitem__(key)
+            return value
+
+    os.environ.__class__ = Noted
+    try:
+        yield
+    finally:
+        os.environ.__class__ = plain
 
 
 def _project_table() -> tuple[Path, dict[str, object]] | None:

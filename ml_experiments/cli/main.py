@@ -6,6 +6,7 @@ usage or config (nothing was started), 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -75,18 +76,39 @@ def cli() -> None:
     """Run any ML experiment class on Modal GPUs, or on this machine, with one call."""
 
 
+_LOST = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 class _OutputFile(io.FileIO):
-    """Standard output or error, which loses what is written once its reader has gone."""
+    """Standard output or error, which loses what is written once that can't be written.
+
+    Attributes:
+        failure: Why it could not be, unless its reader has gone.
+    """
+
+    failure = ""
 
     def write(self, data: Buffer) -> int:
         """Write, or end the output: the command goes on, as its exit code does not depend on it."""
         try:
             return super().write(data)
-        except BrokenPipeError:  # the reader, such as head, has seen enough
+        except OSError as e:
+            if e.errno not in _LOST:
+                raise
+            if e.errno != errno.EPIPE:  # else the reader, such as head, has seen enough
+                _OutputFile.failure = e.strerror or str(e)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return memoryview(data).nbytes
+
+
+def _open_closed() -> None:
+    """Open the standard streams that this process was started without, which Python leaves None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123,SIM115 - light to import
+            setattr(sys, name, opened)
 
 
 def _outlive_reader(stream: TextIO) -> TextIO:
@@ -112,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ml_experiments.errors import Error, RunNotCollectedError
     from ml_experiments.runner.printable import printable_lines
 
+    _open_closed()
     sys.stdout, sys.stderr = _outlive_reader(sys.stdout), _outlive_reader(sys.stderr)
     try:
         code: Any = cli.main(arguments, prog_name="ml-experiments", standalone_mode=False)
@@ -128,4 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = 1 if isinstance(e, RunNotCollectedError) else 2
     except (KeyboardInterrupt, click.Abort):
         code = 130
+    sys.stdout.flush()
+    if _OutputFile.failure:
+        message = f"the output of this command can't be written: {_OutputFile.failure}"
+        click.echo(f"error: {message}", err=True)
+        code = code or 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,6 +13,7 @@ import click
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.runner.printable import printable_lines
 from ml_experiments.runs.result import Attempt, RunResult
+from ml_experiments.serialization.plain_values import MAX_SHOWN_BITS
 
 _MAX_ROWS = 20
 _MIN_VALUE_LENGTH = 20
@@ -108,6 +109,8 @@ def _value(value: Any, run_dir: Path | None) -> str:
         return _short_path((run_dir or Path()) / str(value.get("path", "")))
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
+        return f"an integer of {value.bit_length():,} bits"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return f"{len(value)} entries in result.json"
     if isinstance(value, dict):

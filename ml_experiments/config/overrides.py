@@ -60,7 +60,24 @@ def parse_value(written: str, key: str) -> Any:
     problems = tree_problems(parsed)
     if problems:
         raise ConfigError(f"{key}={_show(key, written)} is not valid: {'; '.join(problems)}")
+    glued = _find_glued(parsed)
+    if glued is not None:
+        name, _, value = glued.partition(":")
+        raise ConfigError(
+            f"{key}={_show(key, written)}: YAML reads {_show(key, glued)} as a name without a "
+            f"value; write a space after the colon: {name}: {_show(key, value)}"
+        )
     return parsed
+
+
+def _find_glued(data: Any) -> str | None:
+    """Return a key such as `a:1`, which was meant as the field `a`; None without any."""
+    if isinstance(data, list):
+        return next(filter(None, map(_find_glued, data)), None)
+    if not isinstance(data, dict):
+        return None
+    own = (key for key, value in data.items() if value is None and ":" in key.strip(":"))
+    return next(own, None) or _find_glued(list(data.values()))
 
 
 def assign(config: dict[str, Any], parts: list[str], value: Any) -> None:

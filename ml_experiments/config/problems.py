@@ -114,6 +114,8 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     message = message.replace("a valid array", "a valid list")  # JSON's word for the same
     is_shown = given != Redactor.MARK
     hint = _hint(error, path, info.annotation if info else None) if is_shown else ""
+    if not is_shown and error["type"] in ("string_type", "bytes_type"):
+        hint = f" (as a string, in quotes: {'.'.join(map(str, path))}='\"...\"')"
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"
 
 
@@ -124,7 +126,7 @@ def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
     quoted = None
     if kind in ("literal_error", "enum"):
         if isinstance(value, str):
-            return suggest(value, choices)
+            return "" if value in choices else suggest(value, choices)
         quoted = next((choice for choice in choices if _means(choice, value)), None)
     elif kind == "string_type" and (value is None or isinstance(value, bool | int | float | dict)):
         # True may have been written as yes, 0.001 as 1e-3, a dict as {index}

@@ -30,6 +30,8 @@ from ml_experiments.serialization.typed_json import (
 )
 
 MAX_VALUES = 10_000_000
+# Python refuses to write longer integers in digits
+MAX_SHOWN_BITS = 10_000
 # a list of lists costs more than as many numbers
 MAX_CONTAINERS = 2_000_000
 

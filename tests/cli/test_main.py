@@ -36,6 +36,31 @@ def test_a_reader_that_has_seen_enough_ends_no_run(
     assert log.endswith("ValueError: the loss is not a number\n" if code else "line 99999\n")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_command_works_where_a_standard_stream_is_closed(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "gives.py").write_text("def run(): return 1\n")
+    run = f"{' '.join(COMMAND)} run gives.run {closed}"
+    done = subprocess.run(
+        ["sh", "-c", run], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_an_output_that_can_not_be_written_is_told() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [*COMMAND, "gpus"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    told = "error: the output of this command can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_very_long_integer_is_shown_by_its_size(tmp_path: Path) -> None:
+    (tmp_path / "gives.py").write_text("def run(): return 10**10_000\n")
+    done = call("run", "gives.run", cwd=tmp_path)
+    assert "an integer of 33,220 bits" in done.stdout, done.stderr
+
+
 def test_help_lists_every_command_without_importing_it() -> None:
     done = call("--help")
     assert done.returncode == 0

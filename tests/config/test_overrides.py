@@ -94,6 +94,12 @@ def test_an_override_that_cannot_be_applied_is_named(overrides: list[str], messa
     assert message in caught.value.problems[0]
 
 
+@pytest.mark.parametrize("override", ["layer={kind:3}", "layers=[{kind:3}]", "a={b: {kind:3}}"])
+def test_a_dict_without_a_space_after_the_colon_says_what_to_write(override: str) -> None:
+    with pytest.raises(ConfigError, match="space after the colon: kind: 3"):
+        load_config(None, [override])
+
+
 def test_a_wrong_override_does_not_show_a_secret() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["api_key=[hunter2", "password=hunter2", "password.x=1"])

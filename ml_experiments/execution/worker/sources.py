@@ -16,7 +16,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import ml_experiments
-from ml_experiments.settings import whole_environment
+from ml_experiments.settings import noted_variables, whole_environment
 
 Stamp = tuple[int, int, int, int] | None
 
@@ -77,29 +77,22 @@ class LoadedSources:
 
         A file that the import itself has changed does not count.
         """
-        original, environ, before = builtins.open, os.environ, set(self._stamps)
+        original, before = builtins.open, set(self._stamps)
 
         def note_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             if isinstance(file, str | os.PathLike) and not set(mode) & set("wax+"):
                 self._note_file(os.path.abspath(os.fspath(file)))  # noqa: PTH100
             return original(file, mode, *args, **kwargs)
 
-        class Noted(type(environ)):  # type: ignore[misc]
-            def __getitem__(own, key: str) -> str:
-                self._variables.add(key)
-                value: str = super().__getitem__(key)
-                return value
-
-        plain, finder = type(environ), _Missing(self._note_missing)
-        environ.__class__ = Noted
+        finder = _Missing(self._note_missing)
         builtins.open = io.open = note_open
         sys.meta_path.append(finder)
         try:
-            yield
+            with noted_variables(self._variables.add):
+                yield
         finally:
             sys.meta_path[:] = [f for f in sys.meta_path if f is not finder]
             builtins.open = io.open = original
-            environ.__class__ = plain
             for path in self._stamps.keys() - before:
                 if _stamp(path) != self._stamps[path]:
                     del self._stamps[path]

@@ -11,6 +11,7 @@ from typing import Any
 from ml_experiments.errors import Error
 from ml_experiments.runs.result import RunResult
 from ml_experiments.serialization.loading import FILE_TYPES, locate
+from ml_experiments.serialization.plain_values import MAX_SHOWN_BITS
 from ml_experiments.serialization.typed_json import TYPE_KEY
 
 MISSING = "(none)"
@@ -89,6 +90,8 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:.9g}"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
+        return f"an integer of {value.bit_length():,} bits"
     string = str(value)
     return string if len(string) <= _MAX_LENGTH else f"{string[: _MAX_LENGTH - 1]}…"
 

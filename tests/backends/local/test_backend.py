@@ -332,7 +332,7 @@ def test_nothing_temporary_is_left_however_runs_end(runs_dir: Path) -> None:
     left = {file.name for file in runs_dir.rglob("*") if file.is_file()}
     assert left == {
         *("spec.json", "manifest.json", "result.json", "log.txt", ".log-times", "metrics.jsonl"),
-        "partial.txt",
+        *("partial.txt", "SHA256SUMS"),
     }
     assert [entry for entry in runs_dir.iterdir() if entry.name.startswith(".")] == []
 
