@@ -349,7 +349,14 @@ class _Attempt:
             self.status, self.error = RunStatus.ERROR, outcome.error
 
     def _encode(self, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
-        return encode(value, self.folder.artifacts_dir, name, self.redactor.redact_text)
+        return encode(
+            value,
+            self.folder.artifacts_dir,
+            name,
+            self.redactor.redact_text,
+            durable=name
+            == "results",  # not at each step: the lines of metrics.jsonl aren't, either
+        )
 
     def fail(self, error: BaseException) -> None:
         """Turn an exception into the run's error."""

@@ -214,7 +214,12 @@ def _folded(name: str) -> str:
 
 
 def encode(
-    value: Any, artifacts_dir: Path, name: str, redact: Callable[[str], str] = str
+    value: Any,
+    artifacts_dir: Path,
+    name: str,
+    redact: Callable[[str], str] = str,
+    *,
+    durable: bool = True,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return a value as strict JSON, and one message per part that can't be represented.
 
@@ -225,6 +230,7 @@ def encode(
         artifacts_dir: The run's artifacts; files go below `artifacts_dir / name`.
         name: What messages call the value, such as `results`.
         redact: Takes secrets out of the names of files, which come from keys.
+        durable: Whether the files have to outlive a power cut (fsync).
 
     Raises:
         OSError: If a file can't be written, as on a full disk.
@@ -232,5 +238,6 @@ def encode(
     files = ResultFiles(artifacts_dir, name, redact)
     encoder = Encoder(name, files.write)
     encoded = encoder.encode(value, (), 0)
-    files.sync()
+    if durable:
+        files.sync()
     return encoded, tuple(encoder.problems)
