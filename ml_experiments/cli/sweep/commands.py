@@ -135,7 +135,7 @@ def start(
         click.echo(str(forecast), err=form != "table")
         confirm_cost(None if yes else above_limit(forecast, "the sweep"))
 
-    if detach and backend == "modal":
+    if detach and backend_name == "modal":
         from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
         from ml_experiments.settings import runs_dir
 
