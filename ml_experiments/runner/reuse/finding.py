@@ -21,7 +21,7 @@ from ml_experiments.runs.provenance.environment import package_versions
 from ml_experiments.runs.provenance.fingerprint import Fingerprint
 from ml_experiments.runs.registry import RunRegistry
 from ml_experiments.runs.reports.diff import YES, Difference, compare_fields
-from ml_experiments.runs.reports.values import MISSING
+from ml_experiments.runs.reports.values import MISSING, shown
 from ml_experiments.runs.result import RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun
 from ml_experiments.serialization.checksums import hash_file, read_checksums
@@ -146,6 +146,10 @@ def differences(prepared: PreparedRun, backend: Backend, folder: RunFolder) -> I
         yield from compare_fields("config.", spec.config, recorded_config(prepared), YES)
     if not prepared.takes_any_seed and spec.seed != prepared.spec.seed:
         yield Difference("seed", str(spec.seed), str(prepared.spec.seed), YES)
+    for name in ("launch", "nproc_per_node"):  # sums over ranks are not those of one process
+        one, other = getattr(spec, name), getattr(prepared.spec, name)
+        if one != other:
+            yield Difference(name, shown(one), shown(other), YES)
     yield from _package_differences(manifest, before, now)
     if before.place != now.place:
         yield Difference("backend and GPU", before.place, now.place, YES)

@@ -135,6 +135,11 @@ def test_an_edit_of_what_is_imported_is_another_run(
     assert run().run_id == first.run_id
 
 
+def test_a_run_in_ranks_is_another_one(run: Run, explain: Callable[..., list[str]]) -> None:
+    run()
+    assert explain(launch="torchrun", nproc_per_node=2) == ["launch", "nproc_per_node"]
+
+
 def test_config_and_its_files_are_compared(
     project: Path, run: Run, explain: Callable[..., list[str]]
 ) -> None:
