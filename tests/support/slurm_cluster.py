@@ -128,16 +128,19 @@ def _start(folder: Path, host: str, environment: dict[str, str]) -> None:
 
 
 def _end(folder: Path, environment: dict[str, str]) -> None:
+    pids = []
+    for file in ("slurmctld.pid", "slurmd.pid", "munge/munged.pid"):  # now: they remove these
+        with suppress(OSError, ValueError):
+            pids.append(int((folder / file).read_text()))
     with suppress(ClusterNotStartedError):
         _call(environment, "scancel", "--user", getpass.getuser())
+        ends_at = time.monotonic() + _START_LIMIT_S
+        # a node waits for its jobs, and so would outlive this
+        while time.monotonic() < ends_at and _call(environment, "squeue", "--noheader").strip():
+            time.sleep(0.05)
         _call(environment, "scontrol", "shutdown")
-    files = [folder / "slurmctld.pid", folder / "slurmd.pid", folder / "munge" / "munged.pid"]
-    pids = []
-    for file in files:
-        with suppress(OSError, ValueError):
-            pids.append(int(file.read_text()))
     for signum, limit_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        for pid in pids:
+        for pid in filter(_is_alive, pids):
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
         ends_at = time.monotonic() + limit_s
