@@ -110,7 +110,7 @@ def test_run_experiment_local_returns_the_documented_keys(
     assert set(result) == {
         *("status", "results", "experiment_class"),
         *("run_id", "error", "artifacts", "timings", "cost", "environment", "run_dir"),
-        "attempts",
+        *("attempts", "is_reused"),
     }
     [artifact] = result["artifacts"]
     assert (Path(result["run_dir"]) / artifact["path"]).read_text() == "hello Ada"

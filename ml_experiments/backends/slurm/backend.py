@@ -120,8 +120,7 @@ class SlurmBackend(Backend):
             raise error from e
         self._queue.expire()
         # the job waits for this, and writes the manifest from then on
-        # the job reads the source when it starts, which may have been edited by then
-        manifest = dataclasses.replace(folder.read_manifest(), job=job, fingerprint=None)
+        manifest = dataclasses.replace(folder.read_manifest(), job=job)
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         observer.notice(spec, f"run {spec.run_id} is job {job} of Slurm")
         handle = SlurmRunHandle(spec, folder, observer, job, self._queue, prepared.secrets)
