@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
@@ -36,8 +37,13 @@ def describe_environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the version of each installed package, by normalized name, sorted."""
+    return dict(_versions_in(tuple((place, _changed_at(place)) for place in sys.path)))
+
+
+@functools.lru_cache(maxsize=4)
+def _versions_in(places: tuple[tuple[str, int], ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for place in sys.path:
+    for place, _ in places:
         try:
             entries = sorted(entry.name for entry in Path(place).iterdir())
         except OSError:  # a folder that isn't there, or a zip file
@@ -48,6 +54,14 @@ def package_versions() -> dict[str, str]:
                 # of two, the first on the path is what is imported
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return dict(sorted(found.items()))
+
+
+def _changed_at(place: str) -> int:
+    """Return when a folder was changed, as an installation does; each run asks for all versions."""
+    try:
+        return os.stat(place or ".").st_mtime_ns  # noqa: PTH116 - a hot path
+    except OSError:
+        return 0
 
 
 def _parse_entry(place: Path, entry: str) -> tuple[str, str]:
