@@ -199,6 +199,7 @@ class Changes(Experiment):
 
 
 def test_settings_that_a_run_has_changed_are_put_back_for_the_next(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "settings_changed.py").write_text(SETTINGS)
     path = f"{tmp_path}/settings_changed.py:Changes"
     with LocalBackend() as backend:
@@ -213,6 +214,7 @@ def test_settings_that_a_run_has_changed_are_put_back_for_the_next(tmp_path: Pat
 
 
 def test_what_can_not_be_put_back_ends_the_process(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "infers.py").write_text(
         "import os\nfrom ml_experiments import Experiment\n"
         "class Infers(Experiment):\n"

@@ -55,6 +55,6 @@ def check_packages(launch: str | None) -> None:
     missing = [p for p in PACKAGES.get(launch or "", ()) if importlib.util.find_spec(p) is None]
     if missing:
         raise PreflightError(
-            f"launch={launch!r} needs {' and '.join(missing)}, which is not installed here; "
+            f"launch={launch!r} needs {' and '.join(missing)}, not installed here; "
             f"pip install {' '.join(missing)}"
         )

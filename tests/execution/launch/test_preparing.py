@@ -27,6 +27,7 @@ def prepared(**options: Any) -> tuple[int | None, str | None]:
 def test_there_is_a_process_for_each_gpu_and_no_set_up_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("torch")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert prepared(launch="torchrun") == (3, None)
     assert prepared(launch="torchrun", nproc_per_node=2) == (2, None)
@@ -60,13 +61,14 @@ def test_the_debug_backend_starts_no_processes() -> None:
 
 
 def test_a_launcher_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     found = importlib.util.find_spec
 
     def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
         return None if name == "accelerate" else found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    with pytest.raises(PreflightError, match="needs accelerate, which is not installed here; pip"):
+    with pytest.raises(PreflightError, match="needs accelerate, not installed here; pip"):
         prepared(launch="accelerate", nproc_per_node=2)
 
 

@@ -136,6 +136,7 @@ def test_an_edit_of_what_is_imported_is_another_run(
 
 
 def test_a_run_in_ranks_is_another_one(run: Run, explain: Callable[..., list[str]]) -> None:
+    pytest.importorskip("torch")
     run()
     assert explain(launch="torchrun", nproc_per_node=2) == ["launch", "nproc_per_node"]
 
