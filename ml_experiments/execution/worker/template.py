@@ -77,6 +77,7 @@ class Template:
             else:
                 if message["executes"]:
                     self._preload()
+                    self._prepare()  # not done yet where no config was checked, as on Modal
                 worker = self._start_guard(self._descriptors.pop(0))
                 if worker is not None:
                     return worker
