@@ -113,7 +113,7 @@ TESTED_ELSEWHERE = {
     "runner/reuse/test_finding": "runner/reuse/describing runs/provenance/fingerprint",
     "runner/test_resume": "runner/attempts runs/lock",
     "runner/sweeps/search_space/test_space": "runner/sweeps/search_space/*",
-    "runner/sweeps/test_sweep": "runner/sweeps/*",
+    "runner/sweeps/test_sweep": "runner/group_folders runner/sweeps/*",
     "runs/index/test_index": "runs/index/database runs/index/journal runs/index/names "
     "runs/index/rows runs/index/tables runs/labels",
     "runs/test_folder": "runs/manifest runs/records runs/result runs/spec",

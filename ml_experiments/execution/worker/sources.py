@@ -16,9 +16,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import ml_experiments
+from ml_experiments.runs.provenance.fingerprint import Stamp, stamp_of
 from ml_experiments.settings import noted_variables, whole_environment
-
-Stamp = tuple[int, int, int, int] | None
 
 # compiled code is found by its source's size and time in whole seconds, so a file that is edited
 # within the second of its compilation looks unchanged to Python
@@ -54,7 +53,7 @@ class LoadedSources:
             path = loader.get_filename(fullname)
             if path.startswith(self._installed):
                 return original(loader, fullname)
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             self._stamps.setdefault(path, stamp)
             self._names[fullname] = None
             if stamp is None or _is_compiled_later(path, stamp):
@@ -94,12 +93,12 @@ class LoadedSources:
             sys.meta_path[:] = [f for f in sys.meta_path if f is not finder]
             builtins.open = io.open = original
             for path in self._stamps.keys() - before:
-                if _stamp(path) != self._stamps[path]:
+                if stamp_of(path) != self._stamps[path]:
                     del self._stamps[path]
 
     def _note_file(self, path: str) -> None:
         if not path.startswith((*self._installed, *_OF_THE_SYSTEM)):
-            self._stamps.setdefault(path, _stamp(path))
+            self._stamps.setdefault(path, stamp_of(path))
 
     def _note_missing(self, name: str) -> None:
         """Note that a module which one of the files imports is not there."""
@@ -143,7 +142,7 @@ class LoadedSources:
             known = self.environment
             if any(environment.get(name) != known.get(name) for name in self._variables):
                 return True
-        if any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
+        if any(stamp_of(path) != stamp for path, stamp in self._stamps.items()):
             return True
         return any(os.path.exists(path) != was for path, was in self._missing.items())  # noqa: PTH110
 
@@ -161,15 +160,6 @@ class _Missing:
 
 def _is_of_import(filename: str) -> bool:
     return filename == __file__ or filename.startswith("<frozen importlib")
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a hot path
-    except OSError:
-        return None
-    # the inode and the time of the last change also tell a file that was replaced by an older one
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def _is_compiled_later(path: str, stamp: tuple[int, int, int, int]) -> bool:

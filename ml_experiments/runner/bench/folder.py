@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import RunFolderError, RunNotFoundError, suggest
+from ml_experiments.errors import RunFolderError
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.group_folders import find_group, make_group_folder
 from ml_experiments.runner.sweeps.search_space.space import Space, point_key
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
@@ -29,7 +30,7 @@ from ml_experiments.serialization.files import write_json_atomically
 BENCH_TAG, CASE_TAG, REPEAT_TAG = "bench", "case", "repeat"
 WARM_UP = "warm-up"  # the tag `repeat` of the run that warms up
 _USER_DATA = ("fixed", "axes.name", "axes.values", "name", "tags.*", "backend_options.*")
-_MAX_SUGGESTED = 100
+_SPEC_FILE = "bench.json"
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,16 @@ class BenchFolder:
 
     @classmethod
     def create(cls, runs_dir: Path, spec: BenchSpec, redactor: Redactor) -> BenchFolder:
-        """Make the folder of a new bench.
+        """Make the folder of a new bench; it appears with its spec, or not at all.
 
         Raises:
             RunFolderError: If it can't be written.
         """
         folder = cls(_benches_dir(runs_dir) / spec.bench_id)
         record = redactor.redact_record(dataclasses.asdict(spec), _USER_DATA)
-        try:
-            folder.path.mkdir(parents=True)
-            write_json_atomically(folder.path / "bench.json", record)
-        except OSError as e:
-            raise RunFolderError(
-                f"the folder {folder.path} of the bench can't be written: {e.strerror}"
-            ) from e
+        make_group_folder(
+            folder.path, lambda draft: write_json_atomically(draft / _SPEC_FILE, record), "bench"
+        )
         return folder
 
     @property
@@ -137,7 +134,7 @@ class BenchFolder:
         Raises:
             RunFolderError: If bench.json is missing or not readable.
         """
-        file = self.path / "bench.json"
+        file = self.path / _SPEC_FILE
         try:
             return parse_record(BenchSpec, read_json_object(file))
         except ValueError as e:
@@ -174,30 +171,9 @@ def find_bench(runs_dir: Path, reference: str) -> BenchFolder:
     Raises:
         RunNotFoundError: If none or several match.
     """
-    files = sorted(_benches_dir(runs_dir).glob("*/bench.json"), reverse=True)
-    folders = {file.parent.name: BenchFolder(file.parent) for file in files}
-    if not folders:
-        raise RunNotFoundError(f"there are no benches in {runs_dir}")
-    if reference == "last":
-        return next(iter(folders.values()))
-    matching = [f for name, f in folders.items() if reference and name.startswith(reference)]
-    matching = matching or [f for f in folders.values() if _name_of(f) == reference]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        names = ", ".join(folder.path.name for folder in matching[:3])
-        raise RunNotFoundError(f"{reference!r} matches {len(matching)} benches, among them {names}")
-    known = ["last", *list(folders)[:_MAX_SUGGESTED]]
-    raise RunNotFoundError(
-        f"no bench in {runs_dir} has the id or the name {reference!r}{suggest(reference, known)}"
-    )
-
-
-def _name_of(folder: BenchFolder) -> str | None:
-    try:
-        return folder.read_spec().name
-    except RunFolderError:
-        return None
+    files = sorted(_benches_dir(runs_dir).glob(f"[!.]*/{_SPEC_FILE}"), reverse=True)
+    benches = [BenchFolder(file.parent) for file in files]
+    return find_group(benches, runs_dir, reference, "bench", "benches")
 
 
 def _benches_dir(runs_dir: Path) -> Path:

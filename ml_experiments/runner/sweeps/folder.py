@@ -19,17 +19,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import Error, RunFolderError, RunNotFoundError, suggest
+from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import Budget
+from ml_experiments.runner.group_folders import find_group, make_group_folder
 from ml_experiments.runner.sweeps.search_space.space import Space
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
@@ -41,7 +40,6 @@ from ml_experiments.serialization.files import write_json_atomically
 
 SWEEP_TAG, POINT_TAG, TRIAL_TAG = "sweep", "point", "trial"
 _USER_DATA = ("fixed", "axes.name", "axes.values", "name", "options.*", "backend_options.*")
-_MAX_SUGGESTED = 100
 
 
 @dataclass(frozen=True)
@@ -156,16 +154,7 @@ class SweepFolder:
             RunFolderError: If it can't be written.
         """
         folder = cls(_sweeps_dir(runs_dir) / spec.sweep_id)
-        draft = cls(folder.path.with_name(f".{spec.sweep_id}.{os.urandom(4).hex()}"))
-        try:
-            draft.path.mkdir(parents=True)
-            draft.write_spec(spec, redactor)
-            draft.path.rename(folder.path)
-        except OSError as e:
-            shutil.rmtree(draft.path, ignore_errors=True)
-            raise RunFolderError(
-                f"the folder {folder.path} of the sweep can't be written: {e.strerror}"
-            ) from e
+        make_group_folder(folder.path, lambda draft: cls(draft).write_spec(spec, redactor), "sweep")
         return folder
 
     @property
@@ -301,22 +290,7 @@ def find_sweep(runs_dir: Path, reference: str) -> SweepFolder:
     Raises:
         RunNotFoundError: If none or several match.
     """
-    folders = {folder.path.name: folder for folder in list_sweeps(runs_dir)}
-    if not folders:
-        raise RunNotFoundError(f"there are no sweeps in {runs_dir}")
-    if reference == "last":
-        return next(iter(folders.values()))
-    matching = [f for name, f in folders.items() if reference and name.startswith(reference)]
-    matching = matching or [f for f in folders.values() if _name_of(f) == reference]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        names = ", ".join(folder.path.name for folder in matching[:3])
-        raise RunNotFoundError(f"{reference!r} matches {len(matching)} sweeps, among them {names}")
-    known = ["last", *list(folders)[:_MAX_SUGGESTED]]
-    raise RunNotFoundError(
-        f"no sweep in {runs_dir} has the id or the name {reference!r}{suggest(reference, known)}"
-    )
+    return find_group(list_sweeps(runs_dir), runs_dir, reference, "sweep", "sweeps")
 
 
 def list_sweeps(runs_dir: Path) -> list[SweepFolder]:
@@ -341,13 +315,6 @@ def reserved_name(runs_dir: Path, name: str | None) -> Iterator[None]:
     message = f"a sweep named {name!r} is running; wait for its end, or give another --name"
     with locked_file(folder / f".name-{digest}", message):
         yield
-
-
-def _name_of(folder: SweepFolder) -> str | None:
-    try:
-        return folder.read_spec().name
-    except RunFolderError:
-        return None
 
 
 def _sweeps_dir(runs_dir: Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Stamp = tuple[int, ...] | None
+Stamp = tuple[int, int, int, int] | None
 
 _DIGITS = 16
 # reading a file takes longer than asking when it was changed; a data set may have terabytes
@@ -65,6 +65,7 @@ def stamp_of(path: str) -> Stamp:
         status = os.stat(path)  # noqa: PTH116 - a hot path
     except OSError:
         return None
+    # the inode and the time of the last change also tell a file that was replaced by an older one
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 

@@ -124,13 +124,11 @@ def test_cancelling_stops_the_container(
     )
 
 
-def test_ctrl_c_leaves_the_run_alone_if_asked_to(
-    modal_emulator: Emulator, call: Call, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "ml_experiments", "run", "slow.slow", "seconds=3"]
+def interrupted(modal_emulator: Emulator, folder: Path, *arguments: str) -> str:
+    """Press Ctrl-C once a run has begun; return what the command says on stderr."""
     with subprocess.Popen(
-        [*command, "--backend", "modal", "--on-interrupt", "detach"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "ml_experiments", "run", *arguments],
+        cwd=folder,
         env={**os.environ, **modal_emulator.environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -140,7 +138,15 @@ def test_ctrl_c_leaves_the_run_alone_if_asked_to(
         assert client.stdout.readline() == "begun\n"
         client.send_signal(signal.SIGINT)
         _, said = client.communicate(timeout=60)
-    assert client.returncode == 130
+    assert client.returncode == 130, said
+    return said
+
+
+def test_ctrl_c_leaves_the_run_alone_if_asked_to(
+    modal_emulator: Emulator, call: Call, tmp_path: Path
+) -> None:
+    command = ["slow.slow", "seconds=3", "--backend", "modal", "--on-interrupt", "detach"]
+    said = interrupted(modal_emulator, tmp_path, *command)
     assert "goes on; come back to it with:\n  ml-experiments runs follow" in said
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
@@ -166,19 +172,7 @@ def test_ctrl_c_says_what_was_kept(
         "        (run.output_dir / 'partial.txt').write_text('partial')\n"
         "        raise\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-m", "ml_experiments", "run", "keeps.keeps", *where],
-        cwd=tmp_path,
-        env={**os.environ, **modal_emulator.environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "begun\n"
-        client.send_signal(signal.SIGINT)
-        _, said = client.communicate(timeout=60)
-    assert client.returncode == 130, said
+    said = interrupted(modal_emulator, tmp_path, "keeps.keeps", *where)
     kept = "kept: 1 artifact, 2 entries of metrics, 2 checkpoints"
     assert f"{kept}; go on with: ml-experiments runs resume 2" in said
 
