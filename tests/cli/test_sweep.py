@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ml_experiments.runner.sweeps.folder import find_sweep
@@ -23,6 +24,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 EXPERIMENT = """
+import os
 import time
 from pathlib import Path
 
@@ -33,7 +35,8 @@ def train(lr: float = 0.1, n: int = 1):
     with (HERE / "calls.txt").open("a") as file:
         file.write(f"{lr}\\n")
     if lr == 0.3:
-        (HERE / "waiting").touch()
+        (HERE / "starting").write_text(str(os.getpid()))
+        (HERE / "starting").replace(HERE / "waiting")
         while not (HERE / "go").exists():
             time.sleep(0.01)
     if lr == 0.9:
@@ -144,6 +147,8 @@ def test_kill_9_loses_nothing(project: Path, options: list[str]) -> None:
         wait_for(project / "waiting")
         process.send_signal(signal.SIGKILL)
     before = (project / "calls.txt").read_text().splitlines()
+    worker = int((project / "waiting").read_text())
+    wait_until(lambda: not psutil.pid_exists(worker), "the end of the dead client's worker")
     (project / "go").touch()
     done = call("sweep", "resume", "last", "--json")
     assert done.returncode == 0, done.stderr

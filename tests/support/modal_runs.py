@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import modal
+
+from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
+from tests.support.waiting import wait_until
 
 WAIT_S = 120
 
@@ -76,3 +80,15 @@ def function_of(emulator: Emulator, run_id: str) -> Any:
     """Return the function that the server received for the app of a run."""
     [found] = [f for f in emulator.functions("run_remote") if f.app_name.endswith(run_id)]
     return found
+
+
+def wait_for_checkpoint(run_id: str) -> None:
+    """Return when a commit has brought a run's first checkpoint to the volume."""
+
+    def is_there() -> bool:
+        try:
+            return bool(runs_volume().listdir(f"/{run_id}/checkpoints"))
+        except modal.exception.NotFoundError:
+            return False
+
+    wait_until(is_there, "the commit of a checkpoint")

@@ -29,7 +29,7 @@ from tests.support.modal_experiments import (
     Resumes,
     Warm,
 )
-from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of
+from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of, wait_for_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -280,12 +280,13 @@ def test_a_timeout_that_is_over_before_the_run_starts_is_a_timeout(
 
 
 def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -> None:
-    recorder = Recorder()
-    modal_emulator.preempt_input(1, after_s=2, grace_s=20)
     with ModalBackend() as backend:
-        result = run_experiment(
-            Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=recorder
+        handle = submit_experiment(
+            Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=Recorder()
         )
+        wait_for_checkpoint(handle.run_id)
+        modal_emulator.preempt(grace_s=20)
+        result = handle.result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     assert 0 < result.results["started_at"] < 12
     function = function_of(modal_emulator, result.run_id)
@@ -300,12 +301,14 @@ def test_a_preempted_run_goes_on_from_its_checkpoint(modal_emulator: Emulator) -
 def test_a_run_whose_container_is_killed_goes_on_from_its_checkpoint(
     modal_emulator: Emulator,
 ) -> None:
-    # Modal runs the input again, as after a preemption, but without a signal before
-    modal_emulator.kill_input(1, after_s=3)
     with ModalBackend() as backend:
-        result = run_experiment(
+        handle = submit_experiment(
             Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=Recorder()
         )
+        wait_for_checkpoint(handle.run_id)
+        # Modal runs the input again, as after a preemption, but without a signal before
+        modal_emulator.kill()
+        result = handle.result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     assert 0 < result.results["started_at"] < 12
     function = function_of(modal_emulator, result.run_id)

@@ -9,11 +9,17 @@ import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.runner import retry
-from ml_experiments.runner.run import run_experiment
+from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from modal_emulator import Emulator
 from tests.support.modal_experiments import NeedsMemory, Resumes
-from tests.support.modal_runs import Recorder, folder_of, run_command
+from tests.support.modal_runs import (
+    WAIT_S,
+    Recorder,
+    folder_of,
+    run_command,
+    wait_for_checkpoint,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +40,13 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_preempted_attempt_is_recorded_and_is_not_one_of_the_retries(
     modal_emulator: Emulator,
 ) -> None:
-    modal_emulator.preempt_input(1, after_s=2, grace_s=20)
     with ModalBackend() as backend:
-        result = run_experiment(
-            Resumes, {"steps": 12, "step_s": 0.3}, backend=backend, observer=Recorder(), gpu="t4"
+        handle = submit_experiment(
+            Resumes, {"steps": 12, "step_s": 0.5}, backend=backend, observer=Recorder(), gpu="t4"
         )
+        wait_for_checkpoint(handle.run_id)
+        modal_emulator.preempt(grace_s=20)
+        result = handle.result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     taken, last = result.attempts
     assert (taken.number, taken.kind, taken.gpu) == (1, ErrorKind.PREEMPTED, "T4")
@@ -54,9 +62,8 @@ def test_a_lost_container_is_replaced_and_the_run_goes_on_from_its_checkpoint(
     modal_emulator: Emulator,
 ) -> None:
     recorder = Recorder()
-    modal_emulator.kill_input(1, after_s=4)
     with ModalBackend() as backend:
-        result = run_experiment(
+        handle = submit_experiment(
             Resumes,
             {"steps": 12, "step_s": 0.5},
             backend=backend,
@@ -64,6 +71,9 @@ def test_a_lost_container_is_replaced_and_the_run_goes_on_from_its_checkpoint(
             gpu="t4",
             retries=1,
         )
+        wait_for_checkpoint(handle.run_id)
+        modal_emulator.kill()
+        result = handle.result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     assert recorder.events.count("finished: success") == 1
     assert [a.status for a in result.attempts] == ["error", "success"]
