@@ -15,6 +15,8 @@ from ml_experiments.runs.result import RunStatus
 from tests.support.experiments import Fit, Plain
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("notices", ["before", "while"])
 def test_a_worker_that_died_while_idle_is_replaced(notices: str) -> None:

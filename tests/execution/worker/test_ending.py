@@ -11,6 +11,8 @@ from ml_experiments import LocalBackend, Observer, run_experiment
 from ml_experiments.runs.spec import RunSpec
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 LEAVES = """
 import atexit, contextvars, csv, gzip, os, sys, threading, weakref
 from ml_experiments import Experiment, current_run

@@ -17,6 +17,8 @@ from ml_experiments import LocalBackend, RunHandle, run_experiment, submit_exper
 from ml_experiments.runs.result import RunStatus
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 KILLED_WITH_CHILDREN = """
 import multiprocessing, os, signal
 def run():

@@ -25,6 +25,8 @@ from tests.support.command import call
 from tests.support.hub_cache import commit_of, write_repo
 from tests.support.modal_runs import Recorder
 
+pytestmark = pytest.mark.slow
+
 SOURCE = {
     "train.py": (
         "from pathlib import Path\n"

@@ -28,6 +28,8 @@ from tests.support.pictures import (
     refusals,
 )
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
