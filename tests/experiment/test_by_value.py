@@ -11,6 +11,8 @@ import pytest
 
 from modal_emulator.emulator import Emulator
 
+pytestmark = pytest.mark.slow
+
 CELL = """
 import helper_of_mine
 from ml_experiments import Experiment, ExperimentConfig, current_run, run_experiment

@@ -17,6 +17,8 @@ from ml_experiments.runs.reports.cache_stats import read_stats
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from tests.support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/weights"
 
 

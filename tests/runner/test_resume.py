@@ -22,6 +22,8 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult, RunStatus
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 WAITS = """
 import time
 from ml_experiments import current_run

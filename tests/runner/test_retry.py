@@ -16,6 +16,8 @@ from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 WAIT_S = 60
 FAILS_AT_FIRST = """
 import os, signal, sys, time
