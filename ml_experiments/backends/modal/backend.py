@@ -109,12 +109,7 @@ class ModalBackend(Backend):
         The spec gets the GPU type and the timeout that the run will have.
         """
         spec = dataclasses.replace(run.spec, backend_options=self._options)
-        plan = plan_container(
-            spec,
-            (*self._pip, *run.requirements),
-            self._options.get("cpu"),
-            self._options.get("memory_gib"),
-        )
+        plan = plan_container(spec, (*self._pip, *run.requirements))
         run = with_processes(dataclasses.replace(run, spec=spec), _gpu_count(spec, plan))
         require_access()  # last, for a typo can be mended without an account
         refresh_rates()

@@ -111,9 +111,7 @@ class ContainerPlan:
 
     def on(self, gpu: GpuRequest, spec: RunSpec) -> ContainerPlan:
         """Return the plan for the same run on another GPU."""
-        options = spec.backend_options
-        resources = host_resources(gpu, options.get("cpu"), options.get("memory_gib"))
-        return dataclasses.replace(self, gpu=gpu, resources=resources)
+        return dataclasses.replace(self, gpu=gpu, resources=_resources(gpu, spec))
 
     @property
     def place(self) -> ModalPlace:
@@ -126,16 +124,12 @@ class ContainerPlan:
         )
 
 
-def plan_container(
-    spec: RunSpec, pip: Sequence[str], cpu: float | None, memory_gib: float | None
-) -> ContainerPlan:
+def plan_container(spec: RunSpec, pip: Sequence[str]) -> ContainerPlan:
     """Return the container for a run, once everything that is known here has been checked.
 
     Args:
-        spec: What to run.
+        spec: What to run, with the options of the backend.
         pip: Requirements to add to the image.
-        cpu: CPU cores to reserve.
-        memory_gib: Memory to reserve.
 
     Raises:
         GpuTypeError: If the GPU type is not valid.
@@ -153,12 +147,17 @@ def plan_container(
     plan = ContainerPlan(
         gpu=gpu,
         timeout_s=math.ceil(timeout_s),
-        resources=host_resources(gpu, cpu, memory_gib),
+        resources=_resources(gpu, spec),
         pip=tuple(pip),
         imports=_import_graph(spec),
     )
     _check_imports(plan.imports, check_additions(plan.pip))
     return plan
+
+
+def _resources(gpu: GpuRequest, spec: RunSpec) -> HostResources:
+    options = spec.backend_options
+    return host_resources(gpu, options.get("cpu"), options.get("memory_gib"))
 
 
 def complete_spec(spec: RunSpec, plan: ContainerPlan) -> RunSpec:
