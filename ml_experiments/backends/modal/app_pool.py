@@ -143,7 +143,6 @@ class AppPool:
         function = app.function(
             image=image,
             gpu=plan.gpu.modal,
-            cloud=spec.backend_options.get("cloud"),
             timeout=plan.timeout_s,
             startup_timeout=plan.startup_timeout_s,
             scaledown_window=IDLE_S,

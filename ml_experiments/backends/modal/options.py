@@ -24,5 +24,4 @@ class ModalOptions(TypedDict, total=False):
     memory_gib: Annotated[
         float | None, Gt(0), Lt(math.inf), Doc("Memory to reserve on Modal, in GiB.")
     ]
-    cloud: Annotated[str | None, MinLen(1), Doc("Cloud provider, such as oci.")]
     cuda_toolkit: Annotated[bool, Doc("Modal image with nvcc, to compile kernels.")]
