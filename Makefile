@@ -6,6 +6,9 @@ CONSTRAINTS := constraints.txt
 # -c: what was tested is what is installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 INSTALL := $(BIN)/python $(PIP_INSTALL)
+# pip compiles what it copies, not what it links; where Python may write no bytecode, each process would
+COMPILE := $(BIN)/python -m compileall -q ml_experiments modal_emulator
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 .DEFAULT_GOAL := help
@@ -21,12 +24,14 @@ $(BIN)/python:
 
 $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[diffusion]'
+	@$(COMPILE)
 	@touch $@
 
 # dependency groups need pip 25.1, which is newer than the pip that Python 3.11 brings
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) pip
 	$(INSTALL) -e '.[diffusion,diffusion-extras,training,results,sweep,slurm,plot]' --group dev
+	@$(COMPILE)
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
