@@ -82,9 +82,7 @@ def _cpu_count() -> int:
 
 
 def _memory_bytes() -> int:
-    import psutil  # slow to import: not before the environment is described
-
-    installed = psutil.virtual_memory().total
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in _CGROUP_LIMITS:  # a container may have less than the machine
         try:
             limit = Path(file).read_text().strip()

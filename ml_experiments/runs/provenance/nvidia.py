@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 from ml_experiments.settings import visible_cuda_devices
@@ -17,7 +18,10 @@ def query_gpus(*fields: str) -> list[list[str]]:
         OSError: If `nvidia-smi` can't be started.
         subprocess.SubprocessError: If it fails.
     """
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    program = shutil.which("nvidia-smi")
+    if program is None:  # known without a process that tries every folder
+        raise FileNotFoundError("nvidia-smi is not on the PATH")
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
     rows = (line.split(",", len(fields) - 1) for line in done.stdout.splitlines() if line.strip())
     return [[value.strip() for value in row] for row in rows if len(row) == len(fields)]
