@@ -59,7 +59,6 @@ LARGER_FOLDERS = {
     "ml_experiments/backends/modal": 20,
     "ml_experiments/config": 13,
     "ml_experiments/execution": 13,
-    "ml_experiments/runner": 15,
 }
 # prefixes and suffixes that stand for a folder
 FOLDERS_IN_DISGUISE = ("local_", "modal_", "worker_", "_cli")

@@ -11,7 +11,7 @@ import click
 from rich.filesize import decimal
 
 from ml_experiments.cli.table import Column, print_table
-from ml_experiments.runner.printable import printable
+from ml_experiments.runner.display.printable import printable
 
 if TYPE_CHECKING:
     from ml_experiments.cache.pull.progress import PullProgress

@@ -133,7 +133,7 @@ def _outlive_reader(stream: TextIO) -> TextIO:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     from ml_experiments.errors import Error, RunNotCollectedError
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     _open_closed()
     sys.stdout, sys.stderr = _outlive_reader(sys.stdout), _outlive_reader(sys.stderr)
@@ -157,5 +157,5 @@ def main(arguments: list[str] | None = None) -> None:
         message = f"the output of this command can't be written: {_OutputFile.failure}"
         click.echo(f"error: {message}", err=True)
         code = code or 1
-    gc.freeze()  # Python's end would look through every object of every module: a tenth of a command
+    gc.freeze()  # or Python's end would look through every object of every module
     sys.exit(code if isinstance(code, int) else 0)

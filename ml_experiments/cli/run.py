@@ -336,7 +336,7 @@ def say_what_was_kept(result: RunResult, backend: Backend) -> None:
 
 def leave(run_id: str, code: int = 130) -> NoReturn:
     """Say that a run goes on, and end this process without waiting for the run."""
-    from ml_experiments.runner.observers import DISPLAY
+    from ml_experiments.runner.display.observers import DISPLAY
 
     DISPLAY.forget(run_id)
     click.echo(f"run {run_id} goes on; come back to it with:", err=True)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
-from ml_experiments.runner.printable import printable_lines
+from ml_experiments.runner.display.printable import printable_lines
 from ml_experiments.runs.result import Attempt, RunResult
 from ml_experiments.serialization.plain_values import MAX_SHOWN_BITS
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 from rich.cells import cell_len, set_cell_size
 
-from ml_experiments.runner.printable import printable
+from ml_experiments.runner.display.printable import printable
 
 _GAP = "  "
 _MIN_WIDTH = 8

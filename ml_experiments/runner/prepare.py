@@ -24,8 +24,8 @@ from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, sourc
 from ml_experiments.experiment.importing import check_experiment, path_of, refuse_while_importing
 from ml_experiments.experiment.reference import locate
 from ml_experiments.redaction.environment import secret_values
+from ml_experiments.runner.display.observers import check_url, guarded
 from ml_experiments.runner.escalation import check_attempts, ladder_of, on_modal
-from ml_experiments.runner.observers import check_url, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.reuse.describing import with_fingerprint
 from ml_experiments.runs.spec import PreparedRun, RunSpec, check_run_id, new_run_id

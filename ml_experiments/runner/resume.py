@@ -19,7 +19,7 @@ from ml_experiments.runner.budget.reserving import (
     release,
     settle_at_end,
 )
-from ml_experiments.runner.observers import guarded
+from ml_experiments.runner.display.observers import guarded
 from ml_experiments.runner.retry import with_retries
 from ml_experiments.runner.run import keep_alive
 from ml_experiments.runs.folder import RunFolder

@@ -21,7 +21,7 @@ from ml_experiments.runner.budget.reserving import (
     reserve,
     settle_at_end,
 )
-from ml_experiments.runner.observers import DISPLAY, Notifier, guarded
+from ml_experiments.runner.display.observers import DISPLAY, Notifier, guarded
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.retry import submit_with_retries

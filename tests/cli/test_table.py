@@ -10,7 +10,7 @@ import pytest
 from ml_experiments import run_experiment
 from ml_experiments.cli import table
 from ml_experiments.cli.table import Cell, Column, print_table
-from ml_experiments.runner.observers import Display
+from ml_experiments.runner.display.observers import Display
 from ml_experiments.runs.spec import RunSpec
 from tests.support.cache_command import call as call_cache
 from tests.support.hub_cache import commit_of, write_repo

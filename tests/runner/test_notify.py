@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import ConfigError, LocalBackend, run_experiment
-from ml_experiments.runner import observers
+from ml_experiments.runner.display import observers
 from ml_experiments.runs.result import RunStatus
 from tests.support.command import call
 from tests.support.experiments import Ends, Plain

@@ -93,7 +93,7 @@ def _print(
     overrides: tuple[str, ...],
     per: str | None,
 ) -> None:
-    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.display.printable import printable
 
     if history.uncounted is not None:
         click.echo(printable(f"runs that can't be counted are left out: {history.uncounted}"))

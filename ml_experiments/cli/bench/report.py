@@ -14,7 +14,7 @@ import click
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, print_table
 from ml_experiments.runner.bench.plot import cost_unit
-from ml_experiments.runner.printable import printable
+from ml_experiments.runner.display.printable import printable
 
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast

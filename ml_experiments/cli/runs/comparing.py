@@ -115,6 +115,6 @@ def _print_patch(lines: list[str], *, is_whole: bool) -> None:
 
 
 def _printable(string: str) -> str:
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     return printable_lines(string)

@@ -164,7 +164,7 @@ def _cancel_on_modal(folder: RunFolder, at_once: bool) -> RunResult:
 
 def _printer(*, to_stderr: bool) -> Callable[[bytes], object]:
     """Return what prints pieces of a log, which may be cut amid a character."""
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
 

@@ -83,6 +83,6 @@ def _edit(run: str, change: Callable[[Labels], Labels]) -> Labels:
 
 
 def _print(string: str) -> None:
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     click.echo(printable_lines(string))

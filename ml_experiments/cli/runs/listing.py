@@ -85,7 +85,7 @@ def _csv_columns(rows: Sequence[RunRow]) -> tuple[str, ...]:
 def print_csv(lines: Iterable[Sequence[Any]]) -> None:
     """Print lines as CSV: as they are into a file or a pipe, without escape sequences elsewhere."""
     from ml_experiments.cli.table import is_terminal
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
 def _print_rows(rows: Sequence[RunRow], _columns: Sequence[str]) -> None:
     from ml_experiments.cli.run_report import COLOURS
     from ml_experiments.cli.table import Cell, Column, print_table
-    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.display.printable import printable
 
     columns = (
         Column("run"),

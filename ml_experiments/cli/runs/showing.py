@@ -19,7 +19,7 @@ _LOG_CHUNK = 1 << 20
 def show(run: str, as_json: bool, with_log: bool) -> None:
     """Show one run. RUN is an id, the beginning of one, a name, or `last`."""
     from ml_experiments.cli.run_report import print_report
-    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.display.printable import printable
     from ml_experiments.runs.labels import read_labels
 
     folder = find_run(run)
@@ -59,7 +59,7 @@ def print_log(file: Path, offset: int = 0) -> None:
         RunFolderError: If it is not readable.
     """
     from ml_experiments.errors import RunFolderError
-    from ml_experiments.runner.printable import printable_lines
+    from ml_experiments.runner.display.printable import printable_lines
 
     try:
         # newline="": a progress bar's \r is no end of a line that it would be translated to

@@ -177,7 +177,7 @@ def _id_of(run: str) -> str:
 
 def _note_problems(run_id: str, fetched: Fetched) -> int:
     """Say which files are not what the run has left; return the exit code."""
-    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.display.printable import printable
 
     for files, problem in (
         (fetched.left_behind, "not readable on the volume, and left there"),

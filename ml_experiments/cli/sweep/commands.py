@@ -327,7 +327,7 @@ def _format(as_json: bool, as_csv: bool) -> Format:
 
 
 def _print_space(spec: SweepSpec, form: Format) -> None:
-    from ml_experiments.runner.printable import printable
+    from ml_experiments.runner.display.printable import printable
     from ml_experiments.runner.sweeps.planning import describe_choice
 
     axes = spec.space.axes

@@ -15,7 +15,7 @@ from ml_experiments.backends.forecast import dollars
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.errors import Error
-from ml_experiments.runner.printable import printable
+from ml_experiments.runner.display.printable import printable
 from ml_experiments.runner.sweeps.controller import Progress
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
 from ml_experiments.runner.sweeps.points import SweepPoint, rank

@@ -30,8 +30,8 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import error_of, problem_of
 from ml_experiments.execution.worker.process import command_for
 from ml_experiments.runner.budget.reserving import above_limit, refuse_above_asking
+from ml_experiments.runner.display.printable import printable_lines
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
-from ml_experiments.runner.printable import printable_lines
 from ml_experiments.runner.reuse.existing import ExistingRunHandle
 from ml_experiments.runner.run import submit_run, take_earlier, wait_for
 from ml_experiments.runner.sweeps.controller import Progress

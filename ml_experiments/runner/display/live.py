@@ -22,8 +22,8 @@ from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
-from ml_experiments.runner.plain_screen import PlainScreen, ShownRun, is_terminal, write
-from ml_experiments.runner.terminal_rows import TerminalRows
+from ml_experiments.runner.display.plain_screen import PlainScreen, ShownRun, is_terminal, write
+from ml_experiments.runner.display.terminal_rows import TerminalRows
 
 _REFRESH_S = 0.1
 _MAX_BAR_WIDTH = 40

@@ -7,7 +7,7 @@ import io
 import pytest
 from tqdm import tqdm
 
-from ml_experiments.runner.terminal_rows import TerminalRows
+from ml_experiments.runner.display.terminal_rows import TerminalRows
 
 RED, RESET = "\x1b[31m", "\x1b[0m"
 

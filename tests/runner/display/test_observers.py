@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ml_experiments.runner.observers import Display
+from ml_experiments.runner.display.observers import Display
 from ml_experiments.runs.spec import RunSpec
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from ml_experiments.runner.terminal_rows import TerminalRows
+from ml_experiments.runner.display.terminal_rows import TerminalRows
 
 _STEP_SHARE = 0.1
 

@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import GuardedObserver, Observer
-from ml_experiments.runner.plain_screen import PlainScreen, Screen, ShownRun, is_terminal
-from ml_experiments.runner.printable import printable, printable_lines
-from ml_experiments.runner.terminal_rows import TerminalRows
+from ml_experiments.runner.display.plain_screen import PlainScreen, Screen, ShownRun, is_terminal
+from ml_experiments.runner.display.printable import printable, printable_lines
+from ml_experiments.runner.display.terminal_rows import TerminalRows
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import has_dumb_terminal, wants_colours
@@ -101,7 +101,7 @@ class Display(Observer):
         if not terminals or has_dumb_terminal() or is_debugged:
             return PlainScreen(sys.stdout, sys.stderr)
         # not needed in a pipe, and slow to import
-        from ml_experiments.runner.live_display import LiveScreen
+        from ml_experiments.runner.display.live import LiveScreen
 
         return LiveScreen(terminals[0], self._runs, self._lock)
 

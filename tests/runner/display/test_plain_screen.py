@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_experiments.runner.plain_screen import PlainScreen, ShownRun, write
-from ml_experiments.runner.terminal_rows import TerminalRows
+from ml_experiments.runner.display.plain_screen import PlainScreen, ShownRun, write
+from ml_experiments.runner.display.terminal_rows import TerminalRows
 
 
 def new_run(name: str = "x") -> ShownRun:

@@ -7,8 +7,8 @@ import doctest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_experiments.runner import printable as module
-from ml_experiments.runner.printable import printable, printable_lines
+from ml_experiments.runner.display import printable as module
+from ml_experiments.runner.display.printable import printable, printable_lines
 
 # surrogates too: half a character, as in a file name that isn't UTF-8
 ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=50)
