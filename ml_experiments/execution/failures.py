@@ -5,9 +5,10 @@ from __future__ import annotations
 import bdb
 import errno
 import re
+import signal
+import subprocess
 import traceback
 from pathlib import Path
-from typing import TypeGuard
 
 from ml_experiments.errors import (
     AuthError,
@@ -26,24 +27,41 @@ MAX_MESSAGE = 16 * 1024
 _GPU_OOM_TYPES = {"OutOfMemoryError"}
 # the texts of the drivers and libraries themselves; a test has an example of each
 _GPU_OOM_TEXT = re.compile(
-    r"(CUDA|HIP|XPU|MPS backend) out of memory"
-    r"|(CUDA|HIP)( driver)? error: out of memory|cuda runtime error \(2\)"
+    r"(?i:\b(cuda|hip|cuMem)\w*\]?( (driver|runtime|error|failed|failure|with|\d+|\(\d+\)))*"
+    r" ?:? ?['(]?out of memory)|(XPU|MPS backend) out of memory|Out of memory error on GPU"
+    r"|Allocation on device \d+ would exceed allowed memory|Invalid buffer size: [\d.]+ [GT]i?B"
+    r"|Error out of memory at line \d+ in file|out_of_memory: RMM"  # bitsandbytes, RAPIDS
     r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
-    r"|cuMem\w+ failed: out of memory"
-    r"|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
+    r"|CUDA driver error: 2\b|NVRTC_ERROR_OUT_OF_MEMORY|OUT_OF_DEVICE_MEMORY"
+    r"|\b(CU|HIP|ROC)[A-Z]+_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|miopenStatusAllocFailed"
     r"|CURAND_STATUS_ALLOCATION_FAILED|CUDNN_STATUS_\w+_DEVICE_ALLOCATION_FAILED"
-    r"|Cuda failure (\d+ )?'out of memory'|Failed to CUDA (host )?(calloc|malloc)"  # NCCL
+    r"|Failed to CUDA (host )?(alloc|calloc|malloc)"  # NCCL
     # JAX and TensorFlow; the name of the status alone also means the quota of a web service
-    r"|(RESOURCE_EXHAUSTED|Resource exhausted): Out of memory"
-    r"|OOM when allocating tensor.*by allocator GPU|Dst tensor is not initialized",
+    r"|(RESOURCE_EXHAUSTED|Resource exhausted): (.{0,60}\b(Out of|Ran out of) memory"
+    r"|Failed to allocate|Attempting to (reserve|allocate))"
+    r"|Failed to allocate \d+ bytes for new constant|failed to allocate memory \[Op:"
+    r"|RecvDone unable to allocate output tensor"
+    r"|OOM when allocating tensor.*by allocator GPU|Dst tensor is not initialized"
+    # ONNX Runtime, TensorRT, MLX, XGBoost
+    r"|BFCArena::\w+ Failed to allocate memory|Error Code \d+: OutOfMemory|\[metal::malloc\]"
+    r"|device_helpers\.cuh.*Memory allocation error",
+    re.DOTALL,
+)
+# what vLLM and Transformers raise as a ValueError, before the memory itself is exhausted
+_MODEL_TOO_LARGE = re.compile(
+    r"No available memory for the cache blocks|Free memory on device .*less than desired GPU memory"
+    r"|.*(larger than the (available KV cache memory|maximum number of tokens that can be stored))"
+    r"|Some modules are dispatched on the CPU or the disk\. Make sure you have enough GPU RAM",
     re.DOTALL,
 )
 _HOST_OOM_TEXT = re.compile(
     r"DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory|std::bad_alloc"
-    r"|memory allocation of \d+ bytes failed"
-    r"|OOM when allocating tensor.*by allocator (cpu|mklcpu)"
-    r"|^MemoryError\b"  # the last line of a child's traceback
-    r"|DataLoader worker \(pid.*\) is killed by signal: Killed"
+    r"|memory allocation of \d+ bytes failed|not enough memory: you tried to allocate"
+    r"|OOM when allocating tensor.*by allocator (cpu|mklcpu)|OUT_OF_HOST_MEMORY"
+    r"|^([\w.]+\.)?_?(Array|Arrow)?MemoryError\b"  # the last line of a child's traceback
+    r"|\(-4:Insufficient memory\)|Out of Memory Error: (could not|failed to)"  # OpenCV, DuckDB
+    r"|due to the node running low on memory"  # Ray
+    r"|DataLoader worker \(pid.*\) is killed by signal: Killed|Signal 9 \(SIGKILL\) received by"
     r"|process \d+ terminated with signal SIGKILL|exit codes of the workers are \{.*SIGKILL",
     re.DOTALL | re.MULTILINE,
 )
@@ -56,6 +74,10 @@ _SHARED_MEMORY_TEXT = re.compile(
 _OTHER_TYPES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 _DEBUGGER = ("bdb.py", "pdb.py", "cmd.py")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_DISK_FULL_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|\(os error (27|28|122)\)"
+    r"|PytorchStreamWriter failed writing file|inline_container.*unexpected pos \d+ vs \d+"  # torch
+)
 _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
 
 
@@ -87,11 +109,11 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
         return ErrorKind.TIMEOUT
     if isinstance(error, InsufficientMemoryError):
         return None  # what it was raised from tells which memory
-    if name in _GPU_OOM_TYPES:
-        return ErrorKind.CUDA_OOM
-    if not isinstance(error, _OTHER_TYPES) and (kind := kind_of_text(text)):
+    if not _is_about_a_value(error) and (kind := kind_of_text(text)):
         return kind
-    if isinstance(error, MemoryError) or _is_shared_memory_full(error):
+    if name in _GPU_OOM_TYPES or _MODEL_TOO_LARGE.match(text):
+        return ErrorKind.CUDA_OOM
+    if isinstance(error, MemoryError) or _is_shared_memory_full(error) or _is_of(error, "SIGKILL"):
         return ErrorKind.HOST_OOM
     if isinstance(error, ConfigError):
         return ErrorKind.CONFIG
@@ -99,9 +121,21 @@ def _kind_of_one(error: BaseException) -> ErrorKind | None:
         return ErrorKind.IMPORT
     if isinstance(error, AuthError) or name in _AUTH_TYPES:
         return ErrorKind.AUTH
-    if isinstance(error, BackendError | CacheError) or is_disk_full(error):
+    if isinstance(error, BackendError | CacheError) or is_full(error):
         return ErrorKind.INFRASTRUCTURE
     return None
+
+
+def _is_about_a_value(error: BaseException) -> bool:
+    return isinstance(error, _OTHER_TYPES) and type(error).__name__ != "XGBoostError"
+
+
+def _is_of(error: BaseException, name: str) -> bool:
+    """Return whether a command that the experiment started was ended by this signal."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return False
+    number = signal.Signals[name].value
+    return error.returncode in (-number, 128 + number)  # the latter is what a shell makes of it
 
 
 def kind_of_text(text: str) -> ErrorKind | None:
@@ -119,21 +153,22 @@ def is_shared_memory_full(error: BaseException | None) -> bool:
 
 
 def _is_shared_memory_full(error: BaseException) -> bool:
-    if is_full(error):
-        return str(error.filename or "").startswith("/dev/shm")
-    is_other = isinstance(error, _OTHER_TYPES)
-    return not is_other and _SHARED_MEMORY_TEXT.search(message_of(error)) is not None
+    if isinstance(error, OSError) and str(error.filename or "").startswith("/dev/shm"):
+        return error.errno == errno.ENOSPC
+    return not _is_about_a_value(error) and bool(_SHARED_MEMORY_TEXT.search(message_of(error)))
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an exception was caused by a full disk or quota."""
-    return any(is_full(e) for e in chain(error))
+    """Return whether an exception was caused by a full disk or quota, or a file's size limit."""
+    return any(map(is_full, chain(error)))
 
 
-def is_full(error: BaseException) -> TypeGuard[OSError]:
-    """Return whether this very exception is that of a full disk or quota."""
-    if not isinstance(error, OSError):
-        return False
-    # numpy's own words, without the system's, when an array does not fit
-    is_numpys = error.errno is None and _SHORT_WRITE.fullmatch(str(error)) is not None
-    return is_numpys or error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Return whether this very exception is that of a full disk or quota, or a size limit."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = message_of(error)
+    if isinstance(error, OSError) and _SHORT_WRITE.fullmatch(text):
+        return True  # numpy's own words, without the system's, when an array does not fit
+    is_said = not _is_about_a_value(error) and _DISK_FULL_TEXT.search(text) is not None
+    return is_said or _is_of(error, "SIGXFSZ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 
 from ml_experiments.errors import ExperimentPathError
 from ml_experiments.execution.failures import (
@@ -19,6 +20,14 @@ SHARED_MEMORY_HINT = (
     "shared memory (/dev/shm) is full: lower num_workers or prefetch_factor of data loaders, or "
     "what their processes pass on; in Docker, raise --shm-size"
 )
+
+
+def file_size_hint() -> str:
+    """Return how to raise the limit that this process has for the size of a file, if any."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"a file may have {limit / 1e6:,.0f} MB at most here; `ulimit -f unlimited` raises that"
 
 
 class Hints:
@@ -65,7 +74,7 @@ class Hints:
                     'input(), run it in yours: `ml-experiments run --debug`, or backend="debug"'
                 )
             case ErrorKind.INFRASTRUCTURE if is_disk_full(error):
-                return self.free_space(error)
+                return file_size_hint() or self.free_space(error)
         return self.other(error)
 
     def larger_gpu(self, spec: RunSpec) -> str:  # noqa: ARG002 - for backends with a choice

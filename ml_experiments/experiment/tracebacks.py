@@ -20,13 +20,18 @@ _IMPORT_HOOK = str(_PACKAGE / "execution" / "worker" / "sources.py")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from."""
+    """Yield an exception, those of a group, and what each was raised from."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        suppressed = error.__suppress_context__
-        error = error.__cause__ or (None if suppressed else error.__context__)
+    pending = [error]
+    while pending:
+        link = pending.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        pending.append(link.__cause__ or (None if link.__suppress_context__ else link.__context__))
+        if isinstance(link, BaseExceptionGroup):
+            pending += reversed(link.exceptions)
 
 
 def needs_terminal(error: BaseException | None) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
+import signal
+import sqlite3
 import subprocess
 
 import pytest
 
 from ml_experiments.execution.failures import classify
 from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints
-from ml_experiments.execution.worker.death import describe_death_in_run
+from ml_experiments.execution.worker.death import crash_report, describe_death_in_run
 from ml_experiments.runs.result import ErrorKind
 from ml_experiments.runs.spec import RunSpec
 
@@ -41,7 +44,34 @@ TEXTS = [
         "Cuda failure 'out of memory'",
     ),
     (GPU, "ncclUnhandledCudaError\nLast error:\nFailed to CUDA calloc 6291456 bytes"),
+    (GPU, "ncclUnhandledCudaError\nLast error:\nFailed to CUDA host alloc 1024 bytes"),
+    (GPU, "nvrtc: error: NVRTC_ERROR_OUT_OF_MEMORY"),
+    (GPU, "Allocation on device 0 would exceed allowed memory. (out of memory)"),
+    (GPU, "Invalid buffer size: 14.44 GB"),
+    (GPU, "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"),
+    (GPU, "UR backend returns:39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    # other libraries on top of CUDA
+    (GPU, "Triton Error [CUDA]: out of memory"),
+    (GPU, "CUDA failed with error out of memory"),
+    (GPU, "Check failed: e == cudaSuccess: CUDA: out of memory"),
+    (GPU, "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);"),
+    (GPU, "allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory"),
+    (GPU, "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9"),
+    (GPU, "[allocate::19] Error Code 1: Cuda Runtime (out of memory)"),
+    (GPU, "Error Code 2: OutOfMemory (no further information)"),
+    (GPU, "std::bad_alloc: out_of_memory: RMM failure at pool: Maximum pool size exceeded"),
+    (GPU, "Out of memory error on GPU 0. Cannot allocate 1.500000GB memory on GPU 0"),
+    (GPU, "[metal::malloc] Attempting to allocate 40000000000 bytes which is greater than the max"),
     # JAX and TensorFlow
+    (GPU, "RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB on device ordinal 0"),
+    (GPU, "RESOURCE_EXHAUSTED: Attempting to reserve 12.50G at the bottom of memory."),
+    (
+        GPU,
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 17.5G of 15.48G hbm.",
+    ),
+    (GPU, "INTERNAL: Failed to allocate 4294967296 bytes for new constant"),
+    (GPU, "{{function_node __wrapped__AddV2}} failed to allocate memory [Op:AddV2]"),
     (GPU, "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7406166528 bytes."),
     (GPU, "RESOURCE_EXHAUSTED: Out of memory allocating 20029400304 bytes."),
     (GPU, "Resource exhausted: Out of memory while trying to allocate 24 bytes."),
@@ -77,7 +107,17 @@ TEXTS = [
         "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent last):\n"
         '  File "train.py", line 3, in work\n    x = bytearray(10**14)\nMemoryError\n',
     ),
+    (HOST, "Task was killed due to the node running low on memory."),
+    (HOST, "Out of Memory Error: could not allocate block of size 256.0 KiB (953 MiB used)"),
+    (HOST, "alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 40000000000 bytes"),
+    (HOST, "traceback : Signal 9 (SIGKILL) received by PID 123"),
+    (
+        HOST,
+        "Original Traceback:\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate 7 TiB",
+    ),
     # other errors, whose texts are alike
+    (OTHER, "GPU 3 is out of memory slots of mine"),
+    (OTHER, "cudagraph: ran out of memory of the last step"),
     (OTHER, "DataLoader worker (pid 325) is killed by signal: Segmentation fault. "),
     (OTHER, "DataLoader worker (pid 325) is killed by signal: Terminated. "),
     (OTHER, "DataLoader worker (pid(s) 3216) exited unexpectedly"),
@@ -139,10 +179,53 @@ def test_a_full_disk_and_full_shared_memory_are_told_apart() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), MemoryError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory")],
+    [
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ExceptionGroup("of a TaskGroup", [ValueError("x"), MemoryError()]),
+        subprocess.CalledProcessError(-9, ["python", "train.py"]),
+        subprocess.CalledProcessError(137, "python train.py; exit $?"),
+    ],
 )
 def test_what_python_raises_for_want_of_memory_is_known(error: BaseException) -> None:
     assert classify(error) is HOST
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+        "initializing the engine.",
+        "Free memory on device (3.2/22.3 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 20.07 GiB).",
+        "To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache "
+        "is needed, which is larger than the available KV cache memory (5.43 GiB).",
+        "The model's max seq len (32768) is larger than the maximum number of tokens that can be "
+        "stored in KV cache (14496).",
+        "Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM to "
+        "fit the quantized model.",
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_as_exhausted_memory(text: str) -> None:
+    assert classify(ValueError(text)) is GPU
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError("10000000 requested and 2559984 written"),
+        RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        sqlite3.OperationalError("database or disk is full"),
+        subprocess.CalledProcessError(-signal.SIGXFSZ, ["dd"]),
+    ],
+)
+def test_a_full_disk_and_a_limit_of_files_are_no_bug_of_the_experiment(error: Exception) -> None:
+    assert Hints().describe(error, SPEC).kind is ErrorKind.INFRASTRUCTURE
+    assert Hints().describe(error, SPEC).hint
 
 
 @pytest.mark.parametrize("kind", [ValueError, AssertionError, KeyError, TypeError])
@@ -163,6 +246,9 @@ def test_a_command_that_failed_is_not_the_runs_memory() -> None:
             "std::bad_alloc\nFatal Python error: Aborted\n",
             HOST,
         ),
+        (-1, "Error out of memory at line 383 in file /csrc/pythonInterface.c\n", GPU),
+        (-1, "CUDA out of memory, so a smaller batch is tried\nepoch 2\nepoch 3\n", OTHER),
+        (25, "", ErrorKind.INFRASTRUCTURE),
         (6, "memory allocation of 137438953472 bytes failed\nFatal Python error: Aborted\n", HOST),
         (
             6,
@@ -181,4 +267,12 @@ def test_what_a_process_prints_as_it_aborts_tells_which_memory(
     error = describe_death_in_run(-signum, SPEC, tail, Hints())
     assert error.kind is kind
     assert error.traceback == tail
-    assert error.hint
+    # this process has no limit to raise
+    assert bool(error.hint) is (signum in (6, 7, 11) or kind is GPU)
+
+
+def test_what_c_code_says_before_it_aborts_is_in_the_crash_report() -> None:
+    report = "Fatal Python error: Aborted\n"
+    said = "CUDA error: out of memory\n  current device: 0, in function alloc\n"
+    assert crash_report(io.BytesIO(f"epoch 1\n{said}{report}".encode())) == said + report
+    assert crash_report(io.BytesIO(f"epoch 1\nepoch 2\n{report}".encode())) == report

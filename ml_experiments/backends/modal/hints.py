@@ -60,8 +60,8 @@ class ModalHints(Hints):
         )
 
     def free_space(self, error: BaseException | None) -> str:
-        names = [e.filename for e in chain(error) if is_full(e)]
-        names = [name for name in names if isinstance(name, str | bytes)]
+        files = [getattr(e, "filename", None) for e in chain(error) if is_full(e)]
+        names = [name for name in files if isinstance(name, str | bytes)]
         if not names:  # an error of a write, unlike one of an open, names no file
             return f"{_RUNS[1]}; or, if it was a download, {_CACHE[1]}"
         for folder, hint in (_RUNS, _CACHE):

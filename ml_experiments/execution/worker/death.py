@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ml_experiments.execution.failures import kind_of_text
-from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints
+from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints, file_size_hint
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
@@ -35,7 +35,9 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
     """Return the error of a run whose process ended with this code, negative for a signal."""
     if code >= 0:
         text = f"the experiment ended its process with exit code {code} (os._exit or alike)"
-        return RunError(ErrorKind.EXPERIMENT, "ProcessExit", text, log_tail)
+        kind = kind_of_text(_last_lines(log_tail)) if code > 0 else None
+        hint = hints.hint_for(kind, None, spec) if kind else ""
+        return RunError(kind or ErrorKind.EXPERIMENT, "ProcessExit", text, log_tail, hint)
     name = signal_name(-code)
     if name == "SIGKILL":
         text = "the worker process was killed, most often by the system for lack of memory"
@@ -51,6 +53,9 @@ def describe_death_in_run(code: int, spec: RunSpec, log_tail: str, hints: Hints)
         )
         hint = f"if that was the cause: {SHARED_MEMORY_HINT}"
         return RunError(ErrorKind.HOST_OOM, name, text, log_tail, hint)
+    if name == "SIGXFSZ":
+        text = f"the experiment was ended by {name}, as a file grew beyond its size limit"
+        return RunError(ErrorKind.INFRASTRUCTURE, name, text, log_tail, file_size_hint())
     if -code not in _CRASHES:
         text = f"the worker process was ended by {name}, which the experiment or another one sent"
         return RunError(ErrorKind.EXPERIMENT, name, text, log_tail)
@@ -108,4 +113,11 @@ def crash_report(log: BinaryIO) -> str:
     log.seek(max(0, log.tell() - _MAX_CRASH_REPORT))
     text = log.read().decode("utf-8", "backslashreplace")
     reports = [match.start() for match in _CRASH_MARK.finditer(text)]
-    return text[reports[-1] :] if reports else text[-2000:]
+    if not reports:
+        return text[-2000:]
+    before = _last_lines(text[: reports[-1]])  # where C++ code says what it aborts for
+    return (before if kind_of_text(before) else "") + text[reports[-1] :]
+
+
+def _last_lines(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[-2:])
