@@ -13,7 +13,7 @@ from ml_experiments.config.validation import config_for, validate_config
 from ml_experiments.errors import ConfigError, Error, PreflightError
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.experiment.base import Experiment
-from ml_experiments.experiment.hub_models import hub_models
+from ml_experiments.experiment.hub_models import named_models
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.experiment.tracebacks import describe_error
 
@@ -47,13 +47,14 @@ def describe_experiment(
         else:
             values, recorded = validate_config(target, config)
     with _user_errors(f"hub_models() of {name}"):
-        models = hub_models(target, values, recorded)
+        models = named_models(target, values, recorded)
     return Description(
         config=recorded,
         secrets=secret_config_values(values),
         setup_key=_setup_key(target, experiment, import_paths, recorded, seed),
         requirements=_requirements_of(target, experiment),
-        hub_models=models,
+        hub_models=models.hub,
+        local_models=models.local,
     )
 
 

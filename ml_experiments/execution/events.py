@@ -52,11 +52,13 @@ class Finished:
     Attributes:
         has_result: Whether its result is in the run folder.
         stays: Whether its process waits for another run.
+        needs_process: Whether it was only checked here, and needs a process of its own.
         result: The result as JSON, where it could not be written.
     """
 
     has_result: bool = True
     stays: bool = False
+    needs_process: bool = False
     result: dict[str, Any] | None = None
 
 

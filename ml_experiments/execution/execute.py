@@ -35,12 +35,12 @@ from ml_experiments.execution.interruptions import Interruption, noted_interrupt
 from ml_experiments.execution.launch.ranks import Rank, RankOutcome
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
 from ml_experiments.execution.seeding import seed_everything, watch_imports
-from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.warm_experiment import OtherProcessNeeded, WarmExperiment
 from ml_experiments.execution.worker.messages import RunMessage
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.checkpoints import Checkpoint
 from ml_experiments.experiment.context import RunContext, set_current_run
-from ml_experiments.experiment.hub_models import hub_models
+from ml_experiments.experiment.hub_models import named_models
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
@@ -93,6 +93,10 @@ def execute_run(
         on_returned: Called when `run()` has ended; from then on interrupts do nothing.
         reports_models: Whether to emit which models of the cache the run uses.
         in_ranks: Calls the experiment in the processes that a launcher starts, instead of here.
+
+    Raises:
+        KeyboardInterrupt: If the run was preempted.
+        OtherProcessNeeded: If the run has to be executed in another process.
     """
     started, pid = time.perf_counter(), os.getpid()
     hidden = (*secret_values(), *secrets)
@@ -111,6 +115,8 @@ def execute_run(
             interrupted.fired = True
         if interrupted.fired and is_preempted():
             raise KeyboardInterrupt
+        if isinstance(error, OtherProcessNeeded) and not interrupted.fired:
+            raise error
         attempt.keep(error)
         if interrupted.fired:  # also where the experiment made something else of it
             attempt.status, attempt.error = RunStatus.CANCELLED, None
@@ -217,6 +223,7 @@ class _Attempt:
     rank: Rank | None = None  # of which this process is; None where it is the only one
     on_begin: Callable[[], None] = lambda: None
     checkpoint: Checkpoint | None = None  # for ranks other than 0
+    has_instance: bool = False  # whose config is checked
     status: RunStatus = RunStatus.SUCCESS
     error: RunError | None = None
     results: Any = None
@@ -296,8 +303,9 @@ class _Attempt:
             self.warm.drop()
             return target(config)
         instance, is_new = self.warm.take(target, self.setup_key, config)
+        self.has_instance = True
         if is_new:
-            self.warm.set_up(instance)
+            self.warm.set_up(instance, self.setup_key)
             if self.setup_key is not None:
                 self.timings["setup_saved_s"] = 0.0
             self.warm.models = tuple(
@@ -315,7 +323,7 @@ class _Attempt:
         if not self.reports_models:
             return
         try:
-            names = hub_models(target, config, self.spec.config)
+            names = named_models(target, config, self.spec.config).hub
             folders = [repo_folder(name.partition("@")[0]) for name in names]
         except Exception as e:  # noqa: BLE001 - the user's hook; elsewhere no run depends on it
             logger.warning("hub_models() failed: %s: %s", type(e).__name__, e)
@@ -366,8 +374,10 @@ class _Attempt:
     def finish(self, total_s: float) -> RunResult:
         """Write result.json and return it as written; nothing else may keep it from that."""
         _try(self.note_models, None)
-        # a mistake in the config, found before anything was done, leaves nothing broken behind
-        is_harmless = self.error is not None and self.error.kind is ErrorKind.CONFIG
+        # a mistake that is found before anything is done leaves nothing broken behind
+        is_harmless = self.error is not None and (
+            self.error.kind is ErrorKind.CONFIG or not self.has_instance
+        )
         if self.status is not RunStatus.SUCCESS and not is_harmless:
             _try(self.warm.drop, None)
         result = RunResult(

@@ -174,7 +174,12 @@ class Supervision:
                 for message in worker.read(0 if is_behind else _TICK_S):
                     if message.get("run") != self._spec.run_id:
                         continue  # from a thread that an earlier run left behind
-                    result = self._handle_event(event_from_json(message), worker)
+                    event = event_from_json(message)
+                    if isinstance(event, Finished) and event.needs_process:
+                        self._slot.close_worker()
+                        worker = self._dispatch()
+                        break
+                    result = self._handle_event(event, worker)
                     if result is not None:
                         return result
             except EOFError:
@@ -229,9 +234,11 @@ class Supervision:
                 self._on_checkpoint()
                 return None
             case Started():
-                self._has_started = True
                 if not self._cancel_sent:  # else it has to end before long
                     self._deadline = self._time_limit()
+                if self._has_started:  # in the process that has checked the config
+                    return None
+                self._has_started = True
         deliver(event, self._observer, self._spec)
         return None
 

@@ -13,11 +13,17 @@ from ml_experiments.execution.process_state import ProcessState, read_state
 from ml_experiments.experiment.base import Experiment
 
 
+class OtherProcessNeeded(BaseException):
+    """The config of a run is checked, but this process keeps what other runs need."""
+
+
 @dataclass
 class WarmExperiment:
     """The instance that a process keeps for runs with the same set-up key.
 
     Attributes:
+        has_own_process: Whether the process ends with what it has set up, so that nothing of one
+            set-up reaches another.
         instance: The instance; None before the first run.
         key: Its set-up key.
         models: The cached models that its `setup()` has loaded.
@@ -25,6 +31,7 @@ class WarmExperiment:
         setup_s: How long `setup()` took.
     """
 
+    has_own_process: bool = False
     instance: Experiment[Any] | None = None
     key: str | None = None
     models: tuple[UsedRevision, ...] = ()
@@ -34,19 +41,33 @@ class WarmExperiment:
     def take(
         self, target: type[Experiment[Any]], key: str | None, config: Any
     ) -> tuple[Experiment[Any], bool]:
-        """Return an instance with this config, and whether it still needs `set_up()`."""
+        """Return an instance with this config, and whether it still needs `set_up()`.
+
+        Raises:
+            OtherProcessNeeded: If another instance is set up, and the config is free of mistakes.
+        """
         if self.instance is not None and key is not None and self.key == key:
             self.instance.config = config
             return self.instance, False
-        self.drop()
+        if not _has_check(target):
+            self.drop()
         instance = target(config)
-        self.instance, self.key = instance, key
+        instance.check_setup()
+        if self.has_own_process and self.instance is not None:
+            raise OtherProcessNeeded
+        self.drop()
         return instance, True
 
-    def set_up(self, instance: Experiment[Any]) -> None:
+    def may_serve(self, key: str | None) -> bool:
+        """Return whether a run with this key is for this process: to run, or to be checked."""
+        return self.instance is None or self.key == key or _has_check(type(self.instance))
+
+    def set_up(self, instance: Experiment[Any], key: str | None) -> None:
         """Call `setup()`, and note the settings that the next run shall find."""
         started = time.perf_counter()
+        self.instance = instance
         instance.setup()
+        self.key = key
         self.setup_s = time.perf_counter() - started
         if self.key is not None:
             self.state = read_state()
@@ -60,3 +81,7 @@ class WarmExperiment:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _has_check(target: type[Experiment[Any]]) -> bool:
+    return target.check_setup is not Experiment.check_setup

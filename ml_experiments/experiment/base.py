@@ -103,6 +103,13 @@ class Experiment(Generic[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
+    def check_setup(self) -> None:
+        """Raise a `ConfigError` if `setup()` could not do its work, without loading anything.
+
+        It is called before `setup()`, while what an earlier run has set up is still there: a
+        mistake that is found here does not cost the next run its warm model.
+        """
+
     def setup(self) -> None:
         """Do what is expensive and depends only on `setup_fields`, such as loading a model."""
 

@@ -5,20 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _FIELD = re.compile(r"(.*_)?model_name")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def hub_models(
-    experiment: Callable[..., Any], config: Any, values: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Return the models that a config names, as `org/name` or `org/name@revision`.
+class NamedModels(NamedTuple):
+    """The models that a config names.
 
-    An experiment can define them by a class or static method `hub_models(config)`. Otherwise
-    they are the values of `model_name` and `..._model_name` that have the form `org/name` and
-    are no existing folder; a field `revision` belongs to `model_name`.
+    Attributes:
+        hub: As `org/name` or `org/name@revision`.
+        local: Absolute paths of this machine.
+    """
+
+    hub: tuple[str, ...]
+    local: tuple[str, ...]
+
+
+def named_models(
+    experiment: Callable[..., Any], config: Any, values: Mapping[str, Any]
+) -> NamedModels:
+    """Return the models that a config names.
+
+    An experiment can define them by a class or static method `hub_models(config)`, where absolute
+    paths are of this machine. Otherwise they are the values of `model_name` and `..._model_name`
+    that have the form `org/name` and are no existing folder; a field `revision` belongs to
+    `model_name`.
 
     Args:
         experiment: The class or function.
@@ -26,8 +39,10 @@ def hub_models(
         values: The config as JSON.
     """
     hook = getattr(experiment, "hub_models", None)
-    named: Iterable[str] = hook(config) if hook is not None else _by_convention(values)
-    return tuple(dict.fromkeys(named))
+    names: Iterable[str] = hook(config) if hook is not None else _by_convention(values)
+    named = tuple(dict.fromkeys(names))
+    local = tuple(name for name in named if Path(name).is_absolute())
+    return NamedModels(tuple(name for name in named if name not in local), local)
 
 
 def _by_convention(values: Mapping[str, Any]) -> Iterable[str]:

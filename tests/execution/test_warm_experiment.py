@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from ml_experiments import LocalBackend, run_experiment
-from ml_experiments.runs.result import RunStatus
+from ml_experiments.backends.base import Backend
+from ml_experiments.backends.in_process import DebugBackend
+from ml_experiments.runs.result import RunResult, RunStatus
 from tests.support.experiments import Fit, Plain
 from tests.support.waiting import wait_until
 
@@ -253,6 +255,63 @@ def test_a_helper_that_was_edited_is_imported_again(tmp_path: Path) -> None:
             (tmp_path / "edited_helper.py").write_text(f"VALUE = {value}\n")
             results.append(run_experiment(f"{tmp_path}/uses_helper.py:Uses", backend=backend))
     assert [result.results for result in results] == [1, 2]
+
+
+CHECKED = """
+import os
+from ml_experiments import ConfigError, Experiment, ExperimentConfig, current_run
+
+class Loads(Experiment):
+    class Config(ExperimentConfig):
+        model: str
+
+    setup_fields = ("model",)
+    setups = 0
+
+    def check_setup(self):
+        current_run().progress(0, 1, text="checking")
+        if self.config.model == "absent":
+            raise ConfigError("there is no such model")
+        if self.config.model == "bug":
+            raise KeyError("a bug")
+
+    def setup(self):
+        if self.config.model == "damaged":
+            raise ConfigError("it can't be loaded")
+        Loads.setups += 1
+        self.model = self.config.model
+
+    def run(self):
+        return [self.model, Loads.setups, os.getpid()]
+"""
+
+
+@pytest.mark.parametrize("backend_class", [LocalBackend, DebugBackend])
+def test_a_mistake_that_check_setup_finds_leaves_the_warm_instance(
+    backend_class: type[Backend], tmp_path: Path
+) -> None:
+    (tmp_path / "checked_setup.py").write_text(CHECKED)
+    path = f"{tmp_path}/checked_setup.py:Loads"
+    is_local = backend_class is LocalBackend
+    with LocalBackend(max_workers=1) if is_local else DebugBackend() as backend:
+
+        def load(model: str) -> RunResult:
+            return run_experiment(path, {"model": model}, backend=backend)
+
+        first = load("a").results
+        assert first[:2] == ["a", 1]
+        for model, kind in (("absent", "config"), ("bug", "experiment")):
+            failed = load(model)
+            assert failed.error is not None
+            assert failed.error.kind == kind
+            assert load("a").results == first
+        # each set-up has its own process
+        other = load("b").results
+        assert other[:2] == ["b", 1 if is_local else 2]
+        assert (other[2] == first[2]) is not is_local
+        assert load("damaged").error.kind == "config"  # type: ignore[union-attr]
+        assert load("damaged").error.kind == "config"  # type: ignore[union-attr]
+        assert load("b").results[0] == "b"
 
 
 def test_a_relative_runs_folder_is_the_clients(

@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_experiments import Experiment, ExperimentConfig, LocalBackend, RunResult, run_experiment
-from ml_experiments.experiment.hub_models import hub_models
+from ml_experiments.experiment.hub_models import named_models
 from ml_experiments.runs.reports.cache_stats import read_stats
 from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from tests.support.hub_server import HubServer
@@ -117,11 +118,45 @@ def test_prefetch_of_a_missing_model_starts_nothing(hub: HubServer, runs_dir: Pa
     ],
 )
 def test_models_are_named_by_convention(values: dict[str, Any], models: tuple[str, ...]) -> None:
-    assert hub_models(plain, values, values) == models
+    assert named_models(plain, values, values) == (models, ())
 
 
 def test_an_experiment_can_say_itself_which_models_it_needs() -> None:
     config = TextToImageExperiment.Config(model_name="org/name", prompt="x", revision="v2")
-    assert hub_models(TextToImageExperiment, config, {}) == ("org/name@v2",)
+    assert named_models(TextToImageExperiment, config, {}) == (("org/name@v2",), ())
     own = TextToImageExperiment.Config(prompt="x")
-    assert hub_models(TextToImageExperiment, own, own.model_dump()) == ()
+    assert named_models(TextToImageExperiment, own, own.model_dump()) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("values", "hub", "local"),
+    [
+        ({"model_name": "./mine"}, (), ("mine",)),
+        ({"model_name": "mine.safetensors", "base_model": "org/base"}, ("org/base",), ("mine.*",)),
+        ({"model_name": "a/mine.CKPT", "base_model": "b/"}, (), ("a/mine.CKPT", "b")),
+        ({"model_name": "org/name/mine.safetensors"}, (), ()),
+        ({"model_name": "a/b/c"}, (), ("a/b/c",)),
+        ({"model_name": "org/name", "lora": "ink.safetensors"}, ("org/name",), ("ink.*",)),
+        ({"loras": [{"path": "org/name"}, {"path": "org/n/f.safetensors"}]}, (), ()),
+        ({"textual_inversions": [{"path": "~nobody-here/x"}]}, (), ("~nobody-here/x",)),
+        ({"model_name": "x" * 5000 + "/y", "lora": "\0/a"}, ("x*/y", "*"), ()),
+        ({"model_name": "tiny-digits", "lora": "here"}, (), ("here",)),
+    ],
+    ids=str,
+)
+def test_paths_are_told_from_names_on_the_hub(
+    values: dict[str, Any],
+    hub: tuple[str, ...],
+    local: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    config = TextToImageExperiment.Config(prompt="x", **values)
+    named = named_models(TextToImageExperiment, config, {})
+    assert len(named.local) == len(local), named
+    for found, pattern in zip(named.local, local, strict=True):
+        assert fnmatch(found, str(tmp_path / pattern)), found
+    assert all(any(fnmatch(name, pattern) for pattern in hub) for name in named.hub), named
+    assert bool(named.hub) is bool(hub)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets as random_tokens
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -21,7 +22,13 @@ from ml_experiments.backends.modal.fetching import (
     has_begun_there,
     read_ref_there,
 )
-from ml_experiments.backends.modal.mounts import cache_volume, runs_volume
+from ml_experiments.backends.modal.mounts import (
+    CACHE_MOUNT,
+    CACHE_VOLUME,
+    RUNS_MOUNT,
+    cache_volume,
+    runs_volume,
+)
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.modal.plan import (
     ContainerPlan,
@@ -46,6 +53,7 @@ from ml_experiments.config.options import read_options
 from ml_experiments.errors import ConfigError, RunExistsError, RunFolderError
 from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.fingerprint import hash_of_file
@@ -102,6 +110,30 @@ class ModalBackend(Backend):
         self._earlier_s: dict[tuple[str, str], list[float]] = {}
         self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
+
+    def describe(
+        self,
+        experiment: str,
+        import_paths: tuple[str, ...],
+        config: Any,
+        seed: int,
+        *,
+        is_recorded: bool = False,
+    ) -> tuple[Description, Any]:
+        """Also refuse models that are files of this machine.
+
+        Raises:
+            Error: If the experiment can't be imported, or the config is not valid there.
+        """
+        described, template = super().describe(
+            experiment, import_paths, config, seed, is_recorded=is_recorded
+        )
+        try:
+            _check_local_models(described.local_models)
+        except ConfigError:
+            self.templates.release(template)
+            raise
+        return described, template
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Find what would fail on Modal, in about a second and before anything is built.
@@ -278,6 +310,24 @@ class ModalBackend(Backend):
         """Return what to say with the first run only."""
         first, self._is_first = self._is_first, False
         return self._find_secrets().notes if first else ()
+
+
+def _check_local_models(paths: Iterable[str]) -> None:
+    """Refuse models that a container does not have.
+
+    Raises:
+        ConfigError: If there is one; it says where to put it.
+    """
+    mounts = (CACHE_MOUNT, RUNS_MOUNT)
+    for path in map(Path, paths):
+        if not any(path.is_relative_to(mount) for mount in mounts):
+            place = f"/models/{path.name}"
+            missing = "" if path.exists() else ", where nothing is,"
+            raise ConfigError(
+                f"{path} is a path of this machine{missing} and a container on Modal has none of "
+                f"its files: `modal volume put {CACHE_VOLUME} {path} {place}` puts it on the "
+                f"volume; then give {CACHE_MOUNT}{place}, or a name on the Hub"
+            )
 
 
 def _gpu_count(spec: RunSpec, plan: ContainerPlan) -> int:

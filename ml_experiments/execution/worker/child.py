@@ -33,7 +33,7 @@ from ml_experiments.execution.events import Event, Finished, Started, event_to_j
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.launch.launcher import run_in_ranks
-from ml_experiments.execution.warm_experiment import WarmExperiment
+from ml_experiments.execution.warm_experiment import OtherProcessNeeded, WarmExperiment
 from ml_experiments.execution.worker.death import NO_THREAD
 from ml_experiments.execution.worker.ending import end_process, flush_files
 from ml_experiments.execution.worker.guard import WRITING_MARK, end_with_parent
@@ -60,7 +60,7 @@ class Worker:
         self._has_returned = False
         self._interrupted: dict[str, bool] = {}  # run id -> whether it was preempted
         self._client_is_gone = False
-        self._warm = WarmExperiment()
+        self._warm = WarmExperiment(has_own_process=True)
         self._environment: dict[str, str] = sources.environment  # of the last question
 
     def serve(self) -> NoReturn:
@@ -78,10 +78,15 @@ class Worker:
                 if os.getpid() != self._pid:
                     os._exit(0)  # a process that a validator has forked
                 self._send(answer)
-            elif self._warm.instance is not None and self._sources.have_changed():
-                break  # what runs import in methods, for example; the run gets another process
-            elif not self._execute(parse_record(RunMessage, message["run"])):
-                break
+            else:
+                run = parse_record(RunMessage, message["run"])
+                if self._warm.instance is not None and (
+                    self._sources.have_changed()  # what runs import in methods, for example
+                    or not self._warm.may_serve(run.setup_key)
+                ):
+                    break  # the run gets another process
+                if not self._execute(run):
+                    break
         # the process ends as any Python program does; nothing interrupts that
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._warm.drop()
@@ -142,6 +147,8 @@ class Worker:
             finished = Finished(result=None if is_written else result.to_dict())
         except KeyboardInterrupt:  # before the experiment began, or a preemption
             finished = Finished(has_result=folder.result_file.exists())
+        except OtherProcessNeeded:
+            finished = Finished(has_result=False, needs_process=True)
         self._running, run_id = None, spec.run_id
         state = self._warm.state
         if state is not None and finished.has_result and not self._client_is_gone:

@@ -41,6 +41,7 @@ class Description:
             a process of its own.
         requirements: What the class's own `requirements` asks for.
         hub_models: The models on the Hub that the config names.
+        local_models: The paths that it names for models and the like.
     """
 
     config: dict[str, Any]
@@ -48,6 +49,7 @@ class Description:
     setup_key: str | None
     requirements: tuple[str, ...]
     hub_models: tuple[str, ...]
+    local_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

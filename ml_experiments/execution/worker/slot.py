@@ -31,16 +31,16 @@ class WorkerSlot:
         folder: RunFolder,
         secrets: tuple[str, ...],
     ) -> WorkerProcess:
-        """Return a worker for a run: the warm one if its set-up serves, else a new one."""
-        is_warm = setup_key is not None and self._setup_key == setup_key
-        if self._worker is not None and not (is_warm and self._template is template):
-            self._close_worker()
+        """Return a worker for a run: the warm one, unless it can't even check the config."""
+        may_serve = setup_key is not None and self._template is template
+        if self._worker is not None and not may_serve:
+            self.close_worker()
         if self._worker is not None and self._worker.wait(0):  # it died while it was idle
             self.drop()
         if self._worker is None:
             guard = self._guard_of(template)
             self._worker = guard.start_worker(output, folder.path, secrets, self.gpu)
-        self._setup_key = setup_key
+            self._setup_key = setup_key
         return self._worker
 
     def drop(self) -> None:
@@ -51,12 +51,13 @@ class WorkerSlot:
 
     def close(self) -> None:
         """End an idle worker, and what starts workers."""
-        self._close_worker()
+        self.close_worker()
         if self._guard is not None:
             self._guard.close()
             self._guard, self._template = None, None
 
-    def _close_worker(self) -> None:
+    def close_worker(self) -> None:
+        """End an idle worker."""
         if self._worker is not None:
             self._worker.close()
             self._worker, self._setup_key = None, None

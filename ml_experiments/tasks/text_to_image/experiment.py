@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ml_experiments.errors import ConfigError, SoftTimeout
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.context import current_run
 from ml_experiments.tasks.text_to_image.config import TINY_DIGITS, TextToImageConfig
+from ml_experiments.tasks.text_to_image.named_paths import (
+    ADAPTER_SLASHES,
+    MODEL_SLASHES,
+    absolute_path,
+    is_path,
+)
 from ml_experiments.tasks.text_to_image.pictures.file_names import file_names
 
 if TYPE_CHECKING:
@@ -37,11 +42,21 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
 
     @classmethod
     def hub_models(cls, config: TextToImageConfig) -> list[str]:
-        """Return what `setup()` would download: the model, unless it's a folder or comes along."""
-        name = config.base_model if config.base_model is not None else config.model_name
-        if name == TINY_DIGITS or Path(name).exists() or name.count("/") != 1:
-            return []
-        return [f"{name}@{config.revision}" if config.revision else name]
+        """Return the model that `setup()` would download, and what it would read here."""
+        named = (config.model_name, config.base_model)
+        models = [name for name in named if name not in (None, TINY_DIGITS)]
+        adapters = [lora.path for lora in config.loras]
+        adapters += [inversion.path for inversion in config.textual_inversions]
+        paths = [
+            *(name for name in models if is_path(name, MODEL_SLASHES)),
+            *(name for name in adapters if is_path(name, ADAPTER_SLASHES)),
+        ]
+        name = config.base_model or config.model_name
+        found = [str(absolute_path(path)) for path in paths]
+        if name == TINY_DIGITS or name in paths or name.count("/") != 1:
+            return found
+        revision = config.revision if name == config.model_name else None
+        return [f"{name}@{revision}" if revision else name, *found]
 
     setup_fields: ClassVar[tuple[str, ...]] = (
         "model_name",
@@ -70,16 +85,19 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
     _loaded: LoadedPipeline
     _load_seconds: float
 
+    def check_setup(self) -> None:
+        """Find the model and what is added to it, and check that every option has an effect."""
+        from ml_experiments.tasks.text_to_image.model.loading import find_model
+
+        find_model(self.config, self._device_name)
+
     def setup(self) -> None:
         """Load the model, downloading what isn't in the cache."""
         started = time.perf_counter()
-        config, run = self.config, current_run()
-        run.progress(0, None, text=f"loading {config.model_name}")
+        current_run().progress(0, None, text=f"loading {self.config.model_name}")
         from ml_experiments.tasks.text_to_image.model.loading import load_pipeline
 
-        self._loaded = load_pipeline(
-            config, run.device if config.device == "auto" else config.device
-        )
+        self._loaded = load_pipeline(self.config, self._device_name)
         self._load_seconds = time.perf_counter() - started
 
     def run(self) -> dict[str, Any]:
@@ -132,6 +150,11 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
             "seed": seed,
             **self._describe_run(gallery, used),
         }
+
+    @property
+    def _device_name(self) -> str:
+        device = self.config.device
+        return current_run().device if device == "auto" else device
 
     def _prepare_drawer(self) -> Drawer:
         from ml_experiments.tasks.text_to_image.drawing import Drawer, prepare_memory_savers

@@ -12,11 +12,12 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
-from ml_experiments.errors import Error
+from ml_experiments.errors import ConfigError, Error
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
+from ml_experiments.tasks.text_to_image import TextToImageExperiment
 from modal_emulator import Emulator
 from tests.support import difficult_experiments as difficult
 from tests.support.modal_experiments import (
@@ -33,6 +34,8 @@ from tests.support.modal_runs import WAIT_S, Recorder, folder_of, function_of, w
 
 pytestmark = pytest.mark.slow
 
+EXPERIMENT = "ml_experiments.tasks.text_to_image:TextToImageExperiment"
+
 
 @pytest.fixture(scope="module")
 def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
@@ -43,6 +46,23 @@ def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+def test_models_of_this_machine_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ink.safetensors").touch()
+    with ModalBackend() as opened:
+        for config, start in (
+            ({"lora": "ink.safetensors"}, f"{tmp_path}/ink.safetensors is a path of this machine "),
+            ({"model_name": "./mine"}, f"{tmp_path}/mine is a path of this machine, where nothing"),
+        ):
+            with pytest.raises(ConfigError, match="modal volume put hf-model-cache") as refused:
+                run_experiment(TextToImageExperiment, {"prompt": "x", **config}, backend=opened)
+            assert str(refused.value).startswith(start)
+        there = {"prompt": "x", "model_name": "/cache/models/mine", "lora": "org/name"}
+        assert opened.describe(EXPERIMENT, (), there, 1)[0].local_models == (there["model_name"],)
 
 
 def test_a_run_comes_back_with_results_logs_metrics_and_artifacts(

@@ -351,9 +351,18 @@ def test_changing_a_field_of_a_run_reloads_nothing(warm_backend: LocalBackend) -
 
 def test_a_mistake_in_a_config_does_not_cost_the_warm_model(warm_backend: LocalBackend) -> None:
     draw(warm_backend).raise_for_error()
-    found_in_worker = draw(warm_backend, scheduler="eular")
-    assert found_in_worker.error is not None
-    assert found_in_worker.error.kind == "config"
+    for found_in_worker in (
+        {"scheduler": "eular"},
+        {"scheduler": "eular", "channels_last": True},
+        {"lora": "absent.safetensors"},
+        {"loras": [{"path": "./absent"}]},
+        {"textual_inversions": [{"path": "./absent", "token": "red"}]},
+        {"model_name": "./absent"},
+        {"device": "mps"},
+    ):
+        error = draw(warm_backend, **found_in_worker).error
+        assert error is not None
+        assert error.kind == "config", error
     for refused in ({"num_images": 0}, {"num_image": 3}):
         with pytest.raises(ConfigError):
             draw(warm_backend, **refused)

@@ -18,11 +18,10 @@ from ml_experiments.tasks.text_to_image.model.quiet import (
     quiet_progress_bars,
     shorten,
 )
+from ml_experiments.tasks.text_to_image.named_paths import PICKLES
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # how the keys of VAEs and text encoders begin
 _OTHER_PARTS = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.")
-CHECKPOINT_SUFFIXES = (".safetensors", ".gguf", *_PICKLES)
 
 
 def check_checkpoint(name: str, allow_pickle: bool) -> None:
@@ -31,7 +30,7 @@ def check_checkpoint(name: str, allow_pickle: bool) -> None:
     Raises:
         ConfigError: If the file is such a one, or needs a package that isn't installed.
     """
-    if name.lower().endswith(_PICKLES) and not allow_pickle:
+    if name.lower().endswith(PICKLES) and not allow_pickle:
         raise ConfigError(
             f"model_name={name!r} is a pickle, a kind of file that can execute any code when it is "
             "loaded; choose the .safetensors file of this model, or set allow_pickle=true if you "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -54,6 +55,22 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
+class FoundModel:
+    """What a config names, found and checked: nothing is loaded but embeddings.
+
+    Attributes:
+        loras: The files of the LoRAs.
+        embeddings: The textual inversions.
+    """
+
+    files: ModelFiles
+    device: torch.device
+    dtype: torch.dtype
+    loras: Sequence[Path]
+    embeddings: Sequence[Embedding]
+
+
+@dataclass(frozen=True)
 class LoadedPipeline:
     """A pipeline in memory, ready to draw.
 
@@ -77,16 +94,16 @@ class LoadedPipeline:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline:
-    """Load a pipeline, downloading what isn't in the cache once its configs fit the options.
+def find_model(config: TextToImageConfig, device_name: str) -> FoundModel:
+    """Find what a config names and check that it fits the options, before weights are downloaded.
 
     Args:
         config: Of the run.
         device_name: Where to draw: cuda, mps or cpu.
 
     Raises:
-        ConfigError: If the model isn't there, or can't be loaded like this on this machine.
-        AuthError: If the model is gated.
+        ConfigError: If something isn't there, or can't be used like this on this machine.
+        AuthError: If something is gated.
         CacheError: If a download failed.
     """
     device = choose_device(device_name)
@@ -101,10 +118,17 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
         read_embedding(i, fetch_adapter(i.path, "textual_inversions")) for i in inversions
     ]
     check_words(embeddings, config)
+    return FoundModel(files, device, dtype, loras, embeddings)
+
+
+def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline:
+    """Load a pipeline, downloading what isn't in the cache; see `find_model` for the rest."""
+    found = find_model(config, device_name)
+    files, device, dtype = found.files, found.device, found.dtype
     pipeline = _read_pipeline(files, config.revision, dtype)
-    load_embeddings(pipeline, inversions, embeddings)
-    if loras:
-        load_loras(pipeline, config.loras, loras, config.fuse_loras)
+    load_embeddings(pipeline, config.textual_inversions, found.embeddings)
+    if found.loras:
+        load_loras(pipeline, config.loras, found.loras, config.fuse_loras)
     quantized_layers = 0
     if config.quantization != "none":
         quantized_layers = quantize_denoiser(pipeline, config.quantization, device)
@@ -124,8 +148,9 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
             getattr(pipeline, inner).set_progress_bar_config(disable=True)
     if config.compile:
         compile_denoiser(pipeline)
-    scheduler = pipeline.scheduler
-    return LoadedPipeline(pipeline, files, device, dtype, scheduler, quantized_layers, embeddings)
+    return LoadedPipeline(
+        pipeline, files, device, dtype, pipeline.scheduler, quantized_layers, found.embeddings
+    )
 
 
 def check_run(config: TextToImageConfig, files: ModelFiles) -> Sequence[DrawingSettings]:

@@ -14,7 +14,6 @@ from huggingface_hub.constants import ENDPOINT
 
 from ml_experiments.errors import BackendError, CacheError, ConfigError
 from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
-    CHECKPOINT_SUFFIXES,
     check_checkpoint,
     usual_base_model,
 )
@@ -25,6 +24,14 @@ from ml_experiments.tasks.text_to_image.model.pipeline_class import (
     read_traits,
 )
 from ml_experiments.tasks.text_to_image.model.quiet import quiet_progress_bars
+from ml_experiments.tasks.text_to_image.named_paths import (
+    ADAPTER_SLASHES,
+    CHECKPOINT_SUFFIXES,
+    MODEL_SLASHES,
+    absolute_path,
+    exists,
+    is_path,
+)
 from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 
 if TYPE_CHECKING:
@@ -71,7 +78,7 @@ def fetch_configs(config: TextToImageConfig) -> ModelFiles:
         folder = model_dir()
         return ModelFiles(folder, read_traits(folder), recommended=RECOMMENDED_SETTINGS)
     is_checkpoint = name.lower().endswith(CHECKPOINT_SUFFIXES)
-    path = _local_path(name, "model_name", max_slashes=9 if is_checkpoint else 1)
+    path = _local_path(name, "model_name", MODEL_SLASHES)
     if is_checkpoint and (path is None or path.is_file()):
         return _files_of_checkpoint(config, path)
     if config.base_model is not None:
@@ -135,7 +142,7 @@ def _files_of_checkpoint(config: TextToImageConfig, path: Path | None) -> ModelF
     base = config.base_model or usual_base_model(path)
     if base == TINY_DIGITS:
         base = str(model_dir())
-    local = _local_path(base, "base_model", max_slashes=1)
+    local = _local_path(base, "base_model", MODEL_SLASHES)
     if local is not None:
         traits = _local_files(local, "base_model", base, None, is_base=True).traits
         return ModelFiles(local, traits, checkpoint=path)
@@ -225,7 +232,7 @@ def fetch_adapter(name: str, field_name: str = "lora") -> Path:
         AuthError: If it is gated.
         CacheError: If the download failed.
     """
-    path = _local_path(name, field_name, max_slashes=2)
+    path = _local_path(name, field_name, ADAPTER_SLASHES)
     if path is None:
         path = _download_adapter(name, field_name)
     if path.is_file():
@@ -249,20 +256,18 @@ def fetch_adapter(name: str, field_name: str = "lora") -> Path:
 
 def _local_path(name: str, field: str, max_slashes: int) -> Path | None:
     """Return the path that a name stands for, or None if it is a name on the Hub."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = absolute_path(name)
+    if exists(path):
         return path.resolve()
-    if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
-        is_path = True
-    else:
-        is_path = name.count("/") > max_slashes
-    if is_path:
-        advice = "check the path, or give a name on the Hub: org/name"
+    if is_path(name, max_slashes):
+        is_file = name.lower().endswith(CHECKPOINT_SUFFIXES)
+        on_hub = "org/name/FILE" if is_file else "org/name"
+        advice = f"check the path, or give a name on the Hub: {on_hub}"
         if "MODAL_TASK_ID" in os.environ:
             advice = (
                 "a container on Modal has no file of your machine: put it on the volume, as with "
                 "`modal volume put hf-model-cache FILE /models/FILE`, and give /cache/models/FILE, "
-                "or give a name on the Hub: org/name"
+                f"or give a name on the Hub: {on_hub}"
             )
         raise ConfigError(
             f"{field}={name!r}: nothing is there on this machine (current folder: {Path.cwd()}); "
@@ -273,7 +278,7 @@ def _local_path(name: str, field: str, max_slashes: int) -> Path | None:
 
 def _download_adapter(name: str, field_name: str) -> Path:
     parts = name.split("/")  # org/name, name, or org/name/file
-    repo, file = "/".join(parts[:2]), "".join(parts[2:])
+    repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     with explained_download(field_name, repo):
         folder = Path(snapshot_download(repo, allow_patterns=file or "*.safetensors"))
     if (folder / file).exists():
@@ -301,10 +306,5 @@ def _download_configs(
 
 def _download_checkpoint(name: str, revision: str | None) -> Path:
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    if not file:
-        raise ConfigError(
-            f"model_name={name!r}: no such file is on this machine (current folder: {Path.cwd()}); "
-            "check the path, or give a file on the Hub: org/name/FILE"
-        )
     with explained_download("model_name", repo, revision):
         return Path(hf_hub_download(repo, file, revision=revision))
