@@ -156,6 +156,9 @@ def submit_run(
                 print(submit_run(prepared, backend=backend).result().results)  # 9
         ```
     """
+    earlier, prepared = take_earlier(prepared, backend, runs_dir, observer)
+    if earlier is not None:
+        return earlier
     return submit_with_code(
         prepared,
         describe_code(working_dir()),
@@ -226,12 +229,17 @@ def submit_with_code(
     runs_dir: Path | None = None,
     observer: Observer | None = None,
 ) -> RunHandle:
-    """Do what `submit_run` does, for code whose git state is known."""
+    """Start a run that was prepared, once `take_earlier` has found none to take instead.
+
+    Args:
+        prepared: The run.
+        code: The git state of its code.
+        backend: Where it executes.
+        runs_dir: Where its folder is made; the default if None.
+        observer: Receives its events.
+    """
     # absolute: the experiment may change the working folder
     place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
-    earlier, prepared = take_earlier(prepared, backend, place, observer)
-    if earlier is not None:
-        return earlier
     if prepared.reservation is None:
         asked = prepared
         [prepared] = reserve([asked], backend, place, budget=asked.budget)
