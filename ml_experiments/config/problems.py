@@ -34,8 +34,11 @@ def describe_problems(
 ) -> tuple[str, ...]:
     """Return one message per field: what it is called, what was given, what is allowed."""
     by_field: dict[str, list[str]] = {}
-    for error in errors:
-        path = _path_in(data, error)
+    located = [(_path_in(data, error), error) for error in errors]
+    parents = {path[:depth] for path, _ in located for depth in range(len(path))}
+    for path, error in located:
+        if path in parents and error["type"].endswith("_type"):
+            continue  # of a member of a union that is something else than what was given
         message = _describe(error, schema, path)
         field = ".".join(map(str, path)) or "config"
         named = None if path else _FIELD_NAMED.match(error["msg"])

@@ -119,7 +119,7 @@ def draw_in_batches(
     Where `batch_size` may shrink, it does when memory runs out.
 
     Args:
-        draw: Draws pictures; it also gets how many there are before them.
+        draw: Draws pictures; it also gets how many there are already.
         requests: All pictures of the run.
         batch_size: How many to draw together.
         pixels_of: Returns the size of a picture.
@@ -131,7 +131,7 @@ def draw_in_batches(
     groups: dict[Any, list[PictureRequest]] = {}
     for request in requests:
         groups.setdefault(request.batch_key, []).append(request)
-    done = 0
+    done, drawn = 0, len(kept)
     for group in groups.values():
         pixels, position = pixels_of(group[0]), 0
         while position < len(group):
@@ -140,13 +140,14 @@ def draw_in_batches(
             missing = [request for request in chosen if request.index not in kept]
             started = time.perf_counter()
             try:
-                drawing = draw(missing, done + len(chosen) - len(missing)) if missing else None
+                drawing = draw(missing, drawn) if missing else None
             except (RuntimeError, MemoryError) as e:
                 if batch_size.wanted != "auto" or not is_out_of_memory(e):
                     raise
                 batch_size.shrink(len(missing), pixels, e)
             else:
                 done += len(chosen)
+                drawn += len(missing)
                 position += len(chosen)
                 if drawing is not None:
                     yield Batch(missing, drawing, time.perf_counter() - started, done)

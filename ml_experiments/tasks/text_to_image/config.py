@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field, PositiveInt
 
+from ml_experiments.errors import suggest
 from ml_experiments.experiment.base import ExperimentConfig
+from ml_experiments.tasks.text_to_image.named_paths import absolute_path, exists
 from ml_experiments.tasks.text_to_image.pictures.file_names import check_template
 from ml_experiments.tasks.text_to_image.prompts_file import read_rows
 
@@ -20,6 +23,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1)]
 
 TINY_DIGITS = "tiny-digits"
+_MAX_IMAGES = 1_000_000  # which fit in memory with their names and metadata
+_MAX_EXIF_BYTES = 60_000  # of 65,533 in a jpeg file
 # what a prompt may have of its own, and a config gives for all of them
 _PICTURE_FIELDS = (
     "negative_prompt",
@@ -181,26 +186,42 @@ class TextToImageConfig(ExperimentConfig):
             if data.get("prompt") is not None:
                 raise ValueError("prompts_file: give either prompt or prompts_file, not both")
             data["prompt"] = read_rows(Path(file), PromptRow)
+        if isinstance(data.get("prompt"), dict):
+            data["prompt"] = [data["prompt"]]
         if lora is not None:
             if data.get("loras"):
                 raise ValueError("lora: give either lora or loras, not both")
+            if not isinstance(lora, str) or not lora:
+                raise ValueError(f"lora: {lora!r} is no path; give one, or leave lora out")
             data["loras"] = [{"path": lora}]
         return data
 
     @pydantic.model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         rows = self.rows
-        keys = Counter(row.model_dump_json(exclude={"num_images"}) for row in rows)
-        repeated = sorted(
-            {r.prompt for r in rows if keys[r.model_dump_json(exclude={"num_images"})] > 1}
+        drawn = Counter(
+            (row.prompt, *(value for name, value in vars(row).items() if name != "num_images"))
+            for row in rows
         )
-        if repeated:
+        if len(drawn) < len(rows):
+            repeated = sorted({prompt for (prompt, *_), count in drawn.items() if count > 1})
             raise ValueError(
                 f"prompt: {repeated} are given more than once and would be drawn the same; "
                 "to have more pictures of a prompt, raise num_images"
             )
+        if (count := sum(row.num_images or 1 for row in rows)) > _MAX_IMAGES:
+            raise ValueError(
+                f"num_images: these are {count:,} pictures, and a run draws at most "
+                f"{_MAX_IMAGES:,}; start several runs, each with a seed of its own"
+            )
         if self.model_name == TINY_DIGITS:
             self._check_tiny_digits(rows)
+        elif (
+            "/" not in self.model_name
+            and not exists(absolute_path(self.model_name))
+            and (meant := suggest(self.model_name, [TINY_DIGITS]))
+        ):
+            raise ValueError(f"model_name: there is no {self.model_name!r}{meant}")
         if self.quantization == "int4" and self.dtype in ("float32", "float16"):
             raise ValueError(
                 f"dtype: quantization=int4 computes in bfloat16, not in {self.dtype}; "
@@ -210,6 +231,11 @@ class TextToImageConfig(ExperimentConfig):
             raise ValueError(
                 "image_quality: png always keeps every pixel; set image_format to jpeg or webp, "
                 "or leave image_quality out"
+            )
+        if self.image_format == "jpeg" and any(map(_exceeds_exif, rows)):
+            raise ValueError(
+                "image_format: the metadata of a jpeg file can't hold so long a prompt; use png or "
+                "webp"
             )
         if not self.fuse_loras and not self.loras:
             raise ValueError("fuse_loras: there is no LoRA; give loras, or leave fuse_loras out")
@@ -230,3 +256,9 @@ class TextToImageConfig(ExperimentConfig):
                     f"negative_prompt: has no effect at guidance_scale={scale:g}, "
                     "which means no guidance; raise it above 1, or leave negative_prompt out"
                 )
+
+
+def _exceeds_exif(row: PromptRow) -> bool:
+    text = f"{row.prompt}{row.negative_prompt}"
+    # once as JSON and once in UTF-16, and some more for the settings
+    return len(json.dumps(text)) + len(text.encode("utf-16")) > _MAX_EXIF_BYTES

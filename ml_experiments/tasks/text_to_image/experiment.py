@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.drawing import Drawer
     from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
     from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
-    from ml_experiments.tasks.text_to_image.requests import PictureRequest
+    from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,8 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         requests = plan_pictures(config.rows, seed, self._loaded.files.recommended)
         used = self._describe(requests, drawer)
         size = BatchSize.choose(config.batch_size, self._loaded.device.type)
-        pixels = {r.settings: _area(drawer.size_of(r.settings)) for r in requests}
-        with self._open_gallery(requests, used, seed) as gallery:
+        sizes = {r.settings: drawer.size_of(r.settings) for r in requests}
+        with self._open_gallery(requests, used, sizes, seed) as gallery:
             kept = frozenset(gallery.keep(requests))
             log = BatchLog.open(run.checkpoint_dir, [gallery.texts, config.batch_size], size)
             if kept:
@@ -128,7 +129,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
             started = time.perf_counter()
             try:
                 for batch in draw_in_batches(
-                    draw, requests, size, lambda request: pixels[request.settings], kept
+                    draw, requests, size, lambda r: math.prod(sizes[r.settings]), kept
                 ):
                     self._record(batch, gallery, log)
             except SoftTimeout:
@@ -145,7 +146,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
             **({"kept_images": len(kept)} if kept else {}),
             "images_per_second": len(gallery.records) / seconds if seconds else None,
             "latency_seconds_per_batch": _percentiles(log.seconds),
-            "batch_size": size.reported(max(pixels.values()), len(requests)),
+            "batch_size": size.reported(max(map(math.prod, sizes.values())), len(requests)),
             "batch_sizes_out_of_memory": size.too_large,
             "seed": seed,
             **self._describe_run(gallery, used),
@@ -191,7 +192,11 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         return [known[request.prompt, request.settings] for request in requests]
 
     def _open_gallery(
-        self, requests: Sequence[PictureRequest], used: Sequence[Mapping[str, Any]], seed: int
+        self,
+        requests: Sequence[PictureRequest],
+        used: Sequence[Mapping[str, Any]],
+        sizes: Mapping[DrawingSettings, tuple[int, int]],
+        seed: int,
     ) -> Gallery:
         from ml_experiments.tasks.text_to_image.pictures.contact_sheet import ContactSheet
         from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
@@ -215,6 +220,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
             config.file_name,
             [
                 {**vars(r), **own, "model": config.model_name}
+                | dict(zip(("height", "width"), sizes[r.settings], strict=True))
                 for r, own in zip(requests, used, strict=True)
             ],
             EXTENSIONS[config.image_format],
@@ -295,10 +301,6 @@ def _common(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
 
 
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
-
-
 def _check_not_all_black(records: Sequence[Mapping[str, Any]]) -> None:
     """Raise if numbers overflowed in every picture.
 
@@ -308,7 +310,7 @@ def _check_not_all_black(records: Sequence[Mapping[str, Any]]) -> None:
     if records and all(record.get("overflowed") for record in records):
         raise ConfigError(
             "every picture is black, because numbers overflowed in the model; try dtype=float32 "
-            "or bfloat16"
+            "or bfloat16, or less guidance"
         )
 
 

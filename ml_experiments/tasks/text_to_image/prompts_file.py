@@ -6,15 +6,17 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from ml_experiments.errors import suggest
+from ml_experiments.tasks.text_to_image.named_paths import absolute_path
 
 _MAX_PROBLEMS = 10
-_SIZE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")  # noqa: RUF001 - as people write it
+_SIZE = re.compile(r"(\d+)\s*[xX×*]\s*(\d+)")  # noqa: RUF001 - as people write it
 
 
 def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, Any]]:
@@ -34,9 +36,9 @@ def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, 
     if reader is None:
         raise ValueError(f"prompts_file: {file} must be a .txt, .csv, .tsv or .jsonl file")
     try:
-        text = file.expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else f"it is not UTF-8: {e}"
+        text = absolute_path(str(file)).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else f"save it as UTF-8, which it isn't: {e}"
         raise ValueError(f"prompts_file: {file} can't be read: {reason}") from e
     rows, problems, lines = [], [], dict[str, int]()
     known = [*row_type.model_fields, "size"]
@@ -46,9 +48,13 @@ def read_rows(file: Path, row_type: type[pydantic.BaseModel]) -> list[dict[str, 
         except ValueError as e:
             problems.append(f"{file.name}, line {line}: {e}")
             continue
-        first = lines.setdefault(json.dumps(row, sort_keys=True, default=str), line)
+        drawn = {name: value for name, value in row.items() if name != "num_images"}
+        first = lines.setdefault(json.dumps(drawn, sort_keys=True), line)
         if first != line:
-            problems.append(f"{file.name}, line {line}: the same as line {first}")
+            problems.append(
+                f"{file.name}, line {line}: would draw the same as line {first}; for more "
+                "pictures of a prompt, raise its num_images"
+            )
         rows.append(row)
     if problems:
         more = len(problems) - _MAX_PROBLEMS
@@ -73,14 +79,20 @@ def _row(
     if isinstance(size := row.pop("size", None), str):
         if not (found := _SIZE.fullmatch(size.strip())):
             raise ValueError(f"size: {size!r} is not WIDTHxHEIGHT, such as 512x768")
+        if "width" in row or "height" in row:
+            raise ValueError("size: give either size, or width and height")
         row |= {"width": int(found[1]), "height": int(found[2])}
     elif size is not None:
         raise ValueError(f"size: {size!r} is not WIDTHxHEIGHT, such as 512x768")
-    for name in row:
+    for name, value in row.items():
         if name not in known:
             raise ValueError(_no_field(name, known))
+        if isinstance(value, bool):
+            raise ValueError(f"{name}: {json.dumps(value)} is no value for it")
     try:
-        return row_type.model_validate(row).model_dump(exclude_none=True)
+        checked = row_type.model_validate(row)
+        checked.model_dump_json()  # raises for half a character
+        return checked.model_dump(exclude_none=True)
     except pydantic.ValidationError as e:
         problem = e.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
@@ -93,18 +105,18 @@ def _no_field(name: str, known: Sequence[str]) -> str:
 
 
 def _read_txt(text: str, _known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(StringIO(text), 1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
 def _read_csv(text: str, known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     # spreadsheets write semicolons where a comma is the decimal point
-    separator = max(",;\t", key=text.partition("\n")[0].count)
+    separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
     lines = csv.reader(
-        text.splitlines(keepends=True), strict=True, skipinitialspace=True, delimiter=separator
+        StringIO(text, newline=""), strict=True, skipinitialspace=True, delimiter=separator
     )
-    header: list[str] | None = None
+    header: list[str] = []
     line = 1
     while True:
         try:
@@ -114,35 +126,55 @@ def _read_csv(text: str, known: Sequence[str]) -> Iterator[tuple[int, Mapping[st
             return
         if cells is None:
             return
-        if header is None:
+        while cells and not cells[-1].strip():  # as spreadsheets add
+            cells.pop()
+        if cells and not header:
             header = [name.strip().lower() for name in cells]
-            repeated = {name for name in header if header.count(name) > 1}
-            if "prompt" not in header or repeated:
-                wrong = f"columns {sorted(repeated)} twice" if repeated else "no column 'prompt'"
-                yield 1, f"the first line must name the columns; it has {wrong}: {cells}"
-                return
-            if unknown := [name for name in header if name not in known]:
-                yield 1, _no_field(unknown[0], known)
+            if problem := _problem_of(header, known):
+                yield line, f"the first line must name the columns; {problem}"
                 return
         elif len(cells) > len(header):
             yield (
                 line,
                 f"{len(cells)} values for {len(header)} columns; quote those with {separator!r}",
             )
-        elif any(cells):
-            yield line, dict(zip(header, cells, strict=False))
+        elif cells:
+            row = dict(zip(header, cells, strict=False))
+            if separator == ";":
+                row |= {k: v.replace(",", ".") for k, v in row.items() if k.endswith("_scale")}
+            yield line, row
         line = lines.line_num + 1
 
 
+def _problem_of(header: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return what is wrong with the names of columns."""
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        return f"{', '.join(map(repr, repeated))} stands there twice"
+    if "" in header:
+        return f"column {header.index('') + 1} has no name: remove the column, or name it"
+    if "prompt" not in header:
+        return f"there is no column 'prompt', only {', '.join(map(repr, header))}"
+    return next((_no_field(name, known) for name in header if name not in known), None)
+
+
 def _read_jsonl(text: str, _known: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(StringIO(text), 1):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=_unique_fields)
         except ValueError as e:
             yield number, f"it is not JSON: {e}"
             continue
         if isinstance(fields, str):
             fields = {"prompt": fields}
-        yield number, fields if isinstance(fields, dict) else f"it is no object: {line[:40]}"
+        is_object = isinstance(fields, dict)
+        yield number, fields if is_object else f"it is no object: {line[:40].strip()}"
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field stands there twice")
+    return fields

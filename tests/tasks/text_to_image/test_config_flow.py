@@ -233,12 +233,14 @@ def test_what_this_machine_cannot_do_is_refused(warm_backend: LocalBackend) -> N
         {"device": "cuda"},
         {"device": "mps"},
         {"scheduler": "eular"},
+        {"num_inference_steps": 1001},
     )
     starts = ["cpu_offload=true", "quantization=int4 needs a CUDA GPU", "device=cuda", "device=mps"]
     for start, answer in zip(starts, answers, strict=False):
         assert answer.startswith(f"setup: ConfigError: {start}"), answer
     assert "scheduler='eular'" in answers[4]
     assert "did you mean 'euler'?" in answers[4]
+    assert "num_inference_steps=1001: a DDIMScheduler takes at most 1000" in answers[5]
     assert draw(warm_backend, device="cpu").results["device"] == "cpu"
 
 
@@ -286,6 +288,12 @@ def test_folders_that_are_no_model_are_refused(
         ({"variant": "fp16"}, "only one"),
         ({"quantization": "int4", "dtype": "float16"}, "bfloat16"),
         ({"num_image": 3}, "num_images"),
+        ({"num_images": 10**12}, "at most 1,000,000"),
+        ({"model_name": "Tiny_Digits"}, "did you mean 'tiny-digits'"),
+        ({"lora": ""}, "lora: '' is no path"),
+        ({"prompt": "x" * 30_000, "image_format": "jpeg"}, "use png or webp"),
+        ({"prompt": [{"prompt": "a", "seeed": 1}]}, "valid:\n  prompt.0.seeed: unknown field"),
+        ({"prompt": {"prompt": "a", "height": 33}}, "prompt.height: given 33: .*multiple of 8"),
         ({"dtype": "fp16"}, "float16"),
     ],
     ids=str,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
+from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
 from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging, shorten
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ _MAX_CAUSE = 1000  # characters; some exceptions list every layer of a LoRA
 _FITTING = "choose a LoRA that was trained on this model"
 # the end of the key of a LoRA's first matrix, as diffusers names it
 _FIRST_MATRIX = re.compile(r"(lora_A|lora_down|\.down)\.weight$")
+# as peft's own save_pretrained() names weights
+_PEFT_PREFIX = "base_model.model."
+_PEFT_KEY = re.compile(re.escape(_PEFT_PREFIX) + r"(?P<layer>.+)\.lora_[AB]\.weight")
 # the two tensors of an embedding for SDXL, with how the text encoder of each is named
 _SDXL_PARTS = {"clip_l": "", "clip_g": "_2"}
 
@@ -88,8 +93,10 @@ def _load_lora(pipeline: Any, name: str, lora: Lora, file: Path) -> None:
     try:
         # what has no place is counted below; peft and diffusers only warn of it
         with warnings.catch_warnings(), quiet_logging(logging.ERROR):
-            read = pipeline.lora_state_dict(file.parent, weight_name=file.name, **unet)
-            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+            warnings.simplefilter("ignore")
+            source = _read_peft(pipeline, file) or file
+            read = pipeline.lora_state_dict(source, **unet)
+            pipeline.load_lora_weights(source, adapter_name=name)
     except _FAILURES as e:
         raise ConfigError(
             f"lora={lora.path!r} can't be loaded into {of_pipeline}: {shorten(e)}; {_FITTING}"
@@ -104,6 +111,30 @@ def _load_lora(pipeline: Any, name: str, lora: Lora, file: Path) -> None:
             else "none of its layers belongs to"
         )
         raise ConfigError(f"lora={lora.path!r}: {what} {of_pipeline}; {_FITTING}")
+
+
+def _read_peft(pipeline: Any, file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a LoRA that peft itself has saved, named as diffusers does.
+
+    Empty for a LoRA in any other format.
+    """
+    with safe_open(file, framework="pt") as tensors:
+        keys = list(tensors.keys())
+        part = next(name for name in NETWORKS if getattr(pipeline, name, None) is not None)
+        layers = {name for name, _ in getattr(pipeline, part).named_modules()}
+        names = [_PEFT_KEY.fullmatch(key) for key in keys]
+        if not all(name and name["layer"] in layers for name in names):
+            return {}
+        weights = {key: tensors.get_tensor(key) for key in keys}
+    config_file, scale = file.with_name("adapter_config.json"), 1.0
+    if config_file.is_file():
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        rank = config["r"]
+        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return {
+        f"{part}.{key.removeprefix(_PEFT_PREFIX)}": weight * (scale if "lora_B" in key else 1)
+        for key, weight in weights.items()
+    }
 
 
 def _count_layers(pipeline: Any, adapter: str) -> int:

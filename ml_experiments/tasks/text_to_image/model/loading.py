@@ -141,7 +141,8 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
     if config.cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:
-        pipeline.to(device)
+        with quiet_logging():  # of float16 on a CPU, which works
+            pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     for inner in ("prior_pipe", "decoder_pipe"):
         if hasattr(pipeline, inner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 TINY_DIGITS = "tiny-digits"
 _CONFIGS = [PIPELINE_FILE, "*/*.json", "*/*.txt", "*/*.model"]
 _WEIGHTS = (".safetensors", ".bin")
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,10 @@ def fetch_adapter(name: str, field_name: str = "lora") -> Path:
                 "they are loaded: convert it, or choose the .safetensors file of it"
             )
         return path
-    found = sorted(path.rglob("*.safetensors"))
+    found = sorted(itertools.islice(path.rglob("*.safetensors"), _MAX_NAMED))
     if len(found) != 1:
         names = ", ".join(p.relative_to(path).as_posix() for p in found)
+        names += ", …" if len(found) == _MAX_NAMED else ""
         if not found:
             raise ConfigError(f"{field_name}={name!r}: it has no .safetensors file; choose another")
         raise ConfigError(
@@ -280,7 +283,8 @@ def _download_adapter(name: str, field_name: str) -> Path:
     parts = name.split("/")  # org/name, name, or org/name/file
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     with explained_download(field_name, repo):
-        folder = Path(snapshot_download(repo, allow_patterns=file or "*.safetensors"))
+        patterns = [file or "*.safetensors", "*adapter_config.json"]  # of peft
+        folder = Path(snapshot_download(repo, allow_patterns=patterns))
     if (folder / file).exists():
         return folder / file
     raise ConfigError(

@@ -38,6 +38,7 @@ _IMAGE_IS_OPTIONAL = {
 _NO_PICTURE = {"StableDiffusionLDM3DPipeline"}  # it returns depth too, and calls pictures rgb
 # guide at any scale above 0, where others do above 1
 _GUIDED_ABOVE_0 = {"Krea2Pipeline", "ZImagePipeline", "ZImageOmniPipeline"}
+_TRAINED_STEPS = "num_train_timesteps"
 # of pipelines that have two, the one that follows the prompt
 _OTHER_NAMES = {"guidance_scale": "prior_guidance_scale"}
 
@@ -155,6 +156,7 @@ class PipelineTraits:
                 f"negative_prompt: has no effect on this {self.name} without guidance; set "
                 f"{scale} above {above}, or leave negative_prompt out"
             )
+        self._check_steps(settings)
         schedule = self.default("guidance_schedule")
         steps = given.get("num_inference_steps")
         if schedule and steps and "guidance_scale" not in given and steps != len(schedule):
@@ -162,6 +164,26 @@ class PipelineTraits:
                 f"num_inference_steps={steps}: the guidance of a {self.name} is set for each of "
                 f"{len(schedule)} steps; give guidance_scale too, for all of them"
             )
+
+    def _check_steps(self, settings: DrawingSettings) -> None:
+        """Refuse more steps than a scheduler can take.
+
+        Raises:
+            ConfigError: If there are too many.
+        """
+        steps, most = settings.num_inference_steps, self._scheduler_config.get(_TRAINED_STEPS, 1000)
+        own = self.component_class("scheduler")
+        if steps is None or steps <= most or own is None:
+            return
+        scheduler = self.make_scheduler(settings.scheduler or own.__name__)
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError as e:
+            if "num_inference_steps" in str(e):
+                raise ConfigError(
+                    f"num_inference_steps={steps}: a {type(scheduler).__name__} takes at most "
+                    f"{most}, the steps that the model was trained with"
+                ) from e
 
     @functools.cached_property
     def _scheduler_config(self) -> Mapping[str, Any]:

@@ -25,9 +25,12 @@ FIELDS = (
     "height",
 )
 _MAX_VALUE, _MAX_STEM_BYTES = 48, 200
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+# the last ones are invisible: controls, and what turns the direction of writing
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]')
 # device names of Windows, whatever their extension
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|contact-sheet)", re.IGNORECASE)
+_RESERVED = re.compile(
+    r"(con(in\$|out\$)?|prn|aux|nul|(com|lpt)[\d¹²³]|contact-sheet)", re.IGNORECASE
+)
 
 
 def check_template(template: str) -> None:
@@ -42,7 +45,7 @@ def check_template(template: str) -> None:
         raise ValueError(f"file_name: {template!r} is not a template: {e}") from e
     for literal, name, spec, conversion in parts:
         if found := _UNSAFE.search(literal):
-            raise ValueError(f"file_name: {found[0]!r} can't stand in the name of a file")
+            raise ValueError(f"file_name: {found[0]!a} can't stand in the name of a file")
         if name is None:
             continue
         if name not in FIELDS:
@@ -77,9 +80,10 @@ def file_names(
         name = f"{stem}.{extension}"
         first = places.setdefault(name.casefold(), place)
         if first != place:
+            is_cut = len(stem.encode()) > _MAX_STEM_BYTES - 4
             raise ConfigError(
                 f"file_name={template!r}: pictures {first} and {place} would both be {name}; "
-                "add {index}"
+                f"{'shorten it' if is_cut else 'add {index}'}"
             )
         names.append(name)
     return names

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 CONTACT_SHEET_FILE = "contact-sheet.png"
 _FLAGS = {
     "blacked_out": "the model's safety checker painted %s black",
-    "overflowed": "%s is black: numbers overflowed in it; try dtype=float32 or bfloat16",
+    "overflowed": "%s is black: numbers overflowed in it; try dtype=float32 or bfloat16, or less "
+    "guidance",
 }
 
 

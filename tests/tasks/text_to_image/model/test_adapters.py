@@ -131,6 +131,23 @@ def test_a_lora_of_civitai_draws_what_the_same_one_of_peft_draws(
     assert difference(by_peft, drawn(load(sd))) > 0.02
 
 
+def test_a_folder_that_peft_has_saved_is_a_lora(sd: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model
+
+    unet = UNet2DConditionModel.from_pretrained(sd / "unet")
+    targets = ["to_q", "to_k", "to_out.0"]
+    config = LoraConfig(r=4, lora_alpha=12, init_lora_weights=False, target_modules=targets)
+    torch.manual_seed(0)
+    adapted = get_peft_model(unet, config)
+    adapted.save_pretrained(tmp_path / "saved")
+    by_file = load(sd, lora=str(tmp_path / "saved"))
+    plain = load(sd)
+    assert difference(drawn(by_file), drawn(plain)) > 0.02
+    plain.unet = adapted.merge_and_unload()
+    assert difference(drawn(by_file), drawn(plain)) < 1e-4
+
+
 def test_a_lora_of_another_architecture_is_refused_in_a_few_words(
     folders: Mapping[str, Path], sd: Path, lora: Weights, tmp_path: Path
 ) -> None:

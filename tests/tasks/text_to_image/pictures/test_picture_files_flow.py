@@ -64,10 +64,14 @@ def test_names_follow_the_template_and_suit_every_file_system() -> None:
     assert list(file_names("Über {seed}.{number}", pictures, "jpg"))[1] == "Über 6.1.jpg"
     (long,) = file_names("ü" * 300 + "{index}", pictures[:1], "png")
     assert len(long.encode()) < 255
-    with pytest.raises(ConfigError, match="pictures 0 and 1 would both be x"):
+    assert list(file_names("COM¹{model}", pictures[:1], "png")) == ["_COM¹.png"]
+    with pytest.raises(ConfigError, match=r"pictures 0 and 1 would both be x\.png; add"):
         file_names("x{model}", pictures, "png")
+    with pytest.raises(ConfigError, match="shorten it"):
+        file_names("ü" * 200 + "{index}", pictures, "png")
     for template, reason in {
         "a/{index}": "can't stand in the name",
+        "{index}\u202e": "can't stand in the name",
         "{promt}": "did you mean 'prompt'",
         "{index:3d}": "without a format",
         "picture": "the same name",
@@ -97,6 +101,9 @@ def test_prompts_come_from_txt_csv_and_jsonl(tmp_path: Path) -> None:
     assert (first["prompt"], first["seed"], first["negative_prompt"]) == ("a red\nseven", 7, "blue")
     assert (first["width"], first["height"], first["guidance_scale"]) == (64, 32, 2.5)
     assert (second["seed"], second["width"], second["num_images"]) == (None, None, 1)
+    (tmp_path / "d.csv").write_text("prompt;guidance_scale\n1,5\u2028\x85a;2,5\n", encoding="utf-8")
+    (row,) = rows_of(tmp_path / "d.csv")
+    assert (row["prompt"], row["guidance_scale"]) == ("1,5\u2028\x85a", 2.5)
     lines = [json.dumps({"prompt": "one", "scheduler": "euler"}), '"two"']
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     assert [row["scheduler"] for row in rows_of(tmp_path / "c.jsonl")] == ["euler", None]
@@ -108,8 +115,9 @@ def test_prompts_come_from_txt_csv_and_jsonl(tmp_path: Path) -> None:
         ("a.csv", "Prompt;Seed\none, two;7\n"),
         ("a.tsv", "prompt\tseed\none, two\t7\n"),
         ("a.csv", '\ufeffprompt, seed \n"one, two",7\n'),
+        ("a.csv", '\r\n,,\r\nprompt,seed,,\r\n"one, two",7,,\r\n,,,\r\n'),
     ],
-    ids=["semicolons", "tabs", "byte order mark"],
+    ids=["semicolons", "tabs", "byte order mark", "empty rows and columns"],
 )
 def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -121,14 +129,20 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, name: str, t
     ("name", "text", "message"),
     [
         ("a.csv", "prompt,seed\none,1\ntwo,x\n", "a.csv, line 3: seed: .*given: 'x'"),
-        ("a.csv", "prompt,sed\none,1\ntwo,2\n", "csv, line 1: 'sed' is no field.*mean 'seed'"),
+        ("a.csv", "prompt,sed\none,1\ntwo,2\n", "csv, line 1: .*'sed' is no field.*mean 'seed'"),
         ("a.csv", "text\none\n", "line 1: .*no column 'prompt'"),
         ("a.csv", "prompt,seed\none,1,2\n", "line 2: 3 values for 2 columns"),
         ("a.csv", "prompt,size\none,64\n", "line 2: size: '64' is not WIDTHxHEIGHT"),
         ("a.csv", "prompt,height\none,33\n", "line 2: height: .*multiple of 8"),
         ("a.jsonl", '{"prompt": "one"}\n{"prompt"\n', "line 2: it is not JSON"),
         ("a.jsonl", "[1]", "line 1: it is no object"),
-        ("a.txt", "one\ntwo\none\n", "line 3: the same as line 1"),
+        ("a.txt", "one\ntwo\none\n", "line 3: would draw the same as line 1"),
+        ("a.csv", "prompt,num_images\na,1\na,2\n", "line 3: would draw the same as line 2"),
+        ("a.csv", "prompt,size,width\none,64x64,8\n", "line 2: size: give either size"),
+        ("a.csv", ",prompt\n0,one\n", "line 1: .*column 1 has no name"),
+        ("a.jsonl", '{"prompt": "a", "seed": true}', "line 1: seed: true is no value"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1: .*twice"),
+        ("a.jsonl", '{"prompt": "\\ud800"}', "line 1: .*surrogates not allowed"),
         ("a.txt", "\n", "has no prompt"),
         ("a.xlsx", "x", "must be a .txt, .csv, .tsv or .jsonl file"),
     ],
