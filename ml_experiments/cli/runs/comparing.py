@@ -55,7 +55,8 @@ def _print_comparison(comparison: Comparison) -> None:
         for heading, run in zip(headings, comparison.runs, strict=True):
             click.echo(f"{heading}  {run}")
         click.echo("")
-    print_table([Column(""), *(Column(heading, is_cut=True) for heading in headings)], rows)
+    columns = [Column(name, is_cut=True) for name in ("", *headings)]
+    print_table(columns, rows)
     if comparison.same:
         are = "value of the config is" if comparison.same == 1 else "values of the config are"
         click.echo(f"{comparison.same} {are} the same: --all")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.runs.index.rows import COLUMNS
+from ml_experiments.runs.index.rows import COLUMNS, suggest_column
 from ml_experiments.runs.index.tables import Selection
 from ml_experiments.runs.index.where import Condition, parse_where, value_condition
 from ml_experiments.runs.result import RunStatus
@@ -128,9 +128,7 @@ def _conditions(run_filter: RunFilter, paths: Callable[[], Iterable[str]]) -> It
 
 
 def _unknown_column(name: str, paths: Callable[[], Iterable[str]]) -> ConfigError:
-    known = tuple(paths())
-    found = [path for path in known if path.endswith(f".{name}")]
-    nearest = f" (did you mean {found[0]!r}?)" if found else suggest(name, (*COLUMNS, *known))
+    nearest = suggest_column(name, paths())
     there = (
         f"; there are {', '.join(COLUMNS)}, and the values of config, results and tags, such as "
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import RunFolderError, suggest
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.labels import read_labels
 from ml_experiments.runs.result import RunResult
@@ -72,6 +72,29 @@ class RunRow:
 
 # what a list can be filtered by, sorted by, and show, besides `config.…`, `results.…`, `tags.…`
 COLUMNS = tuple(name for name in RunRow.__dataclass_fields__ if name != "values")
+# the headings of `runs list`, and what people call these columns
+_ALSO_CALLED = {
+    "run": "run_id",
+    "id": "run_id",
+    "where": "backend",
+    "date": "created_at",
+    "began": "created_at",
+    "started": "created_at",
+    "cost": "cost_usd",
+}
+
+
+def suggest_column(name: str, paths: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the column or path of a value that may be meant, or ``.
+
+    Args:
+        name: A name that is neither.
+        paths: The paths of the values that runs have.
+    """
+    known = tuple(paths)
+    inside = next((path for path in known if path.endswith(f".{name}")), None)
+    meant = _ALSO_CALLED.get(name, inside)
+    return suggest(name, (*COLUMNS, *known)) if meant is None else f" (did you mean {meant!r}?)"
 
 
 def read_row(folder: RunFolder) -> RunRow:

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.runs.index.rows import COLUMNS, Scalar
+from ml_experiments.errors import ConfigError
+from ml_experiments.runs.index.rows import COLUMNS, Scalar, suggest_column
 
 _MAX_LENGTH = 10_000
 _MAX_DEPTH = 100
@@ -196,15 +196,13 @@ class _Compiler:
         known = tuple(self._paths())
         if name in known:
             return name
-        nearest = suggest(name, (*COLUMNS, *known))
+        nearest = suggest_column(name, known)
         if name.partition(".")[0] in _GROUPS:
             if not known:  # nothing has run yet
                 return name
             inside = [path for path in known if path.startswith(f"{name}.")]
             more = f"; there is {', '.join(inside[:5])}" if inside else ""
             raise self._problem(node, f"is a value that no run has{nearest}{more}")
-        also = [f"{group}.{name}" for group in _GROUPS if f"{group}.{name}" in known]
-        nearest = f" (did you mean {also[0]!r}?)" if also else nearest
         there = f"; there are {', '.join(COLUMNS)}, and config.…, results.…, tags.…"
         raise self._problem(node, f"is not known{nearest or there}")
 

@@ -81,6 +81,7 @@ def test_a_condition_selects_runs(runs: Path, where: str, expected: list[int]) -
         ("config.lrr < 3", "did you mean 'config.lr'?", "config.lrr"),
         ("lr < 3", "did you mean 'config.lr'?", "lr"),
         ("nmae == 'x'", "did you mean 'name'?", "nmae"),
+        ("date > '2026'", "did you mean 'created_at'?", "date"),
         ("config.optim == 'adam'", "there is config.optim.name", "config.optim"),
         ("config.lr = 3", "write ==", "="),
         ("config.class < 3", 'write config["class"]', "class"),
