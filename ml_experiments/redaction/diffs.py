@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from ml_experiments.redaction.redactor import Redactor
@@ -18,6 +19,13 @@ _CODE_SUFFIXES = frozenset(
 )
 _PROSE_SUFFIXES = frozenset((".md", ".rst", ".txt"))
 _YAML_SUFFIXES = frozenset((".yaml", ".yml"))
+# a value may stand in the line after its name
+_CONTINUED_SUFFIXES = _YAML_SUFFIXES | {".json"}
+_SECTION_SUFFIXES = frozenset((".cfg", ".conf", ".ini", ".toml", ""))
+_SECTION = re.compile(r"\s*\[+\s*[\"']?([\w.\"' -]+?)[\"']?\s*\]+\s*$")
+# a name or host before the last colon, a secret after it
+_PASSWORD_FILES = frozenset((".htpasswd", ".pgpass"))
+_KEY_FILE = re.compile(r"(id_\w+|.*\.(key|p8|pem))")
 _HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie", "_auth"}
 # NAME=value, "name": "value", name: str = "value", environ["NAME"] = "value", get("NAME", "value")
 _NAME = re.compile(
@@ -29,8 +37,9 @@ _NAME = re.compile(
 # --name value, ENV NAME value, set -x NAME value, and configs that put only a space between
 _SPACED_NAME = re.compile(
     r"(?:^\s*(?:(?:ENV|ARG|set|setenv|setx|-\w+)\s+)*|(?<!\S)--|\blogin\s+\S+\s+)"
-    r"(?P<name>[A-Za-z_][\w.-]*+)\s+(?=[^\s=:#])"
+    r"(?P<name>(?!sshpass\b)[A-Za-z_][\w.-]*+)\s+(?=[^\s=:#])"
 )
+_LONG_OPTION = re.compile(r"(?<![^\s\"'`!(])--(?P<name>[A-Za-z_][\w.-]*+)\s+(?=[^\s=:#])")
 # - name: NAME / value: value; add_argument("--name", default="value"); variable "name" { default =
 _DECLARED_NAME = re.compile(
     r"(?:\b(?:name|key)[\"']?\s*[:=]\s*|\bvariable\s+|\badd_argument\(\s*)"
@@ -51,16 +60,50 @@ _NO_SECRET = re.compile(r"[$%<{]|(?:null|none|true|false|~)?(?:[,;}\])]|$)", re.
 _YAML_BLOCK = re.compile(r"[|>][+-]?\d?\s*$")
 _YAML_FIELD = re.compile(r"\s*(?:-\s|[\w.\"'-]+\s*:(?:\s|$))")
 _CONTINUED = re.compile(r"[(\\]?\s*$")
+_KEY_LINE = re.compile(r"[A-Za-z0-9+/=]{40,}\s*$")
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----)(.*?)(-----END|$)")
 _ELEMENT = re.compile(r"(?P<head><(?P<name>[\w.-]+)>)[^<]+(?=</)")
 _KNOWN_TOKEN = re.compile(
-    r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
-    r"|xox[abeprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.eyJ[\w-]+\.[\w-]+)"
+    r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|gl(?:pat|sa)[-_][\w-]{20,}"
+    r"|xox[abeprs]-[\w-]{10,}|xapp-[\w-]{20,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]{10,}\.eyJ[\w-]+\.[\w-]+"
+    # Google, Modal, npm, PyPI, Docker, Stripe, SendGrid, Telegram, Twilio, Mailgun, Databricks
+    r"|AIza[\w-]{35}|ya29\.[\w-]{20,}|a[ks]-[A-Za-z0-9]{22}\b|npm_\w{30,}|pypi-AgE[\w-]{20,}"
+    r"|dckr_pat_[\w-]{20,}|[rs]k_(?:live|test)_\w{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|\d{8,10}:AA[\w-]{33}|SK[0-9a-f]{32}\b|key-[0-9a-f]{32}\b|dapi[0-9a-f]{32}"
+    r"|AGE-SECRET-KEY-1\w{20,}|hvs\.[\w-]{20,}|tskey-[\w-]{20,}|ATATT3[\w=-]{20,}|sq0[a-z]{3}-[\w-]{22}"
+    r"|(?:pplx|xai|tvly|nvapi)-[\w-]{20,}|lsv2_(?:pt|sk)_\w{20,}|r8_\w{30,}|dop_v1_\w{20,}"
+    r"|(?:api_org|cfut|figd|fw|gsk|jina|lin_api|nfp|pcsk|phc|rpa|sbp|shp(?:at|ss)|wandb_v1)_[\w-]{20,})"
 )
 # arguments of commands, SQL, and a token instead of name and password in a URL
 _AFTER = re.compile(
     r"(?P<head>\bcurl\b.{0,200}?\s(?:-u|--user)[\s=]+[\"']?[^\s:\"']+:|\bmysql\w*\b.{0,200}?\s-p|^\s*requirepass\s+"
+    r"|\bdocker\s+login\b.{0,200}?\s-p[\s=]+|\bsshpass\s+-p\s*|\bredis-cli\b.{0,200}?\s-a\s+"
+    r"|\bwandb\s+login\s+(?!-)|\baws\s+configure\s+set\s+\S{0,99}(?:secret|token)\S{0,99}\s+"
+    r"|\becho\s+[\"']?(?=[^\s|]{1,999}\s*\|[^|]{0,200}--password-stdin)"
+    # parameters of signed URLs, webhooks, and what only its place shows to be a secret
+    r"|[?&](?:sig|signature|key|x-(?:amz|goog)-signature)=(?=[^\s&]{8})"
+    r"|\bhooks\.slack\.com/\w+/|\bdiscord(?:app)?\.com/api/webhooks/\d+/"
+    r"|\blogin\([^)]{0,200}?\bkey\s*=\s*[\"']|\bauth[\"']?\s*[:=]\s*\([\"'][^\"']{0,99}[\"'],\s*[\"']"
+    r"|\"auth\"\s*:\s*\"|\"username\"\s*:\s*\"[^\"]{0,99}\"\s*,\s*\"key\"\s*:\s*\""
     r"|\b(?:IDENTIFIED\s+BY|WITH\s+PASSWORD)\s+'|://(?=[^\s:/?#@]{20,200}@))[^\s\"'@]+",
+    re.IGNORECASE,
+)
+_COLLECTION = re.compile(
+    r".*(keys|secrets|tokens|passwords|passwds|credentials|creds)", re.IGNORECASE
+)
+_OPEN_COLLECTION = re.compile(r"(?:\w[\w.]{0,50}\()?[\[{(]")
+_SECRET_CALL = re.compile(r"\bSecret\.from_dict\(\s*(?=\{)")
+# what stands in a collection: a string, or in YAML a bare word; but no key
+_ELEMENT_OF_CODE = re.compile(
+    r"(?<=[\[{(,:=\s])(?<!\w\()[bfru]{0,2}(?P<quote>[\"'])(?P<value>(?:\\.|(?!(?P=quote))[^\\])+)(?P=quote)(?!\s*:)",
+    re.IGNORECASE,
+)
+_ELEMENT_OF_YAML = re.compile(r"(?<=[\[,:\s])(?P<value>[^\s\"'{}\[\],:#$&*!]+)(?=\s*[,\]}])")
+_YAML_ITEM = re.compile(r"\s*(?:-\s+)*(?:[\w.\"'/-]+\s*:(?:\s+|$))?(?P<value>.*?)\s*(?:\s#.*)?$")
+# a value that is used where the environment has none
+_FALLBACK = re.compile(
+    r"(?:\bor|\belse|\?\?|\|\||\b(?:getenv|get|pop)\(\s*[\"'][^\"']{0,99}[\"']\s*,)\s*[bfru]{0,2}"
+    r"(?P<quote>[\"'])(?P<value>[^\"']+)(?P=quote)",
     re.IGNORECASE,
 )
 
@@ -80,21 +123,32 @@ class _Lines:
 
     Attributes:
         is_header: Whether the next line is still one about a file, not of it.
-        suffix: The suffix of the file's name.
+        file: The file.
         end: What ends a secret of several lines that the last line began: a string.
         indent: The same in YAML: a line that is indented by no more.
+        collection: The indent of the line that began a collection of secrets in YAML.
+        depth: How many brackets are open of a collection of secrets.
+        section: The heading, in TOML and the like, below which the line stands.
         is_open: Whether the last line ended where the value of a secret belongs.
         declared_lines: For how many more lines `value` and `default` are those of a secret.
     """
 
     def __init__(self) -> None:
         self.is_header = False
-        self.suffix = ""
+        self.file = PurePosixPath()
         self._forget()
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the file's name."""
+        return self.file.suffix.lower()
 
     def _forget(self) -> None:
         self.end: str | None = None
         self.indent: int | None = None
+        self.collection: int | None = None
+        self.depth = 0
+        self.section = ""
         self.is_open = False
         self.declared_lines = 0
 
@@ -106,7 +160,7 @@ class _Lines:
             self.is_header = False
             self._forget()
         elif self.is_header and line.startswith(("--- ", "+++ ")) and line[4:] != "/dev/null":
-            self.suffix = PurePosixPath(line.rstrip('"\t')).suffix.lower()
+            self.file = PurePosixPath(line.rstrip('"\t'))
         return line if self.is_header else line[:1] + self._redact_content(line[1:])
 
     def _redact_content(self, content: str) -> str:
@@ -120,6 +174,17 @@ class _Lines:
             if indent > self.indent or not content.strip():
                 return content[:indent] + (Redactor.MARK if content.strip() else "")
             self.indent = None
+        if self.collection is not None:
+            is_item = indent == self.collection and content.lstrip().startswith("- ")
+            if indent > self.collection or is_item or not content.strip():
+                return _redact_spans(content, _YAML_ITEM.finditer(content))
+            self.collection = None
+        if _KEY_FILE.fullmatch(self.file.name) and _KEY_LINE.match(content):
+            return Redactor.MARK
+        if self.file.name in _PASSWORD_FILES and ":" in content:
+            return f"{content.rpartition(':')[0]}:{Redactor.MARK}"
+        if self.suffix in _SECTION_SUFFIXES and (section := _SECTION.match(content)):
+            self.section = section[1].replace(".", "_")
         content = _KNOWN_TOKEN.sub(Redactor.MARK, content)
         for password in set(url_passwords(content)):
             if not _NO_SECRET.match(password):
@@ -128,7 +193,21 @@ class _Lines:
             return self._redact_key(content)
         content = _AFTER.sub(rf"\g<head>{Redactor.MARK}", content)
         content = _ELEMENT.sub(_redact_element, content)
-        return self._redact_values(content, indent)
+        if self.depth > 0:
+            return self._redact_collection(content, 0)
+        content = self._redact_values(content, indent)
+        for call in _SECRET_CALL.finditer(content):
+            content = self._redact_collection(content, call.end())
+        return content
+
+    def _redact_collection(self, content: str, start: int) -> str:
+        """Redact the elements of a collection of secrets that begins here or is open."""
+        rest = content[start:]
+        self.depth += sum(map(rest.count, "[{(")) - sum(map(rest.count, ")}]"))
+        if self.suffix in _YAML_SUFFIXES:
+            content = content[:start] + _redact_spans(rest, _ELEMENT_OF_YAML.finditer(rest))
+            rest = content[start:]
+        return content[:start] + _redact_spans(rest, _ELEMENT_OF_CODE.finditer(rest))
 
     def _redact_key(self, content: str) -> str:
         redacted = _PRIVATE_KEY.sub(rf"\1{Redactor.MARK}\3", content)
@@ -154,6 +233,13 @@ class _Lines:
         for name in self._names(content):
             if name.start() < done or not self._is_secret(name["name"]):
                 continue
+            if _COLLECTION.fullmatch(name["name"]):
+                if _OPEN_COLLECTION.match(content, name.end()):
+                    return "".join([*parts, self._redact_collection(content, name.end())[done:]])
+                is_yaml = self.suffix in _YAML_SUFFIXES
+                if is_yaml and re.match(r"\s*(#|$)", content[name.end() :]):
+                    self.collection = indent
+                    break
             for begin, end in self._find_values(content, name, indent):
                 if begin < end:
                     parts += [content[done:begin], Redactor.MARK]
@@ -164,11 +250,18 @@ class _Lines:
         names = list(_NAME.finditer(content))
         if not self.is_code(content) and self.suffix not in _PROSE_SUFFIXES:
             names += _SPACED_NAME.finditer(content)
+        else:
+            names += _LONG_OPTION.finditer(content)
         return sorted(names, key=lambda name: name.start("name"))
 
     def _is_secret(self, name: str) -> bool:
         is_declared = self.declared_lines > 0 and name.lower() in _DECLARED_VALUES
-        return is_declared or is_secret_name(name) or name.lower() in _HEADERS
+        is_in_section = self.section and (
+            is_secret_name(self.section) or is_secret_name(f"{self.section}_{name}")
+        )
+        return bool(
+            is_declared or is_in_section or is_secret_name(name) or name.lower() in _HEADERS
+        )
 
     def is_code(self, content: str) -> bool:
         """Return whether a line is program code, and no comment in it."""
@@ -207,22 +300,34 @@ class _Lines:
         before = content[:start]
         is_in_string = before.count('"') % 2 == 1 or before.count("'") % 2 == 1
         if not is_in_string and _CONTINUED.match(content, start):
-            self.is_open = is_code or self.suffix in _YAML_SUFFIXES
+            self.is_open = is_code or self.suffix in _CONTINUED_SUFFIXES
             return []
         if is_code and not is_in_string:
-            return []
+            return [
+                found.span("value") for found in _FALLBACK.finditer(content, start, start + 200)
+            ]
         if not is_in_string and _YAML_BLOCK.match(content, start):
             self.indent = indent
             return []
         if _NO_SECRET.match(content, start):
             return []
         pattern = _IN_STRING if is_in_string else _TO_END
-        if name is not None and name.re is _SPACED_NAME:
+        if name is not None and name.re in (_SPACED_NAME, _LONG_OPTION):
             pattern = _IN_STRING
         elif name is not None and is_in_string and name["name"].lower() in _HEADERS:
             pattern = _IN_HEADER
         bare = pattern.match(content, start)
         return [bare.span()] if bare else []
+
+
+def _redact_spans(content: str, found: Iterable[re.Match[str]]) -> str:
+    parts, done = [], 0
+    for match in found:
+        begin, end = match.span("value")
+        if begin < end and not _NO_SECRET.match(content, begin):
+            parts += [content[done:begin], Redactor.MARK]
+            done = end
+    return "".join([*parts, content[done:]])
 
 
 def _redact_element(element: re.Match[str]) -> str:

@@ -14,10 +14,10 @@ _SECRET_WORD = re.compile(
 # these are secrets only with the word before: hf_token is one, pad_token and cache_key are not
 _SECRET_NOUN = re.compile(r"(?P<owner>.*?)(?P<noun>token|key|pass|pwd)(?P<plural>s?)")
 _OWNER = re.compile(
-    "access|admin|anthropic|api|auth|aws|azure|bearer|bot|cohere|comet|discord|docker|encryption"
-    "|gcp|gemini|github|gitlab|groq|hf|hub|huggingface|jwt|kaggle|mistral|mlflow|modal|mongo|mysql"
-    "|neptune|ngc|npm|openai|pg|postgres|private|pypi|redis|refresh|replicate|root|secret|session"
-    "|signing|slack|smtp|ssh|stripe|telegram|twilio|wandb"
+    "access|account|admin|anthropic|api|auth|aws|azure|bearer|bot|client|cohere|comet|deploy|discord"
+    "|docker|encryption|gcp|gemini|github|gitlab|groq|hf|hub|huggingface|jwt|kaggle|license|mistral"
+    "|mlflow|modal|mongo|mysql|neptune|ngc|npm|openai|pg|postgres|private|pypi|redis|refresh|replicate"
+    "|root|secret|service|session|signing|slack|smtp|ssh|stripe|subscription|telegram|twilio|wandb"
 )
 _MORE_OWNERS = {"token": ("id", "user"), "pass": ("db", "database", "user"), "pwd": ("db", "user")}
 # in capitals, as the environment writes them, all other owners count too, except for these

@@ -84,6 +84,36 @@ def diff_of(file: str, *lines: str) -> str:
         ("t.ipynb", '"api_key = \\"x\\"\\n",', f'"api_key = \\"{MARK}\\"\\n",'),
         ("t.ts", "const apiKey = 'x';", f"const apiKey = '{MARK}';"),
         ("Dockerfile", "ENV HF_TOKEN=x", f"ENV HF_TOKEN={MARK}"),
+        (".env", "A=x;AccountKey=abc", f"A=x;AccountKey={MARK}"),
+        (
+            ".env",
+            "HOOK=https://hooks.slack.com/services/T0/B0/x",
+            f"HOOK=https://hooks.slack.com/services/{MARK}",
+        ),
+        (".env", "U=https://h/c?sv=1&sig=abcdefgh", f"U=https://h/c?sv=1&sig={MARK}"),
+        (".pgpass", "h:5432:db:me:x", f"h:5432:db:me:{MARK}"),
+        ("server.pem", "A" * 64, MARK),
+        ("run.sh", "docker login -u me -p x", f"docker login -u me -p {MARK}"),
+        ("run.sh", "sshpass -p x ssh h", f"sshpass -p {MARK} ssh h"),
+        ("run.sh", "wandb login x", f"wandb login {MARK}"),
+        (
+            "run.sh",
+            "echo x | docker login --password-stdin",
+            f"echo {MARK} | docker login --password-stdin",
+        ),
+        ("kaggle.json", '{"username":"u","key":"x"}', f'{{"username":"u","key":"{MARK}"}}'),
+        ("t.py", "wandb.login(key='x')", f"wandb.login(key='{MARK}')"),
+        ("t.py", "get(u, auth=('me', 'x'))", f"get(u, auth=('me', '{MARK}'))"),
+        ("t.py", "api_key = environ.get('X') or 'y'", f"api_key = environ.get('X') or '{MARK}'"),
+        ("t.py", "api_key = os.getenv('X', 'y')", f"api_key = os.getenv('X', '{MARK}')"),
+        (
+            "t.py",
+            "secrets = {'a': 'x', \"b\": 'y'}",
+            f"secrets = {{'a': '{MARK}', \"b\": '{MARK}'}}",
+        ),
+        ("t.py", "Secret.from_dict({'A': 'x'})", f"Secret.from_dict({{'A': '{MARK}'}})"),
+        ("c.yaml", "passwords: [x, 'y']", f"passwords: [{MARK}, '{MARK}']"),
+        ("t.ipynb", '"!login --token x\\n"', f'"!login --token {MARK}\\n"'),
     ],
 )
 def test_a_value_beside_the_name_of_a_secret_is_redacted(
@@ -92,6 +122,27 @@ def test_a_value_beside_the_name_of_a_secret_is_redacted(
     assert redact_diff(diff_of(file, "a = 1", line, "b = 2")) == diff_of(
         file, "a = 1", redacted, "b = 2"
     )
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        f"AIza{'a' * 35}",
+        f"ak-{'aB1' * 7}x",
+        f"npm_{'a' * 36}",
+        f"pypi-AgEI{'a' * 60}",
+        f"sk_live_{'a' * 24}",
+        f"SG.{'a' * 22}.{'b' * 43}",
+        f"nvapi-{'a' * 60}",
+        f"dckr_pat_{'a' * 27}",
+        f"123456789:AA{'a' * 33}",
+        f"dapi{'a' * 32}",
+        f"lin_api_{'a' * 40}",
+        "ASIAIOSFODNN7EXAMPLE",
+    ],
+)
+def test_tokens_of_well_known_services_need_no_name(token: str) -> None:
+    assert redact_diff(diff_of("t.py", f"x = '{token}'")) == diff_of("t.py", f"x = '{MARK}'")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +166,10 @@ def test_a_value_beside_the_name_of_a_secret_is_redacted(
         ("run.sh", 'export TOKEN="$(cat token)"'.replace('"', "")),
         ("run.sh", "HF_TOKEN=$TOKEN train"),
         ("d.md", "see https://example.org:8080/@me"),
+        ("t.py", "secrets = [modal.Secret.from_name('wandb-secret')]"),
+        ("t.py", "tokens = ['a', 'b']"),
+        ("c.toml", "keys = ['a', 'b']"),
+        ("t.py", "x = 'fw_bw_ratio' + 'key-value-store-of-experiments'"),
         ("c.yaml", "url: postgres://me:${PASSWORD}@db/x"),
     ],
 )
@@ -140,6 +195,11 @@ def test_secrets_of_several_lines_are_redacted_to_their_end() -> None:
         ("k.asc", ["-----BEGIN PGP PRIVATE KEY BLOCK-----", "one", "two", "-----END PGP", "me"]),
         ("t.py", ["api_key = (", "    'one'", "    'two'", ")", "user = 'me'"]),
         ("t.py", ["password = \\", "    'one'", "user = 'me'"]),
+        ("c.yaml", ["secrets:", "  openai: one", "  - two", "user: me"]),
+        ("c.toml", ["[secrets]", "openai = 'one'", "[model]", "name = 'me'"]),
+        ("c.ini", ["[api]", "key=one", "url=me"]),
+        ("c.json", ['"password":', '  "one"', '"user": "me"']),
+        ("t.py", ["passwords = [", "    'one',", "    'two',", "]", "user = 'me'"]),
         ("t.tf", ['variable "db_password" {', '  default = "one"', "}", 'user = "me"']),
     ):
         expected = [line.replace("one", MARK).replace("two", MARK) for line in lines]
@@ -180,6 +240,8 @@ def test_long_lines_take_no_time() -> None:
         "curl -u " * 30_000,
         "://" * 50_000,
         "://a:b@" * 20_000,
+        "secrets = ['a'," * 10_000,
+        "get('a'," * 20_000,
     ]
     started = time.process_time()
     for line in lines:
