@@ -221,6 +221,20 @@ def test_a_detached_sweep_outlives_its_terminal_and_is_stopped_and_resumed_so(
     assert folder.log_file.read_text() == ""
 
 
+def test_an_extension_is_tried_first_and_may_be_detached(project: Path, runs_dir: Path) -> None:
+    call("sweep", "train.py:train", "lr=0.1,0.2")
+    folder = find_sweep(runs_dir, "last")
+    assert "nothing to extend" in call("sweep", "extend", "last").stderr
+    dry = call("sweep", "extend", "last", "lr=0.4,0.5", "--dry-run")
+    assert dry.stdout == "2 checked; nothing was started\n"
+    assert folder.read_spec().total == 2
+    wrong = call("sweep", "extend", "last", "lr=x", "--detach")
+    assert (wrong.returncode, folder.read_spec().total) == (2, 2)
+    assert call("sweep", "extend", "last", "lr=0.4", "--detach").returncode == 0
+    wait_until(lambda: not folder.is_running, "the end of the sweep")
+    assert call("sweep", "show", "last").stdout.splitlines()[-1] == "3 of 3 done"
+
+
 def test_a_detached_sweep_that_is_not_valid_is_refused_at_once(
     project: Path, runs_dir: Path
 ) -> None:
@@ -232,7 +246,9 @@ def test_a_detached_sweep_that_is_not_valid_is_refused_at_once(
     assert not any(runs_dir.iterdir())
 
 
-def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: Path) -> None:
+def test_a_sweep_on_modal_goes_the_same_way(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
     (tmp_path / "mine.py").write_text("def train(lr: float):\n    return {'loss': lr * 2}\n")
     arguments = ("sweep", "mine.train", "lr=0.1,0.3", "--gpu", "t4", "--parallel", "2", "--json")
     done = run_command(modal_emulator, tmp_path, *arguments, "--minimize", "loss")
@@ -242,6 +258,17 @@ def test_a_sweep_on_modal_goes_the_same_way(modal_emulator: Emulator, tmp_path: 
     assert modal_emulator.functions("run_remote")[-1].gpus == ("T4",)
     again = run_command(modal_emulator, tmp_path, "sweep", "resume", "last", "--json")
     assert json.loads(again.stdout)["points"] == record["points"]
+    # more points cost more: that is said, and asked about, as at the start
+    extension = ("sweep", "extend", "last", "lr=0.5")
+    dry = run_command(modal_emulator, tmp_path, *extension, "--dry-run", "--json")
+    found = json.loads(dry.stdout)
+    assert (found["total"], found["checked"], found["forecast"]["runs"]) == (3, 1, 1)
+    (tmp_path / "pyproject.toml").write_text("[tool.ml-experiments]\nask_above = 0.001\n")
+    for how in ([], ["--detach"]):
+        refused = run_command(modal_emulator, tmp_path, *extension, *how)
+        assert refused.returncode == 2
+        assert "ask_above, and nobody was asked; --yes" in refused.stderr
+    assert find_sweep(runs_dir, "last").read_spec().total == 2
 
 
 def test_a_cap_holds_for_all_points_of_a_sweep_together(

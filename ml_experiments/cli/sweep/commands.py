@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _DETACH = click.option("--detach", is_flag=True, help="Return once it has begun; it goes on.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
+_YES = click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
 _CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV on stdout.")
 
 
@@ -63,8 +65,8 @@ def sweep() -> None:
 @options_of(ModalOptions)
 @SLURM
 @click.option("-m", "--multirun", is_flag=True, hidden=True)  # a habit from Hydra
-@click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
-@click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
+@_DRY_RUN
+@_YES
 @_DETACH
 @_JSON
 @_CSV
@@ -100,7 +102,6 @@ def start(
     """
     from ml_experiments.cli.sweep.report import print_checked
     from ml_experiments.config.files import read_config_file
-    from ml_experiments.runner.budget.reserving import above_limit
     from ml_experiments.runner.sweeps.checking import check_points
     from ml_experiments.runner.sweeps.planning import plan_sweep
     from ml_experiments.runner.sweeps.search_space.space import overrides_in, read_space
@@ -123,17 +124,14 @@ def start(
         **of_sweep,
     )
     form = _format(as_json, as_csv)
-    if detach and (dry_run or as_csv):
-        raise click.UsageError("--detach starts a sweep; it can't go with --dry-run or --csv")
+    _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
     _print_space(spec, form)
     if dry_run:
         with opened(spec) as place:
-            print_checked(spec, check_points(spec, place), form)
+            checked = check_points(spec, place)
+            print_checked(spec, len(checked.setup_keys), checked.forecast, form)
         return 0
-
-    def approve(forecast: Forecast) -> None:
-        click.echo(str(forecast), err=form != "table")
-        confirm_cost(None if yes else above_limit(forecast, "the sweep"))
+    approve = _asking(form, is_approved=yes)
 
     if detach and backend_name == "modal":
         from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
@@ -165,58 +163,37 @@ def start(
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.option("--failed", "failed_only", is_flag=True, help="Only the points that have failed.")
+@_DRY_RUN
+@_YES
 @_DETACH
 @_JSON
 @_CSV
-def resume(
-    sweep_reference: str, failed_only: bool, detach: bool, as_json: bool, as_csv: bool
-) -> int:
+def resume(sweep_reference: str, failed_only: bool, **choices: Any) -> int:
     """Run the points of a sweep that have no result yet.
 
     A point that was begun goes on in its run folder, from its checkpoints. A sampler suggests what
     it would have suggested without the interruption.
     """
-    from ml_experiments.runner.sweeps.sweep import resume_sweep
-
-    folder = _find_to_resume(sweep_reference)
-    if detach:
-        from ml_experiments.runner.detached.supervisor import SweepRequest
-
-        request = SweepRequest(folder=folder, failed_only=failed_only)
-        return _detach(request, as_json)
-    view = _View(_format(as_json, as_csv))
-    points = resume_sweep(
-        folder, observer=view.observer, failed_only=failed_only, on_begin=view.begin
-    )
-    view.follow(points)
-    return view.report()
+    return _take_up(_find_to_resume(sweep_reference), failed_only=failed_only, **choices)
 
 
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
 @click.option("--trials", type=int, help="How many points a sampler suggests in all.")
+@_DRY_RUN
+@_YES
+@_DETACH
 @_JSON
 @_CSV
-def extend(
-    sweep_reference: str, axes: tuple[str, ...], trials: int | None, as_json: bool, as_csv: bool
-) -> int:
+def extend(sweep_reference: str, axes: tuple[str, ...], trials: int | None, **choices: Any) -> int:
     """Add values to the axes of a grid, widen those of a sampler, or raise its trials; then resume.
 
     What has run does not run again.
     """
-    from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
-
-    folder = _find_to_resume(sweep_reference)
-    view = _View(_format(as_json, as_csv))
-    points = resume_sweep(
-        folder,
-        observer=view.observer,
-        change=lambda spec: extended(spec, axes, trials),
-        on_begin=view.begin,
-    )
-    view.follow(points)
-    return view.report()
+    if not axes and trials is None:
+        raise click.UsageError("nothing to extend: write seed=range:10, or --trials N")
+    return _take_up(_find_to_resume(sweep_reference), axes=axes, trials=trials, **choices)
 
 
 @sweep.command()
@@ -259,6 +236,65 @@ def stop(sweep_reference: str) -> int:
     folder.stop_file.touch()
     click.echo(f"sweep {folder.path.name} stops; go on with: ml-experiments sweep resume")
     return 0
+
+
+def _take_up(
+    folder: SweepFolder,
+    *,
+    failed_only: bool = False,
+    axes: tuple[str, ...] = (),
+    trials: int | None = None,
+    dry_run: bool,
+    yes: bool,
+    detach: bool,
+    as_json: bool,
+    as_csv: bool,
+) -> int:
+    """Resume a sweep, or extend it if there are axes or trials; return the exit code."""
+    from ml_experiments.cli.sweep.report import print_checked
+    from ml_experiments.runner.detached.supervisor import SweepRequest
+    from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
+
+    form = _format(as_json, as_csv)
+    _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
+    if detach:
+        request = SweepRequest(
+            folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
+        )
+        return _detach(request, as_json)
+
+    def print_found(_folder: SweepFolder, spec: SweepSpec, progress: Progress) -> None:
+        print_checked(spec, progress.to_run, progress.forecast, form)
+
+    view = _View(form)
+    points = resume_sweep(
+        folder,
+        observer=view.observer,
+        failed_only=failed_only,
+        change=(lambda spec: extended(spec, axes, trials)) if axes or trials is not None else None,
+        approve=_asking(form, is_approved=yes),
+        on_begin=print_found if dry_run else view.begin,
+        dry_run=dry_run,
+    )
+    view.follow(points)
+    return 0 if dry_run else view.report()
+
+
+def _asking(form: Format, *, is_approved: bool) -> Callable[[Forecast], None]:
+    """Return what says what points are going to cost, and asks if that is much."""
+
+    def ask(forecast: Forecast) -> None:
+        from ml_experiments.runner.budget.reserving import above_limit
+
+        click.echo(str(forecast), err=form != "table")
+        confirm_cost(None if is_approved else above_limit(forecast, "the sweep"))
+
+    return ask
+
+
+def _check_detach(detach: bool, *, dry_run: bool, as_csv: bool) -> None:
+    if detach and (dry_run or as_csv):
+        raise click.UsageError("--detach starts a sweep; it can't go with --dry-run or --csv")
 
 
 class _View:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ml_experiments.backends.forecast import dollars
+from ml_experiments.backends.forecast import Forecast, dollars
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.errors import Error
@@ -26,7 +26,6 @@ from ml_experiments.settings import has_dumb_terminal
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ml_experiments.runner.sweeps.checking import Checked
 
 Format = Literal["table", "json", "csv"]
 Show = Callable[[SweepPoint], None]
@@ -121,9 +120,8 @@ def _state(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def print_checked(spec: SweepSpec, checked: Checked, form: Format) -> None:
-    """Print what a dry run has found."""
-    count, forecast = len(checked.setup_keys), checked.forecast
+def print_checked(spec: SweepSpec, count: int, forecast: Forecast | None, form: Format) -> None:
+    """Print what a dry run has found: how many points would run, and what they would cost."""
     if form == "json":
         record = {"total": spec.total, "checked": count, "axes": spec.axes}
         whole = None if forecast is None else forecast.to_dict()

@@ -225,6 +225,7 @@ def _see_sweep_through(request: SweepRequest, answer: TextIO) -> None:
                 if request.axes or request.trials
                 else None
             ),
+            approve=approve,
             on_begin=begin,
         )
     with contextlib.suppress(KeyboardInterrupt):

@@ -48,6 +48,7 @@ class Progress:
     Attributes:
         total: How many points there are to run.
         earlier: How many of them had ended before this process took the sweep up.
+        to_run: How many were left for it then.
         ended: Those that have ended since.
         running: The points that run now, by number: their overrides.
         repeated: How many points were suggested again, and so did not run again.
@@ -58,6 +59,7 @@ class Progress:
 
     total: int
     earlier: list[SweepPoint] = field(default_factory=list)
+    to_run: int = 0
     ended: list[SweepPoint] = field(default_factory=list)
     running: dict[int, tuple[str, ...]] = field(default_factory=dict)
     repeated: int = 0

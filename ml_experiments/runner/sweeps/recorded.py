@@ -44,6 +44,7 @@ def resume_grid(
     if not todo:
         return GridPoints(spec.space, (), spec.parallel)
     checked = check_points(spec, backend, todo)
+    progress.to_run, progress.forecast = len(todo), checked.forecast
     study = None
     if spec.has_optunas_pruner:
         past = [past_trial(spec, number, p) for number, p in enumerate(progress.earlier)]
@@ -83,11 +84,13 @@ def resume_sampled(
     if failed_only:
         again = [trial for trial in again if str(trial.number) in recorded]
     source = SampledPoints(spec, study, again, scores, suggests=not failed_only)
-    if not spec.is_halved_by_money:
-        return source
     new = 0 if failed_only else (spec.trials or 0) - study.count
-    forecast = check_points(spec, backend).forecast
-    return in_rounds(source, spec, len(again) + new, forecast, progress.earlier)
+    progress.to_run = len(again) + max(0, new)
+    if not progress.to_run:
+        return source
+    one = check_points(spec, backend).first.forecast
+    progress.forecast = None if one is None else one.for_runs(progress.to_run, spec.max_cost)
+    return in_rounds(source, spec, progress.to_run, progress.forecast, progress.earlier)
 
 
 def recorded_points(folder: SweepFolder) -> list[SweepPoint]:

@@ -143,7 +143,9 @@ def resume_sweep(
     failed_only: bool = False,
     change: Callable[[SweepSpec], SweepSpec] | None = None,
     spec: SweepSpec | None = None,
+    approve: Callable[[Forecast], object] = lambda _forecast: None,
     on_begin: OnBegin = lambda _folder, _spec, _progress: None,
+    dry_run: bool = False,
 ) -> Iterator[SweepPoint]:
     """Run the points of a sweep that have no result yet, and yield them as they end.
 
@@ -153,7 +155,9 @@ def resume_sweep(
         failed_only: Whether to run only those that have failed.
         change: Extends the sweep first; recorded once its points were checked.
         spec: The sweep as it was asked for, where its record may lack secrets.
+        approve: Is called with what these points are going to cost, if anything; it may raise.
         on_begin: Is called when all is checked, before the first point starts.
+        dry_run: Whether to start none, and record no change.
 
     Raises:
         Error: If another process runs the sweep, or its record had secrets taken out.
@@ -175,12 +179,15 @@ def resume_sweep(
         backend = stack.enter_context(opened(spec))
         if change is not None:
             spec = change(spec)
-            if spec.sampler != "grid":
-                check_points(spec, backend)
         recorded = folder.recorded_runs()
         progress = Progress(spec.total or 0)
         resume = resume_grid if spec.sampler == "grid" else resume_sampled
         source = resume(spec, folder, backend, recorded, progress, failed_only=failed_only)
+        if dry_run:
+            on_begin(folder, spec, progress)
+            return
+        if progress.forecast is not None:
+            approve(progress.forecast)
         if change is not None:
             folder.write_spec(spec, Redactor(secret_values()))
         on_begin(folder, spec, progress)
@@ -197,8 +204,6 @@ def extended(spec: SweepSpec, axes: Sequence[str], trials: int | None) -> SweepS
     if trials is not None and (not is_sampled or trials <= (spec.trials or 0)):
         has = f"has {spec.trials}; write a larger number" if is_sampled else "is a grid"
         raise ConfigError(f"--trials {trials}: the sweep {has}")
-    if not axes and trials is None:
-        raise ConfigError("nothing to extend: write seed=range:10, or --trials N")
     space = spec.space
     if axes:
         space = space.extended(read_space(axes).axes, is_sampled=is_sampled)

@@ -319,7 +319,6 @@ def test_a_sampler_goes_on_with_more_trials_and_wider_intervals(
 @pytest.mark.parametrize(
     ("axes", "trials", "says"),
     [
-        ([], None, "nothing to extend"),
         ([], 4, "the sweep has 4; write a larger number"),
         (["lrr=1"], None, r"no axis lrr \(did you mean 'lr'\?\)"),
         (["lr=log:1e-3:1"], None, "does not contain what it was"),
