@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from annotated_types import Ge
 from typing_extensions import Doc, TypedDict
@@ -141,11 +142,17 @@ def runs_dataframe(
     columns = [name for name in COLUMNS if name != "problem"]
     paths = sorted({path for row in rows for path in row.values})
     table = pd.DataFrame(
-        [[row.get(name) for name in (*columns, *paths)] for row in rows],
-        columns=[*columns, *paths],
+        {name: _column([row.get(name) for row in rows]) for name in (*columns, *paths)},
     )
     table["created_at"] = pd.to_datetime(table["created_at"], utc=True, format="ISO8601")
     return table.set_index("run_id")
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Return values with NaN as a number, for which the index has a string, among numbers."""
+    if any(isinstance(value, str) and value != "nan" for value in values):
+        return values
+    return [math.nan if value == "nan" else value for value in values]
 
 
 def _rows(folder: Path, function: str, where: str | None, filters: RunFilters) -> list[RunRow]:

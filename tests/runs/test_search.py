@@ -99,6 +99,12 @@ def test_a_data_frame_has_a_row_for_each_run_and_a_column_for_each_value(runs: P
     assert table["seconds"].mean() == 1.5
 
 
+def test_a_diverged_run_leaves_a_data_frames_column_numeric(runs: Path) -> None:
+    results = {"loss": {"$type": "float", "value": "nan"}}
+    write_run(runs, "20260101-000000-0000005", results=results)
+    assert runs_dataframe()["results.loss"].mean() == pytest.approx(0.25)
+
+
 def test_a_data_frame_of_no_runs_has_its_columns(tmp_path: Path) -> None:
     table = runs_dataframe(runs_dir=tmp_path)
     assert len(table) == 0

@@ -371,8 +371,8 @@ def _print_space(spec: SweepSpec, form: Format) -> None:
     for axis in axes:
         count = len(axis.grid) if axis.grid is not None else 0
         values = f"  ({count:,} values)" if count > 1 else ""
-        line = f"{axis.name:<{width}}  {printable(axis.describe())}{values}"
-        click.echo(line, err=form != "table")
+        line = f"{axis.name:<{width}}  {axis.describe()}{values}"
+        click.echo(printable(line), err=form != "table")
     click.echo(describe_choice(spec), err=form != "table")
 
 

@@ -86,6 +86,8 @@ def is_same(first: Any, second: Any, tolerance: float) -> bool:
 
 def shown(value: Any) -> str:
     """Return a value as reports show it."""
+    if isinstance(value, dict) and TYPE_KEY in value:
+        value = value.get("value", value.get("path", value))
     if value is None:
         return "none"
     if isinstance(value, float):
@@ -140,7 +142,10 @@ def _metric_pairs(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tup
 
 
 def _are_files(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first.get(TYPE_KEY) in FILE_TYPES and first.get(TYPE_KEY) == second.get(TYPE_KEY)
+    kind = first.get(TYPE_KEY)  # few bytes stand in the record, without a file
+    return (
+        kind in FILE_TYPES and kind == second.get(TYPE_KEY) and "path" in first and "path" in second
+    )
 
 
 def _are_same(runs: tuple[RunResult, RunResult], first: Any, second: Any, tolerance: float) -> bool:

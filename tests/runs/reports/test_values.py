@@ -12,7 +12,7 @@ import pytest
 
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.reports.diff import diff_runs
-from ml_experiments.runs.reports.values import MISSING, compare_metrics, compare_results
+from ml_experiments.runs.reports.values import MISSING, compare_metrics, compare_results, shown
 from ml_experiments.runs.result import RunResult
 from tests.support.run_folders import write_run
 
@@ -47,10 +47,19 @@ def names(
         (3, 3, []),
         (None, 3, ["results"]),
         ({"a": {"$type": "float", "value": "nan"}}, {"a": {"$type": "float", "value": "nan"}}, []),
+        (
+            {"a": {"$type": "bytes", "base64": "AP8="}},
+            {"a": {"$type": "bytes", "base64": "AP8="}},
+            [],
+        ),
     ],
 )
 def test_results_are_compared(tmp_path: Path, first: Any, second: Any, expected: list[str]) -> None:
     assert names(tmp_path, first, second) == expected
+
+
+def test_a_value_that_json_has_no_type_for_is_shown_without_its_type() -> None:
+    assert shown({"$type": "float", "value": "nan"}) == "nan"
 
 
 @pytest.mark.parametrize(
