@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ml_experiments
-from ml_experiments.errors import ExperimentPathError
+from ml_experiments.errors import Error, ExperimentPathError
 
 MAX_TRACEBACK = 64 * 1024
 MAX_DESCRIPTION = 2000
@@ -60,7 +60,14 @@ def describe_error(error: BaseException) -> str:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Format an exception from the experiment's first frame on."""
+    """Format an exception from the experiment's first frame on.
+
+    Empty for what a ready experiment of this package raises on purpose: its message says all.
+    """
+    if isinstance(error, Error) and error.__traceback__ is not None:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(raised_in).is_relative_to(_OWN_EXPERIMENTS):
+            return ""
     if isinstance(error, ExperimentPathError) and error.__cause__ is not None:
         error = error.__cause__  # the message of the other one repeats it
     formatted = traceback.TracebackException.from_exception(error)

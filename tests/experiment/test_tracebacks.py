@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ml_experiments.errors import ExperimentPathError
+import pytest
+
+from ml_experiments.errors import ConfigError, ExperimentPathError
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.experiment.tracebacks import (
     MAX_TRACEBACK,
@@ -11,6 +13,7 @@ from ml_experiments.experiment.tracebacks import (
     format_traceback,
     place_of,
 )
+from ml_experiments.tasks.text_to_image.pictures.file_names import file_names
 
 
 def raised(error: BaseException) -> BaseException:
@@ -30,6 +33,13 @@ def test_this_packages_own_frames_are_left_out() -> None:
     text = format_traceback(own)
     assert "test_tracebacks.py" in text
     assert "importing.py" not in text
+
+
+def test_what_a_ready_experiment_raises_on_purpose_is_told_by_its_message() -> None:
+    with pytest.raises(ConfigError) as told:
+        file_names("x", [{"index": 0}, {"index": 1}], "png")
+    assert format_traceback(told.value) == ""
+    assert "test_tracebacks.py" in format_traceback(raised(ConfigError("the user's own")))
 
 
 def test_what_an_import_failed_with_is_shown_once() -> None:

@@ -97,7 +97,8 @@ def _row(
         problem = e.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
         given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-        raise ValueError(f"{name}: {problem['msg']}{given}") from e
+        message = problem["msg"].replace("Input should be", "it must be")
+        raise ValueError(f"{name}: {message}{given}") from e
 
 
 def _no_field(name: str, known: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from ml_experiments.cache.hub_errors import HubProblem, causes, hub_problem
-from ml_experiments.errors import AuthError, CacheError, ConfigError, Error, suggest
+from ml_experiments.errors import AuthError, CacheError, ConfigError, Error
 
 _NO_NETWORK_NEEDED = "or use model_name=tiny-digits, which needs no network"
 
@@ -70,9 +70,8 @@ def _explain(error: Exception, field: str, repo: str, revision: str | None) -> E
             )
         case HubProblem.NO_REPOSITORY:
             return ConfigError(
-                f"{field}={repo!r}: the Hub has no such repository"
-                f"{suggest(repo, ['tiny-digits'])}; check the spelling, and set HF_TOKEN if it is "
-                "private"
+                f"{field}={repo!r}: the Hub has no such repository; check the spelling, and set "
+                "HF_TOKEN if it is private"
             )
         case HubProblem.DISK_FULL:
             return CacheError(

@@ -144,7 +144,6 @@ def test_what_the_hub_does_not_have_is_named(
     expected = {
         ("org/absent", None, None): "the Hub has no such repository; check the spelling",
         ("org/private", None, None): "set HF_TOKEN if it is private",
-        ("tiny-digit", None, None): "did you mean 'tiny-digits'?",
         ("org/digits", "v9", None): "revision='v9': org/digits on the Hub has no such branch",
         ("org/digits", None, "fp16"): "variant='fp16': org/digits on the Hub has no weights",
         ("org/text", None, None): "has no model_index.json",
