@@ -33,17 +33,17 @@ _OUT_OF_MEMORY_MESSAGES = (
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What a pipeline drew at once.
+class Drawn:
+    """A picture as a pipeline drew it.
 
     Attributes:
-        blacked_out: For each picture, whether the model's safety checker painted it black.
-        overflowed: For each picture, whether it holds values that are no numbers: it is black.
+        blacked_out: Whether the model's safety checker painted it black.
+        overflowed: Whether it holds values that are no numbers: it is black.
     """
 
-    pictures: Sequence[Image]
-    blacked_out: Sequence[bool]
-    overflowed: Sequence[bool]
+    picture: Image
+    blacked_out: bool
+    overflowed: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Batch:
     """
 
     requests: Sequence[PictureRequest]
-    drawing: Drawing
+    drawn: Sequence[Drawn]
     seconds: float
     done: int
 
@@ -108,7 +108,7 @@ class BatchSize:
 
 
 def draw_in_batches(
-    draw: Callable[[Sequence[PictureRequest], int], Drawing],
+    draw: Callable[[Sequence[PictureRequest], int], Sequence[Drawn]],
     requests: Sequence[PictureRequest],
     batch_size: BatchSize,
     pixels_of: Callable[[PictureRequest], int],
@@ -131,7 +131,7 @@ def draw_in_batches(
     groups: dict[Any, list[PictureRequest]] = {}
     for request in requests:
         groups.setdefault(request.batch_key, []).append(request)
-    done, drawn = 0, len(kept)
+    done, count = 0, len(kept)
     for group in groups.values():
         pixels, position = pixels_of(group[0]), 0
         while position < len(group):
@@ -140,17 +140,17 @@ def draw_in_batches(
             missing = [request for request in chosen if request.index not in kept]
             started = time.perf_counter()
             try:
-                drawing = draw(missing, drawn) if missing else None
+                drawn = draw(missing, count) if missing else ()
             except (RuntimeError, MemoryError) as e:
                 if batch_size.wanted != "auto" or not is_out_of_memory(e):
                     raise
                 batch_size.shrink(len(missing), pixels, e)
             else:
                 done += len(chosen)
-                drawn += len(missing)
+                count += len(missing)
                 position += len(chosen)
-                if drawing is not None:
-                    yield Batch(missing, drawing, time.perf_counter() - started, done)
+                if missing:
+                    yield Batch(missing, drawn, time.perf_counter() - started, done)
                 continue
             _free_memory()  # not in the handler, where the exception still holds the tensors
 

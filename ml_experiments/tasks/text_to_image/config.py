@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 
 from ml_experiments.errors import suggest
 from ml_experiments.experiment.base import ExperimentConfig
-from ml_experiments.tasks.text_to_image.named_paths import absolute_path, exists
+from ml_experiments.tasks.text_to_image.named_paths import TINY_DIGITS, absolute_path, exists
 from ml_experiments.tasks.text_to_image.pictures.file_names import check_template
 from ml_experiments.tasks.text_to_image.prompts_file import read_rows
 
@@ -22,20 +22,8 @@ Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1)]
 
-TINY_DIGITS = "tiny-digits"
 _MAX_IMAGES = 1_000_000  # which fit in memory with their names and metadata
 _MAX_EXIF_BYTES = 60_000  # of 65,533 in a jpeg file
-# what a prompt may have of its own, and a config gives for all of them
-_PICTURE_FIELDS = (
-    "negative_prompt",
-    "num_images",
-    "num_inference_steps",
-    "guidance_scale",
-    "true_cfg_scale",
-    "height",
-    "width",
-    "scheduler",
-)
 
 
 class Lora(ExperimentConfig):
@@ -167,7 +155,8 @@ class TextToImageConfig(ExperimentConfig):
     def rows(self) -> Sequence[PromptRow]:
         """The prompts, each with the settings that hold for it."""
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        common = {name: getattr(self, name) for name in _PICTURE_FIELDS}
+        own_only = {"prompt", "seed"}
+        common = {name: getattr(self, name) for name in PromptRow.model_fields.keys() - own_only}
         given = [
             {"prompt": p} if isinstance(p, str) else p.model_dump(exclude_none=True)
             for p in prompts

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
 
 from ml_experiments.errors import ConfigError
-from ml_experiments.tasks.text_to_image.batches import Drawing
+from ml_experiments.tasks.text_to_image.batches import Drawn
 from ml_experiments.tasks.text_to_image.long_prompts import PromptEncoder, unread_part
 from ml_experiments.tasks.text_to_image.model.denoiser import denoising_networks
 from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
 from ml_experiments.tasks.text_to_image.model.pipeline_class import PipelineTraits
 from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
+
+if TYPE_CHECKING:
+    from ml_experiments.tasks.text_to_image.config import TextToImageConfig
 
 OnStep = Callable[[float], None]
 
@@ -46,7 +49,7 @@ class Drawer:
         """What the pipeline does with which option."""
         return self.loaded.files.traits
 
-    def draw(self, requests: Sequence[PictureRequest], on_step: OnStep) -> Drawing:
+    def draw(self, requests: Sequence[PictureRequest], on_step: OnStep) -> Sequence[Drawn]:
         """Draw pictures together, all with the same settings but for the negative prompt.
 
         Args:
@@ -60,14 +63,12 @@ class Drawer:
         groups: list[list[PictureRequest]] = [[r] for r in requests]
         if not self._mixes_noise():
             groups = self._of_same_length(requests)
-        parts: dict[int, tuple[Image, bool, bool]] = {}
+        drawn: dict[int, Drawn] = {}
         for group in groups:
-            done, share = len(parts) / len(requests), len(group) / len(requests)
-            drawing = self._draw_together(group, lambda s, d=done, h=share: on_step(d + s * h))  # type: ignore[misc]
-            flags = zip(drawing.pictures, drawing.blacked_out, drawing.overflowed, strict=True)
-            parts |= dict(zip((request.index for request in group), flags, strict=True))
-        pictures, blacked_out, overflowed = zip(*(parts[r.index] for r in requests), strict=True)
-        return Drawing(pictures, blacked_out, overflowed)
+            done, share = len(drawn) / len(requests), len(group) / len(requests)
+            together = self._draw_together(group, lambda s, d=done, h=share: on_step(d + s * h))  # type: ignore[misc]
+            drawn |= zip((request.index for request in group), together, strict=True)
+        return [drawn[request.index] for request in requests]
 
     def _of_same_length(self, requests: Sequence[PictureRequest]) -> list[list[PictureRequest]]:
         """Return groups whose encoded prompts have the same length; padding changes pictures."""
@@ -106,7 +107,9 @@ class Drawer:
             height, width, scale = _USUAL_SIDE, _USUAL_SIDE, 1
         return settings.height or height * scale, settings.width or width * scale
 
-    def _draw_together(self, requests: Sequence[PictureRequest], on_step: OnStep) -> Drawing:
+    def _draw_together(
+        self, requests: Sequence[PictureRequest], on_step: OnStep
+    ) -> Sequence[Drawn]:
         pipeline, settings = self.loaded.pipeline, requests[0].settings
         if self._mixes_noise():
             torch.manual_seed(requests[0].seed)  # of a scheduler that uses no generator
@@ -126,7 +129,7 @@ class Drawer:
         for picture in pictures:
             _check_size(settings, picture.size)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
-        return Drawing(pictures, [bool(flag) for flag in flags], overflowed)
+        return [Drawn(p, bool(f), o) for p, f, o in zip(pictures, flags, overflowed, strict=True)]
 
     def _arguments(self, requests: Sequence[PictureRequest]) -> dict[str, Any]:
         """Return what the pipeline is called with."""
@@ -176,16 +179,16 @@ class Drawer:
             inner.scheduler = scheduler
 
 
-def prepare_memory_savers(loaded: LoadedPipeline, *, attention_slicing: bool, tiling: bool) -> None:
+def prepare_memory_savers(loaded: LoadedPipeline, config: TextToImageConfig) -> None:
     """Set a pipeline up for one run; what an earlier run set is undone.
 
     Raises:
         ConfigError: If the model doesn't work with a setting.
     """
-    _slice_attention(loaded.pipeline, attention_slicing)
+    _slice_attention(loaded.pipeline, config.attention_slicing)
     vae: Any = getattr(loaded.pipeline, "vae", None)
     if hasattr(vae, "enable_tiling"):
-        vae.enable_tiling() if tiling else vae.disable_tiling()
+        vae.enable_tiling() if config.vae_tiling else vae.disable_tiling()
 
 
 def _as_pictures(images: Any) -> tuple[list[Image], list[bool]]:

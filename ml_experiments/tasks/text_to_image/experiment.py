@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ml_experiments.errors import ConfigError, SoftTimeout
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.context import current_run
-from ml_experiments.tasks.text_to_image.config import TINY_DIGITS, TextToImageConfig
+from ml_experiments.tasks.text_to_image.config import TextToImageConfig
 from ml_experiments.tasks.text_to_image.named_paths import (
     ADAPTER_SLASHES,
     MODEL_SLASHES,
+    TINY_DIGITS,
     absolute_path,
     is_path,
 )
@@ -22,7 +23,7 @@ from ml_experiments.tasks.text_to_image.pictures.file_names import file_names
 
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.batch_log import BatchLog
-    from ml_experiments.tasks.text_to_image.batches import Batch, Drawing
+    from ml_experiments.tasks.text_to_image.batches import Batch, Drawn
     from ml_experiments.tasks.text_to_image.drawing import Drawer
     from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
     from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
@@ -121,7 +122,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
                 logger.info("%d of %d pictures are there already", len(kept), len(requests))
                 run.progress(len(kept), len(requests))
 
-            def draw(chosen: Sequence[PictureRequest], done: int) -> Drawing:
+            def draw(chosen: Sequence[PictureRequest], done: int) -> Sequence[Drawn]:
                 return drawer.draw(
                     chosen, lambda share: run.progress(done + share * len(chosen), len(requests))
                 )
@@ -166,9 +167,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         config, loaded = self.config, self._loaded
         check_run(config, loaded.files)
         check_words(loaded.embeddings, config)
-        prepare_memory_savers(
-            loaded, attention_slicing=config.attention_slicing, tiling=config.vae_tiling
-        )
+        prepare_memory_savers(loaded, config)
         encoder = PromptEncoder(loaded.pipeline) if config.long_prompt else None
         return Drawer(loaded, encoder)
 
@@ -225,16 +224,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
             ],
             EXTENSIONS[config.image_format],
         )
-        parts = [config.model_name]
-        for name, text in (
-            ("scheduler", "{}"),
-            ("num_inference_steps", "{} steps"),
-            ("guidance_scale", "guidance {}"),
-            ("true_cfg_scale", "true guidance {}"),
-        ):
-            if name in common:
-                parts.append(text.format(common[name]))
-        sheet = ContactSheet(" · ".join([*parts, f"seed {seed}"]), row_length=config.num_images)
+        sheet = ContactSheet(_title(config.model_name, common, seed), row_length=config.num_images)
         details = [{k: v for k, v in own.items() if k not in common} for own in used]
         return Gallery(
             current_run().output_dir,
@@ -299,6 +289,18 @@ def _common(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the settings that all pictures share."""
     first, *others = used
     return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+
+
+def _title(model_name: str, common: Mapping[str, Any], seed: int) -> str:
+    """Return the title of the contact sheet: what all pictures have in common."""
+    texts = {
+        "scheduler": "{}",
+        "num_inference_steps": "{} steps",
+        "guidance_scale": "guidance {}",
+        "true_cfg_scale": "true guidance {}",
+    }
+    known = [text.format(common[name]) for name, text in texts.items() if name in common]
+    return " · ".join([model_name, *known, f"seed {seed}"])
 
 
 def _check_not_all_black(records: Sequence[Mapping[str, Any]]) -> None:

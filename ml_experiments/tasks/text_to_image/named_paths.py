@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+TINY_DIGITS = "tiny-digits"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKPOINT_SUFFIXES = (".safetensors", ".gguf", *PICKLES)
 # of names on the Hub: org/name; org/name/FILE

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.tasks.text_to_image.model.pipeline_class import NETWORKS, PipelineTraits
 from ml_experiments.tasks.text_to_image.model.quiet import quiet_logging
+
+if TYPE_CHECKING:
+    from ml_experiments.tasks.text_to_image.config import TextToImageConfig
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
 _INT4_GROUP = 64
@@ -21,14 +24,7 @@ def denoising_networks(pipeline: Any) -> Sequence[Any]:
     return [network for network in found if network is not None]
 
 
-def check_speed_options(
-    traits: PipelineTraits,
-    *,
-    attention_slicing: bool,
-    vae_tiling: bool,
-    first_block_cache: float | None,
-    attention_backend: str | None,
-) -> None:
+def check_speed_options(traits: PipelineTraits, config: TextToImageConfig) -> None:
     """Refuse the options that would have no effect on a model, before it is downloaded.
 
     Raises:
@@ -36,26 +32,27 @@ def check_speed_options(
     """
     networks = [c for c in map(traits.component_class, NETWORKS) if c is not None]
     name = traits.name
-    if attention_slicing and not any(hasattr(c, "set_attention_slice") for c in networks):
+    if config.attention_slicing and not any(hasattr(c, "set_attention_slice") for c in networks):
         raise ConfigError(
             f"attention_slicing: the attention of a {name} can't be sliced; set it to false, and "
             "use cpu_offload or quantization to save memory"
         )
-    if vae_tiling and not hasattr(traits.component_class("vae"), "enable_tiling"):
+    if config.vae_tiling and not hasattr(traits.component_class("vae"), "enable_tiling"):
         raise ConfigError(f"vae_tiling: a {name} has no VAE that draws in tiles; set it to false")
-    if first_block_cache is not None and not any(hasattr(c, "enable_cache") for c in networks):
+    has_blocks = any(hasattr(c, "enable_cache") for c in networks)
+    if config.first_block_cache is not None and not has_blocks:
         raise ConfigError(
             f"first_block_cache: the network of a {name} is not one of the transformers whose "
             "blocks diffusers can skip; leave it out"
         )
-    if attention_backend is not None:
+    if (backend := config.attention_backend) is not None:
         from diffusers.models.attention_dispatch import AttentionBackendName
 
-        known = [backend.value for backend in AttentionBackendName]
-        if attention_backend not in known:
+        known = [each.value for each in AttentionBackendName]
+        if backend not in known:
             raise ConfigError(
-                f"attention_backend={attention_backend!r} is none of diffusers' "
-                f"backends{suggest(attention_backend, known)}; those are: {', '.join(known)}"
+                f"attention_backend={backend!r} is none of diffusers' "
+                f"backends{suggest(backend, known)}; those are: {', '.join(known)}"
             )
 
 

@@ -154,38 +154,26 @@ def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline
     )
 
 
-def check_run(config: TextToImageConfig, files: ModelFiles) -> Sequence[DrawingSettings]:
-    """Check that every option has an effect, for each prompt; return the settings of each.
+def check_run(config: TextToImageConfig, files: ModelFiles) -> None:
+    """Check that every option has an effect, for each prompt.
 
     Raises:
         ConfigError: If one has none; it says what to do, and for which prompt if there are several.
     """
-    rows = config.rows
-    settings = [DrawingSettings.of(row, files.recommended) for row in rows]
-    checked: set[Any] = set()
-    for row, own in zip(rows, settings, strict=True):
-        key = (*vars(own).items(),)
-        if key in checked:
-            continue
-        checked.add(key)
+    # one prompt for each of the different settings
+    prompts = {DrawingSettings.of(row, files.recommended): row.prompt for row in config.rows}
+    for settings, prompt in prompts.items():
         try:
-            if own.scheduler is not None:
-                files.traits.make_scheduler(own.scheduler)
-            files.traits.check(own)
+            if settings.scheduler is not None:
+                files.traits.make_scheduler(settings.scheduler)
+            files.traits.check(settings)
         except ConfigError as e:
-            if len(rows) == 1:
+            if len(config.rows) == 1:
                 raise
-            raise ConfigError(f"{e} (prompt {row.prompt!r})") from e
-    check_speed_options(
-        files.traits,
-        attention_slicing=config.attention_slicing,
-        vae_tiling=config.vae_tiling,
-        first_block_cache=config.first_block_cache,
-        attention_backend=config.attention_backend,
-    )
+            raise ConfigError(f"{e} (prompt {prompt!r})") from e
+    check_speed_options(files.traits, config)
     if config.long_prompt:
         check_long_prompts(files.traits)
-    return settings
 
 
 def _check_setup(config: TextToImageConfig, files: ModelFiles) -> None:

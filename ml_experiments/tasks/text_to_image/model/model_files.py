@@ -29,6 +29,7 @@ from ml_experiments.tasks.text_to_image.named_paths import (
     ADAPTER_SLASHES,
     CHECKPOINT_SUFFIXES,
     MODEL_SLASHES,
+    TINY_DIGITS,
     absolute_path,
     exists,
     is_path,
@@ -38,7 +39,6 @@ from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.config import TextToImageConfig
 
-TINY_DIGITS = "tiny-digits"
 _CONFIGS = [PIPELINE_FILE, "*/*.json", "*/*.txt", "*/*.model"]
 _WEIGHTS = (".safetensors", ".bin")
 _MAX_NAMED = 5

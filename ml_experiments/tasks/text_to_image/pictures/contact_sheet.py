@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,12 +32,12 @@ class ContactSheet:
     left_out: int = 0
     _cells: dict[int, tuple[Image.Image, str]] = field(default_factory=dict)
 
-    def add(self, index: int, read: Callable[[], Image.Image], label: str) -> None:
+    def add(self, index: int, picture: Image.Image, label: str) -> None:
         """Take a picture in, unless the sheet is full of pictures that come before it.
 
         Args:
             index: Its place among all pictures.
-            read: Returns the picture; called only if it is taken in.
+            picture: The picture; its pixels are read only if it is taken in.
             label: What to write below it.
         """
         if len(self._cells) == MAX_COUNT:
@@ -46,7 +45,7 @@ class ContactSheet:
             if index > (last := max(self._cells)):
                 return
             del self._cells[last]
-        self._cells[index] = (_resized(read()), label)
+        self._cells[index] = (_resized(picture), label)
 
     def render(self) -> Image.Image:
         """Return the sheet as one picture.

@@ -95,13 +95,13 @@ class Gallery:
         """
         for request in requests:
             path = self._folder / self._names[request.index]
-            found = read_texts(path)
-            if found is None:
+            texts = read_texts(path)
+            if texts is None:
                 continue
-            texts, size = found
             flags = [flag for flag in _FLAGS if texts.pop(flag, None)]
             if texts == self.texts[request.index]:
-                self._take_in(request, flags, size)
+                with Image.open(path) as picture:
+                    self._take_in(request, flags, picture)
         return self._records.keys()
 
     def add(self, batch: Batch) -> None:
@@ -132,33 +132,20 @@ class Gallery:
         return path
 
     def _write(self, batch: Batch) -> None:
-        drawing = batch.drawing
-        for place, request in enumerate(batch.requests):
+        for request, drawn in zip(batch.requests, batch.drawn, strict=True):
             path = self._folder / self._names[request.index]
-            flags = [flag for flag in _FLAGS if getattr(drawing, flag)[place]]
+            flags = [flag for flag in _FLAGS if getattr(drawn, flag)]
             texts = {**self.texts[request.index], **dict.fromkeys(flags, "true")}
-            write_picture(path, drawing.pictures[place], texts, self._format, self._quality)
+            write_picture(path, drawn.picture, texts, self._format, self._quality)
             for flag in flags:
                 logger.warning(_FLAGS[flag], path.name)
-            picture = drawing.pictures[place]
-            self._take_in(request, flags, picture.size, picture)
+            self._take_in(request, flags, drawn.picture)
 
-    def _take_in(
-        self,
-        request: PictureRequest,
-        flags: Sequence[str],
-        size: tuple[int, int],
-        picture: Image.Image | None = None,
-    ) -> None:
-        self._sizes.add(size)
-        path = self._folder / self._names[request.index]
-        self._sheet.add(
-            request.index,
-            lambda: Image.open(path) if picture is None else picture,
-            f"{request.index} · {request.prompt}",
-        )
+    def _take_in(self, request: PictureRequest, flags: Sequence[str], picture: Image.Image) -> None:
+        self._sizes.add(picture.size)
+        self._sheet.add(request.index, picture, f"{request.index} · {request.prompt}")
         self._records[request.index] = {
-            "path": path,
+            "path": self._folder / self._names[request.index],
             "prompt": request.prompt,
             "seed": request.seed,
             "index": request.index,

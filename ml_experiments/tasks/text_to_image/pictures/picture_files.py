@@ -79,8 +79,8 @@ def describe_parameters(texts: Mapping[str, str]) -> str:
     return "\n".join([*lines, ", ".join([*named, f"Version: ml_experiments {__version__}"])])
 
 
-def read_texts(path: Path) -> tuple[dict[str, str], tuple[int, int]] | None:
-    """Return what `write_picture` wrote into a file, and the size of the picture.
+def read_texts(path: Path) -> dict[str, str] | None:
+    """Return the metadata that `write_picture` wrote into a file.
 
     None if the file isn't there, or not whole.
     """
@@ -99,4 +99,4 @@ def read_texts(path: Path) -> tuple[dict[str, str], tuple[int, int]] | None:
         return None
     if not all(isinstance(text, str) for text in texts.values()):
         return None
-    return texts, picture.size
+    return texts

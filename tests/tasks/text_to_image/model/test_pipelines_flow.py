@@ -91,9 +91,9 @@ class Tiny:
     def draw(self, settings: DrawingSettings, places: tuple[int, ...] = (0, 1)) -> Any:
         """Draw as the experiment does, all at once."""
         requests = [PictureRequest(p, 0, PROMPTS[p], SEEDS[p], settings) for p in places]
-        drawing = self.drawer.draw(requests, lambda _: None)
-        assert not any(drawing.overflowed)
-        return np.stack([np.asarray(p.convert("RGB"), dtype=int) for p in drawing.pictures])
+        drawn = self.drawer.draw(requests, lambda _: None)
+        assert not any(each.overflowed for each in drawn)
+        return np.stack([np.asarray(each.picture.convert("RGB"), dtype=int) for each in drawn])
 
     def draw_plainly(self, place: int, **arguments: Any) -> Any:
         """Draw as a user of diffusers would."""

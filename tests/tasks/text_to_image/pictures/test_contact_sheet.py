@@ -13,7 +13,7 @@ def sheet_of(
 ) -> ContactSheet:
     sheet = ContactSheet("title", row_length)
     for index in range(count):
-        sheet.add(index, lambda: Image.new("RGB", size, "#ff0000"), label)
+        sheet.add(index, Image.new("RGB", size, "#ff0000"), label)
     return sheet
 
 

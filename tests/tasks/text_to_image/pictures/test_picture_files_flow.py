@@ -33,8 +33,8 @@ def test_every_format_holds_the_settings(
     assert file.suffix == suffix
     read = read_texts(file)
     assert read is not None
-    assert read[0]["prompt"] == "a red 7 ☃"
-    assert read[0]["seed"] == str(record["seed"])
+    assert read["prompt"] == "a red 7 ☃"
+    assert read["seed"] == str(record["seed"])
     with Image.open(file) as picture:
         assert picture.format == image_format.upper()
         if image_format == "png":
