@@ -44,23 +44,22 @@ class WarmExperiment:
         """Return an instance with this config, and whether it still needs `set_up()`.
 
         Raises:
-            OtherProcessNeeded: If another instance is set up, and the config is free of mistakes.
+            OtherProcessNeeded: If another instance is set up, and the check finds no mistake.
         """
         if self.instance is not None and key is not None and self.key == key:
             self.instance.config = config
             return self.instance, False
-        if not _has_check(target):
+        is_in_use = self.has_own_process and self.instance is not None
+        if target.check_setup is Experiment.check_setup:
+            if is_in_use:
+                raise OtherProcessNeeded
             self.drop()
         instance = target(config)
         instance.check_setup()
-        if self.has_own_process and self.instance is not None:
+        if is_in_use:
             raise OtherProcessNeeded
         self.drop()
         return instance, True
-
-    def may_serve(self, key: str | None) -> bool:
-        """Return whether a run with this key is for this process: to run, or to be checked."""
-        return self.instance is None or self.key == key or _has_check(type(self.instance))
 
     def set_up(self, instance: Experiment[Any], key: str | None) -> None:
         """Call `setup()`, and note the settings that the next run shall find."""
@@ -81,7 +80,3 @@ class WarmExperiment:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _has_check(target: type[Experiment[Any]]) -> bool:
-    return target.check_setup is not Experiment.check_setup

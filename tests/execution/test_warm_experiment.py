@@ -283,6 +283,15 @@ class Loads(Experiment):
 
     def run(self):
         return [self.model, Loads.setups, os.getpid()]
+
+class Other(Experiment):
+    class Config(ExperimentConfig):
+        model: str
+
+    setup_fields = ("model",)
+
+    def run(self):
+        return [self.config.model, Loads.setups, os.getpid()]
 """
 
 
@@ -291,12 +300,12 @@ def test_a_mistake_that_check_setup_finds_leaves_the_warm_instance(
     backend_class: type[Backend], tmp_path: Path
 ) -> None:
     (tmp_path / "checked_setup.py").write_text(CHECKED)
-    path = f"{tmp_path}/checked_setup.py:Loads"
+    path = f"{tmp_path}/checked_setup.py"
     is_local = backend_class is LocalBackend
     with LocalBackend(max_workers=1) if is_local else DebugBackend() as backend:
 
-        def load(model: str) -> RunResult:
-            return run_experiment(path, {"model": model}, backend=backend)
+        def load(model: str, name: str = "Loads") -> RunResult:
+            return run_experiment(f"{path}:{name}", {"model": model}, backend=backend)
 
         first = load("a").results
         assert first[:2] == ["a", 1]
@@ -312,6 +321,9 @@ def test_a_mistake_that_check_setup_finds_leaves_the_warm_instance(
         assert load("damaged").error.kind == "config"  # type: ignore[union-attr]
         assert load("damaged").error.kind == "config"  # type: ignore[union-attr]
         assert load("b").results[0] == "b"
+        assert load("c", "Other").results[1] == (0 if is_local else 3)
+        assert load("d", "Other").results[0] == "d"
+        assert load("a").results[0] == "a"
 
 
 def test_a_relative_runs_folder_is_the_clients(

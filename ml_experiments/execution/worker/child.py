@@ -78,15 +78,10 @@ class Worker:
                 if os.getpid() != self._pid:
                     os._exit(0)  # a process that a validator has forked
                 self._send(answer)
-            else:
-                run = parse_record(RunMessage, message["run"])
-                if self._warm.instance is not None and (
-                    self._sources.have_changed()  # what runs import in methods, for example
-                    or not self._warm.may_serve(run.setup_key)
-                ):
-                    break  # the run gets another process
-                if not self._execute(run):
-                    break
+            elif self._warm.instance is not None and self._sources.have_changed():
+                break  # what runs import in methods, for example; the run gets another process
+            elif not self._execute(parse_record(RunMessage, message["run"])):
+                break
         # the process ends as any Python program does; nothing interrupts that
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._warm.drop()
