@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ml_experiments.errors import RunFolderError, RunNotFoundError, suggest
+from ml_experiments.runs.folder import make_runs_dir
 
 _MAX_SUGGESTED = 100
 
@@ -36,7 +37,8 @@ def make_group_folder(path: Path, write_spec: Callable[[Path], object], kind: st
     """
     draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        draft.mkdir(parents=True)
+        make_runs_dir(path.parent)
+        draft.mkdir()
         write_spec(draft)
         draft.rename(path)
     except OSError as e:

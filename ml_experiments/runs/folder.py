@@ -55,6 +55,16 @@ _MANIFEST_USER_DATA = (
 )
 
 
+def make_runs_dir(path: Path) -> None:
+    """Make a folder of runs, which git overlooks; one that is there is left as it is.
+
+    Otherwise each run would be a change of the code that the next one records.
+    """
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".gitignore").write_text("*\n", encoding="utf-8")
+
+
 # an empty file in the folder of a run that has ended, when its result could not be written
 _NOT_WRITTEN = ".result-not-written"
 
@@ -97,7 +107,8 @@ class RunFolder:
         folder = cls(runs_dir / spec.run_id, manifest.attempt)
         temporary = runs_dir / f".{spec.run_id}.{os.urandom(4).hex()}"
         try:
-            temporary.mkdir(parents=True)
+            make_runs_dir(runs_dir)
+            temporary.mkdir()
             draft = cls(temporary)
             draft.log_file.touch()
             if source is not None:

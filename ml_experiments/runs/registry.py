@@ -37,6 +37,24 @@ class RunRegistry:
         """
         return self._index.count(select(run_filter, None, self._index.paths))
 
+    def explain_none(self, run_filter: RunFilter) -> str:
+        """Return which part of a filter no run fits at all, and what comes near; else nothing."""
+        for column in ("experiment", "name", "gpu", "backend", "sweep"):
+            given = getattr(run_filter, column)
+            if given is not None and not self.count(RunFilter(**{column: given})):
+                known = self._index.values(column)
+                short = [name.rpartition(":")[2].rpartition(".")[2] for name in known]
+                near = suggest(given, (*known, *(short if column == "experiment" else ())))
+                what = "GPU" if column == "gpu" else column
+                return f"no run has the {what} {given!r}{near}"
+        for tag, value in run_filter.tags.items():
+            if not self.count(RunFilter(tags={tag: value})):
+                keys = [p.removeprefix("tags.") for p in self._index.paths() if p[:5] == "tags."]
+                return f"no run has the tag {tag}={value}" + (
+                    "" if tag in keys else suggest(tag, keys)
+                )
+        return ""
+
     def rows(
         self,
         limit: int | None = None,

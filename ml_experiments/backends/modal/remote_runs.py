@@ -19,13 +19,13 @@ from ml_experiments.backends.modal.mounts import ENDED_FOLDER, runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.folder import RunFolder, make_runs_dir
 from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.serialization.files import write_json_atomically
 
 _WITHOUT = "remove the folders of this machine alone with --from local"
-_OFFLINE = "list what is known here with --offline"
+LIST_INSTEAD = "or list what is here: ml-experiments runs list --offline"
 
 
 def statuses_there() -> dict[str, str]:
@@ -34,8 +34,8 @@ def statuses_there() -> dict[str, str]:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access(_OFFLINE)
-    with platform_errors("list the runs that have ended", _OFFLINE):
+    require_access(LIST_INSTEAD)
+    with platform_errors("list the runs that have ended", LIST_INSTEAD):
         try:
             entries = runs_volume().listdir(f"/{ENDED_FOLDER}")
         except modal.exception.NotFoundError:
@@ -50,8 +50,8 @@ def runs_there() -> set[str]:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access()
-    with platform_errors("list the runs on the volume"):
+    require_access(LIST_INSTEAD)
+    with platform_errors("list the runs on the volume", LIST_INSTEAD):
         names = {entry.path.strip("/") for entry in runs_volume().listdir("/")}
     return {name for name in names if not name.startswith(".")}
 
@@ -68,10 +68,11 @@ def bring_here(run_id: str, runs_dir: Path) -> Fetched:
     """
     folder, draft = runs_dir / run_id, runs_dir / f".{run_id}.sync"
     is_new = not folder.exists()
+    make_runs_dir(runs_dir)
     if not is_new and not (folder / "result.json").exists():
         _handle_of(folder).recover()
     place = draft if is_new else folder  # a copy that was broken off is gone on with
-    with platform_errors(f"bring run {run_id} here"):
+    with platform_errors(f"bring run {run_id} here", LIST_INSTEAD):
         fetched = fetch_run_folder(runs_volume(), run_id, place, goes_on=True)
     if is_new:
         if "spec.json" not in fetched.records:

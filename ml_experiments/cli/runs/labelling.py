@@ -74,6 +74,8 @@ def _set(label: str, run: str, value: str | None, remove: bool) -> None:
     kept = getattr(labels, label)
     if kept is not None:
         _print(kept)
+    else:
+        click.echo(f"the run has no {label}" + (" any more" if remove else ""), err=True)
 
 
 def _edit(run: str, change: Callable[[Labels], Labels]) -> Labels:

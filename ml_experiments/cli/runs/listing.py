@@ -50,6 +50,7 @@ def list_(
     results.… and tags.…; each can be shown, sorted by, and compared in --where, which knows
     < <= > >= == !=, in, and, or, not: 'status == "error" and "vit" in config.model'.
     """
+    from ml_experiments.runner.display.printable import printable
     from ml_experiments.settings import runs_dir
 
     if as_json and as_csv:
@@ -68,7 +69,12 @@ def list_(
         named = chosen or _csv_columns(rows)
         print_csv([named, *([row.get(name) for name in named] for row in rows)])
     elif not rows:
-        click.echo(f"no runs in {runs_dir()}" + ("" if run_filter.is_empty else " match"))
+        why = registry.explain_none(run_filter)
+        click.echo(
+            f"no runs in {runs_dir()}"
+            + ("" if run_filter.is_empty else " match")
+            + (f": {printable(why)}" if why else "")
+        )
     else:
         (_print_columns if chosen else _print_rows)(rows, chosen)
         more = registry.count(run_filter) - len(rows)

@@ -43,7 +43,10 @@ def rm(
 
     registry, run_filter = open_registry(), filter_of(filters)
     if bool(run_ids) is not run_filter.is_empty:
-        raise click.UsageError("name runs, or filter them (--status error, --until 30d)")
+        raise click.UsageError(
+            "name runs or filter them (--status error, --until 30d), "
+            + ("not both" if run_ids else "one of the two")
+        )
     names = [registry.find(run).path.name for run in run_ids] or [
         row.run_id for row in registry.rows(run_filter=run_filter)
     ]

@@ -27,10 +27,17 @@ def sync(dry_run: bool, as_json: bool) -> None:
 
     Sweeps that are controlled on Modal come with their runs.
     """
-    from ml_experiments.backends.modal.remote_runs import bring_here, runs_there, statuses_there
+    from ml_experiments.backends.modal.errors import require_access
+    from ml_experiments.backends.modal.remote_runs import (
+        LIST_INSTEAD,
+        bring_here,
+        runs_there,
+        statuses_there,
+    )
     from ml_experiments.runner.detached.on_modal import bring_sweeps_here
     from ml_experiments.settings import runs_dir
 
+    require_access(LIST_INSTEAD)
     place = runs_dir().expanduser().resolve()
     # first, for their controllers know more of their runs: what they cost
     sweeps = [] if dry_run else [folder.path.name for folder in bring_sweeps_here(place)]
@@ -63,10 +70,10 @@ def pull(runs: tuple[str, ...]) -> int:
     is damaged here is fetched again. The exit code is 1 if one is damaged on Modal too.
     """
     from ml_experiments.backends.modal.errors import require_access
-    from ml_experiments.backends.modal.remote_runs import bring_here
+    from ml_experiments.backends.modal.remote_runs import LIST_INSTEAD, bring_here
     from ml_experiments.settings import runs_dir
 
-    require_access()
+    require_access(LIST_INSTEAD)
     place = runs_dir().expanduser().resolve()
     code = 0
     for run in runs:

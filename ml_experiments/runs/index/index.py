@@ -52,6 +52,15 @@ class RunIndex:
 
         return self._database.use(read)
 
+    def values(self, column: str) -> list[str]:
+        """Return the different values of a column of strings."""
+
+        def read(connection: sqlite3.Connection) -> list[str]:
+            query = f"SELECT DISTINCT {column} FROM runs WHERE {column} IS NOT NULL"
+            return [value for (value,) in connection.execute(query)]
+
+        return self._database.use(read)
+
     def rows(self, selection: Selection, limit: int | None = None) -> list[RunRow]:
         """Return rows; each is what its folder says now."""
         return self._database.use(lambda connection: self._rows(connection, selection, limit))

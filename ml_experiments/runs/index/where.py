@@ -248,7 +248,8 @@ def _syntax_problem(where: str, error: SyntaxError) -> ConfigError:
         start, problem = equals, "compares nothing; write =="
         rest = "="
     elif "never closed" in message or "unterminated" in message:
-        problem = message
+        end = start + 1 if "never closed" in message else len(where)
+        return _error(where, start, end, message.partition(" (detected")[0])
     elif rest.startswith(("&", "|", "!")) or "&&" in where or "||" in where:
         problem = "is not understood; write and, or, not"
     word = rest.split()[0] if rest.split() else ""

@@ -36,7 +36,7 @@ def test_tags_are_set_changed_removed_and_printed(command: Command, folder: RunF
 def test_a_name_and_a_note_are_set_removed_and_printed(command: Command) -> None:
     assert command("name", RUN).out == "first\n"
     assert command("name", RUN, "the best").out == "the best\n"
-    assert command("note", RUN).out == ""
+    assert command("note", RUN).err == "the run has no note\n"
     assert command("note", RUN, "because\nof \x1b[31mthis").out == "because\nof this\n"
     assert json.loads(command("list", "--name", "the*", "--json").out)[0]["name"] == "the best"
     shown = command("show", RUN).out

@@ -45,7 +45,26 @@ def test_filters_come_together_and_say_how_many_more_there_are(command: Command)
     assert done.out.splitlines()[2] == "1 older ones: --limit 0"
     tagged = command("list", "--tag", "team=vision", "--status", "success", "--json")
     assert [row["run_id"] for row in json.loads(tagged.out)] == ["20260101-000000-0000003"]
-    assert command("list", "--name", "nothing*").out.endswith(" match\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--experiment", "trian"), "no run has the experiment 'trian' (did you mean 'Train'?)"),
+        (("--backend", "locl"), "no run has the backend 'locl' (did you mean 'local'?)"),
+        (("--gpu", "h1000"), "no run has the GPU 'h1000'"),
+        (("--tag", "teem=vision"), "no run has the tag teem=vision (did you mean 'team'?)"),
+        (("--tag", "team=x", "--backend", "local"), "no run has the tag team=x"),
+    ],
+)
+def test_a_filter_that_no_run_fits_is_named(
+    command: Command, arguments: tuple[str, ...], why: str
+) -> None:
+    assert command("list", *arguments).out.endswith(f" match: {why}\n")
+
+
+def test_filters_that_exclude_each_other_match_nothing(command: Command) -> None:
+    assert command("list", "--tag", "team=vision", "--until", "2025-01-01").out.endswith("match\n")
 
 
 def test_json_and_csv_have_everything_or_what_is_asked_for(command: Command) -> None:

@@ -85,6 +85,7 @@ def test_runs_are_sorted_by_any_column_or_value(
         ({"run_filter": RunFilter(since="yesterday")}, "2026-11-25"),
         ({"run_filter": RunFilter(until="2026-13-01")}, "is not a date"),
         ({"run_filter": RunFilter(since="99999999999w")}, "is not a date"),
+        ({"run_filter": RunFilter(since="1h", until="2d")}, "the second is earlier"),
         ({"sort": "acc"}, "did you mean 'results.acc'"),
         ({"sort": "run"}, "did you mean 'run_id'"),
         ({"sort": "--cost_usd"}, "no run has '-cost_usd'"),

@@ -89,7 +89,7 @@ def test_a_condition_selects_runs(runs: Path, where: str, expected: list[int]) -
         ("config.lr < 1 && status == 'error'", "write and, or, not", "&"),
         ("status == success", 'a string stands in quotes: "success"', "success"),
         ("config.lr", "is compared with nothing", "config.lr"),
-        ("(config.lr < 3", "never closed", "("),
+        ("(config.lr < 3", "--where: '(' was never closed", "("),
         ("config.lr < 'a", "unterminated string", "'a"),
         ("config.lr < none", "can't be ordered", "none"),
         ("config.lr < (1, 2)", "is no number and no string", "(1, 2)"),

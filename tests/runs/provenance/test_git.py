@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ml_experiments.runs.folder import make_runs_dir
 from ml_experiments.runs.provenance import git as code_state
 from ml_experiments.runs.provenance.git import describe_code
 
@@ -102,6 +103,15 @@ def test_an_untracked_file_alone_makes_the_tree_dirty(repository: Path) -> None:
     state = describe_code(repository)
     assert (state["dirty"], state["untracked"]) == (True, ["new.py"])
     assert "diff" not in state
+
+
+def test_runs_are_no_change_of_the_code(repository: Path) -> None:
+    make_runs_dir(repository / "results" / "runs")
+    (repository / "results" / "runs" / "log.txt").touch()
+    assert describe_code(repository)["dirty"] is False
+    (repository / "mine").mkdir()
+    make_runs_dir(repository / "mine")
+    assert list((repository / "mine").iterdir()) == []  # a folder of the user's stays as it is
 
 
 def test_a_large_diff_is_cut_and_hashed_whole(
