@@ -56,10 +56,10 @@ class Terminal:
         """Change the number of columns."""
         fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
 
-    def read_until(self, mark: str) -> None:
-        """Read until the command has printed this."""
+    def read_until(self, mark: str, *, after: str = "") -> None:
+        """Read until the command has printed this, after something else."""
         deadline = time.monotonic() + WAIT_S
-        while mark.encode() not in self.shown:
+        while mark.encode() not in self.shown[self.shown.find(after.encode()) :]:
             assert self._read(deadline), f"ended without {mark!r}: {self.shown.decode()}"
 
     def write(self, keys: str) -> None:

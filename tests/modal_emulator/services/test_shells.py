@@ -74,7 +74,7 @@ def test_a_shell_in_a_running_container_is_a_terminal(task_id: str) -> None:
         terminal.read_until("ready")
         terminal.write("\x03")
         terminal.read_until("^C")
-        terminal.read_until("# ")  # what is typed before is lost with the interrupt
+        terminal.read_until("# ", after="^C")  # what is typed before is lost with the interrupt
         terminal.write("echo code $? $KEPT\r")
         terminal.read_until("code 130 yes\r\n")
         # Ctrl-D ends the input, and the shell
