@@ -55,7 +55,7 @@ class Forecast:
 
     def __str__(self) -> str:
         if self.estimate_usd is None or self.worst_case_usd is None:
-            return "no price is known for it"
+            return f"no price of the GPU type is known in the prices of {self.prices_of}"
         spread = ""
         if self.low_usd is not None and self.high_usd is not None and self.earlier_runs > 1:
             spread = f"{dollars(self.low_usd)} to {dollars(self.high_usd)}, "

@@ -67,7 +67,9 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from ml_experiments.errors import suggest
 
-            ctx.fail(f"no such command {args[0]!r}{suggest(args[0], COMMANDS)}")
+            is_experiment = args[0].endswith(".py") or "." in args[0] or ":" in args[0]
+            meant = f"; write run {args[0]}" if is_experiment else suggest(args[0], COMMANDS)
+            ctx.fail(f"no such command {args[0]!r}{meant}")
         return super().resolve_command(ctx, args)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -16,7 +17,7 @@ from ml_experiments.backends.slurm.options import SlurmOptions
 from ml_experiments.cli.bell import bell_when_long
 from ml_experiments.cli.parameters import Tag, flag_of, given_options, options_of, read_pairs
 from ml_experiments.config.options import descriptions
-from ml_experiments.errors import suggest
+from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.runner.options import RunOptions
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SLURM = click.option(
     multiple=True,
     help="Option of the Slurm backend, such as partition=gpu. Repeatable.",
 )
+_UNKNOWN = re.compile(r"(\w+): unknown field(?!.*did you mean)")
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
@@ -54,6 +56,8 @@ class RunCommand(click.Command):
             field, _, value = word.lstrip("-").partition("=")
             following = given[index + 1] if index + 1 < len(given) else ""
             value = value or ("VALUE" if following.startswith("-") else following or "VALUE")
+            if field.startswith("no-") and value == "VALUE":
+                field, value = field.removeprefix("no-"), "false"
             # without their dashes, which make short names look alike
             options = [flag.lstrip("-") for parameter in self.params for flag in parameter.opts]
             meant = suggest(start.lstrip("-"), options).replace("mean '", "mean '--")
@@ -61,6 +65,21 @@ class RunCommand(click.Command):
                 f"no such option {word.partition('=')[0]!r}{meant}; a field of the config is set "
                 f"without dashes: {field.replace('-', '_')}={value}"
             ) from e
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where an option was written as a config field, say so."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as e:
+            flags = {flag for parameter in self.params for flag in parameter.opts}
+            unknown = [m[1] for m in map(_UNKNOWN.match, e.problems) if m]
+            named = [f"--{name.replace('_', '-')}" for name in unknown]
+            found = [flag for flag in named if flag in flags]
+            if not found:
+                raise
+            hint = "an option of the command is set with dashes, as in"
+            message = str(e).splitlines()[0]
+            raise ConfigError(message, (*e.problems, f"{hint} {found[0]} VALUE")) from e
 
 
 @click.command(cls=RunCommand)

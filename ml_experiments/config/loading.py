@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_experiments.config.files import read_config_file
 from ml_experiments.config.interpolation import resolve_interpolations
-from ml_experiments.config.overrides import assign, parse_override
+from ml_experiments.config.overrides import assign, grouped, parse_override
 from ml_experiments.config.scalars import LoadedConfig, resolve_scalars
 from ml_experiments.errors import ConfigError
 
@@ -31,9 +31,9 @@ def load_config(
     if file is not None:
         config = _merge(config, read_config_file(file))
     problems = []
-    for override in overrides:
+    for words in grouped(overrides):
         try:
-            assign(config, *parse_override(override))
+            assign(config, *parse_override(*words))
         except ConfigError as e:
             problems.append(str(e))
     if problems:

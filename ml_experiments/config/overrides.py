@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -12,20 +14,40 @@ from ml_experiments.errors import ConfigError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.redaction.secret_names import is_secret_name
 
+# a field and its value as several words, or with a colon
+_SPACED = re.compile(r"(?P<key>[A-Za-z_][\w.]*)(?P<sign> ?= | =| |:)(?P<value>[^\s=:][^=]*)")
 _QUOTES = ('"', "'")
 
 
-def parse_override(override: str) -> tuple[list[str], Any]:
+def grouped(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield overrides as the words that each was written in: more than one for `lr = 3`."""
+    rest = list(words)
+    while rest:
+        count = 1
+        if "=" not in rest[0]:
+            has_value = rest[1:] and ("=" not in rest[1] or rest[1].startswith("="))
+            count = 3 if rest[1:2] == ["="] else 2 if has_value else 1
+        elif rest[0].endswith("=") and rest[1:] and "=" not in rest[1]:
+            count = 2
+        yield tuple(rest[:count])
+        del rest[:count]
+
+
+def parse_override(*words: str) -> tuple[list[str], Any]:
     """Return the parts of the key, and the value, of one `key=value`.
+
+    Args:
+        *words: The words that it was written in; one, where it is right.
 
     Raises:
         ConfigError: If there is no `=`, a part of the key is empty, or a list or dict is cut
             short.
     """
+    override = " ".join(words)
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
-    if not equals:
-        raise ConfigError(f"{_shorten(override)!r} is not an override; write it as key=value")
+    if len(words) > 1 or not equals:
+        raise ConfigError(_not_an_override(override))
     if not all(parts) or key.startswith("-") or len(parts) > MAX_DEPTH:
         raise ConfigError(
             f"{_shorten(key)!r} is not the name of a field; write optimizer.lr=3e-4 or sizes.0=64"
@@ -68,6 +90,17 @@ def parse_value(written: str, key: str) -> Any:
             f"value; write a space after the colon: {name}: {_show(key, value)}"
         )
     return parsed
+
+
+def _not_an_override(written: str) -> str:
+    spaced = _SPACED.fullmatch(written)
+    if spaced is not None:
+        given = _show(spaced["key"], spaced["value"])
+        shown = f"{spaced['key']}{spaced['sign']}{given}"
+        return f"{shown!r} is not an override; write {spaced['key']}={given}"
+    if written.endswith((".yaml", ".yml", ".json")):
+        return f"{_shorten(written)!r} is not an override; write --config {written} for a file"
+    return f"{_shorten(written)!r} is not an override; write it as key=value"
 
 
 def _find_glued(data: Any) -> str | None:

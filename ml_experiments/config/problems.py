@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -105,7 +105,8 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     if _is_extra(error):
         known = sorted({n for m in models_at(schema, error["loc"][:-1]) for n in fields_of(m)})
         return (
-            f"unknown field, given {_show(error['input'], path)}{suggest(name, known)}; "
+            f"unknown field, given {_show(error['input'], path)}"
+            f"{_suggest_nested(path, error['input'], schema) or suggest(name, known)}; "
             f"known: {', '.join(known) or 'none'}"
         )
     info = field_at(schema, error["loc"])
@@ -120,6 +121,28 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     if not is_shown and error["type"] in ("string_type", "bytes_type"):
         hint = f" (as a string, in quotes: {'.'.join(map(str, path))}='\"...\"')"
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"
+
+
+def _suggest_nested(path: Location, given: Any, schema: type[Any]) -> str:
+    """Return a suggestion for a field that is inside another one, or was put into one."""
+    if len(path) != 1:
+        return ""
+    paths = list(_paths(schema, ()))
+    written = re.sub(r"__|[/:-]", ".", str(path[0]))
+    ends = [p for p in paths if "." in p and (p == written or p.endswith(f".{written}"))]
+    if isinstance(given, Mapping) and len(given) == 1:  # config.lr, which is lr
+        ends += [p for p in paths if p == next(iter(given))]
+    return f" (did you mean {ends[0]!r}?)" if ends else ""
+
+
+def _paths(schema: Any, location: Location) -> Iterator[str]:
+    """Yield the dotted names of all fields."""
+    for model in models_at(schema, location):
+        for name in fields_of(model):
+            inner = (*location, name)
+            yield ".".join(map(str, inner))
+            if len(inner) < _MAX_SHOWN_DEPTH:
+                yield from _paths(schema, inner)
 
 
 def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:

@@ -84,12 +84,24 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
             )
         return target
     if inspect.isfunction(target):
+        outer = target.__qualname__.rpartition(".")[0]
+        if outer and "<locals>" not in outer and next(iter(_parameters(target)), "") == "self":
+            raise ExperimentPathError(
+                f"{path} is a method; name its class: {target.__module__}:{outer}"
+            )
         _refuse_async(target, path)
         return target
     what = f"{path} is of type {type(target).__name__}, not a class or a function"
     if callable(getattr(target, "run", None)) and not inspect.ismodule(target):
         what += f"; pass the class itself: {type(target).__name__}"
     raise ExperimentPathError(what)
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[str]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 def _takes_config(target: type[Any]) -> bool:
@@ -206,7 +218,9 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
         outer = getattr(sys.modules.get(parent), last, None)
         if inspect.isclass(outer):  # a nested class, written after a dot
             nested = f"{parsed.module.removeprefix(parent)[1:]}.{parsed.name}"
-            return f"{missing!r} is a class, not a module; write {parent}:{nested}"
+            inner = getattr(outer, parsed.name, None)
+            name = nested if inner is None or inspect.isclass(inner) else last
+            return f"{missing!r} is a class, not a module; write {parent}:{name}"
         return (
             f"there is no module {missing!r}{suggest(last, _siblings(parent))}; it was looked for "
             f"in {parent or 'the current folder and the installed packages'}"

@@ -7,12 +7,17 @@ last part may also be a function.
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_experiments.errors import ExperimentPathError
 from ml_experiments.settings import working_dir
 
+# train/Train, pkg/train.Train, train.py::Train, train.Train()
+_OTHER_FORM = re.compile(
+    r"(?P<file>[\w./-]*?\w)(?:\.py)?(?:::?|/|\.)(?P<name>[A-Za-z_]\w*)(?:\(\))?"
+)
 FORMS = "pkg.module.Class, pkg.module:Class or path/to/file.py:Class"
 
 
@@ -43,17 +48,14 @@ def parse_experiment_path(path: str) -> ExperimentPath:
     if colon and location.endswith(".py"):
         return _in_file(path, Path(location), name)
     if path.endswith(".py"):
-        names = _names_in(Path(path))
-        known = f" ({', '.join(names)})" if names else ""
-        raise ExperimentPathError(
-            f"{path!r} names a file only; add a class or function of it{known}, as in "
-            f"{path}:{names[0] if names else 'Class'}"
-        )
+        raise ExperimentPathError(_names_file_only(path, path))
     if not colon:
         location, _, name = path.rpartition(".")
     parts = [*location.split("."), *name.split(".")]
     if not location or not all(part.isidentifier() for part in parts):
-        raise ExperimentPathError(f"{path!r} is not an import path; write {FORMS}")
+        if not colon and path.isidentifier() and Path(f"{path}.py").is_file():
+            raise ExperimentPathError(_names_file_only(path, f"{path}.py"))
+        raise ExperimentPathError(f"{path!r} is not an import path; write {_meant(path) or FORMS}")
     return ExperimentPath(module=location, name=name)
 
 
@@ -92,11 +94,40 @@ def _in_file(path: str, file: Path, name: str) -> ExperimentPath:
     return ExperimentPath(module=module, name=name, file=file, root=root)
 
 
+def _names_file_only(path: str, file: str) -> str:
+    names = _names_in(Path(file))
+    known = f" ({', '.join(names)})" if names else ""
+    return (
+        f"{path!r} names a file only; add a class or function of it{known}, as in "
+        f"{file}:{names[0] if names else 'Class'}"
+    )
+
+
+def _meant(path: str) -> str | None:
+    """Return the import path that another way of writing one stands for, if there is its file."""
+    match = _OTHER_FORM.fullmatch(path)
+    if match is None or not Path(f"{match['file']}.py").is_file():
+        return None
+    return f"{match['file']}.py:{match['name']}"
+
+
 def _names_in(file: Path) -> list[str]:
-    """Return the classes and functions that a file seems to define, without executing it."""
+    """Return the experiments that a file seems to define, without executing it."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
-    definitions = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
-    return [node.name for node in definitions if not node.name.startswith("_")]
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = [*(name for name, node in classes.items() if _has_run(node, classes)), *functions]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _has_run(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
+    if any(
+        isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and part.name == "run"
+        for part in node.body
+    ):
+        return True
+    bases = [classes.get(base.id) for base in node.bases if isinstance(base, ast.Name)]
+    return any(base is not None and base is not node and _has_run(base, classes) for base in bases)

@@ -7,6 +7,7 @@ import pytest
 from ml_experiments.backends.forecast import Forecast, dollars
 
 PRICES = ("2026-10-01", "https://modal.com/pricing")
+UNPRICED = "no price of the GPU type is known in the prices of 2026-10-01"
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ PRICES = ("2026-10-01", "https://modal.com/pricing")
             Forecast(0.2, 3.0, 0.1, *PRICES, low_usd=0.2, high_usd=0.2, earlier_runs=1),
             "about $0.20 (from 1 earlier run), at most $3.00",
         ),
-        (Forecast(None, None, None, *PRICES), "no price is known for it"),
+        (Forecast(None, None, None, *PRICES), UNPRICED),
     ],
 )
 def test_it_says_where_the_estimate_comes_from(forecast: Forecast, shown: str) -> None:
@@ -38,7 +39,7 @@ def test_all_attempts_of_all_runs_of_a_sweep_are_counted() -> None:
     capped = one.for_runs(40, 5.0)
     assert (capped.estimate_usd, capped.all_attempts_usd) == (5.0, 5.0)
     unpriced = Forecast(None, None, None, *PRICES).for_runs(40, 5.0)
-    assert str(unpriced) == "no price is known for it"
+    assert str(unpriced) == UNPRICED
 
 
 def test_as_json_it_names_date_and_source_of_the_prices() -> None:

@@ -65,6 +65,8 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         ([FIT, "--model-name=tiny"], ": model_name=tiny\n"),
         ([FIT, "-lr", "--seed", "1"], ": lr=VALUE\n"),
         ([FIT, "--gpuu", "a10g"], "(did you mean '--gpu'?)"),
+        ([FIT, "--no-amp"], ": amp=false\n"),
+        ([FIT, "gpu=a10g"], "set with dashes, as in --gpu VALUE"),
     ],
 )
 def test_bad_usage_exits_2_and_starts_nothing(

@@ -38,6 +38,8 @@ def test_runs_list_and_show(runs_dir: Path) -> None:
     assert "the loss is not a number" in call("runs", "show", "last").stdout
     assert call("runs", "show", run_id, "--log").stdout.endswith("step 0\nstep 1\nstep 2\n")
     assert call("runs", "show", "nope").returncode == 2
+    pulled = call("runs", "pull", run_id)  # which needs no account to be answered
+    assert f"run {run_id} was not on Modal (its backend is local)" in pulled.stderr
     assert "(did you mean 'last'?)" in call("runs", "show", "lats").stderr
     assert f"(did you mean '{run_id}'?)" in call("runs", "show", f"{run_id[:-2]}zz").stderr
 

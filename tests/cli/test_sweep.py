@@ -281,6 +281,8 @@ def test_a_cap_holds_for_all_points_of_a_sweep_together(
     assert (done.returncode, done.stdout) == (2, "")
     assert "the cap of $0.05 is too low, for a run on t4 takes at least $0.08" in done.stderr
     assert "Raise --max-cost" in done.stderr
+    dry = run_command(modal_emulator, tmp_path, *arguments, "--max-cost", "0.05", "--dry-run")
+    assert (dry.returncode, dry.stderr.splitlines()[-1]) == (2, done.stderr.splitlines()[-1])
     assert sorted(runs_dir.iterdir()) == before
     asked = run_command(modal_emulator, tmp_path, *arguments, "--retries", "1", "--dry-run")
     assert "for 4 runs (from the timeout), at most $" in asked.stdout

@@ -67,6 +67,12 @@ def test_an_override_means_what_it_says(override: str, expected: Any) -> None:
     ("overrides", "message"),
     [
         (["lr"], "'lr' is not an override; write it as key=value"),
+        (["lr", "3"], "'lr 3' is not an override; write lr=3"),
+        (["lr", "=", "3"], "'lr = 3' is not an override; write lr=3"),
+        (["lr=", "3"], "'lr= 3' is not an override; write lr=3"),
+        (["lr:3"], "'lr:3' is not an override; write lr=3"),
+        (["api_key", "hunter2"], "'api_key <redacted>' is not"),
+        (["c.yaml"], "write --config c.yaml"),
         (["=3"], "not the name of a field"),
         (["a..b=3"], "not the name of a field"),
         (["--lr=3"], "not the name of a field"),

@@ -7,6 +7,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from ml_experiments import Experiment, ExperimentConfig
 from ml_experiments.config.loading import load_config
 from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
@@ -53,6 +54,30 @@ def test_all_mistakes_are_reported_at_once_with_what_is_allowed() -> None:
     assert "did you mean 'weight'" in found["label.wieght"]
     assert "did you mean 'dark'" in found["shade"]
     assert "allowed: 'dark' or 'light'" in found["shade"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"momentum": 1}, "optimizer.momentum"),
+        ({"optimizer__momentum": 1}, "optimizer.momentum"),
+        ({"optimizer/momentum": 1}, "optimizer.momentum"),
+        ({"config": {"lr": 1}}, "lr"),
+    ],
+)
+def test_a_field_of_another_level_is_named(given: dict[str, Any], meant: str) -> None:
+    class Optimizer(ExperimentConfig):
+        momentum: float = 0.9
+
+    class NestedConfig(ExperimentConfig):
+        lr: float = 1.0
+        optimizer: Optimizer = Optimizer()
+
+    class Nested(Experiment[NestedConfig]):
+        def run(self) -> None: ...
+
+    (found,) = problems_of(Nested, given).values()
+    assert f"(did you mean {meant!r}?)" in found
 
 
 def test_unknown_fields_in_a_union_are_found_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import subprocess
 import sys
@@ -115,6 +116,28 @@ def test_a_name_that_is_not_there_lists_the_experiments_that_are() -> None:
     assert "NoRun" not in str(caught.value)
     with pytest.raises(ExperimentPathError, match=r"did you mean 'train'\?"):
         load_experiment("tests.support.experiments.trian")
+
+
+def test_what_a_message_says_to_write_is_an_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fits.py").write_text(
+        "class Settings: ...\nclass Base:\n    def __init__(self, config): ...\n"
+        "    def run(self): ...\nclass Fit(Base): ...\n"
+    )
+    for path, written in (
+        ("fits", "fits.py:Base"),
+        ("fits.py", "fits.py:Base"),
+        ("fits.py::Fit", "fits.py:Fit"),
+        ("fits/Fit", "fits.py:Fit"),
+        ("fits.Fit()", "fits.py:Fit"),
+        ("fits.Fit.run", "fits:Fit"),
+        ("fits:Base.run", "fits:Base"),
+    ):
+        with pytest.raises(ExperimentPathError, match=rf"{written}$"):
+            load_experiment(path, [str(tmp_path)])
+        assert inspect.isclass(load_experiment(written, [str(tmp_path)]))
 
 
 def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ _BY_NAME = {name: gpu for gpu in CATALOGUE for name in (gpu.key, *gpu.aliases)}
 # the document's table: GPU type -> what Modal is sent
 GPU_CONFIGS: dict[str, str] = {name: gpu.modal for name, gpu in _BY_NAME.items()}
 
+# how a count is written elsewhere: a100x8, 8xa100, a100-8, a100*8
+_COUNTED = re.compile(
+    r"(?:(?P<before>\d)\s*[x*]\s*)?(?P<name>[a-z][\w-]*?)(?:\s*[x*-]\s*(?P<after>\d))?"
+)
 _CHOICE = re.compile(r"(?P<name>[a-z0-9-]+)(?P<exact>!?)(:(?P<count>\d+))?")
 
 
@@ -128,8 +132,7 @@ def _parse_choice(part: str, text: str) -> GpuChoice:
     match = _CHOICE.fullmatch(part.lower())
     gpu = _BY_NAME.get(match["name"]) if match else None
     if match is None or gpu is None:
-        name = part.lower().partition(":")[0].rstrip("!")
-        raise GpuTypeError(f"{part!r} is not a GPU type{suggest(name, _BY_NAME)}. {_known()}")
+        raise GpuTypeError(f"{part!r} is not a GPU type{_meant(part.lower())}. {_known()}")
     count = int(match["count"]) if match["count"] else 1
     if not 1 <= count <= gpu.max_count:
         raise GpuTypeError(
@@ -142,6 +145,18 @@ def _parse_choice(part: str, text: str) -> GpuChoice:
             f"{part!r}: Modal takes '!' (no upgrade) only as {exacts}; write {gpu.key!r}"
         )
     return GpuChoice(gpu, count, exact)
+
+
+def _meant(part: str) -> str:
+    """Return a suggestion such as ` (did you mean 'a100:8'?)`, or an empty string."""
+    written = _COUNTED.fullmatch(part)
+    if written and written["name"] in _BY_NAME:
+        return f" (did you mean '{written['name']}:{written['after'] or written['before']}'?)"
+    if part.replace(":", "-") in _BY_NAME:
+        return f" (did you mean {part.replace(':', '-')!r}?)"
+    name = part.partition(":")[0].rstrip("!")
+    # another first letter is another GPU, as v100 is not h100
+    return suggest(name, [known for known in _BY_NAME if known[0] == name[:1]])
 
 
 def _known() -> str:

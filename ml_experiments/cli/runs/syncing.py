@@ -73,11 +73,13 @@ def pull(runs: tuple[str, ...]) -> int:
     from ml_experiments.backends.modal.remote_runs import LIST_INSTEAD, bring_here
     from ml_experiments.settings import runs_dir
 
-    require_access(LIST_INSTEAD)
     place = runs_dir().expanduser().resolve()
+    run_ids = [_id_of(run) for run in runs]
+    for run_id in run_ids:
+        _refuse_run_of_elsewhere(place / run_id)
+    require_access(LIST_INSTEAD)
     code = 0
-    for run in runs:
-        run_id = _id_of(run)
+    for run_id in run_ids:
         code = max(code, _note_problems(run_id, bring_here(run_id, place)))
         click.echo(str(place / run_id))
     return code
@@ -180,6 +182,18 @@ def _id_of(run: str) -> str:
         if "/" in run or run.startswith("."):
             raise
         return run
+
+
+def _refuse_run_of_elsewhere(path: Path) -> None:
+    from ml_experiments.errors import Error, RunFolderError
+    from ml_experiments.runs.folder import RunFolder
+
+    try:
+        backend = RunFolder(path).read_spec().backend
+    except RunFolderError:  # not here, for example
+        return
+    if backend not in (None, "modal"):
+        raise Error(f"run {path.name} was not on Modal (its backend is {backend}); it is in {path}")
 
 
 def _note_problems(run_id: str, fetched: Fetched) -> int:

@@ -102,16 +102,19 @@ def start(
     """
     from ml_experiments.cli.sweep.report import print_checked
     from ml_experiments.config.files import read_config_file
+    from ml_experiments.experiment.reference import parse_experiment_path
     from ml_experiments.runner.sweeps.checking import check_points
     from ml_experiments.runner.sweeps.planning import plan_sweep
     from ml_experiments.runner.sweeps.search_space.space import overrides_in, read_space
     from ml_experiments.runner.sweeps.sweep import opened, start_sweep
+    from ml_experiments.settings import runs_dir
 
     options, of_sweep = given_options(RunOptions), given_options(SweepOptions)
     backend_name, for_backend = backend_of(backend, options)
     if keep_going and of_sweep.get("fail_fast"):
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
     prefetch = options.pop("prefetch", False)
+    parse_experiment_path(class_path)  # first: it may be a misspelt command
     space = read_space(axes, space_file)
     fixed = list(overrides_in(read_config_file(config_file))) if config_file else []
     spec = plan_sweep(
@@ -129,13 +132,13 @@ def start(
     if dry_run:
         with opened(spec) as place:
             checked = check_points(spec, place)
+            checked.check_room(spec, place, runs_dir())
             print_checked(spec, len(checked.setup_keys), checked.forecast, form)
         return 0
     approve = _asking(form, is_approved=yes)
 
     if detach and backend_name == "modal":
         from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
-        from ml_experiments.settings import runs_dir
 
         if can_be_on_modal(spec):
             begun = start_sweep_on_modal(spec, runs_dir(), prefetch=prefetch, approve=approve)

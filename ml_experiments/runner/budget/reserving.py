@@ -162,6 +162,8 @@ def above_limit(forecast: Forecast, what: str) -> str | None:
     limit, at_most_usd = ask_above(), forecast.all_attempts_usd
     if limit is None or (at_most_usd is not None and at_most_usd <= limit):
         return None
+    if at_most_usd is None:
+        return f"{forecast}: {what} may cost more than the {dollars(limit)} of ask_above"
     return f"{what} costs {forecast}, which is above the {dollars(limit)} of ask_above"
 
 

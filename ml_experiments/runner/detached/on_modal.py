@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +19,7 @@ from ml_experiments.backends.modal.detached.volume_folder import (
     fetch_files,
     list_folders,
     put_empty_file,
+    remove_file,
 )
 from ml_experiments.backends.modal.plan import remote_path
 from ml_experiments.backends.modal.preflight.staging import stage_source
@@ -171,6 +172,25 @@ def bring_sweeps_here(runs_dir: Path) -> Iterator[SweepFolder]:
             yield bring_sweep_here(sweep_id, runs_dir)
         except RunFolderError:  # it has only just begun
             continue
+
+
+def remove_copies_there(run_ids: Set[str], runs_dir: Path) -> None:
+    """Remove what controllers on Modal have left of runs, and the sweeps that have no run left.
+
+    Without that, `runs sync` would bring the runs here again. A controller that goes on keeps what
+    it has: the container that takes over from it needs that.
+
+    Raises:
+        BackendError: If Modal can't be reached, or refuses.
+    """
+    for sweep_id in list_folders(SWEEPS_FOLDER):
+        there = set(list_folders(f"{SWEEPS_FOLDER}/{sweep_id}")) - {"sweeps"}
+        call = call_of(SweepFolder(runs_dir / "sweeps" / sweep_id))
+        if call is None or not there & run_ids or call.goes_on():
+            continue
+        names = there & run_ids if there - run_ids else {""}
+        for name in sorted(names):
+            remove_file(f"{SWEEPS_FOLDER}/{sweep_id}/{name}".rstrip("/"), recursive=True)
 
 
 def bring_if_reachable(folder: SweepFolder) -> str | None:

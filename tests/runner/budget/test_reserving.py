@@ -21,7 +21,13 @@ from ml_experiments.backends.modal.billing import prices
 from ml_experiments.backends.modal.billing.prices import GPU_USD_PER_S, container_usd_per_s
 from ml_experiments.backends.modal.container.run_remote import with_time_left
 from ml_experiments.backends.modal.gpus import parse_gpu
-from ml_experiments.runner.budget.reserving import Budget, open_ledger, read_spent, reserve
+from ml_experiments.runner.budget.reserving import (
+    Budget,
+    above_limit,
+    open_ledger,
+    read_spent,
+    reserve,
+)
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runner.run import run_experiment, submit_run
 from ml_experiments.runs.folder import RunFolder
@@ -257,6 +263,13 @@ def test_a_gpu_without_a_price_runs_only_without_a_cap(
     result = run_experiment(Greet, {}, backend=backend, observer=Recorder(), gpu="l4")
     assert result.status is RunStatus.SUCCESS
     assert result.cost == {}
+    forecast = prepared.forecast
+    assert above_limit(forecast, "the sweep") is None
+    monkeypatch.setenv("ML_EXPERIMENTS_ASK_ABOVE", "100")
+    assert above_limit(forecast, "the sweep") == (
+        "no price of the GPU type is known in the prices of 2026-10-01: the sweep may cost more "
+        "than the $100.00 of ask_above"
+    )
 
 
 def test_the_cap_of_a_day_is_for_all_runs(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments.backends.modal.detached.volume_folder import list_folders
 from ml_experiments.runner.detached.on_modal import (
     _request,
     bring_sweep_here,
@@ -87,6 +88,14 @@ def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
     assert [p.result.to_dict() for p in recorded_points(there)] == [
         {**p.result.to_dict(), "run_dir": str(elsewhere / p.result.run_id)} for p in points
     ]
+
+    # what is removed there doesn't come back
+    first, second = (p.result.run_id for p in points)
+    rm = ("runs", "rm", "--from", "both", "--yes")
+    assert run_command(modal_emulator, project, *rm, first).returncode == 0
+    assert list_folders(f".sweeps/{folder.path.name}") == [second, "sweeps"]
+    assert run_command(modal_emulator, project, *rm, second).returncode == 0
+    assert folder.path.name not in list_folders(".sweeps")
 
 
 def test_a_controller_gets_the_secrets_in_the_sweep_and_no_others() -> None:

@@ -84,11 +84,11 @@ def has_file(path: str) -> bool:
             return False
 
 
-def remove_file(path: str) -> None:
-    """Remove a file there, if it is there."""
+def remove_file(path: str, *, recursive: bool = False) -> None:
+    """Remove a file there, or a folder with all that is in it, if it is there."""
     gone = (FileNotFoundError, modal.exception.NotFoundError)
     with platform_errors("write to the volume of runs"), contextlib.suppress(*gone):
-        modal.Volume.from_name(RUNS_VOLUME).remove_file(f"/{path}")
+        modal.Volume.from_name(RUNS_VOLUME).remove_file(f"/{path}", recursive=recursive)
 
 
 class Mirror:
