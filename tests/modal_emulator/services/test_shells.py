@@ -82,6 +82,7 @@ def test_a_shell_in_a_running_container_is_a_terminal(task_id: str) -> None:
         terminal.read_until("again")
         terminal.write("line\r\x04")
         terminal.read_until("line\r\nline\r\n")
+        terminal.read_until("# ", after="line\r\nline\r\n")
         terminal.write("\x04")
         assert terminal.read_all().endswith("exit\r\n")
         # Modal's client does not say how the shell ended
