@@ -117,17 +117,15 @@ def _names_in(file: Path) -> list[str]:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes: dict[str, None] = {}  # which have run(), in the order of the file
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and (
+            any(isinstance(base, ast.Name) and base.id in classes for base in node.bases)
+            or any(
+                isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and part.name == "run"
+                for part in node.body
+            )
+        ):
+            classes[node.name] = None
     functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    names = [*(name for name, node in classes.items() if _has_run(node, classes)), *functions]
-    return [name for name in names if not name.startswith("_")]
-
-
-def _has_run(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
-    if any(
-        isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and part.name == "run"
-        for part in node.body
-    ):
-        return True
-    bases = [classes.get(base.id) for base in node.bases if isinstance(base, ast.Name)]
-    return any(base is not None and base is not node and _has_run(base, classes) for base in bases)
+    return [name for name in (*classes, *functions) if not name.startswith("_")]

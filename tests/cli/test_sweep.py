@@ -230,6 +230,10 @@ def test_an_extension_is_tried_first_and_may_be_detached(project: Path, runs_dir
     assert folder.read_spec().total == 2
     wrong = call("sweep", "extend", "last", "lr=x", "--detach")
     assert (wrong.returncode, folder.read_spec().total) == (2, 2)
+    none = call("sweep", "extend", "last", "--trials", "0", "--detach")
+    assert (none.returncode, folder.is_running) == (2, False)
+    assert "--trials 0: the sweep is a grid" in none.stderr
+    assert call("sweep", "resume", "last", "--dry-run").stdout.startswith("0 checked")
     assert call("sweep", "extend", "last", "lr=0.4", "--detach").returncode == 0
     wait_until(lambda: not folder.is_running, "the end of the sweep")
     assert call("sweep", "show", "last").stdout.splitlines()[-1] == "3 of 3 done"
@@ -269,6 +273,8 @@ def test_a_sweep_on_modal_goes_the_same_way(
         assert refused.returncode == 2
         assert "ask_above, and nobody was asked; --yes" in refused.stderr
     assert find_sweep(runs_dir, "last").read_spec().total == 2
+    again = run_command(modal_emulator, tmp_path, *extension, "--yes", "--json")
+    assert json.loads(again.stdout)["total"] == 3
 
 
 def test_a_cap_holds_for_all_points_of_a_sweep_together(

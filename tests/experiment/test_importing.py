@@ -126,6 +126,10 @@ def test_what_a_message_says_to_write_is_an_experiment(
         "class Settings: ...\nclass Base:\n    def __init__(self, config): ...\n"
         "    def run(self): ...\nclass Fit(Base): ...\n"
     )
+    (tmp_path / "renewed.py").write_text(
+        "from fits import Base, Fit\nclass Other(Fit): ...\nclass Fit(Other): ...\n"
+        "class Base(Base):\n    def run(self): ...\n"
+    )
     for path, written in (
         ("fits", "fits.py:Base"),
         ("fits.py", "fits.py:Base"),
@@ -134,6 +138,8 @@ def test_what_a_message_says_to_write_is_an_experiment(
         ("fits.Fit()", "fits.py:Fit"),
         ("fits.Fit.run", "fits:Fit"),
         ("fits:Base.run", "fits:Base"),
+        # of classes that are named like what they derive from
+        ("renewed.py", "renewed.py:Base"),
     ):
         with pytest.raises(ExperimentPathError, match=rf"{written}$"):
             load_experiment(path, [str(tmp_path)])

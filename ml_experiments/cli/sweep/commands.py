@@ -256,14 +256,14 @@ def _take_up(
     """Resume a sweep, or extend it if there are axes or trials; return the exit code."""
     from ml_experiments.cli.sweep.report import print_checked
     from ml_experiments.runner.detached.supervisor import SweepRequest
-    from ml_experiments.runner.sweeps.sweep import extended, resume_sweep
+    from ml_experiments.runner.sweeps.sweep import resume_sweep
 
     form = _format(as_json, as_csv)
     _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
+    request = SweepRequest(
+        folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
+    )
     if detach:
-        request = SweepRequest(
-            folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
-        )
         return _detach(request, as_json)
 
     def print_found(_folder: SweepFolder, spec: SweepSpec, progress: Progress) -> None:
@@ -274,7 +274,7 @@ def _take_up(
         folder,
         observer=view.observer,
         failed_only=failed_only,
-        change=(lambda spec: extended(spec, axes, trials)) if axes or trials is not None else None,
+        change=request.change,
         approve=_asking(form, is_approved=yes),
         on_begin=print_found if dry_run else view.begin,
         dry_run=dry_run,

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -103,6 +103,13 @@ class SweepRequest:
     trials: int | None = None
     prefetch: bool = False
     is_approved: bool = False
+
+    @property
+    def change(self) -> Callable[[SweepSpec], SweepSpec] | None:
+        """What extends the sweep; None if it is only taken up again."""
+        if not self.axes and self.trials is None:
+            return None
+        return lambda spec: extended(spec, self.axes, self.trials)
 
 
 def start_detached_sweep(request: SweepRequest) -> SweepFolder:
@@ -220,11 +227,7 @@ def _see_sweep_through(request: SweepRequest, answer: TextIO) -> None:
             request.folder,
             observer=_Notices(),
             failed_only=request.failed_only,
-            change=(
-                (lambda spec: extended(spec, request.axes, request.trials))
-                if request.axes or request.trials
-                else None
-            ),
+            change=request.change,
             approve=approve,
             on_begin=begin,
         )

@@ -183,6 +183,8 @@ def resume_sweep(
         progress = Progress(spec.total or 0)
         resume = resume_grid if spec.sampler == "grid" else resume_sampled
         source = resume(spec, folder, backend, recorded, progress, failed_only=failed_only)
+        if change is not None and not progress.to_run:  # else its points were checked just now
+            check_points(spec, backend)
         if dry_run:
             on_begin(folder, spec, progress)
             return

@@ -316,6 +316,22 @@ def test_a_sampler_goes_on_with_more_trials_and_wider_intervals(
     assert len(wider) == 1
 
 
+def test_a_wider_interval_is_checked_though_no_point_is_to_run(
+    project: Path, runs_dir: Path
+) -> None:
+    (project / "bounded.py").write_text(
+        "import pydantic\nfrom ml_experiments import Experiment, ExperimentConfig\n"
+        "class Small(Experiment):\n    class Config(ExperimentConfig):\n"
+        "        n: int = pydantic.Field(le=5)\n    def run(self): return self.config.n\n"
+    )
+    list(sweep("bounded.py:Small", {"n": {"int": [1, 3]}}, trials=1, sampler="random"))
+    folder = find_sweep(runs_dir, "last")
+    before = folder.read_spec()
+    with pytest.raises(ConfigError, match="less than or equal to 5"):
+        resume(folder, change=lambda spec: extended(spec, ["n=int:1:9"], None))
+    assert folder.read_spec() == before
+
+
 @pytest.mark.parametrize(
     ("axes", "trials", "says"),
     [
