@@ -143,9 +143,22 @@ class Backend(ABC):
         Raises:
             Error: If the experiment can't be imported, or the config is not valid.
         """
-        return self.templates.describe(
+        described, template = self.templates.describe(
             experiment, import_paths, config, seed, is_recorded=is_recorded
         )
+        try:
+            self.check_description(described)
+        except BaseException:
+            self.templates.release(template)
+            raise
+        return described, template
+
+    def check_description(self, described: Description) -> None:  # noqa: B027
+        """Refuse an experiment and config that are valid, but not for this backend.
+
+        Raises:
+            ConfigError: If they are not.
+        """
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Find what would fail there, before anything is started.

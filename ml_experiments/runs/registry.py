@@ -49,7 +49,7 @@ class RunRegistry:
                 return f"no run has the {what} {given!r}{near}"
         for tag, value in run_filter.tags.items():
             if not self.count(RunFilter(tags={tag: value})):
-                keys = [p.removeprefix("tags.") for p in self._index.paths() if p[:5] == "tags."]
+                keys = [p[5:] for p in self._index.paths() if p.startswith("tags.")]
                 return f"no run has the tag {tag}={value}" + (
                     "" if tag in keys else suggest(tag, keys)
                 )

@@ -111,29 +111,9 @@ class ModalBackend(Backend):
         self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
 
-    def describe(
-        self,
-        experiment: str,
-        import_paths: tuple[str, ...],
-        config: Any,
-        seed: int,
-        *,
-        is_recorded: bool = False,
-    ) -> tuple[Description, Any]:
-        """Also refuse models that are files of this machine.
-
-        Raises:
-            Error: If the experiment can't be imported, or the config is not valid there.
-        """
-        described, template = super().describe(
-            experiment, import_paths, config, seed, is_recorded=is_recorded
-        )
-        try:
-            _check_local_models(described.local_models)
-        except ConfigError:
-            self.templates.release(template)
-            raise
-        return described, template
+    def check_description(self, described: Description) -> None:
+        """Refuse models that are files of this machine."""
+        _check_local_models(described.local_models)
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Find what would fail on Modal, in about a second and before anything is built.

@@ -184,9 +184,11 @@ def remove_copies_there(run_ids: Set[str], runs_dir: Path) -> None:
         BackendError: If Modal can't be reached, or refuses.
     """
     for sweep_id in list_folders(SWEEPS_FOLDER):
-        there = set(list_folders(f"{SWEEPS_FOLDER}/{sweep_id}")) - {"sweeps"}
         call = call_of(SweepFolder(runs_dir / "sweeps" / sweep_id))
-        if call is None or not there & run_ids or call.goes_on():
+        if call is None:
+            continue
+        there = set(list_folders(f"{SWEEPS_FOLDER}/{sweep_id}")) - {"sweeps"}
+        if not there & run_ids or call.goes_on():
             continue
         names = there & run_ids if there - run_ids else {""}
         for name in sorted(names):

@@ -119,19 +119,19 @@ def _conditions(run_filter: RunFilter, paths: Callable[[], Iterable[str]]) -> It
             yield Condition(sql, (pattern.lower(),))
     for tag, value in run_filter.tags.items():
         yield value_condition(f"tags.{tag}", "value GLOB ?", value)
-    if run_filter.since is not None:
-        yield Condition("coalesce(runs.created_at >= ?, 0)", (parse_moment(run_filter.since),))
-    if run_filter.until is not None:
-        yield Condition("coalesce(runs.created_at < ?, 0)", (parse_moment(run_filter.until),))
-    if run_filter.since is not None and run_filter.until is not None:
-        _check_order(run_filter.since, run_filter.until)
+    since = None if run_filter.since is None else parse_moment(run_filter.since)
+    until = None if run_filter.until is None else parse_moment(run_filter.until)
+    if since is not None and until is not None and since >= until:
+        raise ConfigError(
+            f"no run is since {run_filter.since!r} and until {run_filter.until!r}: the second is "
+            "earlier"
+        )
+    if since is not None:
+        yield Condition("coalesce(runs.created_at >= ?, 0)", (since,))
+    if until is not None:
+        yield Condition("coalesce(runs.created_at < ?, 0)", (until,))
     if run_filter.where is not None:
         yield parse_where(run_filter.where, paths)
-
-
-def _check_order(since: str, until: str) -> None:
-    if parse_moment(since) >= parse_moment(until):
-        raise ConfigError(f"no run is since {since!r} and until {until!r}: the second is earlier")
 
 
 def _unknown_column(name: str, paths: Callable[[], Iterable[str]]) -> ConfigError:

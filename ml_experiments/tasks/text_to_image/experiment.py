@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.batch_log import BatchLog
     from ml_experiments.tasks.text_to_image.batches import Batch, Drawn
     from ml_experiments.tasks.text_to_image.drawing import Drawer
-    from ml_experiments.tasks.text_to_image.model.loading import LoadedPipeline
+    from ml_experiments.tasks.text_to_image.model.loading import FoundModel, LoadedPipeline
     from ml_experiments.tasks.text_to_image.pictures.gallery import Gallery
     from ml_experiments.tasks.text_to_image.requests import DrawingSettings, PictureRequest
 
@@ -84,6 +84,7 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         "ml_experiments.tasks.text_to_image.pictures.gallery",
     )
 
+    _found: FoundModel | None = None  # by the check, for the set-up
     _loaded: LoadedPipeline
     _load_seconds: float
 
@@ -91,15 +92,16 @@ class TextToImageExperiment(Experiment[TextToImageConfig]):
         """Find the model and what is added to it, and check that every option has an effect."""
         from ml_experiments.tasks.text_to_image.model.loading import find_model
 
-        find_model(self.config, self._device_name)
+        self._found = find_model(self.config, self._device_name)
 
     def setup(self) -> None:
         """Load the model, downloading what isn't in the cache."""
         started = time.perf_counter()
         current_run().progress(0, None, text=f"loading {self.config.model_name}")
-        from ml_experiments.tasks.text_to_image.model.loading import load_pipeline
+        from ml_experiments.tasks.text_to_image.model.loading import find_model, load_pipeline
 
-        self._loaded = load_pipeline(self.config, self._device_name)
+        found = self._found or find_model(self.config, self._device_name)
+        self._loaded = load_pipeline(self.config, found)
         self._load_seconds = time.perf_counter() - started
 
     def run(self) -> dict[str, Any]:

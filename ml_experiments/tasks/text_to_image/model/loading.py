@@ -121,9 +121,17 @@ def find_model(config: TextToImageConfig, device_name: str) -> FoundModel:
     return FoundModel(files, device, dtype, loras, embeddings)
 
 
-def load_pipeline(config: TextToImageConfig, device_name: str) -> LoadedPipeline:
-    """Load a pipeline, downloading what isn't in the cache; see `find_model` for the rest."""
-    found = find_model(config, device_name)
+def load_pipeline(config: TextToImageConfig, found: FoundModel) -> LoadedPipeline:
+    """Load a pipeline, downloading what isn't in the cache.
+
+    Args:
+        config: Of the run.
+        found: What `find_model` returned for it.
+
+    Raises:
+        ConfigError: If it can't be loaded like this.
+        CacheError: If a download failed.
+    """
     files, device, dtype = found.files, found.device, found.dtype
     pipeline = _read_pipeline(files, config.revision, dtype)
     load_embeddings(pipeline, config.textual_inversions, found.embeddings)

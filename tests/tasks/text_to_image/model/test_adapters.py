@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.config import TextToImageConfig
-from ml_experiments.tasks.text_to_image.model.loading import load_pipeline
+from ml_experiments.tasks.text_to_image.model.loading import find_model, load_pipeline
 from tests.support import tiny_pipelines
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def as_on_civitai(weights: Weights) -> Weights:
 
 def load(model: Path, prompt: str = "a red seven", **config: Any) -> Any:
     given = TextToImageConfig(prompt=prompt, model_name=str(model), **config)
-    return load_pipeline(given, "cpu").pipeline
+    return load_pipeline(given, find_model(given, "cpu")).pipeline
 
 
 def drawn(pipeline: Any, prompt: str = "a red seven") -> Any:

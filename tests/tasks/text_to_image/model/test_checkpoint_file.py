@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.config import TextToImageConfig
-from ml_experiments.tasks.text_to_image.model.loading import load_pipeline
+from ml_experiments.tasks.text_to_image.model.loading import find_model, load_pipeline
 from tests.support import original_checkpoints, tiny_pipelines
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ Weights = dict[str, torch.Tensor]
 
 def load(file: Path, base: Path, **config: Any) -> Any:
     given = TextToImageConfig(prompt="a", model_name=str(file), base_model=str(base), **config)
-    return load_pipeline(given, "cpu").pipeline
+    return load_pipeline(given, find_model(given, "cpu")).pipeline
 
 
 def save(weights: Weights, file: Path) -> Path:
