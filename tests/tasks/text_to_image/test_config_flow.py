@@ -357,13 +357,22 @@ def test_changing_a_field_of_a_run_reloads_nothing(warm_backend: LocalBackend) -
         assert result.results["load_seconds"] == 0, field
 
 
-def test_a_mistake_in_a_config_does_not_cost_the_warm_model(warm_backend: LocalBackend) -> None:
+def test_a_mistake_in_a_config_does_not_cost_the_warm_model(
+    warm_backend: LocalBackend, tmp_path: Path
+) -> None:
     draw(warm_backend).raise_for_error()
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {
+        f"{name}.lora_A.weight": np.zeros((2, 7), np.float32),
+        f"{name}.lora_B.weight": np.zeros((7, 2), np.float32),
+    }
+    save_file(shapes, tmp_path / "large.safetensors")
     for found_in_worker in (
         {"scheduler": "eular"},
         {"scheduler": "eular", "channels_last": True},
         {"lora": "absent.safetensors"},
         {"loras": [{"path": "./absent"}]},
+        {"lora": str(tmp_path / "large.safetensors")},
         {"textual_inversions": [{"path": "./absent", "token": "red"}]},
         {"model_name": "./absent"},
         {"device": "mps"},

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,16 @@ def check_adapters(
         raise ConfigError(
             f"textual_inversions: diffusers can't load a textual inversion into a {traits.name}"
         )
+
+
+def try_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path]) -> None:
+    """Add LoRAs to an empty pipeline, by which it is known that they fit the model.
+
+    Raises:
+        ConfigError: If one was made for another architecture.
+    """
+    for place, (lora, file) in enumerate(zip(loras, files, strict=True)):
+        _load_lora(pipeline, f"lora_{place}", lora, file)
 
 
 def load_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], fuse: bool) -> None:
@@ -168,43 +178,61 @@ def read_embedding(inversion: TextualInversion, file: Path) -> Embedding:
     return Embedding(inversion.token or own, vectors)
 
 
-def load_embeddings(
+def try_embeddings(
     pipeline: Any, inversions: Sequence[TextualInversion], embeddings: Sequence[Embedding]
 ) -> None:
-    """Teach a pipeline's text encoders the words that embeddings stand for.
+    """Check with an empty pipeline that its text encoders can learn the words of embeddings.
 
     Raises:
         ConfigError: If one was made for another text encoder, or its word is taken.
     """
     for inversion, embedding in zip(inversions, embeddings, strict=True):
-        try:
-            with quiet_logging():
-                _load_embedding(pipeline, embedding)
-        except (RuntimeError, ValueError) as e:
+        if problem := _misfit(pipeline, embedding):
             raise ConfigError(
                 f"{_named(inversion)} can't be loaded into this {type(pipeline).__name__}: "
-                f"{shorten(e)}; choose one that was trained on this model"
-            ) from e
+                f"{problem}; choose one that was trained on this model"
+            )
+        for _, tokenizer, vectors in _places(pipeline, embedding):
+            # what diffusers calls the vectors of a word that has several
+            names = [f"{embedding.word}_{i}" for i in range(1, len(torch.atleast_2d(vectors)))]
+            taken = {embedding.word, *names} & tokenizer.get_vocab().keys()
+            if taken:
+                raise ConfigError(
+                    f"{_named(inversion)}: {min(taken)!r} is a word of the tokenizer already, of "
+                    "the model or of an inversion before this; set token to another word"
+                )
+            tokenizer.add_tokens([embedding.word, *names])
 
 
-def _load_embedding(pipeline: Any, embedding: Embedding) -> None:
+def _misfit(pipeline: Any, embedding: Embedding) -> str | None:
     encoders = set(_SDXL_PARTS.values())
     has = encoders if "StableDiffusionXL" in type(pipeline).__name__ else {""}
     if embedding.vectors.keys() != has:
-        raise ValueError(
-            f"it is {'' if len(has) == 1 else 'not '}made for the two text encoders of SDXL"
-        )
-    for suffix, vectors in embedding.vectors.items():
-        encoder, tokenizer = (
-            getattr(pipeline, f"{n}{suffix}") for n in ("text_encoder", "tokenizer")
-        )
+        return f"it is {'' if len(has) == 1 else 'not '}made for the two text encoders of SDXL"
+    for encoder, _, vectors in _places(pipeline, embedding):
         width = encoder.get_input_embeddings().weight.shape[-1]
         if vectors.shape[-1] != width:
-            raise ValueError(
-                f"its vectors have {vectors.shape[-1]} numbers, those of the model {width}"
-            )
-        pipeline.load_textual_inversion(
-            vectors, token=embedding.word, text_encoder=encoder, tokenizer=tokenizer
+            return f"its vectors have {vectors.shape[-1]} numbers, those of the model {width}"
+    return None
+
+
+def load_embeddings(pipeline: Any, embeddings: Sequence[Embedding]) -> None:
+    """Teach a pipeline's text encoders the words that embeddings stand for."""
+    for embedding in embeddings:
+        for encoder, tokenizer, vectors in _places(pipeline, embedding):
+            with quiet_logging():
+                pipeline.load_textual_inversion(
+                    vectors, token=embedding.word, text_encoder=encoder, tokenizer=tokenizer
+                )
+
+
+def _places(pipeline: Any, embedding: Embedding) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+    """Yield each text encoder with its tokenizer, and the vectors for it."""
+    for suffix, vectors in embedding.vectors.items():
+        yield (
+            getattr(pipeline, f"text_encoder{suffix}"),
+            getattr(pipeline, f"tokenizer{suffix}"),
+            vectors,
         )
 
 

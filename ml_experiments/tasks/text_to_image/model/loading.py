@@ -20,6 +20,8 @@ from ml_experiments.tasks.text_to_image.model.adapters import (
     load_embeddings,
     load_loras,
     read_embedding,
+    try_embeddings,
+    try_loras,
 )
 from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
     check_single_file,
@@ -33,6 +35,7 @@ from ml_experiments.tasks.text_to_image.model.denoiser import (
     set_attention_backend,
     use_channels_last,
 )
+from ml_experiments.tasks.text_to_image.model.empty_pipeline import empty_pipeline
 from ml_experiments.tasks.text_to_image.model.model_files import (
     ModelFiles,
     check_parts,
@@ -118,6 +121,10 @@ def find_model(config: TextToImageConfig, device_name: str) -> FoundModel:
         read_embedding(i, fetch_adapter(i.path, "textual_inversions")) for i in inversions
     ]
     check_words(embeddings, config)
+    if loras or embeddings:
+        pipeline = empty_pipeline(files.traits)
+        try_embeddings(pipeline, inversions, embeddings)
+        try_loras(pipeline, config.loras, loras)
     return FoundModel(files, device, dtype, loras, embeddings)
 
 
@@ -134,7 +141,7 @@ def load_pipeline(config: TextToImageConfig, found: FoundModel) -> LoadedPipelin
     """
     files, device, dtype = found.files, found.device, found.dtype
     pipeline = _read_pipeline(files, config.revision, dtype)
-    load_embeddings(pipeline, config.textual_inversions, found.embeddings)
+    load_embeddings(pipeline, found.embeddings)
     if found.loras:
         load_loras(pipeline, config.loras, found.loras, config.fuse_loras)
     quantized_layers = 0

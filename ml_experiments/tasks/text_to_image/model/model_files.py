@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from ml_experiments.tasks.tiny_digits import RECOMMENDED_SETTINGS, model_dir
 if TYPE_CHECKING:
     from ml_experiments.tasks.text_to_image.config import TextToImageConfig
 
+# and tokenizers
 _CONFIGS = [PIPELINE_FILE, "*/*.json", "*/*.txt", "*/*.model"]
 _WEIGHTS = (".safetensors", ".bin")
 _MAX_NAMED = 5
@@ -149,7 +150,7 @@ def _files_of_checkpoint(config: TextToImageConfig, path: Path | None) -> ModelF
         traits = _local_files(local, "base_model", base, None, is_base=True).traits
         return ModelFiles(local, traits, checkpoint=path)
     try:
-        folder = _download_configs("base_model", base, None, patterns=_CONFIGS)
+        folder = _download_configs("base_model", base, None)
     except (BackendError, CacheError) as e:
         raise type(e)(
             f"the checkpoint file {path.name} has no configs and needs those of its base model; "
@@ -293,13 +294,10 @@ def _download_adapter(name: str, field_name: str) -> Path:
     )
 
 
-def _download_configs(
-    field_name: str, name: str, revision: str | None, patterns: Sequence[str] | None = None
-) -> Path:
+def _download_configs(field_name: str, name: str, revision: str | None) -> Path:
     """Download a model's small files, by which mistakes are found before gigabytes follow."""
-    patterns = patterns or [PIPELINE_FILE, "*/config.json", "*/scheduler_config.json"]
     with explained_download(field_name, name, revision), quiet_progress_bars():
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_CONFIGS))
     if not (folder / PIPELINE_FILE).is_file():
         raise ConfigError(
             f"{field_name}={name!r} is not a diffusers pipeline: that repository has no "

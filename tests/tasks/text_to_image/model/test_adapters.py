@@ -79,9 +79,14 @@ def as_on_civitai(weights: Weights) -> Weights:
     return renamed
 
 
-def load(model: Path, prompt: str = "a red seven", **config: Any) -> Any:
+def find(model: Path, prompt: str = "a red seven", **config: Any) -> Any:
+    """Find a model and what is added to it; nothing is loaded yet."""
     given = TextToImageConfig(prompt=prompt, model_name=str(model), **config)
-    return load_pipeline(given, find_model(given, "cpu")).pipeline
+    return given, find_model(given, "cpu")
+
+
+def load(model: Path, prompt: str = "a red seven", **config: Any) -> Any:
+    return load_pipeline(*find(model, prompt, **config)).pipeline
 
 
 def drawn(pipeline: Any, prompt: str = "a red seven") -> Any:
@@ -162,10 +167,10 @@ def test_a_lora_of_another_architecture_is_refused_in_a_few_words(
     for name, (weights, message) in changed.items():
         save_file(weights, tmp_path / f"{name}.safetensors")
         with pytest.raises(ConfigError, match=message):
-            load(sd, lora=str(tmp_path / f"{name}.safetensors"))
+            find(sd, lora=str(tmp_path / f"{name}.safetensors"))
     save_file(lora, tmp_path / "sd.safetensors")
     with pytest.raises(ConfigError, match=r"size mismatch.*was trained on this model") as caught:
-        load(folders["StableDiffusionXLPipeline"], lora=str(tmp_path / "sd.safetensors"))
+        find(folders["StableDiffusionXLPipeline"], lora=str(tmp_path / "sd.safetensors"))
     assert len(str(caught.value)) < 700
 
 
@@ -221,9 +226,9 @@ def test_a_textual_inversion_without_effect_or_place_is_refused(
         (xl, [files["diffusers"]], "not made for the two text encoders of SDXL"),
         (sd, [files["lora"]], "holds 3 tensors"),
         (sd, [damaged], "can't be read"),
-        (sd, [files["diffusers"]] * 2, "already in tokenizer vocabulary"),
+        (sd, [files["diffusers"]] * 2, "is a word of the tokenizer already"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load(model, "a <my-cat>", textual_inversions=inversions)
+            find(model, "a <my-cat>", textual_inversions=inversions)
     negative = {"prompt": "a dog", "negative_prompt": "<my-cat>"}
     load(sd, [negative], textual_inversions=[files["diffusers"]])  # type: ignore[arg-type]
