@@ -69,8 +69,8 @@ def test_a_shell_in_a_running_container_is_a_terminal(task_id: str) -> None:
         terminal.read_until("# ")
         terminal.write("stty size; echo $TERM; export KEPT=yes\r")
         terminal.read_until("24 80\r\nxterm\r\n")
-        # Ctrl-C ends the command in the foreground, not the shell
-        terminal.write("printf '%s%s' rea dy; cat\r")
+        # Ctrl-C ends the command in the foreground, which says when it is there, not the shell
+        terminal.write("sh -c 'printf %s%s rea dy; exec cat'\r")
         terminal.read_until("ready")
         terminal.write("\x03")
         terminal.read_until("^C")
@@ -78,7 +78,7 @@ def test_a_shell_in_a_running_container_is_a_terminal(task_id: str) -> None:
         terminal.write("echo code $? $KEPT\r")
         terminal.read_until("code 130 yes\r\n")
         # Ctrl-D ends the input, and the shell
-        terminal.write("printf '%s%s' aga in; cat\r")
+        terminal.write("sh -c 'printf %s%s aga in; exec cat'\r")
         terminal.read_until("again")
         terminal.write("line\r\x04")
         terminal.read_until("line\r\nline\r\n")
