@@ -112,6 +112,7 @@ def prepare_run(
     )
     if spec.escalate_to is not None:  # found now, not after hours here
         with open_backend("modal") as there:
+            there.check_description(description)
             there.prepare(dataclasses.replace(run, spec=on_modal(spec), template=None))
     prepared = backend.prepare(run)
     if spec.max_cost is not None and prepared.forecast is None and spec.escalate_to is None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import modal
 import pytest
 
+from ml_experiments.backends.local.backend import LocalBackend
 from ml_experiments.backends.modal.backend import ModalBackend
 from ml_experiments.errors import ConfigError, Error
+from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
@@ -63,6 +65,9 @@ def test_models_of_this_machine_are_refused_before_anything_starts(
             assert str(refused.value).startswith(start)
         there = {"prompt": "x", "model_name": "/cache/models/mine", "lora": "org/name"}
         assert opened.describe(EXPERIMENT, (), there, 1)[0].local_models == (there["model_name"],)
+    lora = {"prompt": "x", "lora": "ink.safetensors"}
+    with LocalBackend() as here, pytest.raises(ConfigError, match=r"ink\.safetensors is a path of"):
+        prepare_run(TextToImageExperiment, lora, backend=here, escalate_to="t4")
 
 
 def test_a_run_comes_back_with_results_logs_metrics_and_artifacts(
