@@ -12,6 +12,7 @@ from ml_experiments.runs.lock import RunLock
 from ml_experiments.runs.result import RunResult
 
 _LOOK_EVERY_S = 0.1
+_LOOK_FOR_CLIENT_EVERY_S = 1.0
 _CHUNK = 1 << 20
 
 
@@ -38,8 +39,21 @@ def has_client(folder: RunFolder) -> bool:
     return silent_s(folder.path, only_beats=manifest.modal is not None) < LOST_AFTER_S
 
 
+def is_without_client(folder: RunFolder) -> bool:
+    """Return whether a run goes on, on Modal, and no process here sees it through.
+
+    Raises:
+        RunFolderError: If a file of the folder is not readable.
+    """
+    if has_client(folder):
+        return False
+    return not folder.outcome().status.has_ended  # asked last: a client ends after its run
+
+
 def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int = 0) -> RunResult:
-    """Show what a run prints until it has ended, from its log; return its outcome.
+    """Show what a run prints, from its log; return its outcome.
+
+    It returns when the run has ended, or has no client any more, as on Modal.
 
     Args:
         folder: The run folder.
@@ -49,9 +63,9 @@ def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int =
     Raises:
         RunFolderError: If a file of the folder is not readable.
     """
+    look = _Look(folder)
     while True:
-        outcome = folder.outcome()
-        is_over = outcome.status.has_ended and not is_tried_again(folder)
+        outcome, is_over = look.again()
         while data := _read_log(folder, offset):
             offset += len(data)
             show(data)
@@ -61,18 +75,39 @@ def follow_log(folder: RunFolder, show: Callable[[bytes], object], offset: int =
 
 
 def wait_for_end(folder: RunFolder, limit_s: float | None = None) -> RunResult:
-    """Wait until a run has ended; return its outcome.
+    """Wait until a run has ended, or has no client any more, as on Modal; return its outcome.
 
     Raises:
         TimeoutError: If it hasn't after so many seconds.
         RunFolderError: If a file of the folder is not readable.
     """
     ends_at = None if limit_s is None else time.monotonic() + limit_s
-    while not (outcome := folder.outcome()).status.has_ended or is_tried_again(folder):
+    look = _Look(folder)
+    while True:
+        outcome, is_over = look.again()
+        if is_over:
+            return outcome
         if ends_at is not None and time.monotonic() > ends_at:
             raise TimeoutError(f"run {outcome.run_id} is {outcome.status} after {limit_s:g} s")
         time.sleep(_LOOK_EVERY_S)
-    return outcome
+
+
+class _Look:
+    """Looks at a run that another process sees through."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._client_seen_at = time.monotonic()
+
+    def again(self) -> tuple[RunResult, bool]:
+        """Return the outcome, and whether there is nothing more to come from that process."""
+        outcome = self._folder.outcome()
+        if outcome.status.has_ended:
+            return outcome, not is_tried_again(self._folder)
+        if time.monotonic() - self._client_seen_at < _LOOK_FOR_CLIENT_EVERY_S:
+            return outcome, False
+        self._client_seen_at = time.monotonic()
+        return outcome, is_without_client(self._folder)
 
 
 def ask_to_cancel(folder: RunFolder, *, at_once: bool) -> None:

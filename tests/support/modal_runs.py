@@ -71,6 +71,18 @@ def run_command(
     )
 
 
+def start_command(emulator: Emulator, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `ml-experiments` in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ml_experiments", *arguments],
+        env={**os.environ, **emulator.environment},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def folder_of(result: RunResult) -> RunFolder:
     assert result.run_dir is not None
     return RunFolder(result.run_dir)

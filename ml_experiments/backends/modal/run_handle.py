@@ -256,7 +256,7 @@ class ModalRunHandle(RunHandle):
         except RunNotCollectedError:
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
-            if self._cancel_asked.is_set():
+            if self._cancel_asked.is_set() or self._is_cancelled_there(e):
                 return RunStatus.CANCELLED, None, None
             return RunStatus.ERROR, describe_lost_call(e, self.spec), None
         result = RunResult.from_dict(data, run_dir=self.folder.path)
@@ -299,6 +299,19 @@ class ModalRunHandle(RunHandle):
             else:
                 return False  # it has returned something
         return True
+
+    def _is_cancelled_there(self, error: Exception) -> bool:
+        """Return whether another client, or a person in Modal's dashboard, has ended the call."""
+        if type(error) is not modal.exception.RemoteError:
+            return False
+        try:
+            inputs = self._call.get_call_graph()
+        except Exception:  # noqa: BLE001 - it only says more about an error that there is
+            return False
+        return any(
+            each.function_call_id == self._call.object_id and each.status.name == "TERMINATED"
+            for each in inputs
+        )
 
     def _wait_for_modal(self, error: Exception) -> None:
         """Wait until Modal can be reached again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import datetime
 import json
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -39,10 +40,11 @@ def follow(run: str, as_json: bool) -> int:
 def logs(run: str, goes_on: bool, since: str | None) -> None:
     """Print what a run has printed."""
     from ml_experiments.cli.runs.showing import print_log
+    from ml_experiments.runner.following import is_without_client
 
     folder = find_run(run)
     offset = 0 if since is None else _offset_since(folder, since)
-    if goes_on and since is not None and _is_only_on_modal(folder):
+    if goes_on and since is not None and is_without_client(folder):
         raise click.UsageError("no client writes the log of this run here; leave out --since")
     if goes_on:
         _until_ended(folder, _printer(to_stderr=False), offset=offset)
@@ -119,21 +121,23 @@ def _until_ended(
 ) -> RunResult:
     """See a run to its end, wherever it is; show what it prints."""
     from ml_experiments.cli.run import leave
-    from ml_experiments.runner.following import follow_log, wait_for_end
+    from ml_experiments.runner.following import follow_log, is_without_client, wait_for_end
 
     try:
-        if not _is_only_on_modal(folder):
-            return follow_log(folder, show, offset) if show else wait_for_end(folder, limit_s)
-        return _collect_from_modal(folder, limit_s)
+        started = time.monotonic()
+        if not is_without_client(folder):
+            outcome = follow_log(folder, show, offset) if show else wait_for_end(folder, limit_s)
+            if outcome.status.has_ended:
+                return outcome
+            click.echo(
+                "the process here that saw the run through is gone; going on with what Modal has, "
+                "from the beginning",
+                err=True,
+            )
+        left = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
+        return _collect_from_modal(folder, left)
     except KeyboardInterrupt:
         leave(folder.path.name, 130)
-
-
-def _is_only_on_modal(folder: RunFolder) -> bool:
-    """Return whether a run goes on there and no process here sees it through."""
-    from ml_experiments.runner.following import has_client
-
-    return not folder.outcome().status.has_ended and not has_client(folder)
 
 
 def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:
@@ -143,6 +147,8 @@ def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:
 
     spec = folder.read_spec()
     with open_backend(spec.backend, **spec.backend_options) as backend:
+        if (outcome := folder.outcome()).status.has_ended:  # another process has collected it
+            return outcome
         handle = attach_run(folder, backend=backend)
         try:
             return handle.result(limit_s)

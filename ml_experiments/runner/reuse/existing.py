@@ -14,8 +14,8 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.runner.following import (
     ask_to_cancel,
     follow_log,
-    has_client,
     is_tried_again,
+    is_without_client,
 )
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult
@@ -64,9 +64,9 @@ class ExistingRunHandle(RunHandle):
 
     def __init__(self, folder: RunFolder, backend: Backend, observer: Observer) -> None:
         super().__init__(folder.read_spec(), folder)
-        self._observer = observer
+        self._backend, self._observer = backend, observer
         self._attached: RunHandle | None = None
-        if not self._has_ended() and not has_client(folder):  # it goes on on Modal
+        if is_without_client(folder):
             self._attached = backend.attach(folder, observer)
             self.future = self._attached.future
             return
@@ -89,7 +89,11 @@ class ExistingRunHandle(RunHandle):
     def _follow(self, future: Future[RunResult]) -> None:
         try:
             result = follow_log(self.folder, lambda data: self._observer.log(self.spec, data))
-            self._observer.finished(self.spec, result)
+            if result.status.has_ended:
+                self._observer.finished(self.spec, result)
+            else:  # its client is gone
+                self._attached = self._backend.attach(self.folder, self._observer)
+                result = self._attached.result()
         except BaseException as e:  # noqa: BLE001 - whoever waits for the run gets it
             future.set_exception(e)
         else:

@@ -17,7 +17,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
-from tests.support.modal_runs import run_command
+from tests.support.modal_runs import WAIT_S, run_command, start_command
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -83,6 +83,32 @@ def test_a_run_whose_client_is_gone_is_followed_by_another(call: Call) -> None:
     done = call("runs", "follow", "last")
     assert done.returncode == 0, done.stderr
     assert folder.read_result().results == "done"
+
+
+def test_whoever_waits_for_a_run_goes_on_when_its_client_is_killed(
+    modal_emulator: Emulator, call: Call, tmp_path: Path
+) -> None:
+    folder = detached(call)
+    run_id, seed = folder.path.name, str(folder.read_spec().seed)
+    again = ("run", "slow.slow", "--backend", "modal", "--seed", seed)
+    commands = (
+        ("runs", "follow", run_id),
+        ("runs", "logs", "-f", run_id),
+        (*again, "--run-id", run_id),
+        ("runs", "wait", run_id),
+    )
+    waiting = [start_command(modal_emulator, tmp_path, *command) for command in commands]
+    following = [process.stdout for process in waiting[:3] if process.stdout is not None]
+    for output in following:
+        assert "begun\n" in iter(output.readline, "")
+    kill_client(folder)
+    for output in following:  # what Modal has, from the beginning
+        assert "begun\n" in iter(output.readline, "")
+    assert call("runs", "cancel", "--at-once", run_id).returncode == 0
+    for process, code in zip(waiting, (130, 0, 130, 130), strict=True):
+        rest, errors = process.communicate(timeout=WAIT_S)
+        assert process.returncode == code, rest + errors
+    assert folder.read_result().status is RunStatus.CANCELLED
 
 
 def test_a_result_that_has_expired_on_modal_is_taken_from_the_volume(
