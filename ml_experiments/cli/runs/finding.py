@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ml_experiments.runs.index.filters import RunFilter
     from ml_experiments.runs.registry import RunRegistry
 
+_Run = TypeVar("_Run")
 _MIN_SHOWN = 2000  # fewer folders are read before one could read about it
 
 
@@ -25,6 +26,30 @@ def find_run(reference: str) -> RunFolder:
         RunNotFoundError: If none or several match.
     """
     return open_registry().find(reference)
+
+
+def for_each(runs: Iterable[_Run], act: Callable[[_Run], int]) -> int:
+    """Do something with each of some runs, also when it fails for one.
+
+    Args:
+        runs: The runs.
+        act: Does it; it returns an exit code, or raises an `Error`, which is told.
+
+    Returns:
+        The first exit code that is not 0.
+    """
+    from ml_experiments.errors import Error, RunNotCollectedError
+    from ml_experiments.runner.display.printable import printable_lines
+
+    code = 0
+    for run in runs:
+        try:
+            done = act(run)
+        except Error as e:
+            click.echo(f"error: {printable_lines(str(e))}", err=True)
+            done = 1 if isinstance(e, RunNotCollectedError) else 2
+        code = code or done
+    return code
 
 
 def open_registry() -> RunRegistry:

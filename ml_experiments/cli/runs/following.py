@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ml_experiments.cli.parameters import Duration
-from ml_experiments.cli.runs.finding import find_run
+from ml_experiments.cli.runs.finding import find_run, for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,17 +63,17 @@ def wait(runs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """
     from ml_experiments.cli.run import EXIT_CODES
 
-    code = 0
-    for folder in [find_run(run) for run in runs]:
-        try:
-            result = _until_ended(folder, None, timeout)
-        except TimeoutError as e:
-            click.echo(f"error: {e}", err=True)
-            return 124
+    def wait_for(folder: RunFolder) -> int:
+        result = _until_ended(folder, None, timeout)
         line = json.dumps(result.to_dict()) if as_json else f"{result.run_id}  {result.status}"
         click.echo(line)
-        code = code or EXIT_CODES[result.status]
-    return code
+        return EXIT_CODES[result.status]
+
+    try:
+        return for_each([find_run(run) for run in runs], wait_for)
+    except TimeoutError as e:
+        click.echo(f"error: {e}", err=True)
+        return 124
 
 
 @click.command()
@@ -84,8 +84,7 @@ def cancel(runs: tuple[str, ...], at_once: bool) -> int:
     from ml_experiments.errors import Error
     from ml_experiments.runner.following import ask_to_cancel, has_client, wait_for_end
 
-    code = 0
-    for folder in [find_run(run) for run in runs]:
+    def cancel_one(folder: RunFolder) -> int:
         outcome = folder.outcome()
         if outcome.status.has_ended:
             raise Error(f"run {outcome.run_id} has ended with status {outcome.status}")
@@ -95,12 +94,13 @@ def cancel(runs: tuple[str, ...], at_once: bool) -> int:
                 outcome = wait_for_end(folder, _CANCEL_LIMIT_S)
             except TimeoutError as e:
                 click.echo(f"{e}; it was asked to end: --at-once does not wait for it", err=True)
-                code = 1
-                continue
-        else:
+                return 1
+        if not outcome.status.has_ended:  # nobody here sees it through, or not any more
             outcome = _cancel_on_modal(folder, at_once)
         click.echo(f"{outcome.run_id}  {outcome.status}")
-    return code
+        return 0
+
+    return for_each([find_run(run) for run in runs], cancel_one)
 
 
 def _offset_since(folder: RunFolder, since: str) -> int:

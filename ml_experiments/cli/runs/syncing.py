@@ -71,18 +71,19 @@ def pull(runs: tuple[str, ...]) -> int:
     """
     from ml_experiments.backends.modal.errors import require_access
     from ml_experiments.backends.modal.remote_runs import LIST_INSTEAD, bring_here
+    from ml_experiments.cli.runs.finding import for_each
     from ml_experiments.settings import runs_dir
 
     place = runs_dir().expanduser().resolve()
-    run_ids = [_id_of(run) for run in runs]
-    for run_id in run_ids:
+
+    def pull_one(run_id: str) -> int:
         _refuse_run_of_elsewhere(place / run_id)
-    require_access(LIST_INSTEAD)
-    code = 0
-    for run_id in run_ids:
-        code = max(code, _note_problems(run_id, bring_here(run_id, place)))
+        require_access(LIST_INSTEAD)
+        code = _note_problems(run_id, bring_here(run_id, place))
         click.echo(str(place / run_id))
-    return code
+        return code
+
+    return for_each([_id_of(run) for run in runs], pull_one)
 
 
 def with_remote_statuses(rows: Sequence[RunRow]) -> list[RunRow]:

@@ -124,8 +124,10 @@ def test_a_run_is_cancelled_from_another_terminal_and_saves_what_it_has() -> Non
     done = call("runs", "cancel", folder.path.name)
     assert (done.returncode, done.stdout) == (0, f"{folder.path.name}  cancelled\n")
     assert [artifact.path for artifact in folder.read_result().artifacts] == ["artifacts/saved.txt"]
-    again = call("runs", "cancel", folder.path.name)
-    assert again.returncode == 2
+    goes_on = detached()
+    wait_until_begun(goes_on)
+    again = call("runs", "cancel", folder.path.name, goes_on.path.name)
+    assert (again.returncode, again.stdout) == (2, f"{goes_on.path.name}  cancelled\n")
     assert "has ended with status cancelled" in again.stderr
     assert call("runs", "wait", "last").returncode == 130
 

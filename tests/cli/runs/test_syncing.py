@@ -72,7 +72,9 @@ def test_a_pull_that_was_broken_off_goes_on(
     there = {file: file.stat().st_ino for file in draft.rglob("artifacts/**/*") if file.is_file()}
     assert there
     assert not (runs_dir / result.run_id).exists()  # it is there as a whole, or not at all
-    assert call("runs", "pull", result.run_id).returncode == 0
+    done = call("runs", "pull", "20200101-000000-0000000", result.run_id)
+    assert (done.returncode, done.stdout) == (2, f"{runs_dir / result.run_id}\n")
+    assert "20200101-000000-0000000" in done.stderr
     synced = load_run(result.run_id)
     assert synced.cost["estimate_usd"] == pytest.approx(result.cost["estimate_usd"])
     assert synced.attempts[0].cost_usd == synced.cost["estimate_usd"] > 0
