@@ -9,7 +9,8 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 # pip compiles what it copies, not what it links; where Python may write no bytecode, each process would
 COMPILE := $(BIN)/python -m compileall -q ml_experiments modal_emulator
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := -m pytest -n 2 --dist worksteal -q
+# tests wait about as long as they compute, for processes and servers
+PYTEST := -m pytest -n 4 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \

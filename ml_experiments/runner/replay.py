@@ -34,7 +34,7 @@ def replay_run(
     uses_current_code: bool = False,
     approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
-    """Run an old run again, as a new run beside it with the tag `replay_of`.
+    """Run an old run again, as a new run beside it, without a name, with the tag `replay_of`.
 
     Where the run recorded a git commit, its code and the changes that were not committed are
     brought back into a folder of their own, and imported from there. The working folder, the
@@ -64,7 +64,7 @@ def replay_run(
         spec,
         run_id=new_run_id(),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        name=labels.name,
+        name=None,  # one that two runs have names neither
         tags={**labels.tags, "replay_of": folder.path.name},
     )
     prepared = prepare_recorded(again, backend)

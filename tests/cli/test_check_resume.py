@@ -42,6 +42,9 @@ def test_a_difference_is_named_with_its_step_and_a_hint() -> None:
     assert outcome["differences"][0]["name"] == "results.ended"
     assert check("clock", "--kills", "1", "--ignore", "ended").returncode == 0
     assert check("clock", "--kills", "1", "--tolerance", "1e-3").returncode == 0
+    done = check("clock", "--kills", "1", "--ignore", "endet")
+    assert done.returncode == 2
+    assert "no metric and no result 'endet' (did you mean 'ended'?)" in done.stderr
 
 
 @pytest.mark.slow

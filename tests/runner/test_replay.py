@@ -14,6 +14,7 @@ from ml_experiments.errors import Error
 from ml_experiments.runner.replay import CODE_FOLDER, replay_run
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.labels import edit_labels
+from ml_experiments.runs.registry import RunRegistry
 from ml_experiments.runs.reports.diff import diff_runs
 from modal_emulator import Emulator
 from tests.support.git_repo import commit, make_repo
@@ -100,7 +101,8 @@ def test_a_replay_has_the_labels_of_its_run_and_says_whose_it_is(
     new = replayed(old)
     assert new.run_dir is not None
     spec = RunFolder(new.run_dir).read_spec()
-    assert (spec.name, spec.tags) == ("best", {"a": "b", "replay_of": old.run_id})
+    assert (spec.name, spec.tags) == (None, {"a": "b", "replay_of": old.run_id})
+    assert RunRegistry(old.run_dir.parent).find("best").path.name == old.run_id
 
 
 def test_a_run_that_failed_fails_again(run: Callable[..., RunResult]) -> None:

@@ -24,6 +24,7 @@ from ml_experiments.runner.run import submit_run, wait_for
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.reports.values import (
     ValueDifference,
+    check_names,
     compare_metrics,
     compare_results,
 )
@@ -132,8 +133,8 @@ def check_resume(
         show: Receives what goes on now, often.
 
     Raises:
-        Error: If the check can't be made: the experiment saves no checkpoints, or it ends before
-            it could be killed.
+        Error: If the check can't be made: the experiment saves no checkpoints, it ends before it
+            could be killed, or it has nothing that is called like one of `ignore`.
     """
     if kill_seed is None:
         kill_seed = random.SystemRandom().randrange(10_000)
@@ -143,6 +144,7 @@ def check_resume(
         whole = check.run_uninterrupted("uninterrupted")
         if whole.status is not RunStatus.SUCCESS:
             return ResumeCheck(whole, kill_seed=kill_seed)
+        check_names(whole, ignore)
         check.make_sure_it_can_be_killed(whole)
         drawn = random.Random(kill_seed)
         points = tuple(sorted(drawn.uniform(_EARLIEST, _LATEST) for _ in range(kills)))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ml_experiments.errors import Error
+from ml_experiments.errors import Error, suggest
 from ml_experiments.runs.result import RunResult
 from ml_experiments.serialization.loading import FILE_TYPES, locate
 from ml_experiments.serialization.plain_values import MAX_SHOWN_BITS
@@ -16,6 +16,7 @@ from ml_experiments.serialization.typed_json import TYPE_KEY
 
 MISSING = "(none)"
 _MAX_LENGTH = 60
+_MAX_NAMED = 10
 _ARRAYS = ("ndarray", "tensor")
 
 
@@ -74,6 +75,26 @@ def compare_metrics(
     return _compare((first, second), pairs, tolerance, ignore)
 
 
+def check_names(result: RunResult, names: Iterable[str]) -> None:
+    """Make sure that a run has what is not to be compared.
+
+    Raises:
+        Error: If it has no metric and no result of such a name.
+    """
+    metrics = [
+        pair for logged in _by_step(result).values() for pair in _metric_pairs(logged, logged)
+    ]
+    results = _pairs("results", result.results_json, result.results_json)
+    there = dict.fromkeys(name for name, *_ in (*metrics, *results))
+    for name in names:
+        if not any(_is_ignored(each, (name,)) for each in there):
+            known = [each.removeprefix("results.") for each in there]
+            raise Error(
+                f"ignore: the run has no metric and no result {name!r}{suggest(name, known)}; "
+                f"it has {', '.join(known[:_MAX_NAMED])}{', …' if len(known) > _MAX_NAMED else ''}"
+            )
+
+
 def is_same(first: Any, second: Any, tolerance: float) -> bool:
     """Return whether two JSON scalars are the same, numbers within a tolerance."""
     are_numbers = all(
@@ -118,8 +139,9 @@ def _compare(
 
 def _is_ignored(name: str, ignore: Collection[str]) -> bool:
     return any(
-        name in (word, f"results.{word}") or name.startswith((f"results.{word}.", f"{word}."))
+        name == start or name.startswith((f"{start}.", f"{start}["))
         for word in ignore
+        for start in (word, f"results.{word}")
     )
 
 

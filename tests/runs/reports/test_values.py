@@ -33,6 +33,11 @@ def names(
     return [difference.name for difference in found]
 
 
+def test_a_name_that_is_ignored_stands_for_all_that_is_in_it(tmp_path: Path) -> None:
+    first, second = ({"images": [{"s": n}], "imagesets": n, "n": {"s": n}} for n in (1, 2))
+    assert names(tmp_path, first, second, ignore=("images", "n.s")) == ["results.imagesets"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
