@@ -310,7 +310,9 @@ def _submit_reserved(
 def _watching(prepared: PreparedRun, observer: Observer | None) -> Observer:
     """Return what receives the events of a run."""
     watching = guarded(observer)
-    return watching if prepared.notify is None else Notifier(watching, prepared.notify)
+    if prepared.notify is None:
+        return watching
+    return Notifier(watching, prepared.notify, Redactor(prepared.secrets))
 
 
 def keep_alive(handle: RunHandle) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 BEAT_EVERY_S = 15.0
 LOST_AFTER_S = 120.0
+_MAX_SKEW_S = 600.0
 _TICK_S = 0.5
 _FILE = ".heartbeat"
 _CANCEL_FILE = ".cancel"
@@ -107,15 +108,17 @@ def forget_cancel(folder: Path) -> None:
 def silent_s(folder: Path, *, only_beats: bool = False) -> float:
     """Return for how many seconds a run folder has shown no sign of life.
 
+    What is dated further in the future than clocks differ is none: it would be one for ever.
+
     Args:
         folder: The run folder.
         only_beats: Whether only what `Heartbeat` touches is a sign.
     """
-    times = []
+    times, now = [], _now_of(folder)
     for name in (_FILE,) if only_beats else _SIGNS:
         with contextlib.suppress(OSError):
             times.append((folder / name).stat().st_mtime)
-    return _now_of(folder) - max(times, default=0.0)
+    return now - max((time for time in times if time < now + _MAX_SKEW_S), default=0.0)
 
 
 def _now_of(folder: Path) -> float:

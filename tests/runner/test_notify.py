@@ -65,6 +65,24 @@ def test_the_end_of_a_run_is_posted_once_and_its_url_is_recorded_nowhere(webhook
         assert file.is_dir() or b"a-secret-of-the-hook" not in file.read_bytes(), file
 
 
+def test_what_is_posted_holds_no_secret(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDY_TOKEN", "value-of-the-environment")
+    config = {"how": "value_error", "api_key": "value-of-the-config"}
+    run_experiment(
+        Ends,
+        config,
+        name="with value-of-the-environment",
+        tags={"key": "value-of-the-config", "kind": "a test"},
+        observer=Recorder(),
+        notify=webhook.url,
+    )
+    [post] = webhook.posts
+    assert "value-of-the" not in json.dumps(post)
+    assert post["name"] == "with <redacted>"
+    assert post["tags"] == {"key": "<redacted>", "kind": "a test"}
+    assert post["error"]["message"] == "the loss is not a number"
+
+
 @pytest.mark.parametrize("failures", [100, None], ids=["refused", "nobody listens"])
 def test_a_run_does_not_depend_on_who_is_told(webhook: Webhook, failures: int | None) -> None:
     webhook.failures = failures or 0

@@ -52,6 +52,25 @@ def test_a_clock_that_was_set_makes_no_run_of_another_host_lost_or_alive(runs_di
     assert folder.outcome().status is RunStatus.ERROR
 
 
+@pytest.mark.parametrize("name", [".heartbeat", "log.txt"])
+def test_a_sign_of_life_from_the_future_keeps_no_run_alive_but_skewed_clocks_do(
+    runs_dir: Path, name: str
+) -> None:
+    client = ProcessId("elsewhere", 1, boot_id="another", start_ticks=1)
+    folder = write_run(
+        runs_dir, "20261125-000000-0000001", status=None, manifest={"client": client}
+    )
+    now = folder.path.stat().st_mtime
+    for sign in ("manifest.json", "log.txt"):
+        os.utime(folder.path / sign, (now - DAY_S, now - DAY_S))
+    (folder.path / name).touch()
+    os.utime(folder.path / name, (now + 60, now + 60))
+    assert folder.outcome().status is RunStatus.PENDING
+    os.utime(folder.path / name, (now + DAY_S, now + DAY_S))
+    assert folder.outcome().status is RunStatus.ERROR
+    assert not has_client(folder)
+
+
 @set_clocks
 @pytest.mark.usefixtures("clock")
 def test_a_clock_that_was_set_hides_no_run_from_lists(runs_dir: Path) -> None:

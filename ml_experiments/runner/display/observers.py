@@ -13,9 +13,11 @@ from typing_extensions import override
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import GuardedObserver, Observer
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.display.plain_screen import PlainScreen, Screen, ShownRun, is_terminal
 from ml_experiments.runner.display.printable import printable, printable_lines
 from ml_experiments.runner.display.terminal_rows import TerminalRows
+from ml_experiments.runs.folder import SPEC_USER_DATA, redact_result
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import has_dumb_terminal, wants_colours
@@ -124,21 +126,23 @@ def guarded(observer: Observer | None) -> Observer:
 class Notifier(GuardedObserver):
     """Passes on what happens in a run, and posts its end to a URL, as one JSON object.
 
-    A post is tried three times. That it fails is only told, and by the host's name, as the rest of
-    the URL may be a secret.
+    It holds what the records of the run hold, without the secrets. A post is tried three times.
+    That it fails is only told, and by the host's name, as the rest of the URL may be a secret.
 
     Args:
         observer: Receives the events.
         url: Where to post.
+        redactor: Takes the secrets out.
 
     Raises:
         ConfigError: If it isn't an http or https URL.
     """
 
-    def __init__(self, observer: Observer, url: str) -> None:
+    def __init__(self, observer: Observer, url: str, redactor: Redactor) -> None:
         super().__init__(observer)
         check_url(url)
         self._url = url
+        self._redactor = redactor
 
     @override
     def finished(self, spec: RunSpec, result: RunResult) -> None:
@@ -150,7 +154,13 @@ class Notifier(GuardedObserver):
             wait=tenacity.wait_exponential(_POST_WAIT_S),
             reraise=True,
         )
-        body = json.dumps({**result.to_dict(), "name": spec.name, "tags": spec.tags})
+        named = {"name": spec.name, "tags": spec.tags}
+        body = json.dumps(
+            {
+                **redact_result(result, self._redactor),
+                **self._redactor.redact_record(named, SPEC_USER_DATA),
+            }
+        )
         try:
             retrying(_post, self._url, body.encode())
         except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended as it has
