@@ -65,11 +65,15 @@ class ConfigError(Error):
 
     Attributes:
         problems: One message per problem; all of them, not just the first.
+        unknown_fields: What was given for a config and is none of its fields.
     """
 
-    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, problems: tuple[str, ...] = (), unknown_fields: tuple[str, ...] = ()
+    ) -> None:
         super().__init__("\n".join([message, *(f"  {p}" for p in problems)]))
         self.problems = problems
+        self.unknown_fields = unknown_fields
 
 
 class ExperimentPathError(Error):

@@ -55,6 +55,31 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * _UNITS_BYTES[match[2]])
 
 
+class Memory(click.ParamType[float]):
+    """An amount of memory such as `16`, `16GiB`, `512MiB` or, in decimal units, `16GB`; GiB."""
+
+    name = "memory"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return GiB."""
+        match = re.fullmatch(
+            r"(-?\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt])(i?)b)?", str(value).strip().lower()
+        )
+        if match is None:
+            self.fail(
+                f"{value!r} is no amount of memory; write 16 or 16GiB for GiB, 512MiB, or 16GB for "
+                "decimal GB (14.9 GiB)",
+                param,
+                ctx,
+            )
+        number, unit, is_binary = float(match[1]), match[2] or "g", match[3] or not match[2]
+        if is_binary:
+            return number * 1024.0 ** ("kmgt".index(unit) - 2)
+        return number * _UNITS_BYTES[unit] / 1024**3
+
+
 class Tag(click.ParamType[tuple[str, str]]):
     """A tag written `key=value`."""
 
@@ -151,6 +176,8 @@ def _option(
         return click.option(flag, name, type=click.Path(path_type=Path), help=summary)
     if flavour is float and name.endswith("_s"):
         return click.option(flag, name, type=Duration(), help=f"{summary} Such as 90s, 30m or 2h.")
+    if flavour is float and name.endswith("_gib"):
+        return click.option(flag, name, type=Memory(), help=f"{summary} Such as 16, or 512MiB.")
     if typing.get_origin(flavour) is typing.Literal:
         choices = click.Choice(typing.get_args(flavour))
         return click.option(flag, name, type=choices, help=summary)

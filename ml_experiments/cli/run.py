@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -39,7 +38,6 @@ SLURM = click.option(
     multiple=True,
     help="Option of the Slurm backend, such as partition=gpu. Repeatable.",
 )
-_UNKNOWN = re.compile(r"(\w+): unknown field(?!.*did you mean)")
 EXIT_CODES = {"success": 0, "error": 1, "cancelled": 130}
 
 
@@ -71,10 +69,10 @@ class RunCommand(click.Command):
         try:
             return super().invoke(ctx)
         except ConfigError as e:
-            flags = {flag for parameter in self.params for flag in parameter.opts}
-            unknown = [m[1] for m in map(_UNKNOWN.match, e.problems) if m]
-            named = [f"--{name.replace('_', '-')}" for name in unknown]
-            found = [flag for flag in named if flag in flags]
+            options = [each for each in self.params if isinstance(each, click.Option)]
+            flags = {each.name: each.opts[0] for each in options}
+            flags |= {o.lstrip("-").replace("-", "_"): o for each in options for o in each.opts}
+            found = [flags[name] for name in e.unknown_fields if name in flags]
             if not found:
                 raise
             hint = "an option of the command is set with dashes, as in"

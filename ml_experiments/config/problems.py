@@ -51,6 +51,11 @@ def describe_problems(
     return tuple(f"{field}: {'; or '.join(messages)}" for field, messages in by_field.items())
 
 
+def unknown_fields(errors: list[ErrorDetails]) -> tuple[str, ...]:
+    """Return the names, at the top of a config, that are no fields of it."""
+    return tuple(str(e["loc"][0]) for e in errors if _is_extra(e) and len(e["loc"]) == 1)
+
+
 def ignored_fields(
     errors: list[ErrorDetails], schema: type[Any], data: Mapping[str, Any], *, is_valid: bool
 ) -> list[ErrorDetails]:

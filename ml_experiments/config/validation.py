@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from ml_experiments.config.building import build, dump, reader_of
 from ml_experiments.config.given import read_fields
-from ml_experiments.config.problems import describe_problems, ignored_fields
+from ml_experiments.config.problems import describe_problems, ignored_fields, unknown_fields
 from ml_experiments.config.scalars import tree_problems
 from ml_experiments.config.schema import schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
@@ -126,7 +126,7 @@ def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) 
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation) as e:
         raise ConfigError(f"the config class of {name} is not usable: {e}") from e
     problems = describe_problems(errors, schema, data)
-    raise ConfigError(f"the config of {name} is not valid:", problems)
+    raise ConfigError(f"the config of {name} is not valid:", problems, unknown_fields(errors))
 
 
 def _build_leniently(

@@ -28,9 +28,14 @@ from ml_experiments.cache.usage.watch import CacheWatch, UsedRevision
 from ml_experiments.config.schema import call_function
 from ml_experiments.config.secret_values import secret_config_values
 from ml_experiments.config.validation import config_for
-from ml_experiments.errors import SoftTimeout, SupersededError, UnportableResultError
+from ml_experiments.errors import (
+    RunFolderError,
+    SoftTimeout,
+    SupersededError,
+    UnportableResultError,
+)
 from ml_experiments.execution.events import CheckpointSaved, Event, Metrics, ModelsUsed, Progress
-from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.hints import Hints, describe_damaged_folder
 from ml_experiments.execution.interruptions import Interruption, noted_interrupt, soft_timeout
 from ml_experiments.execution.launch.ranks import Rank, RankOutcome
 from ml_experiments.execution.resource_usage import memory_and_gpu_use, reset_peak_memory
@@ -399,9 +404,12 @@ class _Attempt:
             return self.folder.write_result(result, self.redactor)
         except SupersededError:
             return result
-        except OSError as e:  # a full disk: the outcome travels without a copy on disk
+        # a full disk, or no folder any more: the outcome travels without a copy on disk
+        except (OSError, RunFolderError) as e:
             if self.error is None:
                 self.fail(e)
+                if isinstance(e, RunFolderError):
+                    self.error = describe_damaged_folder(e)
             result = dataclasses.replace(result, status=self.status, error=self.error)
             data = redact_result(result, self.redactor)
             return RunResult.from_dict(data, run_dir=self.folder.path)

@@ -74,8 +74,12 @@ _SHARED_MEMORY_TEXT = re.compile(
 _OTHER_TYPES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 _DEBUGGER = ("bdb.py", "pdb.py", "cmd.py")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_NO_ROOM_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|\(os error (28|122)\)"
+)
+# or the file's size limit
 _DISK_FULL_TEXT = re.compile(
-    r"No space left on device|Disk quota exceeded|database or disk is full|\(os error (27|28|122)\)"
+    rf"{_NO_ROOM_TEXT.pattern}|\(os error 27\)"
     r"|PytorchStreamWriter failed writing file|inline_container.*unexpected pos \d+ vs \d+"  # torch
 )
 _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
@@ -161,6 +165,15 @@ def _is_shared_memory_full(error: BaseException) -> bool:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether an exception was caused by a full disk or quota, or a file's size limit."""
     return any(map(is_full, chain(error)))
+
+
+def is_without_room(error: BaseException | None) -> bool:
+    """Return whether an exception says that it was the disk or a quota, not a file's size limit."""
+    return any(
+        (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT))
+        or _NO_ROOM_TEXT.search(message_of(link))
+        for link in chain(error)
+    )
 
 
 def is_full(error: BaseException) -> bool:

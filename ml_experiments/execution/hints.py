@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import resource
 
-from ml_experiments.errors import ExperimentPathError
+from ml_experiments.errors import ExperimentPathError, RunFolderError
 from ml_experiments.execution.failures import (
     describe_failure,
     is_disk_full,
     is_shared_memory_full,
+    is_without_room,
 )
 from ml_experiments.experiment.pip_names import pip_name
 from ml_experiments.experiment.tracebacks import chain, needs_terminal
@@ -28,6 +29,15 @@ def file_size_hint() -> str:
     if limit == resource.RLIM_INFINITY:
         return ""
     return f"a file may have {limit / 1e6:,.0f} MB at most here; `ulimit -f unlimited` raises that"
+
+
+def describe_damaged_folder(error: RunFolderError) -> RunError:
+    """Return the error of a run whose own records are gone or unreadable at its end."""
+    hint = (
+        "something has changed the files of the run folder, perhaps the run itself; "
+        "a run has the folders output_dir and checkpoint_dir of current_run() for its files"
+    )
+    return RunError(ErrorKind.INFRASTRUCTURE, type(error).__name__, str(error), hint=hint)
 
 
 class Hints:
@@ -74,7 +84,8 @@ class Hints:
                     'input(), run it in yours: `ml-experiments run --debug`, or backend="debug"'
                 )
             case ErrorKind.INFRASTRUCTURE if is_disk_full(error):
-                return file_size_hint() or self.free_space(error)
+                size_hint = "" if is_without_room(error) else file_size_hint()
+                return size_hint or self.free_space(error)
         return self.other(error)
 
     def larger_gpu(self, spec: RunSpec) -> str:  # noqa: ARG002 - for backends with a choice

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ml_experiments.errors import BackendError, SupersededError
+from ml_experiments.errors import BackendError, RunFolderError, SupersededError
 from ml_experiments.execution.events import (
     CheckpointSaved,
     Event,
@@ -20,7 +20,7 @@ from ml_experiments.execution.events import (
     deliver,
     event_from_json,
 )
-from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.hints import Hints, describe_damaged_folder
 from ml_experiments.execution.logs import LogTail, log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.death import (
@@ -259,9 +259,12 @@ class Supervision:
             self._slot.drop()
         if finished.result is not None:  # the worker could not write it
             return RunResult.from_dict(finished.result, run_dir=self._folder.path)
-        if not self._folder.result_file.exists():
+        if not finished.has_result:
             return self._write(RunStatus.CANCELLED, None)
-        result = self._folder.read_result()
+        try:
+            result = self._folder.read_result()
+        except RunFolderError as e:  # deleted or overwritten since, as by an exit handler
+            return self._write(RunStatus.ERROR, describe_damaged_folder(e))
         artifacts = self._folder.list_artifacts()
         if artifacts != result.artifacts:  # the process has written files at its end
             result = dataclasses.replace(result, artifacts=artifacts)
@@ -325,11 +328,13 @@ class Supervision:
             return self._folder.write_result(result, self._redactor)
         except SupersededError:
             return result
-        except OSError as e:
+        except (OSError, RunFolderError) as e:
             error = error or self._own_error(e)
             return dataclasses.replace(result, status=RunStatus.ERROR, error=error)
 
     def _own_error(self, error: Exception) -> RunError:
         """Return the error of a run that failed for want of something on this machine."""
+        if isinstance(error, RunFolderError):
+            return describe_damaged_folder(error)
         hint = self._hints.hint_for(ErrorKind.INFRASTRUCTURE, error, self._spec)
         return RunError(ErrorKind.INFRASTRUCTURE, type(error).__name__, str(error), hint=hint)

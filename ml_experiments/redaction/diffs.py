@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.redaction.secret_names import is_secret_name, url_passwords
+from ml_experiments.redaction.secret_names import URL_PASSWORDS, is_secret_name
 
 # in these languages a value without quotes is an expression, and no secret
 _CODE_SUFFIXES = frozenset(
@@ -22,7 +22,7 @@ _YAML_SUFFIXES = frozenset((".yaml", ".yml"))
 # a value may stand in the line after its name
 _CONTINUED_SUFFIXES = _YAML_SUFFIXES | {".json"}
 _SECTION_SUFFIXES = frozenset((".cfg", ".conf", ".ini", ".toml", ""))
-_SECTION = re.compile(r"\s*\[+\s*[\"']?([\w.\"' -]+?)[\"']?\s*\]+\s*$")
+_SECTION = re.compile(r"\s*\[+([\w.\"' -]++)\s*\]+\s*$")
 # a name or host before the last colon, a secret after it
 _PASSWORD_FILES = frozenset((".htpasswd", ".pgpass"))
 _KEY_FILE = re.compile(r"(id_\w+|.*\.(key|p8|pem))")
@@ -30,7 +30,7 @@ _HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie", "_au
 # NAME=value, "name": "value", name: str = "value", environ["NAME"] = "value", get("NAME", "value")
 _NAME = re.compile(
     r"(?<![\w.])(?<!\w-)(?P<name>[A-Za-z_][\w.-]*+)\\?[\"']?\]?"
-    r"\s*(?::\s*[\w.\[\]| ]+(?: =|=(?=[bfru]{0,2}[\"']))|:=|=>|!?={1,3}|:"
+    r"\s*(?::\s*[\w.\[\]|][\w.\[\]| ]*(?: =|=(?=[bfru]{0,2}[\"']))|:=|=>|!?={1,3}|:"
     r"|(?<=[\"']),(?!\s*\"[^\"]{0,100}\"\s*:))\s*",
     re.IGNORECASE,
 )
@@ -55,17 +55,18 @@ _QUOTED = re.compile(
 _OPEN_QUOTE = re.compile(r"[bfru]{0,2}(?P<quote>\"\"\"|'''|[\"'`])", re.IGNORECASE)
 _IN_STRING = re.compile(r"[^\s\"'\\,;&]+")
 _IN_HEADER = re.compile(r"[^\"'\\]+")
-_TO_END = re.compile(r".*?(?=\s+#|\s*$)")
+_TO_END = re.compile(r"(?:\S++|\s++(?!#|$))*+")
 _NO_SECRET = re.compile(r"[$%<{]|(?:null|none|true|false|~)?(?:[,;}\])]|$)", re.IGNORECASE)
 _YAML_BLOCK = re.compile(r"[|>][+-]?\d?\s*$")
 _YAML_FIELD = re.compile(r"\s*(?:-\s|[\w.\"'-]+\s*:(?:\s|$))")
+_EMPTY = re.compile(r"\s*(#|$)")
 _CONTINUED = re.compile(r"[(\\]?\s*$")
 _KEY_LINE = re.compile(r"[A-Za-z0-9+/=]{40,}\s*$")
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----)(.*?)(-----END|$)")
 _ELEMENT = re.compile(r"(?P<head><(?P<name>[\w.-]+)>)[^<]+(?=</)")
 _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|gl(?:pat|sa)[-_][\w-]{20,}"
-    r"|xox[abeprs]-[\w-]{10,}|xapp-[\w-]{20,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]{10,}\.eyJ[\w-]+\.[\w-]+"
+    r"|xox[abeprs]-[\w-]{10,}|xapp-[\w-]{20,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]{10,2000}\.eyJ[\w-]+\.[\w-]+"
     # Google, Modal, npm, PyPI, Docker, Stripe, SendGrid, Telegram, Twilio, Mailgun, Databricks
     r"|AIza[\w-]{35}|ya29\.[\w-]{20,}|a[ks]-[A-Za-z0-9]{22}\b|npm_\w{30,}|pypi-AgE[\w-]{20,}"
     r"|dckr_pat_[\w-]{20,}|[rs]k_(?:live|test)_\w{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
@@ -99,7 +100,7 @@ _ELEMENT_OF_CODE = re.compile(
     re.IGNORECASE,
 )
 _ELEMENT_OF_YAML = re.compile(r"(?<=[\[,:\s])(?P<value>[^\s\"'{}\[\],:#$&*!]+)(?=\s*[,\]}])")
-_YAML_ITEM = re.compile(r"\s*(?:-\s+)*(?:[\w.\"'/-]+\s*:(?:\s+|$))?(?P<value>.*?)\s*(?:\s#.*)?$")
+_YAML_ITEM = re.compile(rf"\s*(?:-\s+)*(?:[\w.\"'/-]+\s*:(?:\s+|$))?(?P<value>{_TO_END.pattern})")
 # a value that is used where the environment has none
 _FALLBACK = re.compile(
     r"(?:\bor|\belse|\?\?|\|\||\b(?:getenv|get|pop)\(\s*[\"'][^\"']{0,99}[\"']\s*,)\s*[bfru]{0,2}"
@@ -116,6 +117,21 @@ def redact_diff(diff: str) -> str:
     """
     lines = _Lines()
     return "\n".join(map(lines.redact, diff.split("\n")))
+
+
+class _Quotes:
+    """Counts the quotes of a line from its start to its end, once."""
+
+    def __init__(self, content: str) -> None:
+        self._content = content
+        self._position = self._single = self._double = 0
+
+    def are_open_at(self, position: int) -> bool:
+        """Return whether a string is open at a position, which is not before the last one."""
+        self._single += self._content.count("'", self._position, position)
+        self._double += self._content.count('"', self._position, position)
+        self._position = position
+        return self._single % 2 == 1 or self._double % 2 == 1
 
 
 class _Lines:
@@ -177,7 +193,7 @@ class _Lines:
         if self.collection is not None:
             is_item = indent == self.collection and content.lstrip().startswith("- ")
             if indent > self.collection or is_item or not content.strip():
-                return _redact_spans(content, _YAML_ITEM.finditer(content))
+                return _redact_spans(content, filter(None, [_YAML_ITEM.match(content)]))
             self.collection = None
         if _KEY_FILE.fullmatch(self.file.name) and _KEY_LINE.match(content):
             return Redactor.MARK
@@ -186,9 +202,8 @@ class _Lines:
         if self.suffix in _SECTION_SUFFIXES and (section := _SECTION.match(content)):
             self.section = section[1].replace(".", "_")
         content = _KNOWN_TOKEN.sub(Redactor.MARK, content)
-        for password in set(url_passwords(content)):
-            if not _NO_SECRET.match(password):
-                content = content.replace(f":{password}@", f":{Redactor.MARK}@")
+        for pattern in URL_PASSWORDS if "://" in content else ():
+            content = pattern.sub(_redact_url, content)
         if "PRIVATE KEY" in content and _PRIVATE_KEY.search(content):
             return self._redact_key(content)
         content = _AFTER.sub(rf"\g<head>{Redactor.MARK}", content)
@@ -196,9 +211,8 @@ class _Lines:
         if self.depth > 0:
             return self._redact_collection(content, 0)
         content = self._redact_values(content, indent)
-        for call in _SECRET_CALL.finditer(content):
-            content = self._redact_collection(content, call.end())
-        return content
+        call = _SECRET_CALL.search(content)  # from there on, the line is redacted to its end
+        return content if call is None else self._redact_collection(content, call.end())
 
     def _redact_collection(self, content: str, start: int) -> str:
         """Redact the elements of a collection of secrets that begins here or is open."""
@@ -223,9 +237,10 @@ class _Lines:
             is_secret = is_secret_name(declared["name"])
             self.declared_lines = _DECLARATION_LINES if is_secret else 0
         self.declared_lines = max(0, self.declared_lines - 1)
-        parts, done = [], 0
+        parts, done, quotes = [], 0, _Quotes(content)
+        is_code = self.is_code(content)
         if self.is_open and self._takes_open_value(content, indent):
-            for begin, end in self._find_values(content, None, indent):
+            for begin, end in self._find_values(content, None, indent, is_code, quotes):
                 parts += [content[done:begin], Redactor.MARK]
                 done = end
         else:
@@ -237,10 +252,10 @@ class _Lines:
                 if _OPEN_COLLECTION.match(content, name.end()):
                     return "".join([*parts, self._redact_collection(content, name.end())[done:]])
                 is_yaml = self.suffix in _YAML_SUFFIXES
-                if is_yaml and re.match(r"\s*(#|$)", content[name.end() :]):
+                if is_yaml and _EMPTY.match(content, name.end()):
                     self.collection = indent
                     break
-            for begin, end in self._find_values(content, name, indent):
+            for begin, end in self._find_values(content, name, indent, is_code, quotes):
                 if begin < end:
                     parts += [content[done:begin], Redactor.MARK]
                     done = end
@@ -273,7 +288,12 @@ class _Lines:
         return indent > 0 and _YAML_FIELD.match(content) is None
 
     def _find_values(
-        self, content: str, name: re.Match[str] | None, indent: int
+        self,
+        content: str,
+        name: re.Match[str] | None,
+        indent: int,
+        is_code: bool,
+        quotes: _Quotes,
     ) -> list[tuple[int, int]]:
         """Return where the values begin and end that stand after the name of a secret.
 
@@ -281,12 +301,13 @@ class _Lines:
             content: The line.
             name: The name of the secret; None if it stands in a line before.
             indent: How far the line is indented.
+            is_code: Whether the line is program code.
+            quotes: Those in the line.
         """
-        is_code = self.is_code(content)
         start = indent if name is None else name.end()
         opened = _OPEN_QUOTE.match(content, start)
         quoted = _QUOTED.match(content, start)
-        is_cut = opened and opened["quote"] not in content[opened.end() :]
+        is_cut = opened and content.find(opened["quote"], opened.end()) < 0
         if opened and is_cut and (len(opened["quote"]) == 3 or not is_code):
             self.end = opened["quote"]
             return [(opened.end(), len(content))]
@@ -297,8 +318,7 @@ class _Lines:
             quoted = _QUOTED.match(content, space.end() if space else quoted.end())
         if spans:
             return spans
-        before = content[:start]
-        is_in_string = before.count('"') % 2 == 1 or before.count("'") % 2 == 1
+        is_in_string = quotes.are_open_at(start)
         if not is_in_string and _CONTINUED.match(content, start):
             self.is_open = is_code or self.suffix in _CONTINUED_SUFFIXES
             return []
@@ -333,3 +353,9 @@ def _redact_spans(content: str, found: Iterable[re.Match[str]]) -> str:
 def _redact_element(element: re.Match[str]) -> str:
     is_secret = is_secret_name(element["name"])
     return f"{element['head']}{Redactor.MARK}" if is_secret else element[0]
+
+
+def _redact_url(url: re.Match[str]) -> str:
+    if _NO_SECRET.match(url[1]):
+        return url[0]
+    return f"{url.string[url.start() : url.start(1)]}{Redactor.MARK}@"

@@ -33,7 +33,7 @@ _VARIANT = re.compile(
 )
 _WORD_BORDER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+")
 # the first reads a URL as RFC 3986 does; clients of databases also take a / inside a password
-_URL_PASSWORDS = (
+URL_PASSWORDS = (
     re.compile(r"://[^\s:/?#@]*:([^\s/?#]+)@"),
     re.compile(r"://[^\s:/?#@]*:(?!\d+[/?#])((?:(?!://)[^\s@])+)@"),
 )
@@ -68,7 +68,7 @@ def url_passwords(value: str) -> Iterator[str]:
     """Yield the passwords of the URLs in a string, as they are written there and decoded."""
     if "://" not in value:
         return
-    for pattern in _URL_PASSWORDS:
+    for pattern in URL_PASSWORDS:
         for password in pattern.findall(value):
             yield password
             yield unquote(password)

@@ -67,6 +67,9 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         ([FIT, "--gpuu", "a10g"], "(did you mean '--gpu'?)"),
         ([FIT, "--no-amp"], ": amp=false\n"),
         ([FIT, "gpu=a10g"], "set with dashes, as in --gpu VALUE"),
+        ([FIT, "timeout_s=60"], "set with dashes, as in --timeout VALUE"),
+        ([FIT, "--memory", "lots"], "write 16 or 16GiB for GiB, 512MiB, or 16GB for decimal GB"),
+        ([FIT, "--memory", "16G"], "no amount of memory"),
     ],
 )
 def test_bad_usage_exits_2_and_starts_nothing(

@@ -53,6 +53,15 @@ def test_every_option_about_the_container_reaches_modal(
     assert image.base == TOOLKIT_BASE
 
 
+@pytest.mark.parametrize(
+    ("given", "gib"), [("1.5", 1.5), ("16GiB", 16), ("512MiB", 0.5), ("16 gb", 16e9 / 2**30)]
+)
+def test_memory_is_in_gib_or_in_the_unit_that_is_given(run: Run, given: str, gib: float) -> None:
+    done = run("--dry-run", "--backend", "modal", "--memory", given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["backend_options"]["memory_gib"] == pytest.approx(gib)
+
+
 def test_without_options_the_image_is_the_small_one(modal_emulator: Emulator, run: Run) -> None:
     done = run("--backend", "modal")
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -226,6 +227,22 @@ def test_a_model_that_does_not_fit_is_told_as_exhausted_memory(text: str) -> Non
 def test_a_full_disk_and_a_limit_of_files_are_no_bug_of_the_experiment(error: Exception) -> None:
     assert Hints().describe(error, SPEC).kind is ErrorKind.INFRASTRUCTURE
     assert Hints().describe(error, SPEC).hint
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free some disk space"),
+        (sqlite3.OperationalError("database or disk is full"), "free some disk space"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (OSError("10000000 requested and 2559984 written"), "ulimit -f"),
+    ],
+)
+def test_a_limit_of_files_is_named_where_it_can_be_the_cause(
+    error: Exception, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, resource.RLIM_INFINITY))
+    assert hint in Hints().describe(error, SPEC).hint
 
 
 @pytest.mark.parametrize("kind", [ValueError, AssertionError, KeyError, TypeError])

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ml_experiments import LocalBackend, submit_experiment
+from ml_experiments import LocalBackend, run_experiment, submit_experiment
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.result import ErrorKind, RunStatus
 from ml_experiments.runs.spec import RunSpec
@@ -99,3 +99,58 @@ def test_a_timeout_comes_through_amid_output_that_is_faster_than_its_reader(tmp_
     assert kind == ErrorKind.TIMEOUT
     assert took_s < 10
     check_that_the_tail_was_shown(reader, log_file)
+
+
+DELETES = """
+import atexit, shutil
+from ml_experiments import current_run
+
+def folder_in(config):
+    shutil.rmtree(current_run().output_dir.parent)
+    return 3
+
+def folder_at_exit(config):
+    atexit.register(shutil.rmtree, current_run().output_dir.parent)
+    return 3
+
+def manifest(config):
+    (current_run().output_dir.parent / "manifest.json").write_text("")
+    return 3
+
+def result_at_exit(config):
+    atexit.register((current_run().output_dir.parent / "result.json").unlink)
+    return 3
+
+def fails(config):
+    shutil.rmtree(current_run().output_dir.parent)
+    raise ValueError("an error of its own")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "results"),
+    [
+        ("folder_in", "manifest.json is missing", 3),
+        ("folder_at_exit", "result.json is missing", None),
+        ("manifest", "manifest.json is not readable", 3),
+        ("result_at_exit", "result.json is missing", None),
+    ],
+)
+def test_a_run_that_deletes_its_own_records_is_told_so_and_not_cancelled(
+    name: str, missing: str, results: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "deleting.py").write_text(DELETES)
+    result = run_experiment(f"{tmp_path}/deleting.py:{name}", {}, observer=Observer())
+    assert (result.status, result.results) == (RunStatus.ERROR, results)
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.INFRASTRUCTURE
+    assert missing in result.error.message
+    assert "something has changed the files of the run folder" in result.error.hint
+    assert result.error.traceback == ""
+
+
+def test_an_error_of_a_run_that_deleted_its_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deleting.py").write_text(DELETES)
+    result = run_experiment(f"{tmp_path}/deleting.py:fails", {}, observer=Observer())
+    assert result.error is not None
+    assert result.error.message == "an error of its own"
