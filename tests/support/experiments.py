@@ -193,8 +193,8 @@ class Ends:
         self.value_error()
 
     def one_long_line(self) -> int:
-        print("x" * 10_000_000)
-        return 10_000_000
+        print("x" * 3_000_000)
+        return 3_000_000
 
     def subprocess_output(self) -> str:
         subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
