@@ -76,12 +76,8 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
                 f"{path} has no run() method; an experiment is a class with "
                 "__init__(self, config) and run(self)"
             )
-        _refuse_async(run, f"{path}.run()")
-        if not _takes_config(target):
-            raise ExperimentPathError(
-                f"{path} does not take a config; write def __init__(self, config): in it, or "
-                f"class {target.__name__}(ml_experiments.Experiment):"
-            )
+        _refuse_unfinished(run, f"{path}.run()")
+        _check_class(target, path)
         return target
     if inspect.isfunction(target):
         outer = target.__qualname__.rpartition(".")[0]
@@ -89,7 +85,7 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
             raise ExperimentPathError(
                 f"{path} is a method; name its class: {target.__module__}:{outer}"
             )
-        _refuse_async(target, path)
+        _refuse_unfinished(target, path)
         return target
     what = f"{path} is of type {type(target).__name__}, not a class or a function"
     if callable(getattr(target, "run", None)) and not inspect.ismodule(target):
@@ -114,10 +110,56 @@ def _takes_config(target: type[Any]) -> bool:
     return True
 
 
-def _refuse_async(function: Callable[..., Any], name: str) -> None:
+def _check_class(target: type[Any], path: str) -> None:
+    """Refuse a class that can't be made with a config alone, or whose run() takes more."""
+    if inspect.isabstract(target):
+        raise ExperimentPathError(
+            f"{path} is abstract; name a class that defines {', '.join(target.__abstractmethods__)}"
+        )
+    if not _takes_config(target):
+        raise ExperimentPathError(
+            f"{path} does not take a config; write def __init__(self, config): in it, or "
+            f"class {target.__name__}(ml_experiments.Experiment):"
+        )
+    field = _field_for_config(target)
+    if field is not None:
+        raise ExperimentPathError(
+            f"{path} takes {field} where the config goes, which is one value with all fields; "
+            "write def __init__(self, config): in it, or make it a function with these parameters"
+        )
+    run = inspect.getattr_static(target, "run")
+    if inspect.isfunction(run):
+        try:
+            inspect.signature(run).bind(None)
+        except TypeError as e:
+            raise ExperimentPathError(
+                f"{path}.run() can't be called without arguments: {e}; write def run(self): and "
+                "take values from the config"
+            ) from e
+
+
+def _field_for_config(target: type[Any]) -> str | None:
+    """Return the first parameter of a class if it is a number or a string, and so no config."""
+    try:
+        first = next(iter(inspect.signature(target).parameters.values()), None)
+    except (TypeError, ValueError):
+        return None
+    if first is None or first.kind is first.VAR_POSITIONAL:
+        return None
+    kinds = (bool, int, float, str)
+    is_one = isinstance(first.default, kinds) or first.annotation in kinds
+    return first.name if is_one or first.annotation in [k.__name__ for k in kinds] else None
+
+
+def _refuse_unfinished(function: Callable[..., Any], name: str) -> None:
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ExperimentPathError(
             f"{name} is async, and would return before it has run; call asyncio.run() in it"
+        )
+    if inspect.isgeneratorfunction(function):
+        raise ExperimentPathError(
+            f"{name} is a generator, as it has a yield, and would return before it has run; "
+            "collect the values in a list, and return that"
         )
 
 
@@ -176,6 +218,11 @@ def import_failed(module: str, error: BaseException) -> ExperimentPathError:
         text += (
             "\nthe module is imported in a process without a terminal; for a debugger or input(), "
             "run it with --debug, or move it into run()"
+        )
+    if isinstance(error, ImportError) and "with no known parent package" in str(error):
+        text += (
+            f"\n{module} is imported as a file of its own: write `from name import …` without the "
+            "dot, or, with an __init__.py beside it, name it by its package: package.module.name"
         )
     return ExperimentPathError(text)
 

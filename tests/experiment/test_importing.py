@@ -158,6 +158,59 @@ def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) 
             load_experiment(f"waits.{name}", [str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("class A:\n    def run(self): ...", r"write def __init__\(self, config\)"),
+        ("class A:\n    def __init__(self, lr=0.1, n=1): ...\n    def run(self): ...", "takes lr"),
+        (
+            "import dataclasses\n@dataclasses.dataclass\nclass A:\n    lr: float\n"
+            "    def run(self): ...",
+            "takes lr where the config goes.* make it a function with these parameters",
+        ),
+        (
+            "class A:\n    def __init__(self, config): ...\n    def run(self, x): ...",
+            r"without arguments: missing a required argument: 'x'; write def run\(self\)",
+        ),
+        (
+            "import abc\nclass A(abc.ABC):\n    def __init__(self, config): ...\n"
+            "    @abc.abstractmethod\n    def run(self): ...",
+            "is abstract; name a class that defines run",
+        ),
+        ("def A(config):\n    yield 1", "is a generator.* in a list, and return that"),
+        (
+            "class A:\n    def __init__(self, config): ...\n    def run(self): yield 1",
+            r"A\.run\(\) is a generator",
+        ),
+        ("from . import other\ndef A(config): ...", "without the dot"),
+    ],
+)
+def test_what_can_not_run_is_told_before_it_starts_with_what_to_write(
+    code: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.py").write_text(code)
+    with pytest.raises(ExperimentPathError, match=f"(?s){message}"):
+        load_experiment(f"{tmp_path}/wrong.py:A")
+    sys.modules.pop("wrong", None)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class A:\n    def __init__(self, cfg=None, device='cpu'): ...\n    def run(self): ...",
+        "class A:\n    def __init__(self, config): ...\n    @staticmethod\n    def run(): ...",
+        "class A:\n    def __init__(self, config): ...\n    @classmethod\n    def run(cls): ...",
+        "class A:\n    def __init__(self, config): ...\n    def run(self, n=1, *more): ...",
+        "import dataclasses\n@dataclasses.dataclass\nclass A:\n    config: dict\n"
+        "    def run(self): ...",
+    ],
+)
+def test_unusual_classes_that_can_run_are_taken(code: str, tmp_path: Path) -> None:
+    (tmp_path / "unusual.py").write_text(code)
+    assert inspect.isclass(load_experiment(f"{tmp_path}/unusual.py:A"))
+    sys.modules.pop("unusual", None)
+
+
 def test_a_nested_class_is_written_after_a_colon(tmp_path: Path) -> None:
     (tmp_path / "nests.py").write_text(
         "class Outer:\n    class Inner:\n        def __init__(self, config): ...\n"
