@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import os
 import shutil
 import subprocess
@@ -132,7 +133,8 @@ def modules(package: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
         yield ".".join(parts).removesuffix(".__init__"), file
 
 
-def imports(file: Path, *, top_level_only: bool = False) -> Iterator[str]:
+@functools.cache
+def imports(file: Path, *, top_level_only: bool = False) -> Sequence[str]:
     """Yield the full names of what a file imports at run time, also inside functions."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     type_checking = {
@@ -141,15 +143,16 @@ def imports(file: Path, *, top_level_only: bool = False) -> Iterator[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
+    found: list[str] = []
     for node in tree.body if top_level_only else ast.walk(tree):
         if id(node) in type_checking:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [str(node.module), *(f"{node.module}.{each.name}" for each in node.names)]
+    return found
 
 
 def imported_modules(package: Path) -> dict[str, set[str]]:
