@@ -14,6 +14,7 @@ from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import is_emulated
 
 _OWN_PACKAGE = "ml_experiments"
+_SOURCE = "/experiment_source/"
 # where a container has its volumes, and how each is emptied; a test compares them with the image
 _RUNS = (
     Path("/runs"),
@@ -73,8 +74,14 @@ class ModalHints(Hints):
         )
 
     def other(self, error: BaseException | None) -> str:
-        if not any(map(_is_missing_data, chain(error))):
+        missing = next(filter(None, map(_missing_data, chain(error))), None)
+        if missing is None:
             return ""
+        if not Path(missing).is_absolute():
+            return (
+                "a container's working folder has no files of yours: name the file by the place "
+                f"of the module, as in Path(__file__).parent / {missing!r}"
+            )
         return (
             "data files up to 1 MiB are sent along with the package that they are in, or where a "
             "single file names them in a string: put both in a folder with an __init__.py, or the "
@@ -82,7 +89,9 @@ class ModalHints(Hints):
         )
 
 
-def _is_missing_data(error: BaseException) -> bool:
-    """Return whether a file was looked for beside the source, as a container has it."""
+def _missing_data(error: BaseException) -> str | None:
+    """Return the file that was looked for beside the source, as a container has it, or nowhere."""
     name = error.filename if isinstance(error, FileNotFoundError) else None
-    return isinstance(name, str) and "/experiment_source/" in name
+    if not isinstance(name, str) or (Path(name).is_absolute() and _SOURCE not in name):
+        return None
+    return name

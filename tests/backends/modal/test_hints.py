@@ -124,3 +124,18 @@ def test_a_run_that_fills_a_volume_says_how_to_empty_it(
     assert result["error"]["kind"] == "infrastructure"
     assert "No space left" in result["error"]["message"]
     assert command in result["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        ("data/words.txt", "Path(__file__).parent / 'data/words.txt'"),
+        ("/root/experiment_source/words.txt", "with the package that they are in"),
+        ("/data/words.txt", ""),
+    ],
+)
+def test_a_data_file_that_was_not_sent_along_says_how_to_send_it(file: str, hint: str) -> None:
+    error = FileNotFoundError(2, "No such file or directory", file)
+    told = ModalHints().describe(error, RunSpec("run-1", "m:C", {}, 0, "", backend="modal")).hint
+    assert bool(told) == bool(hint)
+    assert hint in told

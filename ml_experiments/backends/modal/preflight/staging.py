@@ -81,24 +81,63 @@ def _copy_file(source: Path, target: Path) -> list[str]:
     named = named_files(source)
     large = [file for file in named if file.stat().st_size > MAX_DATA_FILE_BYTES]
     _copy((file for file in named if file not in large), source.parent, target.parent)
-    return _too_large(large, source.parent, source.name)
+    notes = _too_large(large, source.parent, source.name)
+    links = [path for path in _named_paths(source) if _is_link_below(path, source.parent)]
+    return notes + _not_followed(links, source.parent, source.name)
 
 
 def named_files(source: Path) -> list[Path]:
     """Return the data files below a module's folder whose paths stand in its source as strings."""
+    paths = _named_paths(source)
+    return [p for p in paths if p.is_file() and not _is_link_below(p, source.parent)]
+
+
+def _named_paths(source: Path) -> list[Path]:
+    """Return the files and folders below a module's folder that its source names, and links."""
     found: dict[Path, None] = {}
-    for node in ast.walk(ast.parse(source.read_bytes())):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-            continue
-        parts = Path(node.value).parts
+    for name in _names_in(ast.parse(source.read_bytes())):
+        parts = Path(name).parts
         # no hidden files, which may hold secrets, and nothing above or elsewhere
         if not parts or any(part.startswith(".") or part == "/" for part in parts):
             continue
-        file = source.parent / node.value
         with contextlib.suppress(OSError, ValueError):  # a string that no path can be
-            if file.suffix != ".py" and file.is_file() and not file.is_symlink():
-                found[file] = None
+            if Path(name).suffix != ".py" and (source.parent / name).exists():
+                found[source.parent / name] = None
     return list(found)
+
+
+def _names_in(tree: ast.AST) -> Iterator[str]:
+    """Yield each string, and those that `/` or the arguments of a call put side by side."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        pieces: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            pieces = node.args
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            pieces, node = [node.right, *pieces], node.left
+        joined = ""
+        for piece in pieces:
+            value = piece.value if isinstance(piece, ast.Constant) else None
+            joined = f"{joined}/{value}".lstrip("/") if isinstance(value, str) else ""
+            if joined:
+                yield joined
+
+
+def _not_followed(links: Sequence[Path], folder: Path, where: str) -> list[str]:
+    """Say which links are not sent along, and what to do."""
+    if not links:
+        return []
+    names = ", ".join(str(path.relative_to(folder)) for path in links[:3])
+    return [
+        f"links of {where} are not followed: {names}; put copies in their place, or the data on "
+        "a volume"
+    ]
+
+
+def _is_link_below(path: Path, folder: Path) -> bool:
+    between = [path, *path.parents]
+    return any(each.is_symlink() for each in between[: between.index(folder)])
 
 
 def _too_large(files: Sequence[Path], folder: Path, where: str) -> list[str]:
@@ -115,10 +154,11 @@ def _too_large(files: Sequence[Path], folder: Path, where: str) -> list[str]:
 
 
 def _copy_package(source: Path, target: Path) -> list[str]:
-    files = list(_files_below(source))
+    found = list(_files_below(source))
+    files = [path for path in found if not path.is_dir()]
     data = [file for file in files if file.suffix != ".py"]
     small = [file for file in data if file.stat().st_size <= MAX_DATA_FILE_BYTES]
-    notes: list[str] = []
+    notes = _not_followed([path for path in found if path.is_dir()], source, source.name)
     large = [file for file in data if file not in small]
     notes += _too_large(large, source, source.name)
     if sum(file.stat().st_size for file in small) > MAX_DATA_BYTES:
@@ -140,11 +180,14 @@ def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files, and the links to folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix in (".pyc", ".so", ".egg-info"):
             continue
         if path.is_dir():
-            if not _stays_here(path):
+            if path.is_symlink() and path != runs_dir():  # may lead anywhere, also back here
+                yield path
+            elif not _stays_here(path):
                 yield from _files_below(path)
         elif path.is_file():
             yield path
@@ -153,10 +196,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _stays_here(folder: Path) -> bool:
     """Return whether a folder is no part of the source: made by tools, or by runs."""
     return (
-        folder.name in _LEFT_OUT_FOLDERS
-        or folder.is_symlink()  # may lead anywhere, also back here
-        or folder == runs_dir()
-        or (folder / "pyvenv.cfg").exists()
+        folder.name in _LEFT_OUT_FOLDERS or folder == runs_dir() or (folder / "pyvenv.cfg").exists()
     )
 
 

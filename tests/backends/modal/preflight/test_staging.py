@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,33 @@ def test_data_files_that_a_single_file_names_are_sent_along(tmp_path: Path) -> N
     assert "weights.bin" in note
 
 
+def test_data_files_whose_names_are_joined_are_sent_and_links_are_told(tmp_path: Path) -> None:
+    source = (
+        "import os\nfrom pathlib import Path\nHERE = Path(__file__).parent\n"
+        "a = HERE / 'data' / 'a.txt'\nb = os.path.join(HERE, 'data', 'b.txt')\n"
+        "c = HERE.joinpath('data', 'c.txt')\nd = HERE / 'data' / 'link.txt'\n"
+        "e = HERE / 'far' / 'e.txt'\n"
+    )
+    files = {"train.py": source, **{f"data/{name}.txt": "" for name in "abcx"}}
+    project = write(tmp_path / "project", files)
+    far = write(tmp_path / "elsewhere", {"e.txt": "", "secret.txt": ""})
+    (project / "data" / "link.txt").symlink_to(far / "secret.txt")
+    (project / "far").symlink_to(far)
+    staged = stage("train", project, into=tmp_path / "copy")
+    assert files_below(tmp_path / "copy") == {"train.py", *(f"data/{name}.txt" for name in "abc")}
+    [note] = staged.notes
+    assert "links of train.py are not followed" in note
+    assert {"data/link.txt", "far/e.txt"} <= set(re.split("[ ,;:]+", note))
+
+
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
     project = write(tmp_path / "project", {"proj/__init__.py": "", "proj/train.py": ""})
     (project / "proj" / "loop").symlink_to(project)
-    stage("proj.train", project, into=tmp_path / "copy")
+    staged = stage("proj.train", project, into=tmp_path / "copy")
     assert files_below(tmp_path / "copy") == {"proj/__init__.py", "proj/train.py"}
+    assert [note.partition(";")[0] for note in staged.notes] == [
+        "links of proj are not followed: loop"
+    ]
 
 
 def test_the_digest_tells_contents_apart(tmp_path: Path) -> None:
