@@ -245,10 +245,10 @@ def fetch_adapter(name: str, field_name: str = "lora") -> Path:
                 "they are loaded: convert it, or choose the .safetensors file of it"
             )
         return path
-    found = sorted(itertools.islice(path.rglob("*.safetensors"), _MAX_NAMED))
+    found = sorted(itertools.islice(path.rglob("*.safetensors"), _MAX_NAMED + 1))
     if len(found) != 1:
-        names = ", ".join(p.relative_to(path).as_posix() for p in found)
-        names += ", …" if len(found) == _MAX_NAMED else ""
+        names = ", ".join(p.relative_to(path).as_posix() for p in found[:_MAX_NAMED])
+        names += ", …" if len(found) > _MAX_NAMED else ""
         if not found:
             raise ConfigError(f"{field_name}={name!r}: it has no .safetensors file; choose another")
         raise ConfigError(
