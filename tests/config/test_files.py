@@ -66,6 +66,7 @@ def test_a_bad_config_file_is_named_with_the_line(
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8)]

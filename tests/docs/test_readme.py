@@ -34,6 +34,7 @@ def test_ci_calls_the_command_that_readme_gives_for_tests() -> None:
     assert "\nmake test\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_tree_of_a_run_folder_is_what_a_run_leaves() -> None:
     named = tree(README, "runs/")[1:]
     assert names_left_by(Plain, {}) == set(named[:4])

@@ -47,6 +47,7 @@ def start_client(folder: Path, how: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, f"how={how}"], stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["waits", pytest.param("goes on", marks=pytest.mark.slow)])
 def test_a_killed_client_leaves_no_secret_in_the_log(
     how: str, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch

@@ -245,6 +245,7 @@ def test_a_name_may_hold_a_folder(artifacts: Path) -> None:
     assert problems[0].startswith("metrics/12.bad: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 @pytest.mark.parametrize(
     "value",

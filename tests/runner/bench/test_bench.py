@@ -54,6 +54,7 @@ def test_each_case_warms_up_and_is_measured_in_a_process_that_is_set_up_once(
     assert {row.outputs for row in again.rows} == {1.0, 4.0, None}
 
 
+@pytest.mark.slow
 def test_resuming_measures_what_is_missing(project: Path, runs_dir: Path) -> None:
     report = bench(DRAW, vary=["batch_size=2,3"], repeat=1)
     assert not report.is_whole
@@ -69,6 +70,7 @@ def test_resuming_measures_what_is_missing(project: Path, runs_dir: Path) -> Non
     assert len(ended) == 2
 
 
+@pytest.mark.slow
 def test_leaving_a_bench_ends_its_run_and_keeps_what_was_measured(
     project: Path, runs_dir: Path
 ) -> None:

@@ -74,6 +74,7 @@ def folder_of(point: SweepPoint) -> RunFolder:
     return RunFolder(point.result.run_dir)
 
 
+@pytest.mark.slow
 def test_what_is_not_valid_is_found_before_the_first_point(project: Path, runs_dir: Path) -> None:
     values = [*map(str, range(1, 1000)), "x"]
     with pytest.raises(ConfigError, match=r"steps: given 'x'.*\(at steps=x\)"):
@@ -125,6 +126,7 @@ def test_one_failure_ends_no_sweep_and_resuming_runs_what_failed(
     assert [len(p.result.attempts) for p in again] == [2, 2]
 
 
+@pytest.mark.slow
 def test_fail_fast_starts_no_more_and_failed_leaves_the_rest(project: Path, runs_dir: Path) -> None:
     points = list(sweep(FAILS, {"lr": [0.1, 0.9, 0.2, 0.3]}, fail_fast=True))
     assert [point.number for point in points] == [0, 1]
@@ -303,6 +305,7 @@ def test_a_grid_is_extended_by_values_and_keeps_its_points(project: Path, runs_d
     assert [point.number for point in recorded_points(folder)] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_sampler_goes_on_with_more_trials_and_wider_intervals(
     project: Path, runs_dir: Path
 ) -> None:

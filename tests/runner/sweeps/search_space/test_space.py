@@ -211,6 +211,7 @@ def test_endless_axes_have_no_count() -> None:
     assert [axis.name for axis in space.endless] == ["lr"]
 
 
+@pytest.mark.slow
 def test_100_000_points_stream() -> None:
     space = read_space(["a=range:100", "b=range:100", "c=range:10"])
     assert space.count == 100_000
