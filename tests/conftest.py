@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # the GPU image alone has 5 GB; the tests of builds ask for them
 os.environ.setdefault("MODAL_EMULATOR_IMAGES", "record")
+_ONLY_SLOW_FOLDERS = {"modal_emulator", "contract"}  # they start Modal containers
+_ONLY_SLOW_FILE = re.compile(r"^pytestmark = \[?[^]=]*pytest\.mark\.slow\b", re.MULTILINE)
 # a shell ignores it for what it starts in the background, and children would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,6 +43,18 @@ def modal_emulator(modal_emulator_server: Emulator) -> Iterator[Emulator]:
     modal_emulator_server.clear_faults()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave unread what is slow as a whole, when only the fast tests are asked for.
+
+    Some of these files import for seconds.
+    """
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    if _ONLY_SLOW_FOLDERS & set(collection_path.relative_to(Path(__file__).parent).parts):
+        return True
+    return bool(_ONLY_SLOW_FILE.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Count what starts Modal containers as slow, and leave out what is run by name only."""
     is_exhaustive = "exhaustive" in config.option.markexpr
@@ -47,6 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("exhaustive") and not is_exhaustive:
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m exhaustive"))
         fixtures = set(getattr(item, "fixturenames", ()))
-        folders = {"modal_emulator", "contract"} & set(item.path.parts)
+        folders = _ONLY_SLOW_FOLDERS & set(item.path.parts)
         if folders or fixtures & {"modal_emulator", "modal_emulator_server"}:
             item.add_marker(pytest.mark.slow)
