@@ -275,13 +275,21 @@ class Backend(ABC):
         self.templates.close()
 
     def wait_for_runs(self) -> None:
-        """Wait for the runs that were submitted, those that are to be tried again included."""
-        while futures := [
-            handle.future
-            for handle in tuple(self._open_runs)
-            if handle.future is not None and not handle.future.done()
-        ]:
-            wait(futures)
+        """Wait for the runs that were submitted, those that are to be tried again included.
+
+        Raises:
+            KeyboardInterrupt: After the runs were cancelled.
+        """
+        try:
+            while futures := [
+                handle.future
+                for handle in tuple(self._open_runs)
+                if handle.future is not None and not handle.future.done()
+            ]:
+                wait(futures)
+        except BaseException:
+            self.cancel_all()
+            raise
 
     def cancel_all(self) -> None:
         """End the runs that were submitted; those that have not started never do."""
@@ -319,5 +327,8 @@ class Backend(ABC):
         try:
             if error is not None:
                 self.cancel_all()
-        finally:
             self.close()
+        except BaseException:  # Ctrl-C while it waits
+            self.cancel_all()
+            self.close()
+            raise

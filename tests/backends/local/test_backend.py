@@ -384,6 +384,30 @@ def test_cancelling_ends_an_experiment_that_ignores_it() -> None:
         assert handle.result(WAIT_S).status is RunStatus.CANCELLED
 
 
+@pytest.mark.parametrize("is_closed_by_hand", [False, True], ids=["with", "close()"])
+def test_an_interrupt_while_a_backend_waits_for_its_runs_cancels_them(
+    is_closed_by_hand: bool,
+) -> None:
+    def interrupt() -> None:
+        assert recorder.began.wait(WAIT_S)
+        assert waits.wait(WAIT_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    recorder, waits = Recorder(), threading.Event()
+    threading.Thread(target=interrupt, daemon=True).start()
+    backend = LocalBackend(max_workers=1)
+    options: dict[str, Any] = {"backend": backend, "observer": recorder}
+    handles = [submit_experiment(Ends, {"how": "sleeps"}, **options) for _ in range(2)]
+    leave = backend.close if is_closed_by_hand else lambda: backend.__exit__(None, None, None)
+    waits.set()
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    results = [handle.result(WAIT_S) for handle in handles]
+    assert [result.status for result in results] == [RunStatus.CANCELLED] * 2
+    assert "run_s" not in results[1].timings
+    backend.close()
+
+
 def test_a_queued_run_is_cancelled_before_it_starts() -> None:
     recorder = Recorder()
     with LocalBackend() as backend:
