@@ -11,9 +11,15 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
+from importlib.machinery import (
+    ExtensionFileLoader,
+    ModuleSpec,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from types import CodeType, ModuleType
 from typing import Any
+from zipimport import zipimporter
 
 import ml_experiments
 from ml_experiments.runs.provenance.fingerprint import Stamp, stamp_of
@@ -69,6 +75,19 @@ class LoadedSources:
             return create_module(loader, spec)
 
         ExtensionFileLoader.create_module = create  # type: ignore[method-assign,assignment]
+        self._record_code_of(SourcelessFileLoader, "path")
+        self._record_code_of(zipimporter, "archive")
+
+    def _record_code_of(self, loaders: Any, file: str) -> None:
+        """Record the files from which loaders of compiled code or of archives read."""
+        original = loaders.get_code
+
+        def get_code(loader: Any, fullname: str) -> CodeType | None:
+            self._note_file(os.path.abspath(getattr(loader, file)))  # noqa: PTH100
+            code: CodeType | None = original(loader, fullname)
+            return code
+
+        loaders.get_code = get_code
 
     @contextmanager
     def noted_reads(self) -> Iterator[None]:

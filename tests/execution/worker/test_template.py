@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,31 @@ def test_a_refused_config_costs_no_import_and_no_warm_instance(tmp_path: Path) -
                 run_experiment(path, refused, backend=backend)
         second = run_experiment(path, {"size": 2}, backend=backend).raise_for_error().results
     assert second == [first[0], 2]
+
+
+@pytest.mark.parametrize("is_zipped", [False, True], ids=["compiled", "zipped"])
+def test_a_helper_without_a_source_file_is_imported_again_when_it_changes(
+    is_zipped: bool, tmp_path: Path
+) -> None:
+    helper, archive = tmp_path / "helper.py", tmp_path / "helpers.zip"
+    path = write(
+        tmp_path / "uses_helper.py",
+        "import pathlib, sys\n"
+        "sys.path.insert(0, str(pathlib.Path(__file__).with_name('helpers.zip')))\n"
+        "import helper\n"
+        "def run(): return helper.value\n",
+    )
+
+    def change(value: int) -> None:
+        helper.write_text(f"value = {value}\n")
+        if is_zipped:
+            with zipfile.ZipFile(archive, "w") as file:
+                file.write(helper, helper.name)
+        else:
+            py_compile.compile(str(helper), cfile=str(helper.with_suffix(".pyc")))
+        helper.unlink()
+
+    with LocalBackend() as backend:
+        for value in (1, 2):
+            change(value)
+            assert run_experiment(path, {}, backend=backend).results == value
