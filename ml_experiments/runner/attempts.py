@@ -17,7 +17,7 @@ from ml_experiments.runner.reuse.describing import with_fingerprint
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.provenance.processes import this_process
-from ml_experiments.runs.result import Attempt, RunResult
+from ml_experiments.runs.result import Attempt, ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
 
@@ -134,6 +134,13 @@ def begin_again(
     """
     redactor = Redactor(secrets)
     manifest = folder.read_manifest()
+    if not outcome.status.has_ended:
+        left = RunError(
+            ErrorKind.INFRASTRUCTURE,
+            "AttemptAbandoned",
+            "the run was resumed by force while this attempt seemed to go on",
+        )
+        outcome = dataclasses.replace(outcome, status=RunStatus.ERROR, error=left)
     # where the previous attempt executed says nothing about this one
     pending = dataclasses.replace(
         manifest,

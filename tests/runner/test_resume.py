@@ -199,7 +199,11 @@ def test_a_run_that_only_seems_to_go_on_is_resumed_by_force(failed: RunFolder) -
     command = [*RESUME, "--force", failed.path.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert failed.read_result().results == 1
+    result = failed.read_result()
+    assert result.results == 1
+    first, _ = result.attempts
+    assert first.error is not None
+    assert (first.status, "by force" in first.error.message) == (RunStatus.ERROR, True)
 
 
 @pytest.mark.parametrize("named", ["by file", "by module"])
