@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ml_experiments.cli.parameters import CONFIG, JSON
+
 if TYPE_CHECKING:
     from ml_experiments.runner.resume_check.checking import ResumeCheck
     from ml_experiments.runs.result import RunResult
@@ -20,7 +22,7 @@ _MAX_DIFFERENCES = 5
 @click.command("check-resume")
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
+@CONFIG
 @click.option(
     "--kills",
     type=click.IntRange(1, MAX_KILLS),
@@ -44,7 +46,7 @@ _MAX_DIFFERENCES = 5
     metavar="NAME",
     help="A metric or result that is not compared, such as a measured time. Repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 def check_resume(
     class_path: str,
     overrides: tuple[str, ...],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ml_experiments.cli.parameters import JSON
 from ml_experiments.cli.runs.finding import filter_of, filter_options, open_registry
 from ml_experiments.runs.reports.costs import GROUPINGS, CostSum, sum_costs
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.group(invoke_without_command=True)
 @click.option("--by", type=click.Choice(GROUPINGS), default="day", show_default=True)
 @filter_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 @click.pass_context
 def costs(context: click.Context, /, by: str, as_json: bool, **filters: Any) -> None:
     """Say what runs on Modal have cost, by day, experiment, GPU type, sweep or tag.
@@ -54,7 +55,7 @@ def costs(context: click.Context, /, by: str, as_json: bool, **filters: Any) -> 
 @costs.command()
 @click.option("--since", default="30d", show_default=True, help="A date, or an age such as 7d.")
 @click.option("--this-hour", is_flag=True, help="Count the hour that isn't over, as far as billed.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
     """Read what Modal has billed for runs, and keep it in their folders.
 
@@ -93,7 +94,7 @@ def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
 
 @costs.command()
 @click.option("--stop", is_flag=True, help="End the apps whose runs have all ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 def idle(stop: bool, as_json: bool) -> None:
     """Find apps of runs with containers on Modal, and so costs, though no run goes on in them.
 

@@ -6,7 +6,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -14,8 +14,17 @@ from click.core import ParameterSource
 from ml_experiments.config.options import descriptions
 from ml_experiments.errors import suggest
 
+Format = Literal["table", "json", "csv"]
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNITS_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+# the same for all commands that start something
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+CONFIG = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file."
+)
 
 
 class Duration(click.ParamType[float]):
@@ -95,6 +104,27 @@ class Tag(click.ParamType[tuple[str, str]]):
         if not equals or not key.strip():
             self.fail(f"{value!r} has no key or no value; write key=value", param, ctx)
         return key.strip(), tag
+
+
+def yes_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that starts something without asking about its cost."""
+    return click.option("--yes", is_flag=True, help=f"Don't ask, whatever {what} may cost.")
+
+
+def csv_option(rows: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that prints rows as CSV."""
+    return click.option("--csv", "as_csv", is_flag=True, help=f"Print the {rows} as CSV on stdout.")
+
+
+def format_of(as_json: bool, as_csv: bool) -> Format:
+    """Return how a report is printed.
+
+    Raises:
+        click.UsageError: If two ways were asked for.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    return "json" if as_json else "csv" if as_csv else "table"
 
 
 def options_of(schema: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -14,7 +14,16 @@ import click
 from ml_experiments.backends.modal.options import ModalOptions
 from ml_experiments.backends.slurm.options import SlurmOptions
 from ml_experiments.cli.bell import bell_when_long
-from ml_experiments.cli.parameters import Tag, flag_of, given_options, options_of, read_pairs
+from ml_experiments.cli.parameters import (
+    CONFIG,
+    JSON,
+    Tag,
+    flag_of,
+    given_options,
+    options_of,
+    read_pairs,
+    yes_option,
+)
 from ml_experiments.config.options import descriptions
 from ml_experiments.errors import ConfigError, suggest
 from ml_experiments.runner.options import RunOptions
@@ -31,6 +40,11 @@ _PLURALS = {
     "entry of metrics": "entries of metrics",
     "checkpoint": "checkpoints",
 }
+BACKEND = click.option(
+    "--backend",
+    default=None,
+    help="local, modal or slurm; modal with --gpu or --escalate, slurm with --slurm.",
+)
 SLURM = click.option(
     "--slurm",
     "slurm_options",
@@ -83,12 +97,8 @@ class RunCommand(click.Command):
 @click.command(cls=RunCommand)
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
-@click.option(
-    "--backend",
-    default=None,
-    help="local, modal or slurm; modal with --gpu or --escalate, slurm with --slurm.",
-)
+@CONFIG
+@BACKEND
 @options_of(RunOptions)
 @options_of(ModalOptions)
 @SLURM
@@ -98,8 +108,8 @@ class RunCommand(click.Command):
     is_flag=True,
     help="Print which run --reuse returns, or what differs from the nearest; start nothing.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--yes", is_flag=True, help="Don't ask, whatever the run may cost.")
+@JSON
+@yes_option("the run")
 @click.option("--debug", is_flag=True, help="Run in this process, for a debugger.")
 @click.option("--detach", is_flag=True, help="Return once the run is accepted; it goes on.")
 @click.option(

@@ -251,7 +251,7 @@ def test_a_detached_sweep_that_is_not_valid_is_refused_at_once(
 
 
 def test_a_sweep_on_modal_goes_the_same_way(
-    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text("def train(lr: float):\n    return {'loss': lr * 2}\n")
     arguments = ("sweep", "mine.train", "lr=0.1,0.3", "--gpu", "t4", "--parallel", "2", "--json")
@@ -272,6 +272,15 @@ def test_a_sweep_on_modal_goes_the_same_way(
         refused = run_command(modal_emulator, tmp_path, *extension, *how)
         assert refused.returncode == 2
         assert "ask_above, and nobody was asked; --yes" in refused.stderr
+    # a cap without room is told by a dry run, too
+    with monkeypatch.context() as patch:
+        patch.setenv("ML_EXPERIMENTS_MAX_COST_PER_DAY", "0.001")
+        refusals = [
+            run_command(modal_emulator, tmp_path, *extension, how) for how in ("--yes", "--dry-run")
+        ]
+    for refused in refusals:
+        assert refused.returncode == 2
+        assert "the day's cap of $0.0010 is too low" in refused.stderr
     assert find_sweep(runs_dir, "last").read_spec().total == 2
     again = run_command(modal_emulator, tmp_path, *extension, "--yes", "--json")
     assert json.loads(again.stdout)["total"] == 3

@@ -10,21 +10,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_experiments.backends.modal.options import ModalOptions
-from ml_experiments.cli.parameters import given_options, options_of
+from ml_experiments.cli.parameters import (
+    CONFIG,
+    JSON,
+    Format,
+    csv_option,
+    format_of,
+    given_options,
+    options_of,
+    yes_option,
+)
 from ml_experiments.cli.run import RunCommand
 from ml_experiments.cli.sweep.commands import StartGroup
 from ml_experiments.runner.bench.options import BenchOptions
 
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast
-    from ml_experiments.cli.bench.report import Format
     from ml_experiments.runner.bench.bench import BenchReport
     from ml_experiments.runner.bench.cases import EndedRun
     from ml_experiments.runner.bench.folder import BenchFolder, BenchSpec
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-_CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV on stdout.")
-_YES = click.option("--yes", is_flag=True, help="Don't ask, whatever the bench may cost.")
+_CSV = csv_option("rows")
+_YES = yes_option("the bench")
 _PLOT = click.option(
     "--plot",
     "plot_file",
@@ -45,7 +52,7 @@ def bench() -> None:
 @bench.command(cls=RunCommand)
 @click.argument("class_path")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
+@CONFIG
 @click.option(
     "--vary",
     multiple=True,
@@ -58,7 +65,7 @@ def bench() -> None:
 @options_of(ModalOptions)
 @click.option("--dry-run", is_flag=True, help="Check all cases, and start none.")
 @_YES
-@_JSON
+@JSON
 @_CSV
 @_PLOT
 def start(
@@ -90,7 +97,7 @@ def start(
     from ml_experiments.runner.sweeps.search_space.space import overrides_in, read_space
     from ml_experiments.settings import runs_dir
 
-    form = _format(as_json, as_csv)
+    form = format_of(as_json, as_csv)
     for_modal = given_options(ModalOptions)
     fixed = list(overrides_in(read_config_file(config_file))) if config_file else []
     spec = plan_bench(
@@ -133,7 +140,7 @@ def start(
 @bench.command()
 @click.argument("reference", metavar="BENCH")
 @_YES
-@_JSON
+@JSON
 @_CSV
 @_PLOT
 def resume(reference: str, yes: bool, as_json: bool, as_csv: bool, plot_file: Path | None) -> int:
@@ -148,14 +155,14 @@ def resume(reference: str, yes: bool, as_json: bool, as_csv: bool, plot_file: Pa
     def measure(view: _View) -> BenchReport:
         return resume_bench(folder, approve=_approve(yes), on_begin=view.begin, on_run=view.show)
 
-    return _follow(measure, _format(as_json, as_csv), plot_file)
+    return _follow(measure, format_of(as_json, as_csv), plot_file)
 
 
 @bench.command()
 @click.argument("reference", metavar="BENCH")
 @click.option("--per", help="What one run puts out, if it shall be counted otherwise.")
 @click.option("--latency", help="The logged metric whose percentiles are shown.")
-@_JSON
+@JSON
 @_CSV
 @_PLOT
 def show(
@@ -173,7 +180,7 @@ def show(
     if plot_file is not None:
         check_plot(plot_file)
     report = report_on(_find(reference), per=per, latency=latency)
-    return _report(report, _format(as_json, as_csv), plot_file, code=0)
+    return _report(report, format_of(as_json, as_csv), plot_file, code=0)
 
 
 class _View:
@@ -229,12 +236,6 @@ def _approve(yes: bool) -> Callable[[str], bool]:
     if not sys.stdin.isatty():
         return lambda _question: False
     return lambda question: click.confirm(f"{question}. Start it?", err=True)
-
-
-def _format(as_json: bool, as_csv: bool) -> Format:
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
-    return "json" if as_json else "csv" if as_csv else "table"
 
 
 def _find(reference: str) -> BenchFolder:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml_experiments.cli.parameters import Duration
+from ml_experiments.cli.parameters import JSON, Duration
 from ml_experiments.cli.run import RunCommand
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--outputs", type=float, help="For how many; by default as many as a run has had.")
 @click.option("--deadline", type=Duration(), help="They must be there in this time, as 30m or 2h.")
 @click.option("--budget", type=float, help="US dollars that they may cost.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 def recommend(
     class_path: str,
     overrides: tuple[str, ...],

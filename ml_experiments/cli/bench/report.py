@@ -7,10 +7,11 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from ml_experiments.cli.parameters import Format
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, print_table
 from ml_experiments.runner.bench.plot import cost_unit
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ml_experiments.runner.bench.measuring import BenchRow
 
 _SHOWN = (50, 95)  # percentiles; an 80-column terminal has no room for the third
-Format = Literal["table", "json", "csv"]
 
 
 def print_plan(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ml_experiments.cli.parameters import Duration
+from ml_experiments.cli.parameters import JSON, Duration
 from ml_experiments.cli.runs.finding import find_run, for_each
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _CANCEL_LIMIT_S = 30.0
 
 @click.command()
 @click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 def follow(run: str, as_json: bool) -> int:
     """Show what a run prints until it ends, then its result. Ctrl-C leaves the run alone."""
     from ml_experiments.cli.run import report

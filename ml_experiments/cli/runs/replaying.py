@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ml_experiments.cli.parameters import JSON, yes_option
 from ml_experiments.cli.runs.comparing import print_diff
 from ml_experiments.cli.runs.finding import find_run
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     help="How much numbers may differ.",
 )
 @click.option("--current-code", is_flag=True, help="Import the code as it is now, not from git.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--yes", is_flag=True, help="Don't ask, whatever it may cost.")
+@JSON
+@yes_option("it")
 def replay(
     run: str, verify: bool, tolerance: float, current_code: bool, as_json: bool, yes: bool
 ) -> int:

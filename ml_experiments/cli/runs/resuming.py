@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ml_experiments.cli.parameters import JSON, yes_option
 from ml_experiments.cli.runs.finding import find_run
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@JSON
 @click.option("--force", is_flag=True, help="Also if it seems to go on.")
 @click.option("--max-cost", type=float, help="Another cap, for all attempts together.")
-@click.option("--yes", is_flag=True, help="Don't ask, whatever it may cost.")
+@yes_option("it")
 def resume(run: str, as_json: bool, force: bool, max_cost: float | None, yes: bool) -> int:
     """Run a run again that did not succeed, from its checkpoints."""
     from ml_experiments.backends import open_backend

@@ -11,24 +11,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_experiments.backends.modal.options import ModalOptions
-from ml_experiments.cli.parameters import given_options, options_of
-from ml_experiments.cli.run import SLURM, RunCommand, backend_of, confirm_cost
+from ml_experiments.cli.parameters import (
+    CONFIG,
+    JSON,
+    Format,
+    csv_option,
+    format_of,
+    given_options,
+    options_of,
+    yes_option,
+)
+from ml_experiments.cli.run import BACKEND, SLURM, RunCommand, backend_of, confirm_cost
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast
-    from ml_experiments.cli.sweep.report import Format
     from ml_experiments.runner.detached.supervisor import SweepRequest
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
     from ml_experiments.runner.sweeps.points import SweepPoint
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _DETACH = click.option("--detach", is_flag=True, help="Return once it has begun; it goes on.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
-_YES = click.option("--yes", is_flag=True, help="Don't ask, whatever the sweep may cost.")
-_CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the points as CSV on stdout.")
+_YES = yes_option("the sweep")
+_CSV = csv_option("points")
 
 
 class StartGroup(click.Group):
@@ -52,13 +59,9 @@ def sweep() -> None:
 @sweep.command(cls=RunCommand)
 @click.argument("class_path")
 @click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML or JSON file.")
+@CONFIG
 @click.option("--space", "space_file", type=click.Path(path_type=Path), help="Axes as YAML.")
-@click.option(
-    "--backend",
-    default=None,
-    help="local, modal or slurm; modal with --gpu or --escalate, slurm with --slurm.",
-)
+@BACKEND
 @options_of(SweepOptions)
 @click.option("--keep-going", is_flag=True, help="Run the other points after a failure (default).")
 @options_of(RunOptions)
@@ -68,7 +71,7 @@ def sweep() -> None:
 @_DRY_RUN
 @_YES
 @_DETACH
-@_JSON
+@JSON
 @_CSV
 def start(
     class_path: str,
@@ -126,7 +129,7 @@ def start(
         **options,
         **of_sweep,
     )
-    form = _format(as_json, as_csv)
+    form = format_of(as_json, as_csv)
     _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
     _print_space(spec, form)
     if dry_run:
@@ -169,7 +172,7 @@ def start(
 @_DRY_RUN
 @_YES
 @_DETACH
-@_JSON
+@JSON
 @_CSV
 def resume(sweep_reference: str, failed_only: bool, **choices: Any) -> int:
     """Run the points of a sweep that have no result yet.
@@ -187,7 +190,7 @@ def resume(sweep_reference: str, failed_only: bool, **choices: Any) -> int:
 @_DRY_RUN
 @_YES
 @_DETACH
-@_JSON
+@JSON
 @_CSV
 def extend(sweep_reference: str, axes: tuple[str, ...], trials: int | None, **choices: Any) -> int:
     """Add values to the axes of a grid, widen those of a sampler, or raise its trials; then resume.
@@ -202,7 +205,7 @@ def extend(sweep_reference: str, axes: tuple[str, ...], trials: int | None, **ch
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.option("--importances", is_flag=True, help="Say how much each axis matters, or why not.")
-@_JSON
+@JSON
 @_CSV
 def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -> int:
     """Show the space of a sweep, how far it is, and its points, the best first."""
@@ -215,7 +218,7 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
     progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
     progress.stopped = folder.read_stop()
-    form = _format(as_json, as_csv)
+    form = format_of(as_json, as_csv)
     if form == "table":
         _print_space(spec, form)
     print_report(folder, spec, progress, form, wants_importances=importances)
@@ -258,7 +261,7 @@ def _take_up(
     from ml_experiments.runner.detached.supervisor import SweepRequest
     from ml_experiments.runner.sweeps.sweep import resume_sweep
 
-    form = _format(as_json, as_csv)
+    form = format_of(as_json, as_csv)
     _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
     request = SweepRequest(
         folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
@@ -357,12 +360,6 @@ def _print_detached(folder: SweepFolder, where: str, as_json: bool) -> int:
     for command in ("show", "stop"):
         click.echo(f"  ml-experiments sweep {command} {sweep_id}")
     return 0
-
-
-def _format(as_json: bool, as_csv: bool) -> Format:
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
-    return "json" if as_json else "csv" if as_csv else "table"
 
 
 def _print_space(spec: SweepSpec, form: Format) -> None:

@@ -7,11 +7,12 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ml_experiments.backends.forecast import Forecast, dollars
+from ml_experiments.cli.parameters import Format
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
 from ml_experiments.errors import Error
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-Format = Literal["table", "json", "csv"]
 Show = Callable[[SweepPoint], None]
 
 _MAX_ROWS = 20

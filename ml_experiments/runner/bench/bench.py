@@ -51,13 +51,12 @@ class BenchReport:
         ```python
         from ml_experiments import bench
 
-        def train(batch_size=1):
-            return {"samples": 10 * batch_size}
+        def square(n=2):
+            return n * n
 
         if __name__ == "__main__":
-            report = bench(train, vary={"batch_size": [1, 4]}, repeat=2, per="results.samples")
-            print(len(report.rows), report.is_whole)  # 2 True
-            print(report.to_dict()["rows"][0]["status"])  # measured
+            report = bench(square, repeat=1)
+            print(report.is_whole, [row.status for row in report.rows])  # True ['measured']
         ```
 
     Attributes:

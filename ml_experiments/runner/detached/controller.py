@@ -6,6 +6,7 @@ It does what the command does: its runs folder is on the container's disk, and i
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from ml_experiments.backends.modal.detached.containers import RemoteCall
 from ml_experiments.backends.modal.detached.volume_folder import Mirror, has_file, remove_file
 from ml_experiments.errors import Error
 from ml_experiments.execution.observer import Observer
@@ -23,6 +25,7 @@ from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
 from ml_experiments.runner.sweeps.sweep import resume_sweep
 from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.spec import RunSpec
+from ml_experiments.serialization.files import write_json_atomically
 from ml_experiments.settings import runs_dir, update_environment
 
 SWEEPS_FOLDER = ".sweeps"  # on the volume
@@ -51,6 +54,10 @@ def control_sweep(request: dict[str, Any]) -> None:
         is_known = folder.path.is_dir()
         if not is_known:
             SweepFolder.create(here, spec, Redactor(secret_values()))
+        # for machines that have not started it, which get it with the sweep
+        write_json_atomically(
+            folder.remote_file, dataclasses.asdict(RemoteCall.of_this_container())
+        )
         ended, news = threading.Event(), threading.Event()
         copier = threading.Thread(target=_keep_copying, args=(mirror, folder, ended, news))
         copier.start()

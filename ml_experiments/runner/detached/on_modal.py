@@ -108,10 +108,10 @@ def call_of(folder: SweepFolder) -> RemoteCall | None:
         RunFolderError: If the record of it is damaged.
     """
     try:
-        return RemoteCall(**json.loads(folder.remote_file.read_text("utf-8")))
+        return RemoteCall(json.loads(folder.remote_file.read_text("utf-8"))["call_id"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, KeyError) as e:
         raise RunFolderError(f"{folder.remote_file} is damaged: {e}") from e
 
 

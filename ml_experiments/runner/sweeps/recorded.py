@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ml_experiments.backends.base import Backend
-from ml_experiments.runner.sweeps.checking import check_points
+from ml_experiments.runner.sweeps.checking import Checked, check_points
 from ml_experiments.runner.sweeps.controller import Progress
 from ml_experiments.runner.sweeps.folder import RecordedRun, SweepFolder, SweepSpec
 from ml_experiments.runner.sweeps.points import SweepPoint, ended_point, logged_values
@@ -22,7 +22,7 @@ from ml_experiments.runs.result import RunStatus
 
 def resume_grid(
     spec: SweepSpec,
-    _folder: SweepFolder,
+    folder: SweepFolder,
     backend: Backend,
     recorded: Mapping[str, RecordedRun],
     progress: Progress,
@@ -44,6 +44,7 @@ def resume_grid(
     if not todo:
         return GridPoints(spec.space, (), spec.parallel)
     checked = check_points(spec, backend, todo)
+    _check_room(checked, spec, folder, backend, recorded)
     progress.to_run, progress.forecast = len(todo), checked.forecast
     study = None
     if spec.has_optunas_pruner:
@@ -88,9 +89,32 @@ def resume_sampled(
     progress.to_run = len(again) + max(0, new)
     if not progress.to_run:
         return source
-    one = check_points(spec, backend).first.forecast
+    checked = check_points(spec, backend)
+    _check_room(checked, spec, folder, backend, recorded)
+    one = checked.first.forecast
     progress.forecast = None if one is None else one.for_runs(progress.to_run, spec.max_cost)
     return in_rounds(source, spec, progress.to_run, progress.forecast, progress.earlier)
+
+
+def _check_room(
+    checked: Checked,
+    spec: SweepSpec,
+    folder: SweepFolder,
+    backend: Backend,
+    recorded: Mapping[str, RecordedRun],
+) -> None:
+    """Make sure that the caps have room for a point, unless something can go on without.
+
+    Raises:
+        BudgetError: If not, or it can't be known.
+    """
+    # money that is divided in rounds may be at its end, and so the sweep
+    if spec.is_halved_by_money:
+        return
+    # a run that goes on elsewhere is followed, and has its reservation
+    if backend.outlives_client and not all(r.outcome().status.has_ended for r in recorded.values()):
+        return
+    checked.check_room(spec, backend, folder.runs_dir)
 
 
 def recorded_points(folder: SweepFolder) -> list[SweepPoint]:

@@ -54,7 +54,7 @@ def statuses(folder: SweepFolder) -> dict[str, str]:
 
 
 def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
-    modal_emulator: Emulator, project: Path, runs_dir: Path
+    modal_emulator: Emulator, project: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("sweep", "mine.train", "lr=0.1,2.0", "--gpu", "t4", "--parallel", "2")
     begun = run_command(modal_emulator, project, *arguments, "--detach", "--json")
@@ -89,10 +89,12 @@ def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
         {**p.result.to_dict(), "run_dir": str(elsewhere / p.result.run_id)} for p in points
     ]
 
-    # what is removed there doesn't come back
+    # what is removed there doesn't come back, whichever machine removes it
     first, second = (p.result.run_id for p in points)
     rm = ("runs", "rm", "--from", "both", "--yes")
-    assert run_command(modal_emulator, project, *rm, first).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(elsewhere))
+        assert run_command(modal_emulator, project, *rm, first).returncode == 0
     assert list_folders(f".sweeps/{folder.path.name}") == [second, "sweeps"]
     assert run_command(modal_emulator, project, *rm, second).returncode == 0
     assert folder.path.name not in list_folders(".sweeps")

@@ -29,11 +29,16 @@ class RemoteCall:
 
     Attributes:
         call_id: Modal's name for the call.
-        app_url: The page of its app on Modal's dashboard.
     """
 
     call_id: str
-    app_url: str
+
+    @classmethod
+    def of_this_container(cls) -> RemoteCall:
+        """Return the call that this container executes."""
+        call_id = modal.current_function_call_id()
+        assert call_id is not None
+        return cls(call_id)
 
     def goes_on(self) -> bool:
         """Return whether it has not ended.
@@ -90,4 +95,4 @@ def start_on_modal(
     )(function)
     with platform_errors("start the controller"), without_modals_output(), app.run(detach=True):
         call = remote.spawn(request)
-        return RemoteCall(call.object_id, app.get_dashboard_url())
+        return RemoteCall(call.object_id)
