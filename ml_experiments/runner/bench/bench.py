@@ -122,7 +122,8 @@ def bench(
     """Measure an experiment on GPU types, or on this machine, and with several values.
 
     Each case runs once to warm up and then `repeat` times, all in the same container or worker.
-    With `setup_fields`, the experiment is set up once for them.
+    With `setup_fields`, the experiment is set up once for them. With `launch`, each run has new
+    processes.
 
     Example:
         ```python
@@ -181,6 +182,12 @@ def plan_bench(
     given = read_options(BenchOptions, options, "bench")
     gpus = _gpus(given.pop("gpu", None), backend)
     backend = backend or ("modal" if gpus else "local")
+    if backend == "slurm":
+        raise ConfigError(
+            "a bench measures runs that follow one another on one machine, and on Slurm each run "
+            "is a job of its own; measure on a node, without --backend: srun --gres=gpu:a100:1 "
+            "ml-experiments bench CLASS_PATH"
+        )
     if given.get("max_cost") is not None and backend != "modal":
         raise ConfigError("max_cost caps what runs cost on Modal; here they cost nothing")
     if space is not None and space.endless:

@@ -142,6 +142,8 @@ def _options(spec: BenchSpec, case: Case, repeat: int) -> dict[str, Any]:
     tags = {BENCH_TAG: spec.bench_id, CASE_TAG: case.key, REPEAT_TAG: str(repeat or WARM_UP)}
     return {
         "gpu": case.gpu,
+        "launch": spec.launch,
+        "nproc_per_node": spec.nproc_per_node,
         "timeout_s": spec.timeout_s,
         "seed": spec.seed,
         "name": spec.name,

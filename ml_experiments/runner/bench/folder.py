@@ -64,6 +64,8 @@ class BenchSpec:
         repeat: How many measured runs there are of each case.
         per: What one run puts out; None for the run itself.
         latency: The logged metric whose percentiles are shown; None for the seconds of `run()`.
+        launch: What starts the processes of a run; None where it is one.
+        nproc_per_node: How many, if that was given.
         max_cost: The most that all runs may cost, in US dollars.
         working_dir: The folder that it was started in.
     """
@@ -79,6 +81,8 @@ class BenchSpec:
     repeat: int = 3
     per: str | None = None
     latency: str | None = None
+    launch: str | None = None
+    nproc_per_node: int | None = None
     timeout_s: float | None = None
     seed: int = 0
     name: str | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
 
-from ml_experiments.runner.options import MAX_SEED
+from ml_experiments.runner.options import MAX_PROCESSES, MAX_SEED
 from ml_experiments.settings import MAX_USD
 
 MAX_REPEAT = 10_000
@@ -33,6 +33,16 @@ class BenchOptions(TypedDict, total=False):
     latency: Annotated[
         str | None,
         Doc("Show the percentiles of this logged metric instead of those of run()'s seconds."),
+    ]
+    launch: Annotated[
+        Literal["torchrun", "accelerate"] | None,
+        Doc("Start one process for each GPU, with torch's or Accelerate's launcher, for each run."),
+    ]
+    nproc_per_node: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_PROCESSES),
+        Doc("With launch: how many processes; by default one for each GPU."),
     ]
     timeout_s: Annotated[
         float | None, Gt(0), Le(24 * 3600), Doc("End each run after this time; 1h by default.")

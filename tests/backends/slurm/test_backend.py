@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ from ml_experiments import (
 )
 from ml_experiments.backends.slurm import run_handle
 from ml_experiments.backends.slurm.backend import SlurmBackend
+from ml_experiments.backends.slurm.options import SlurmOptions
 from ml_experiments.backends.slurm.queue import parse_gpu
+from ml_experiments.cli.run import run
 from ml_experiments.cli.runs.listing import list_
 from ml_experiments.errors import GpuTypeError, PreflightError
 from ml_experiments.execution.observer import Observer
@@ -33,6 +37,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.heartbeat import request_cancel
 from ml_experiments.runs.result import ErrorKind, RunStatus
 from tests.support.command import call
+from tests.support.launched_experiments import Regression
 from tests.support.modal_runs import Recorder, folder_of
 from tests.support.slurm_cluster import ClusterNotStartedError, slurm_cluster
 from tests.support.slurm_experiments import Counts, HasSecret
@@ -223,6 +228,73 @@ def test_a_configuration_that_is_not_there_is_named_at_once(
 def test_a_secret_does_not_get_into_the_run_folder(local: SlurmBackend) -> None:
     with pytest.raises(PreflightError, match="read it from an environment variable"):
         prepare_run(HasSecret, {"token": "a-token-of-length"}, backend=local)
+
+
+@pytest.fixture
+def accepting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_grace: None) -> None:
+    """Slurm's commands where a cluster takes every job, and none runs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    answers = {"sbatch": "Submitted batch job 7", "sinfo": "gpu:a100:4"}
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo", "srun"):
+        program = programs / name
+        program.write_text(f"#!/bin/sh\necho '{answers.get(name, '')}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+
+
+def script_of(runs_dir: Path, *options: str) -> set[str]:
+    """Submit a run by the command, and return the lines of its job's script, without quotes."""
+    done = CliRunner().invoke(run, [COUNTS, "--backend", "slurm", *options])
+    assert done.exit_code == 1, done.output  # its job is lost
+    [script] = runs_dir.glob("*/.slurm/7_submission.sh")
+    return {" ".join(shlex.split(line)) for line in script.read_text().splitlines()}
+
+
+def test_each_option_reaches_the_script_of_the_job(accepting: None, runs_dir: Path) -> None:
+    lines = {
+        "partition=a,b": "#SBATCH --partition=a,b",
+        "account=vision": "#SBATCH --account=vision",
+        "qos=high": "#SBATCH --qos=high",
+        "constraint=a100&ib": "#SBATCH --constraint=a100&ib",
+        "reservation=ours": "#SBATCH --reservation=ours",
+        "nodelist=n[1-2]": "#SBATCH --nodelist=n[1-2]",
+        "exclude=n3": "#SBATCH --exclude=n3",
+        "cpus_per_task=4": "#SBATCH --cpus-per-task=4",
+        "memory_gib=1.5": "#SBATCH --mem=1536M",
+        "setup=module load cuda": "module load cuda",
+        "sbatch.licenses=matlab": "#SBATCH --licenses=matlab",
+        "signal_delay_s=300": "#SBATCH --signal=B:USR2@300",
+    }
+    names = {option.partition("=")[0].partition(".")[0] for option in lines}
+    assert names == set(SlurmOptions.__annotations__) - {"cluster"}
+    given = [word for option in lines for word in ("--slurm", option)]
+    more = ("--gpu", "a100:2", "--name", "first try", "--timeout", "1h")
+    of_the_run = {
+        "#SBATCH --gres=gpu:a100:2",
+        "#SBATCH --job-name=first_try",
+        "#SBATCH --time=67",  # 3600 s, 300 s to save, and 120 s to start and end
+    }
+    script = script_of(runs_dir, *given, *more)
+    assert {*lines.values(), *of_the_run} - script == set()
+
+
+def test_what_is_not_asked_of_slurm_is_the_clusters_choice(accepting: None, runs_dir: Path) -> None:
+    script = script_of(runs_dir)
+    given = {line.split()[1].partition("=")[0] for line in script if line.startswith("#SBATCH")}
+    assert not given & {"--partition", "--account", "--qos", "--gres", "--mem", "--cpus-per-task"}
+    assert script >= {"#SBATCH --time=244", "#SBATCH --signal=B:USR2@90", "#SBATCH --requeue"}
+
+
+@pytest.mark.slow
+def test_a_job_starts_a_process_for_each_rank(local: SlurmBackend) -> None:
+    pytest.importorskip("torch")
+    result = run_experiment(
+        Regression, {"steps": 1}, backend=local, launch="torchrun", nproc_per_node=2
+    )
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert (result.results["rank"], result.results["world_size"]) == (0, 2)
 
 
 @pytest.mark.slow

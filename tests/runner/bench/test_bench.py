@@ -15,6 +15,7 @@ from ml_experiments.runner.budget.ledger import Ask, Cap
 from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runner.sweeps.search_space.space import read_space
 from modal_emulator import Emulator
+from tests.support.launched_experiments import Regression
 
 DRAW = "draw.py:Draw"
 
@@ -52,6 +53,46 @@ def test_each_case_warms_up_and_is_measured_in_a_process_that_is_set_up_once(
     assert len(find_runs("tags.case == 'here batch_size=4' and name == 'first'")) == 3
     again = report_on(find_bench(runs_dir, "first"), per="config.batch_size")
     assert {row.outputs for row in again.rows} == {1.0, 4.0, None}
+
+
+@pytest.mark.slow
+def test_a_run_of_several_processes_is_measured_by_its_first_one(runs_dir: Path) -> None:
+    pytest.importorskip("torch")
+    report = bench(
+        Regression,
+        {"steps": 2},
+        repeat=1,
+        per="results.world_size",
+        latency="step_of_rank",
+        launch="torchrun",
+        nproc_per_node=2,
+    )
+    [row] = report.rows
+    assert (row.status, row.runs, row.outputs) == ("measured", 1, 2.0)
+    assert set(row.latency.values()) == {0.0}  # rank 0 alone logs
+    specs = [run.spec for run in find_runs(f"tags.bench == '{report.bench_id}'")]
+    assert {(spec.launch, spec.nproc_per_node) for spec in specs} == {("torchrun", 2)}
+    assert len(specs) == 2
+    # what resumes it starts the same
+    spec = find_bench(runs_dir, "last").read_spec()
+    assert (spec.launch, spec.nproc_per_node) == ("torchrun", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "slurm"}, "on Slurm each run is a job of its own; measure on a node"),
+        ({"nproc_per_node": 2}, "add launch='torchrun'"),
+        ({"launch": "torchrun"}, "nproc_per_node=2"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(
+    project: Path, runs_dir: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bench(DRAW, **options)
+    assert message in " ".join((str(caught.value), *caught.value.problems))
+    assert not any(runs_dir.iterdir())
 
 
 @pytest.mark.slow
