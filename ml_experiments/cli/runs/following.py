@@ -16,8 +16,10 @@ from ml_experiments.cli.runs.finding import find_run, for_each
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ml_experiments.execution.observer import Observer
     from ml_experiments.runs.folder import RunFolder
     from ml_experiments.runs.result import RunResult
+    from ml_experiments.runs.spec import RunSpec
 
 _CANCEL_LIMIT_S = 30.0
 
@@ -135,12 +137,28 @@ def _until_ended(
                 err=True,
             )
         left = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-        return _collect_from_modal(folder, left)
+        return _collect(folder, _observer_of(show), left)
     except KeyboardInterrupt:
         leave(folder.path.name, 130)
 
 
-def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:
+def _observer_of(show: Callable[[bytes], object] | None) -> Observer:
+    """Return what shows the output of a run that no process here sees through."""
+    from ml_experiments.execution.observer import Observer
+    from ml_experiments.runner.display.printable import printable_lines
+
+    class Shown(Observer):
+        def log(self, spec: RunSpec, data: bytes) -> None:  # noqa: ARG002
+            if show is not None:
+                show(data)
+
+        def notice(self, spec: RunSpec, text: str) -> None:  # noqa: ARG002
+            click.echo(printable_lines(text), err=True)
+
+    return Shown()
+
+
+def _collect(folder: RunFolder, observer: Observer, limit_s: float | None) -> RunResult:
     from ml_experiments.backends import open_backend
     from ml_experiments.cli.run import leave
     from ml_experiments.runner.resume import attach_run
@@ -149,7 +167,7 @@ def _collect_from_modal(folder: RunFolder, limit_s: float | None) -> RunResult:
     with open_backend(spec.backend, **spec.backend_options) as backend:
         if (outcome := folder.outcome()).status.has_ended:  # another process has collected it
             return outcome
-        handle = attach_run(folder, backend=backend)
+        handle = attach_run(folder, backend=backend, observer=observer)
         try:
             return handle.result(limit_s)
         except (TimeoutError, KeyboardInterrupt) as e:

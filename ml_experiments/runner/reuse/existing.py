@@ -66,6 +66,7 @@ class ExistingRunHandle(RunHandle):
         super().__init__(folder.read_spec(), folder)
         self._backend, self._observer = backend, observer
         self._attached: RunHandle | None = None
+        self._cancel_asked: bool | None = None  # if so, whether at once
         if is_without_client(folder):
             self._attached = backend.attach(folder, observer)
             self.future = self._attached.future
@@ -78,9 +79,10 @@ class ExistingRunHandle(RunHandle):
     @override
     def cancel(self, *, at_once: bool = False) -> None:
         """End the run, wherever it is seen through."""
+        self._cancel_asked = at_once
         if self._attached is not None:
             self._attached.cancel(at_once=at_once)
-        elif not self._has_ended():
+        elif not self._has_ended() and not is_without_client(self.folder):
             ask_to_cancel(self.folder, at_once=at_once)
 
     def _has_ended(self) -> bool:
@@ -93,6 +95,8 @@ class ExistingRunHandle(RunHandle):
                 self._observer.finished(self.spec, result)
             else:  # its client is gone
                 self._attached = self._backend.attach(self.folder, self._observer)
+                if self._cancel_asked is not None:
+                    self._attached.cancel(at_once=self._cancel_asked)
                 result = self._attached.result()
         except BaseException as e:  # noqa: BLE001 - whoever waits for the run gets it
             future.set_exception(e)

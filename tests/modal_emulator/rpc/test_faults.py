@@ -44,9 +44,9 @@ def test_a_preempted_input_runs_again_and_finds_what_it_saved(
     modal_emulator: Emulator, key: str
 ) -> None:
     earlier = {each.task_id for each in modal_emulator.containers()}
-    modal_emulator.preempt_input(1, after_s=0.5, grace_s=20)
-    found = disturbed.resume.remote(20, key)
-    assert 0 < found["started_at"] < 20
+    modal_emulator.preempt_input(1, after_s=1.5, grace_s=20)
+    found = disturbed.resume.remote(60, key)
+    assert 0 < found["started_at"] < 60
     assert disturbed.events.get(timeout=30) == f"interrupted {key}"
     preempted = [
         each

@@ -16,6 +16,7 @@ from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runner.sweeps.search_space.space import read_space
 from modal_emulator import Emulator
 from tests.support.launched_experiments import Regression
+from tests.support.modal_runs import folder_of
 
 DRAW = "draw.py:Draw"
 
@@ -70,7 +71,8 @@ def test_a_run_of_several_processes_is_measured_by_its_first_one(runs_dir: Path)
     [row] = report.rows
     assert (row.status, row.runs, row.outputs) == ("measured", 1, 2.0)
     assert set(row.latency.values()) == {0.0}  # rank 0 alone logs
-    specs = [run.spec for run in find_runs(f"tags.bench == '{report.bench_id}'")]
+    runs = find_runs(f"tags.bench == '{report.bench_id}'")
+    specs = [folder_of(run).read_spec() for run in runs]
     assert {(spec.launch, spec.nproc_per_node) for spec in specs} == {("torchrun", 2)}
     assert len(specs) == 2
     # what resumes it starts the same

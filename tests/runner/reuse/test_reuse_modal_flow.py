@@ -97,7 +97,9 @@ def test_of_two_machines_that_submit_one_id_at_once_one_runs_it(
 
     monkeypatch.setattr(modal_backend, "_claim_id", claim_together)
     # both are in this process, which lives; of another machine's process it is not known
-    monkeypatch.setattr(existing, "has_client", lambda _folder: False)
+    monkeypatch.setattr(
+        existing, "is_without_client", lambda folder: not folder.outcome().status.has_ended
+    )
     calls = len(modal_emulator.calls())
 
     def submit(machine: str) -> RunResult:
