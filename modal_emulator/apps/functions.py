@@ -131,6 +131,11 @@ class RunnableFunction:
         return int(concurrent * max(first.batch_max_size, 1))
 
     @property
+    def cluster_size(self) -> int:
+        """How many containers run each input together."""
+        return int(self.first._experimental_group_size) or 1
+
+    @property
     def max_containers(self) -> int:
         """How many containers it can have at the same time."""
         if any(each.web_server_port for each in web_methods(self.first).values()):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -103,6 +104,13 @@ class Container:
         self.ready = False
         self.stopping = False
         self.end_reason: EndReason = ""
+        # those of its cluster, by rank, or it alone; the first one takes the inputs of all
+        self.gang: list[Container] = [self]
+        self.cluster_id = ""
+        # where the others reach it, once it has said so
+        self.cluster_address = ""
+        # inputs of its cluster that it has not asked for yet
+        self.inbox: deque[Input] = deque()
         self.running: dict[str, Input] = {}
         self.inputs_taken = 0
         # the error in the function's imports or `enter` methods, if there was one
@@ -135,6 +143,11 @@ class Container:
     def definition(self) -> Any:
         """The `Function` message of the function that it runs."""
         return self.function.ranked[self.place.rank]
+
+    @property
+    def leads(self) -> bool:
+        """Whether it takes inputs of its own accord, and its outputs count."""
+        return self.gang[0] is self
 
     @property
     def slots(self) -> int:

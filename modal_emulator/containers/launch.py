@@ -7,6 +7,7 @@ import base64
 import json
 import math
 import os
+import random
 import socket
 import string
 import time
@@ -57,14 +58,27 @@ class Launch:
     built: Layer | None = None
 
 
+def new_address() -> str:
+    """Return an IPv6 address for one container, which means one of this machine's loopback (Linux).
+
+    Each has one of its own, so that all may listen on the same port.
+    """
+    number = random.SystemRandom().randrange(254 * 256 * 254)
+    return f"::ffff:127.{1 + number // (256 * 254)}.{number // 254 % 256}.{1 + number % 254}"
+
+
 @dataclass(frozen=True)
 class Placement:
-    """A container's id, its GPU with the rank in the function's list, and its folder."""
+    """A container's id, its GPU with the rank in the function's list, and its folder.
+
+    `address` is where other containers reach it; empty where they don't.
+    """
 
     task_id: str
     rank: int
     gpu: GpuRequest | None
     folder: Path
+    address: str = ""
 
     @property
     def shared(self) -> Path:
@@ -275,6 +289,8 @@ class Launcher:
         }
         if "eth0" not in {name for _, name in socket.if_nameindex()}:
             variables["MODAL_EMULATOR_LOOPBACK"] = "1"
+        if place.address:
+            variables["MODAL_EMULATOR_I6PN"] = place.address
         if gpu is None:
             # as on Modal, a function without a GPU has none
             variables["CUDA_VISIBLE_DEVICES"] = ""

@@ -64,7 +64,6 @@ def _never_sent(names: str) -> dict[str, Field]:
 _COPY = "a copy of the same setting in `autoscaler_settings`"
 _BY_SERVER = "set by servers, not by clients"
 _CONFIG = "a setting of the client for Modal's own staff"
-_CLUSTER = "@modal.clustered"
 _SANDBOX = "of modal.Sandbox, not of `modal shell`"
 
 
@@ -88,8 +87,8 @@ _SHARED = {
     **_warned("runtime_perf_record", "MODAL_RUNTIME_PERF_RECORD", _CONFIG),
     **_warned("experimental_options", "experimental_options"),
     **_warned("routing_region", "routing_region"),
-    **_refused("_experimental_group_size", _CLUSTER),
-    **_refused("_experimental_fabric_size", _CLUSTER),
+    **_used("_experimental_group_size", "`@modal.clustered`: so many containers run each input"),
+    **_refused("_experimental_fabric_size", "fabric_size"),
     **_refused("http_config", "@modal.http_server or @app.server"),
     **_refused("is_server", "@app.server"),
     **_refused("is_sessioned", "@modal.sessioned"),
@@ -119,7 +118,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         **_warned("enable_gpu_snapshot", "enable_gpu_snapshot"),
         **_warned("block_network", "block_network"),
         **_warned("network_access", "network_access"),
-        **_warned("i6pn_enabled", "i6pn"),
+        **_used("i6pn_enabled", "an address of this machine's loopback interface; on Linux"),
         **_warned("cloud_provider_str", "cloud"),
         **_refused("cloud_bucket_mounts", "modal.CloudBucketMount"),
         **_refused("shared_volume_mounts", "modal.NetworkFileSystem"),
@@ -146,7 +145,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         **_used("skip_num_threads_env_vars"),
         **_used("milli_cpu_max", "that many of this machine's cores, rounded up; on Linux"),
         **_warned("ephemeral_disk_mb", "ephemeral_disk", "the disk is this machine's"),
-        **_refused("rdma", "@modal.clustered(rdma=True)"),
+        **_warned("rdma", "rdma", "the containers of a cluster are connected by loopback"),
     },
     "GPUConfig": {**_used("gpu_type count"), **_never_sent("type")},
     "SchedulerPlacement": {

@@ -17,7 +17,7 @@ from modal_emulator.apps.apps import DEPLOYED, AppRecord, Apps
 from modal_emulator.apps.functions import Functions, RunnableFunction
 from modal_emulator.apps.logs import Logs
 from modal_emulator.containers.container import Container
-from modal_emulator.containers.launch import Placement
+from modal_emulator.containers.launch import Placement, new_address
 from modal_emulator.rpc.faults import Faults
 from modal_emulator.rpc.gpus import GpuRequest
 from modal_emulator.scheduling.pools import ContainerPool, ContainerPools
@@ -115,15 +115,16 @@ class Autoscaler:
         return pool.crashes.wait_s(function.definition_id)
 
     def _missing(self, pool: ContainerPool, function: RunnableFunction) -> int:
-        settings = function.first.autoscaler_settings
+        """Return how many containers, or clusters of them, are to be started."""
+        settings, size = function.first.autoscaler_settings, function.cluster_size
         live = len(pool.live)
         without_slot = max(0, len(pool.waiting) - pool.free_slots)
         wanted = live + math.ceil(without_slot / function.slots)
         if pool.waiting or any(each.running for each in pool.live):
-            wanted += settings.buffer_containers
+            wanted += settings.buffer_containers // size
         if pool.broken_definition_id != function.definition_id and not function.refused:
-            wanted = max(wanted, settings.min_containers)
-        wanted = min(wanted, function.max_containers)
+            wanted = max(wanted, settings.min_containers // size)
+        wanted = min(wanted, max(1, function.max_containers // size))
         containers = self._pools.containers()
         starting = sum(1 for each in containers if not each.ready and not each.stopping)
         allowed = self._max_starting - starting
@@ -136,15 +137,21 @@ class Autoscaler:
         if free is None:
             self._report_waiting(pool, function)
             return None
-        task_id = new_id("ta")
-        place = Placement(task_id, *free, self._run_dir / task_id[-8:])
-        container = Container(function, place, self._logs, pool.changed)
-        pool.containers[task_id] = container
-        log.info("container %s of %s starts", task_id, function.name)
-        task = asyncio.create_task(self._run(pool, container))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return container
+        gang, cluster_id = [], new_id("cu") if function.cluster_size > 1 else ""
+        for _ in range(function.cluster_size):
+            task_id = new_id("ta")
+            address = new_address() if function.first.i6pn_enabled else ""
+            place = Placement(task_id, *free, self._run_dir / task_id[-8:], address)
+            container = Container(function, place, self._logs, pool.changed)
+            gang.append(container)
+        for container in gang:
+            container.gang, container.cluster_id = gang, cluster_id
+            pool.containers[container.task_id] = container
+            log.info("container %s of %s starts", container.task_id, function.name)
+            task = asyncio.create_task(self._run(pool, container))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return gang[0]
 
     def _report_waiting(self, pool: ContainerPool, function: RunnableFunction) -> None:
         """Write to the logs of each call, once, that no GPU is free for it."""
@@ -176,7 +183,8 @@ class Autoscaler:
                 return rank, None
             for gpu in request.candidates:
                 capacity = self._faults.gpu_capacity(gpu.device)
-                if capacity is None or used[gpu.device] + gpu.count <= capacity:
+                count = gpu.count * function.cluster_size
+                if capacity is None or used[gpu.device] + count <= capacity:
                     return rank, gpu
         return None
 

@@ -29,8 +29,8 @@ class ContainerPool:
 
     @property
     def live(self) -> list[Container]:
-        """The containers that take inputs, or will once they have started."""
-        return [each for each in self.containers.values() if not each.stopping]
+        """The containers that take inputs, or will once they have started: one of each cluster."""
+        return [each for each in self.containers.values() if each.leads and not each.stopping]
 
     @property
     def free_slots(self) -> int:
@@ -50,7 +50,7 @@ class ContainerPool:
     def running(self, item: Input) -> Container | None:
         """Return the container that runs an input, if one does."""
         for container in self.containers.values():
-            if item.input_id in container.running:
+            if container.leads and item.input_id in container.running:
                 return container
         return None
 

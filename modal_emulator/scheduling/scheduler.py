@@ -103,6 +103,8 @@ class Scheduler:
         if not container.ready:
             container.ready = True
             self._scale_all()
+        if not container.leads:
+            return await self._input_of_cluster(pool, container)
         settings = container.definition.autoscaler_settings
         idle_s = settings.scaledown_window or _DEFAULT_IDLE_S
         idle_at = time.monotonic() + idle_s
@@ -114,13 +116,20 @@ class Scheduler:
                 continue
             left_s = idle_at - time.monotonic()
             if left_s <= 0:
-                if not container.running and len(pool.live) > settings.min_containers:
+                containers = len(pool.live) * container.function.cluster_size
+                if not container.running and containers > settings.min_containers:
                     container.end("idle")
                     break
                 left_s = idle_s
                 idle_at = time.monotonic() + idle_s
             await pool.changed.wait(left_s)
         return []
+
+    async def _input_of_cluster(self, pool: ContainerPool, container: Container) -> list[Input]:
+        """Wait for an input that the first container of a cluster has taken for all."""
+        while not container.inbox and not container.stopping:
+            await pool.changed.wait(_DEFAULT_IDLE_S)
+        return [container.inbox.popleft()] if container.inbox else []
 
     async def _linger(self, pool: ContainerPool, batch_size: int, linger_s: float) -> None:
         ends_at = time.monotonic() + linger_s
@@ -136,15 +145,21 @@ class Scheduler:
             item.attempts += 1
             item.starts += 1
             item.task_id, item.started_at = container.task_id, time.time()
-            container.running[item.input_id] = item
-            container.inputs_taken += 1
+            for each in container.gang:
+                each.running[item.input_id] = item
+                each.inputs_taken += 1
+                if each is not container:
+                    each.inbox.append(item)
             self._timers[item.input_id] = asyncio.get_running_loop().call_later(
                 definition.timeout_secs, self._on_timeout, container, item
             )
             self._inject_fault(container)
         if taken and (definition.single_use_containers or definition.max_inputs == 1):
             # it exits after this input
-            container.stopping = True
+            for each in container.gang:
+                each.stopping = True
+        if len(container.gang) > 1:
+            pool.changed.notify()
         return taken
 
     def _inject_fault(self, container: Container) -> None:
@@ -165,8 +180,8 @@ class Scheduler:
         pool = self._pools.get(container.function.function_id)
         for output in outputs:
             item = container.running.pop(output.input_id, None)
-            if item is None:
-                # timed out or cancelled in the meantime
+            if item is None or not container.leads:
+                # timed out or cancelled in the meantime; or what Modal discards, too
                 continue
             result = output.result
             if result.status == TERMINATED and not result.exception:
@@ -221,6 +236,9 @@ class Scheduler:
         if self._closed:
             return
         container.stopping = True
+        self._end_cluster_of(container, exit_code)
+        if not container.leads:
+            return
         app = self._apps.get(container.function.app_id)
         lost, container.running = list(container.running.values()), {}
         again = []
@@ -244,6 +262,25 @@ class Scheduler:
             self._give_up(pool, container, failed(TIMEOUT, message))
         elif container.end_reason in _CRASHED and (lost or not container.ready):
             self._on_crash(pool, container, app, exit_code)
+
+    def _end_cluster_of(self, container: Container, exit_code: int) -> None:
+        """End the other containers of a cluster, which go on with nothing without this one."""
+        if not container.leads:
+            leader = container.gang[0]
+            # one that is being ended may still save what it has
+            if not leader.ended_at and not leader.end_reason:
+                leader.startup_error = leader.startup_error or container.startup_error
+                if leader.running or not leader.ready:
+                    leader.kill()  # and its inputs run again, as after a crash
+                else:
+                    leader.end("idle")
+            return
+        for other in container.gang[1:]:
+            other.end(container.end_reason)
+            if exit_code == 0:
+                other.kill_after(_CANCEL_GRACE_S)
+            elif not other.ended_at:
+                other.kill()
 
     def _on_crash(
         self,
@@ -299,7 +336,8 @@ class Scheduler:
                 container.end("cancelled")
                 container.kill()
             else:
-                container.cancel_inputs([item.input_id])
+                for each in container.gang:
+                    each.cancel_inputs([item.input_id])
                 asyncio.get_running_loop().call_later(
                     _CANCEL_GRACE_S, self._kill_if_running, container, item
                 )

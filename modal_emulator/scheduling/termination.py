@@ -55,7 +55,8 @@ class Termination:
             task_id=container.task_id,
         )
         log.info("container %s of %s is preempted", container.task_id, container.function.name)
-        container.interrupt("preempted", grace_s)
+        for each in container.gang:
+            each.interrupt("preempted", grace_s)
 
     def kill(self, container: Container) -> None:
         """Kill a container, as a crash would: its inputs fail, or are retried."""

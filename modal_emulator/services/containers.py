@@ -68,6 +68,35 @@ class ContainerService:
             container.cancelled_input_ids = []
         return response
 
+    async def TaskClusterHello(self, request: Message) -> Message:
+        """Reply with the addresses of a cluster's containers once all of them have started."""
+        container = self._caller()
+        container.cluster_address = request.container_ip
+        changed = self._pools.get(container.function.function_id).changed
+        changed.notify()
+        while not all(each.cluster_address for each in container.gang):
+            await changed.wait(_HEARTBEAT_POLL_S)
+        addresses = [each.cluster_address for each in container.gang]
+        return api_pb2.TaskClusterHelloResponse(
+            cluster_id=container.cluster_id,
+            cluster_rank=container.gang.index(container),
+            container_ips=addresses,
+            container_ipv4_ips=[address.removeprefix("::ffff:") for address in addresses],
+        )
+
+    async def ClusterGet(self, request: Message) -> Message:
+        found = [each for each in self._pools.containers() if each.cluster_id]
+        gang = [each for each in found if each.cluster_id == request.cluster_id]
+        if not gang:
+            raise GRPCError(Status.NOT_FOUND, f"Cluster '{request.cluster_id}' not found")
+        stats = api_pb2.ClusterStats(
+            app_id=gang[0].function.app_id,
+            task_ids=[each.task_id for each in gang[0].gang],
+            cluster_id=request.cluster_id,
+            started_at=min(each.started_at for each in gang),
+        )
+        return api_pb2.ClusterGetResponse(cluster=stats)
+
     async def FunctionGetInputs(self, request: Message) -> Message:
         container = self._caller()
         items = await self._scheduler.next_inputs(

@@ -63,8 +63,23 @@ def _give_loopback_as_eth0() -> None:
     fcntl.ioctl = ioctl
 
 
+def _give_address_in_cluster(address: str) -> None:
+    """Answer with an address of the loopback interface when modal asks for that in its network."""
+    import socket
+    from typing import Any
+
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **named: Any) -> Any:
+        return resolve(address if host == "i6pn.modal.local" else host, *rest, **named)
+
+    socket.getaddrinfo = getaddrinfo
+
+
 _remove_editable_installs()
 if client := os.environ.get("MODAL_EMULATOR_CLIENT"):
     sys.path.append(client)
 if os.environ.get("MODAL_EMULATOR_LOOPBACK") == "1":
     _give_loopback_as_eth0()
+if address := os.environ.get("MODAL_EMULATOR_I6PN"):
+    _give_address_in_cluster(address)
