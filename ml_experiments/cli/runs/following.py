@@ -32,7 +32,8 @@ def follow(run: str, as_json: bool) -> int:
     from ml_experiments.cli.run import report
 
     folder = find_run(run)
-    return report(_until_ended(folder, _printer(to_stderr=as_json)), as_json)
+    show = _printer(to_stderr=as_json)
+    return report(_until_ended(folder, show, is_live=not as_json), as_json)
 
 
 @click.command()
@@ -120,8 +121,17 @@ def _until_ended(
     limit_s: float | None = None,
     *,
     offset: int = 0,
+    is_live: bool = False,
 ) -> RunResult:
-    """See a run to its end, wherever it is; show what it prints."""
+    """See a run to its end, wherever it is; show what it prints.
+
+    Args:
+        folder: The run folder.
+        show: Receives what the run prints, if it is to be shown.
+        limit_s: How long to wait at most.
+        offset: Where to begin in the log.
+        is_live: Whether a run without a process here is shown as `run` does, with its progress.
+    """
     from ml_experiments.cli.run import leave
     from ml_experiments.runner.following import follow_log, is_without_client, wait_for_end
 
@@ -132,12 +142,12 @@ def _until_ended(
             if outcome.status.has_ended:
                 return outcome
             click.echo(
-                "the process here that saw the run through is gone; going on with what Modal has, "
+                "the process that saw the run through is gone; the run goes on, and is followed "
                 "from the beginning",
                 err=True,
             )
         left = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-        return _collect(folder, _observer_of(show), left)
+        return _collect(folder, None if is_live else _observer_of(show), left)
     except KeyboardInterrupt:
         leave(folder.path.name, 130)
 
@@ -158,7 +168,7 @@ def _observer_of(show: Callable[[bytes], object] | None) -> Observer:
     return Shown()
 
 
-def _collect(folder: RunFolder, observer: Observer, limit_s: float | None) -> RunResult:
+def _collect(folder: RunFolder, observer: Observer | None, limit_s: float | None) -> RunResult:
     from ml_experiments.backends import open_backend
     from ml_experiments.cli.run import leave
     from ml_experiments.runner.resume import attach_run

@@ -31,12 +31,14 @@ def task_id(modal_emulator_server: Emulator) -> Iterator[str]:
     with shell_app.app.run():
         call = shell_app.wait.spawn(600)
 
-        def running() -> list[str]:
-            found = modal_emulator_server.containers()
-            return [each.task_id for each in found if each.running_input_ids and each.pid]
+        def running() -> list[str]:  # the server has containers of other tests, too
+            [found] = [c for c in modal_emulator_server.calls() if c.call_id == call.object_id]
+            ids = {each.task_id for each in found.inputs}
+            there = modal_emulator_server.containers()
+            return [each.task_id for each in there if each.task_id in ids and each.pid]
 
         wait_until(running, "the start of a container")
-        yield running()[-1]
+        yield running()[0]
         call.cancel(terminate_containers=True)
 
 
