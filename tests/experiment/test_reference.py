@@ -29,7 +29,11 @@ def test_both_dotted_forms_have_parts(path: str, module: str, name: str) -> None
 @pytest.mark.parametrize(
     "path", ["", "Class", ":", "a:", ":b", "a b.c", "a..b", "a.b:", "1a.b", "a.py:", "../x.py:A"]
 )
-def test_anything_else_is_an_error_that_names_the_forms(path: str) -> None:
+def test_anything_else_is_an_error_that_names_the_forms(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ExperimentPathError, match=r"write pkg\.module\.Class|does not exist|names"):
         parse_experiment_path(path)
 
