@@ -9,9 +9,8 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 # pip compiles what it copies, not what it links; where Python may write no bytecode, each process would
 COMPILE := $(BIN)/python -m compileall -q ml_experiments modal_emulator
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := -m pytest -n 2 --dist worksteal -q
-# the slow tests wait for processes and servers about as long as they compute
-PYTEST_SLOW := $(subst -n 2,-n 4,$(PYTEST))
+# tests wait for processes and servers about as long as they compute
+PYTEST := -m pytest -n 4 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \
@@ -40,7 +39,7 @@ demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
 	$(BIN)/ml-experiments run ml_experiments.tasks.text_to_image.TextToImageExperiment prompt="a red handwritten seven" num_images=8
 
 test: $(VENV)/.installed-dev  ## run every test
-	$(BIN)/python $(PYTEST_SLOW)
+	$(BIN)/python $(PYTEST)
 
 check: lint types fast-tests  ## lint, types and the fast tests, in under two minutes
 
@@ -116,7 +115,7 @@ $(OTHER_MODAL)/.installed: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 test-modal: $(OTHER_MODAL)/.installed  ## run the local server's tests with another modal: VERSION=1.6.2
-	$(OTHER_MODAL)/bin/python $(PYTEST_SLOW) $(or $(TESTS),tests/modal_emulator)
+	$(OTHER_MODAL)/bin/python $(PYTEST) $(or $(TESTS),tests/modal_emulator)
 
 contract-modal: $(VENV)/.installed-dev  ## hold Modal itself to the local server's contract: asks first, GPU=1 for a T4
 	$(BIN)/python scripts/contract_modal.py
