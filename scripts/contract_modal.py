@@ -52,7 +52,9 @@ def main() -> int:
         f"It costs at most ${max_cost_usd(gpu=gpu):.2f} and takes at most "
         f"{MAX_RUN_S // 60} minutes. All that it makes is named {prefix}-…, and removed afterwards."
     )
-    if not options.yes and input("Go on? [y/N] ").strip().lower() != "y":
+    print("" if options.yes else "Go on? [y/N] ", end="", flush=True)
+    # no terminal, no answer: that is a no
+    if not options.yes and sys.stdin.readline().strip().lower() != "y":
         print("Nothing was run.")
         return 2
     try:

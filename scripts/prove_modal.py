@@ -171,7 +171,9 @@ def main() -> int:
         f"This runs on the Modal workspace of your token, on a {GPU_TYPE.upper()}, and costs at "
         f"most ${max_cost_usd():.2f}; an image of 5 GB is built if it isn't there."
     )
-    if not options.yes and input("Go on? [y/N] ").strip().lower() != "y":
+    print("" if options.yes else "Go on? [y/N] ", end="", flush=True)
+    # no terminal, no answer: that is a no
+    if not options.yes and sys.stdin.readline().strip().lower() != "y":
         print("Nothing was run.")
         return 2
     options.runs_dir.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ def test_it_asks_reports_and_leaves_nothing_behind(tmp_path: Path) -> None:
     chosen = ["--report", str(file), "--", "-k", "client_sees or required_key"]
     with Emulator() as stands_for_modal, connected(stands_for_modal):
         modal.Volume.objects.create("contract-mine")
-        refused = run_script(SCRIPT, *chosen, answer="n\n")
-        assert (refused.returncode, file.exists()) == (2, False)
+        for answer in ("", "n\n"):  # "" is the end of the input
+            refused = run_script(SCRIPT, *chosen, answer=answer)
+            assert (refused.returncode, file.exists()) == (2, False), refused.stderr
         assert "at most $0." in refused.stdout
         assert "minutes" in refused.stdout
         done = run_script(SCRIPT, *chosen, answer="y\n")

@@ -25,11 +25,13 @@ def test_every_documented_way_holds_on_the_local_server(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("answer", ["\n", ""])  # "" is the end of the input
 def test_it_states_the_cost_and_runs_nothing_unless_told_to(
-    modal_emulator: Emulator, tmp_path: Path
+    modal_emulator: Emulator, tmp_path: Path, answer: str
 ) -> None:
-    done = run_script(SCRIPT, "--runs-dir", str(tmp_path / "runs"), answer="\n", timeout=200)
+    done = run_script(SCRIPT, "--runs-dir", str(tmp_path / "runs"), answer=answer, timeout=200)
     assert done.returncode == 2
+    assert "Nothing was run." in done.stdout
     assert f"at most ${max_cost_usd():.2f}" in done.stdout
     assert not (tmp_path / "runs").exists()
     assert max_cost_usd() < 0.5
