@@ -21,6 +21,8 @@ from ml_experiments import __version__
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ml_experiments.errors import Error
+
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
     "run": ("ml_experiments.cli.run", "Run an experiment, here or on Modal."),
@@ -132,9 +134,18 @@ def _outlive_reader(stream: TextIO) -> TextIO:
     )
 
 
+def tell(error: Error) -> int:
+    """Print what was wrong; return the exit code that stands for it."""
+    from ml_experiments.errors import RunNotCollectedError
+    from ml_experiments.runner.display.printable import printable_lines
+
+    click.echo(f"error: {printable_lines(str(error))}", err=True)
+    return 1 if isinstance(error, RunNotCollectedError) else 2
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    from ml_experiments.errors import Error, RunNotCollectedError
+    from ml_experiments.errors import Error
     from ml_experiments.runner.display.printable import printable_lines
 
     _open_closed()
@@ -150,8 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(printable_lines(shown.getvalue()), err=True, nl=False)
         code = e.exit_code
     except Error as e:
-        click.echo(f"error: {printable_lines(str(e))}", err=True)
-        code = 1 if isinstance(e, RunNotCollectedError) else 2
+        code = tell(e)
     except (KeyboardInterrupt, click.Abort):
         code = 130
     sys.stdout.flush()

@@ -38,16 +38,15 @@ def for_each(runs: Iterable[_Run], act: Callable[[_Run], int]) -> int:
     Returns:
         The first exit code that is not 0.
     """
-    from ml_experiments.errors import Error, RunNotCollectedError
-    from ml_experiments.runner.display.printable import printable_lines
+    from ml_experiments.cli.main import tell
+    from ml_experiments.errors import Error
 
     code = 0
     for run in runs:
         try:
             done = act(run)
         except Error as e:
-            click.echo(f"error: {printable_lines(str(e))}", err=True)
-            done = 1 if isinstance(e, RunNotCollectedError) else 2
+            done = tell(e)
         code = code or done
     return code
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ml_experiments.execution.observer import Observer
     from ml_experiments.runs.folder import RunFolder
     from ml_experiments.runs.result import RunResult
-    from ml_experiments.runs.spec import RunSpec
 
 _CANCEL_LIMIT_S = 30.0
 
@@ -133,6 +132,7 @@ def _until_ended(
         is_live: Whether a run without a process here is shown as `run` does, with its progress.
     """
     from ml_experiments.cli.run import leave
+    from ml_experiments.runner.display.observers import Notices
     from ml_experiments.runner.following import follow_log, is_without_client, wait_for_end
 
     try:
@@ -147,25 +147,9 @@ def _until_ended(
                 err=True,
             )
         left = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-        return _collect(folder, None if is_live else _observer_of(show), left)
+        return _collect(folder, None if is_live else Notices(show), left)
     except KeyboardInterrupt:
         leave(folder.path.name, 130)
-
-
-def _observer_of(show: Callable[[bytes], object] | None) -> Observer:
-    """Return what shows the output of a run that no process here sees through."""
-    from ml_experiments.execution.observer import Observer
-    from ml_experiments.runner.display.printable import printable_lines
-
-    class Shown(Observer):
-        def log(self, spec: RunSpec, data: bytes) -> None:  # noqa: ARG002
-            if show is not None:
-                show(data)
-
-        def notice(self, spec: RunSpec, text: str) -> None:  # noqa: ARG002
-            click.echo(printable_lines(text), err=True)
-
-    return Shown()
 
 
 def _collect(folder: RunFolder, observer: Observer | None, limit_s: float | None) -> RunResult:

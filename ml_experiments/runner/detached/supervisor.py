@@ -20,17 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from typing_extensions import override
-
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import FinishedRunHandle, RunHandle
 from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import BackendError, BudgetError, ConfigError, Error
-from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import error_of, problem_of
 from ml_experiments.execution.worker.process import command_for
 from ml_experiments.runner.budget.reserving import above_limit, refuse_above_asking
-from ml_experiments.runner.display.printable import printable_lines
+from ml_experiments.runner.display.observers import Notices
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.reuse.existing import ExistingRunHandle
 from ml_experiments.runner.run import submit_run, take_earlier, wait_for
@@ -38,7 +35,6 @@ from ml_experiments.runner.sweeps.controller import Progress
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
 from ml_experiments.runner.sweeps.sweep import extended, resume_sweep, start_sweep
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.spec import RunSpec
 from ml_experiments.settings import runs_dir
 
 _LOOK_EVERY_S = 0.05
@@ -153,15 +149,6 @@ def _start_supervisor(request: Any) -> dict[str, Any]:
     return dict(answer)
 
 
-class _Notices(Observer):
-    """Prints what the user has to know before the run is accepted."""
-
-    @override
-    def notice(self, spec: RunSpec, text: str) -> None:
-        sys.stderr.write(printable_lines(text) + "\n")
-        sys.stderr.flush()
-
-
 def main() -> None:
     """Start the run or the sweep that standard input asks for, and see it to its end."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -174,7 +161,7 @@ def main() -> None:
             _see_sweep_through(request, answer)
             return
         with open_backend(request["backend"], **request["backend_options"]) as backend:
-            options, observer = request["options"], _Notices()
+            options, observer = request["options"], Notices()
             prepared = prepare_run(
                 request["experiment"], request["config"], backend=backend, **options
             )
@@ -216,7 +203,7 @@ def _see_sweep_through(request: SweepRequest, answer: TextIO) -> None:
         points = start_sweep(
             request.spec,
             runs_dir=None,
-            observer=_Notices(),
+            observer=Notices(),
             prefetch=request.prefetch,
             approve=approve,
             on_begin=begin,
@@ -225,7 +212,7 @@ def _see_sweep_through(request: SweepRequest, answer: TextIO) -> None:
         assert request.folder is not None
         points = resume_sweep(
             request.folder,
-            observer=_Notices(),
+            observer=Notices(),
             failed_only=request.failed_only,
             change=request.change,
             approve=approve,

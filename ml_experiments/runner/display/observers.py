@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import threading
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from typing_extensions import override
@@ -112,6 +113,27 @@ class Display(Observer):
             screen, self._screen = self._screen, None
             if screen is not None:
                 screen.close()
+
+
+class Notices(Observer):
+    """Prints notices on stderr, and passes on what runs print if somebody wants it.
+
+    Args:
+        show: Receives the output.
+    """
+
+    def __init__(self, show: Callable[[bytes], object] | None = None) -> None:
+        self._show = show
+
+    @override
+    def notice(self, spec: RunSpec, text: str) -> None:
+        sys.stderr.write(printable_lines(text) + "\n")
+        sys.stderr.flush()
+
+    @override
+    def log(self, spec: RunSpec, data: bytes) -> None:
+        if self._show is not None:
+            self._show(data)
 
 
 DISPLAY = Display()  # one for all runs of this process, so that it knows how many are live

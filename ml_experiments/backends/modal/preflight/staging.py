@@ -78,12 +78,15 @@ def _copy_file(source: Path, target: Path) -> list[str]:
     """Copy a module that is in no package, with the small data files beside it that it names."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target.with_name(f"{target.name}.py"))
-    named = named_files(source)
+    paths = _named_paths(source)
+    links = [path for path in paths if _is_link_below(path, source.parent)]
+    named = [path for path in paths if path not in links and path.is_file()]
     large = [file for file in named if file.stat().st_size > MAX_DATA_FILE_BYTES]
     _copy((file for file in named if file not in large), source.parent, target.parent)
-    notes = _too_large(large, source.parent, source.name)
-    links = [path for path in _named_paths(source) if _is_link_below(path, source.parent)]
-    return notes + _not_followed(links, source.parent, source.name)
+    return [
+        *_too_large(large, source.parent, source.name),
+        *_not_followed(links, source.parent, source.name),
+    ]
 
 
 def named_files(source: Path) -> list[Path]:

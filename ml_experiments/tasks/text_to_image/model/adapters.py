@@ -71,18 +71,8 @@ def check_adapters(
         )
 
 
-def try_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path]) -> None:
-    """Add LoRAs to an empty pipeline, by which it is known that they fit the model.
-
-    Raises:
-        ConfigError: If one was made for another architecture.
-    """
-    for place, (lora, file) in enumerate(zip(loras, files, strict=True)):
-        _load_lora(pipeline, f"lora_{place}", lora, file)
-
-
-def load_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], fuse: bool) -> None:
-    """Add LoRAs to a pipeline; fused, they cost nothing when it draws.
+def add_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path]) -> list[str]:
+    """Add LoRAs to a pipeline; return their names. An empty one tells whether they fit the model.
 
     Raises:
         ConfigError: If one was made for another architecture.
@@ -90,6 +80,16 @@ def load_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], fuse
     names = [f"lora_{place}" for place in range(len(loras))]
     for name, lora, file in zip(names, loras, files, strict=True):
         _load_lora(pipeline, name, lora, file)
+    return names
+
+
+def load_loras(pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], fuse: bool) -> None:
+    """Add LoRAs to a pipeline with their weights; fused, they cost nothing when it draws.
+
+    Raises:
+        ConfigError: If one was made for another architecture.
+    """
+    names = add_loras(pipeline, loras, files)
     pipeline.set_adapters(names, adapter_weights=[lora.weight for lora in loras])
     if fuse:
         components = list(pipeline.get_list_adapters())

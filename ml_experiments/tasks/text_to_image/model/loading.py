@@ -15,13 +15,13 @@ from ml_experiments.errors import ConfigError
 from ml_experiments.tasks.text_to_image.long_prompts import check_long_prompts
 from ml_experiments.tasks.text_to_image.model.adapters import (
     Embedding,
+    add_loras,
     check_adapters,
     check_words,
     load_embeddings,
     load_loras,
     read_embedding,
     try_embeddings,
-    try_loras,
 )
 from ml_experiments.tasks.text_to_image.model.checkpoint_file import (
     check_single_file,
@@ -124,7 +124,7 @@ def find_model(config: TextToImageConfig, device_name: str) -> FoundModel:
     if loras or embeddings:
         pipeline = empty_pipeline(files.traits)
         try_embeddings(pipeline, inversions, embeddings)
-        try_loras(pipeline, config.loras, loras)
+        add_loras(pipeline, config.loras, loras)
     return FoundModel(files, device, dtype, loras, embeddings)
 
 
