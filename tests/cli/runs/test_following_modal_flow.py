@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ml_experiments import load_run
+from ml_experiments import ModalBackend, load_run, submit_experiment
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
-from tests.support.modal_runs import WAIT_S, run_command, start_command
+from tests.support.modal_runs import WAIT_S, Recorder, run_command, start_command
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -108,7 +109,21 @@ def test_whoever_waits_for_a_run_goes_on_when_its_client_is_killed(
     for process, code in zip(waiting, (130, 0, 130, 130), strict=True):
         rest, errors = process.communicate(timeout=WAIT_S)
         assert process.returncode == code, rest + errors
+    assert rest == f"{run_id}  cancelled\n"  # of `wait`, which shows no output
     assert folder.read_result().status is RunStatus.CANCELLED
+
+
+def test_a_run_that_is_followed_can_be_cancelled_when_its_client_is_killed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = detached(call)
+    monkeypatch.chdir(tmp_path)
+    same: dict[str, Any] = {"run_id": folder.path.name, "seed": folder.read_spec().seed}
+    with ModalBackend() as backend:
+        handle = submit_experiment("slow.slow", backend=backend, observer=Recorder(), **same)
+        kill_client(folder)
+        handle.cancel(at_once=True)
+        assert handle.result(WAIT_S).status is RunStatus.CANCELLED
 
 
 def test_a_result_that_has_expired_on_modal_is_taken_from_the_volume(
