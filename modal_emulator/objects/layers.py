@@ -14,6 +14,7 @@ from modal_emulator.storage.ids import new_id
 from modal_emulator.storage.json_file import read_json, write_json
 
 _ABOUT = "layer.json"
+_FIELDS = {"python_version", "base_python", "client", "warnings"}
 _ABANDONED_S = 24 * 3600
 
 
@@ -70,9 +71,9 @@ class LayerStore:
         self._delete_abandoned()
 
     def get(self, image_id: str) -> Layer | None:
-        """Return the layer of an image, if it was built."""
+        """Return the layer of an image, if it was built, by this version, and is still usable."""
         about = read_json(self._images / image_id / _ABOUT, None)
-        if about is None or not Path(about["base_python"]).exists():
+        if about is None or about.keys() != _FIELDS or not Path(about["base_python"]).exists():
             return None
         about["warnings"] = tuple(about["warnings"])
         return Layer(folder=self._images / image_id, **about)
@@ -93,7 +94,7 @@ class LayerStore:
         return folder
 
     def finish(self, image_id: str, layer: Layer, *, replace: bool = False) -> Layer:
-        """Keep a layer as that of an image; one that is there stays unless it is to be replaced."""
+        """Keep a layer as that of an image; a usable one stays unless it is to be replaced."""
         about = {
             "python_version": layer.python_version,
             "base_python": layer.base_python,
@@ -102,7 +103,7 @@ class LayerStore:
         }
         write_json(layer.folder / _ABOUT, about)
         target = self._images / image_id
-        if replace and target.exists():
+        if target.exists() and (replace or self.get(image_id) is None):
             outdated = target.rename(self._images / new_id("outdated"))
             delete_tree(outdated)
         with contextlib.suppress(OSError):  # another server was faster

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from modal.exception import RemoteError, ServerWarning
 
 from modal_emulator import Emulator
 from modal_emulator.builds.pythons import HOST_VERSION, find_python
-from modal_emulator.objects.layers import LayerStore
+from modal_emulator.objects.layers import Layer, LayerStore
 from modal_emulator.pytest_plugin import connected
 from tests.support.image_builds import UV, needs_uv, own_layer_cache
 
@@ -194,3 +196,19 @@ def test_without_uv_images_are_recorded_with_a_warning(
     monkeypatch.setenv("MODAL_EMULATOR_IMAGES", "bild")
     with pytest.raises(ValueError, match='"build" or "record", not "bild"'):
         Emulator()
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"base_python": "/gone/python3"}])
+def test_a_layer_that_is_of_no_use_here_is_built_again(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    store = LayerStore(tmp_path)
+
+    def build() -> Layer:
+        return store.finish("im-1", Layer(store.begin(None), "3.11", sys.executable, "/client"))
+
+    record = build().folder / "layer.json"
+    assert store.get("im-1") is not None
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    assert store.get("im-1") is None  # written by another version, or its Python is gone
+    assert build() == store.get("im-1")
