@@ -20,8 +20,8 @@ class ModalPlace:
         cpu_cores: Cores that are reserved, and the limit.
         memory_mib: Memory that is reserved, and the limit.
         worst_case_usd: The most that one attempt can cost, in US dollars.
-        app_url: The page of the app on Modal's dashboard.
-        function_call_id: The call; None until the run has been handed over.
+        app_url: The page of the app on Modal's dashboard; None until the run is handed over to it.
+        function_call_id: The call; None until Modal has taken it.
         started_at: Unix time at which the container reported the start.
     """
 
@@ -117,8 +117,9 @@ class Manifest:
 
     @property
     def is_on_modal(self) -> bool:
-        """Whether the run was handed over to Modal, where it continues without its client."""
-        return self.modal is not None and self.modal.function_call_id is not None
+        """Whether the run may be on Modal, where it continues without its client."""
+        place = self.modal
+        return place is not None and (place.app_url or place.function_call_id) is not None
 
 
 def _without_none(record: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import modal
 from ml_experiments.errors import RunFolderError
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import Manifest
+from ml_experiments.runs.records import parse_record
 from ml_experiments.serialization.checksums import FILE_NAME as CHECKSUMS
 from ml_experiments.serialization.checksums import hash_file, read_checksums
 from ml_experiments.serialization.files import open_atomically
@@ -58,13 +59,16 @@ def read_ref_there(volume: modal.Volume, repo: str, ref: str) -> str | None:
     return content.decode("ascii", "replace").strip() or None
 
 
-def has_begun_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> bool:
-    """Return whether the volume has something of this very submission of a run."""
+def find_call_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> str | None:
+    """Return the call that executes this very submission of a run; None where it has not begun."""
     try:
         record = _read_json(volume, PurePosixPath(run_id, "manifest.json"))
+        theirs = parse_record(Manifest, record)
     except (FileNotFoundError, modal.exception.NotFoundError, ValueError):
-        return False
-    return record.get("submission") == manifest.submission
+        return None
+    if theirs.submission != manifest.submission or theirs.modal is None:
+        return None
+    return theirs.modal.function_call_id  # the container's own; the client may have claimed the id
 
 
 def has_result_there(volume: modal.Volume, run_id: str) -> bool:

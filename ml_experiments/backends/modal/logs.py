@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,16 @@ class LiveLogs:
 
     The log on the volume is the truth and replaces what is written here once the run has
     ended; a stream that breaks off is therefore no error of the run.
+
+    Args:
+        call: The call.
+        spec: The run's spec.
+        folder: The run's folder.
+        observer: Receives what comes.
+        redactor: Takes the secrets out.
+        on_start: Is called when the run has started.
+        is_written: Whether to write the log file here. The stream begins with the call, so only
+            the client that made the call does: another one would write all again.
     """
 
     def __init__(
@@ -37,7 +48,10 @@ class LiveLogs:
         observer: Observer,
         redactor: Redactor,
         on_start: Callable[[], None],
+        *,
+        is_written: bool,
     ) -> None:
+        self._is_written = is_written
         self._call = call
         self._spec = spec
         self._folder = folder
@@ -72,14 +86,14 @@ class LiveLogs:
 
     def _follow(self) -> None:
         entries = self._call.logs.stream()
-        times = LogTimes(self._folder.log_file)
         try:
-            with self._folder.log_file.open("ab", buffering=0) as file:
+            with contextlib.ExitStack() as stack:
+                log = stack.enter_context(_LogFile(self._folder)) if self._is_written else None
                 for entry in entries:
                     with self._lock:
                         if self._muted:
                             return
-                        self._hear(entry, file, times)
+                        self._hear(entry, log)
                     if self._ended:
                         return
         except (modal.exception.Error, OSError) as e:
@@ -89,15 +103,15 @@ class LiveLogs:
         finally:
             entries.close()
 
-    def _hear(self, entry: Any, file: Any, times: LogTimes) -> None:
+    def _hear(self, entry: Any, log: _LogFile | None) -> None:
         if entry.source == "system":  # Modal itself, about the container
             self._observer.notice(self._spec, entry.message.rstrip("\n"))
             return
         for item in self._events.feed(entry.message.encode()):
             if isinstance(item, bytes):
                 data = self._redactor.feed(item)
-                file.write(data)
-                times.note(data)
+                if log is not None:
+                    log.write(data)
                 self._print(self._characters.feed(data))
             else:
                 self._pass_on(item)
@@ -113,3 +127,21 @@ class LiveLogs:
     def _print(self, data: bytes) -> None:
         if data:
             self._observer.log(self._spec, data)
+
+
+class _LogFile:
+    """The log file of a run, and when it grew."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._times = LogTimes(folder.log_file)
+        self._file = folder.log_file.open("ab", buffering=0)
+
+    def __enter__(self) -> _LogFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._times.note(data)

@@ -111,6 +111,8 @@ class ModalRunHandle(RunHandle):
         """Start the run and see it to its end; for the backend's thread."""
         try:
             app = open_app()
+            # from here on it may go on there, whatever becomes of this process
+            self._note_place(app_url=app.url)
             with self._lock:
                 if not self._cancel_asked.is_set():
                     with platform_errors("start the run"):
@@ -125,35 +127,30 @@ class ModalRunHandle(RunHandle):
         if self._call is None:
             return self._end(RunStatus.CANCELLED, None)
         call_id = self._call.object_id
-        place = {"app_url": app.url, "function_call_id": call_id}
         self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
-        try:
-            self._update_place(**place)
-        except OSError as e:  # a full disk: the run goes on, and so does this client
-            self.notice(f"which call it is was not recorded, so keep this client: {e}")
-        return self._follow()
+        self._note_place(function_call_id=call_id)
+        return self._follow(is_log_written=True)
 
-    def collect(self, call_id: str | None) -> RunResult:
-        """See a run to its end that another process started; for the backend's thread.
-
-        Args:
-            call_id: The call; None where that process was lost before it knew.
-        """
-        if call_id is None:
-            while not self.recover():
-                time.sleep(_ASKED_EVERY_S)
-            return self.folder.read_result()
+    def collect(self, call_id: str) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread."""
         with platform_errors("find the run"):
             call = modal.FunctionCall.from_id(call_id)
+        self._note_place(function_call_id=call_id)
         with self._lock:
             self._call = call
         if self._cancel_asked.is_set():  # before the call was known
             self.cancel(at_once=self._at_once)
-        return self._follow()
+        return self._follow(is_log_written=False)
 
-    def _follow(self) -> RunResult:
+    def _follow(self, *, is_log_written: bool) -> RunResult:
         logs = LiveLogs(
-            self._call, self.spec, self.folder, self._observer, self._redactor, self._note_start
+            self._call,
+            self.spec,
+            self.folder,
+            self._observer,
+            self._redactor,
+            self._note_start,
+            is_written=is_log_written,
         )
         logs.start()
         try:
@@ -206,6 +203,12 @@ class ModalRunHandle(RunHandle):
         place = self.folder.read_manifest().modal
         if place is None or place.started_at is None:  # else this is a rerun
             self._update_place(started_at=time.time())
+
+    def _note_place(self, **facts: str) -> None:
+        try:
+            self._update_place(**facts)
+        except OSError as e:  # a full disk: the run goes on, and so does this client
+            self.notice(f"where the run is was not recorded, so keep this client: {e}")
 
     def _update_place(self, **facts: Any) -> None:
         manifest = self.folder.read_manifest()

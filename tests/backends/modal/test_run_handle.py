@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
-from ml_experiments.backends.modal.fetching import has_result_there
+from ml_experiments.backends.modal.fetching import find_call_there, has_result_there
 from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.errors import Error, RunFolderError
@@ -23,6 +23,7 @@ from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
 from tests.support.command import COMMAND
 from tests.support.cut_connection import CutConnection
@@ -88,44 +89,89 @@ def test_a_run_survives_its_client_and_is_collected_later(
     with ModalBackend() as backend, pytest.raises(Error, match=f"runs follow {path.name}"):
         resume_run(folder, backend=backend)
 
-    recorder = Recorder()
+    class Looks(Recorder):
+        def log(self, spec: RunSpec, data: bytes) -> None:
+            super().log(spec, data)
+            logs.add(folder.log_file.read_text())
+
+    logs: set[str] = set()
+    recorder = Looks()
     with ModalBackend() as backend:
         result = backend.attach(folder, recorder).result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     assert result.results == {"finished": True}
+    assert recorder.lines == b"begun\ndone\n"
+    assert logs == {"begun\n"}  # what the lost client had written, once
     assert folder.log_file.read_text() == "begun\ndone\n"
     assert folder.outcome().status is RunStatus.SUCCESS
+
+
+def killed_client(tmp_path: Path, runs_dir: Path, method: str, source: str) -> RunFolder:
+    """Run a client that is killed as it calls a method; return the folder of its run."""
+    (tmp_path / "client.py").write_text(
+        textwrap.dedent(f"""
+            import os, signal, sys
+            from ml_experiments import ModalBackend, submit_experiment
+            from ml_experiments.backends.modal.run_handle import ModalRunHandle
+
+            def die(self, *arguments, function_call_id="", app_url=None):
+                if app_url is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self._update_place(app_url=app_url)
+
+            ModalRunHandle.{method} = die
+            with ModalBackend() as backend:
+                options = {{"backend": backend, "run_id": {tmp_path.name!r}}}
+                submit_experiment("counted.py:run", {{}}, **options).result()
+        """)
+    )
+    (tmp_path / "counted.py").write_text(source)
+    command = [sys.executable, "client.py"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=WAIT_S, check=False)
+    assert done.returncode == -9
+    return RunFolder(runs_dir / tmp_path.name)
 
 
 def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_found_and_not_run_again(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
-    (tmp_path / "client.py").write_text(
-        textwrap.dedent("""
-            import os, signal, sys
-            from ml_experiments import ModalBackend, submit_experiment
-            from ml_experiments.backends.modal.run_handle import ModalRunHandle
-
-            # the call has been made, and its id is about to be recorded
-            ModalRunHandle._update_place = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-            with ModalBackend() as backend:
-                submit_experiment("counted.py:run", {}, backend=backend).result()
-        """)
-    )
-    (tmp_path / "counted.py").write_text("def run(): return 'ran'\n")
-    command = [sys.executable, "client.py"]
-    done = subprocess.run(command, cwd=tmp_path, timeout=WAIT_S, check=False)
-    assert done.returncode == -9
-    [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
-    folder = RunFolder(path)
-    assert folder.read_manifest().modal is not None
+    # the call has been made, and its id is about to be recorded
+    folder = killed_client(tmp_path, runs_dir, "_note_place", "def run(): return 'ran'\n")
+    assert folder.outcome().status is RunStatus.PENDING
     with ModalBackend() as backend:
         volume = runs_volume()
-        wait_until(lambda: has_result_there(volume, path.name), "the end of the run")
+        wait_until(lambda: has_result_there(volume, folder.path.name), "the end of the run")
         with pytest.raises(Error, match="nothing to resume"):
             resume_run(folder, backend=backend)
     assert folder.read_result().results == "ran"
     assert len(folder.read_result().attempts) == 1
+
+
+def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_followed_and_cancelled(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    forever = "import time\ndef run():\n    print('begun')\n    while True: time.sleep(0.05)\n"
+    folder = killed_client(tmp_path, runs_dir, "_note_place", forever)
+    observer = Recorder()
+    with ModalBackend() as backend:
+        wait_until(
+            lambda: find_call_there(runs_volume(), folder.path.name, folder.read_manifest()),
+            "the begin",
+        )
+        handle = attach_run(folder, backend=backend, observer=observer)
+        wait_until(lambda: b"begun" in observer.lines, "its output")
+        handle.cancel()
+        assert handle.result(WAIT_S).status is RunStatus.CANCELLED
+
+
+def test_a_run_whose_client_was_killed_after_it_had_claimed_the_id_is_resumed(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    folder = killed_client(tmp_path, runs_dir, "see_through", "def run(): return 'ran'\n")
+    with ModalBackend() as backend:
+        with pytest.raises(RunFolderError, match="was not handed over, or waits for a GPU"):
+            backend.attach(folder, Recorder())
+        assert resume_run(folder, backend=backend).result(WAIT_S).results == "ran"
 
 
 def test_a_result_that_expires_before_it_is_collected_is_taken_from_the_volume(
