@@ -222,12 +222,12 @@ def end_orphans(kept: Collection[int]) -> None:
                 os.waitpid(orphan, 0)
 
 
-def children() -> list[int]:
-    """Return the processes whose parent this process is."""
+def children(parent: int | None = None) -> list[int]:
+    """Return the processes whose parent a process is; this one, unless another is named."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            tasks = Path("/proc/self/task").glob("*/children")  # each thread has its own
+            tasks = Path(f"/proc/{parent or os.getpid()}/task").glob("*/children")  # each thread's
             return [int(pid) for task in tasks for pid in task.read_text().split()]
     import psutil  # where the kernel doesn't list them
 
-    return [child.pid for child in psutil.Process().children()]
+    return [child.pid for child in psutil.Process(parent).children()]

@@ -9,7 +9,6 @@ Started by `process.py`, with one end of a socket pair. It receives, one JSON ob
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import gc
 import importlib
@@ -20,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,10 +117,11 @@ class Template:
         """Import what the experiment's runs import, once for all of them."""
         if not self._to_preload:
             return
-        for name in self._to_preload:
-            # a run that imports it reports it, and more exactly
-            with contextlib.suppress(Exception, SystemExit):
-                importlib.import_module(name)
+        with _ended_with(self._connection):
+            for name in self._to_preload:
+                # a run that imports it reports it, and more exactly
+                with contextlib.suppress(Exception, SystemExit):
+                    importlib.import_module(name)
         self._to_preload = ()
         self._settle()
 
@@ -237,35 +236,39 @@ class Template:
 def _ended_with(connection: socket.socket) -> Iterator[None]:
     """End this process and all that it started if the client goes while the block executes.
 
-    Other code ends when it next waits for the client; an import may take for ever.
+    Other code ends when it next waits for the client; an import may take for ever. What watches is
+    another process, for an import may also hold the interpreter's lock for ever.
     """
-    # what the import may replace (gevent does) is not used
-    sleep, started = time.sleep, _thread.allocate_lock()
+    close, wait, template = os.close, os.waitpid, os.getpid()  # the import may replace them
     done, end = os.pipe()
-    poll = select.poll()
-    poll.register(done, select.POLLIN)
-    poll.register(connection, 0)  # only for its end
-    tasks: list[int] = []
-
-    def watch() -> None:
-        tasks.append(_thread.get_native_id())
-        started.release()
-        if any(descriptor != done for descriptor, _ in poll.poll()):
-            for child in children():
-                with contextlib.suppress(OSError):
-                    os.kill(child, signal.SIGKILL)
-            os.killpg(0, signal.SIGKILL)
-
-    started.acquire()
-    _thread.start_new_thread(watch, ())
-    started.acquire()
+    try:
+        watcher = os.fork()
+    except OSError:  # no room for another process: the guard will say so
+        watcher = None
+    if watcher == 0:
+        close(end)
+        _watch(template, connection, done)
+    close(done)
     try:
         yield
     finally:
-        os.close(end)
-        while Path(f"/proc/self/task/{tasks[0]}").exists():  # it would keep from forking
-            sleep(0.0001)
-        os.close(done)
+        close(end)
+        with contextlib.suppress(ChildProcessError):
+            wait(watcher, 0) if watcher is not None else None
+
+
+def _watch(template: int, connection: socket.socket, done: int) -> None:
+    """Kill a template, with what it started, if its client goes first; ends this process."""
+    poll = select.poll()
+    for descriptor in (done, connection.fileno()):
+        poll.register(descriptor, 0)  # only for its end
+    if all(descriptor != done for descriptor, _ in poll.poll()):
+        for process in (*children(template), template):
+            if process != os.getpid():
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _notice_of_end(pid: int) -> int | None:

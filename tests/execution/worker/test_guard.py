@@ -79,14 +79,18 @@ def test_a_client_that_is_killed_while_events_are_unread_leaves_no_process(
 
 
 IMPORTS_WITHOUT_END = """
-import os, subprocess, sys, time
+import ctypes, os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 open(%r, "w").close()
 while True: %s
 """
 
 
-@pytest.mark.parametrize("does", ["time.sleep(600)", "pass"])
+# in C, with the interpreter's lock: no other thread of Python comes to anything
+HOLDS_LOCK = "ctypes.PyDLL(None).pause()"
+
+
+@pytest.mark.parametrize("does", ["time.sleep(600)", "pass", HOLDS_LOCK])
 def test_a_client_that_is_killed_during_an_import_leaves_no_process(
     does: str, tmp_path: Path
 ) -> None:
