@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_experiments.backends.modal.preflight.import_graph import (
@@ -20,6 +20,7 @@ from ml_experiments.settings import runs_dir
 
 MAX_DATA_FILE_BYTES = 1 << 20
 MAX_DATA_BYTES = 32 << 20
+_MAX_DATA_FILES = 10_000
 _LEFT_OUT_FOLDERS = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -78,21 +79,63 @@ def _copy_file(source: Path, target: Path) -> list[str]:
     """Copy a module that is in no package, with the small data files beside it that it names."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target.with_name(f"{target.name}.py"))
-    paths = _named_paths(source)
-    links = [path for path in paths if _is_link_below(path, source.parent)]
-    named = [path for path in paths if path not in links and path.is_file()]
-    large = [file for file in named if file.stat().st_size > MAX_DATA_FILE_BYTES]
-    _copy((file for file in named if file not in large), source.parent, target.parent)
+    data = _data_named_by(source)
+    _copy(data.small, source.parent, target.parent)
     return [
-        *_too_large(large, source.parent, source.name),
-        *_not_followed(links, source.parent, source.name),
+        *_too_large(data.large, source.parent, source.name),
+        *_not_followed(data.links, source.parent, source.name),
+        *(_too_much(folder, source.name) for folder in data.too_much),
     ]
 
 
 def named_files(source: Path) -> list[Path]:
-    """Return the data files below a module's folder whose paths stand in its source as strings."""
-    paths = _named_paths(source)
-    return [p for p in paths if p.is_file() and not _is_link_below(p, source.parent)]
+    """Return the data files below a module's folder whose paths stand in its source as strings.
+
+    Those in a folder that it names are among them, unless they are large.
+    """
+    data = _data_named_by(source)
+    return [*data.small, *data.large]
+
+
+@dataclass
+class _Data:
+    """What a module names below its folder: files, links, and folders of too much."""
+
+    small: list[Path] = field(default_factory=list)
+    large: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+    too_much: list[Path] = field(default_factory=list)
+
+
+def _data_named_by(source: Path) -> _Data:
+    paths, data = _named_paths(source), _Data()
+    for path in paths:
+        if _is_link_below(path, source.parent):
+            data.links.append(path)
+        elif path.is_file():
+            (data.large if _is_large(path) else data.small).append(path)
+        # else its files are named one by one
+        elif not any(path in other.parents for other in paths):
+            _add_folder(data, path)
+    return data
+
+
+def _add_folder(data: _Data, folder: Path) -> None:
+    """Add the files of a folder that a module names as a whole, such as to list them."""
+    small: list[Path] = []
+    size = 0
+    for path in () if _stays_here(folder) else _files_below(folder):
+        if path.is_dir():
+            data.links.append(path)
+        elif _is_large(path) and path.suffix != ".py":
+            data.large.append(path)
+        elif path.suffix != ".py":  # else it is code, which is imported
+            small.append(path)
+            size += path.stat().st_size
+            if size > MAX_DATA_BYTES or len(small) > _MAX_DATA_FILES:
+                data.too_much.append(folder)
+                return
+    data.small += [path for path in small if path not in data.small]
 
 
 def _named_paths(source: Path) -> list[Path]:
@@ -143,6 +186,19 @@ def _is_link_below(path: Path, folder: Path) -> bool:
     return any(each.is_symlink() for each in between[: between.index(folder)])
 
 
+def _too_much(folder: Path, where: str) -> str:
+    """Say that a folder is not sent along, and what to do."""
+    return (
+        f"the files of {folder.name}/, which {where} names, are more than {MAX_DATA_BYTES >> 20} "
+        f"MiB or {_MAX_DATA_FILES} and are not sent along; put them on a volume, as with: modal "
+        f"volume put hf-model-cache {folder} /data/, and read them from /cache/data"
+    )
+
+
+def _is_large(file: Path) -> bool:
+    return file.stat().st_size > MAX_DATA_FILE_BYTES
+
+
 def _too_large(files: Sequence[Path], folder: Path, where: str) -> list[str]:
     """Say which data files are not sent along, and what to do."""
     if not files:
@@ -160,7 +216,7 @@ def _copy_package(source: Path, target: Path) -> list[str]:
     found = list(_files_below(source))
     files = [path for path in found if not path.is_dir()]
     data = [file for file in files if file.suffix != ".py"]
-    small = [file for file in data if file.stat().st_size <= MAX_DATA_FILE_BYTES]
+    small = [file for file in data if not _is_large(file)]
     notes = _not_followed([path for path in found if path.is_dir()], source, source.name)
     large = [file for file in data if file not in small]
     notes += _too_large(large, source, source.name)

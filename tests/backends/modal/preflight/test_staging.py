@@ -9,6 +9,7 @@ import pytest
 
 from ml_experiments.backends.modal.preflight.import_graph import walk_imports
 from ml_experiments.backends.modal.preflight.staging import (
+    MAX_DATA_BYTES,
     MAX_DATA_FILE_BYTES,
     StagedSource,
     stage_source,
@@ -114,6 +115,27 @@ def test_data_files_whose_names_are_joined_are_sent_and_links_are_told(tmp_path:
     [note] = staged.notes
     assert "links of train.py are not followed" in note
     assert {"data/link.txt", "far/e.txt"} <= set(re.split("[ ,;:]+", note))
+
+
+def test_a_folder_that_a_single_file_lists_is_sent_or_told(tmp_path: Path) -> None:
+    source = (
+        "import os\nfrom pathlib import Path\nHERE = Path(__file__).parent\n"
+        "a = list((HERE / 'lists').glob('*.txt'))\nb = os.listdir('much')\n"
+    )
+    files = {"lists/a.txt": "", "lists/more/b.txt": "", "lists/.env": "", "lists/code.py": ""}
+    project = write(tmp_path / "project", {"train.py": source, **files})
+    (project / "lists" / "weights.bin").write_bytes(b"x" * (MAX_DATA_FILE_BYTES + 1))
+    (project / "lists" / "loop").symlink_to(project)
+    (project / "much").mkdir()
+    for number in range(MAX_DATA_BYTES // MAX_DATA_FILE_BYTES + 1):
+        (project / "much" / f"{number}").write_bytes(bytes(1 << 20))
+    staged = stage("train", project, into=tmp_path / "copy")
+    expected = {"train.py", "lists/a.txt", "lists/more/b.txt"}
+    assert files_below(tmp_path / "copy") == expected
+    too_large, link, too_much = staged.notes
+    assert "lists/weights.bin" in too_large
+    assert "not followed: lists/loop" in link
+    assert too_much.startswith("the files of much/, which train.py names, are more than 32 MiB")
 
 
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
