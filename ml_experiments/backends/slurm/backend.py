@@ -123,6 +123,10 @@ class SlurmBackend(Backend):
         manifest = dataclasses.replace(folder.read_manifest(), job=job)
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         observer.notice(spec, f"run {spec.run_id} is job {job} of Slurm")
+        unused = [*(self._options.keys() - {"cluster"}), *(["--gpu"] if spec.gpu else [])]
+        if self._is_local and unused:
+            names = ", ".join(sorted(unused))
+            observer.notice(spec, f"cluster=local: what is asked of Slurm has no effect ({names})")
         handle = SlurmRunHandle(spec, folder, observer, job, self._queue, prepared.secrets)
         return self._follow(handle)
 

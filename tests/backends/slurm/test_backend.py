@@ -117,6 +117,17 @@ def test_a_job_is_a_run_like_any_other(local: SlurmBackend) -> None:
     assert spec.backend_options == {"cluster": "local"}
     assert manifest.process is not None
     assert manifest.job is not None
+    assert not any("no effect" in notice for notice in seen.notices)
+
+
+@pytest.mark.slow
+def test_without_slurm_a_run_says_what_has_no_effect() -> None:
+    seen = Recorder()
+    with SlurmBackend(cluster="local", partition="gpu", memory_gib=8) as backend:
+        handle = submit_experiment(Counts, {}, backend=backend, observer=seen, gpu="a100:2")
+        handle.cancel(at_once=True)
+    what = "cluster=local: what is asked of Slurm has no effect (--gpu, memory_gib, partition)"
+    assert what in seen.notices
 
 
 @pytest.mark.slow
