@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from modal_emulator.objects.named_objects import NamedObject, NamedObjects
 from modal_emulator.rpc.protocol import known_fields
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.storage.json_file import read_json, write_json
+
+# the limits of Modal's guide to secrets
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,16383}")
+_MAX_VALUE = 32_768  # characters
 
 
 class SecretService:
@@ -30,6 +35,7 @@ class SecretService:
 
     async def SecretGetOrCreate(self, request: Message) -> Message:
         """Create, overwrite or find a secret."""
+        _check(request.env_dict)
         secret, new = self._objects.get_or_create(
             request.deployment_name, request.environment_name, request.object_creation_type
         )
@@ -50,6 +56,7 @@ class SecretService:
         """Add and change keys, and remove those without a value."""
         secret = self._objects.get(request.secret_id)
         content = self._read(secret.object_id)
+        _check({update.key: update.value for update in request.updates if update.HasField("value")})
         for update in request.updates:
             if update.HasField("value"):
                 content["values"][update.key] = update.value
@@ -142,3 +149,23 @@ class SecretService:
     def _delete(self, secret_id: str) -> None:
         self._objects.delete(secret_id)
         self._file(secret_id).unlink(missing_ok=True)
+
+
+def _check(values: Mapping[str, str]) -> None:
+    """Refuse what can't be a variable of an environment, as Modal does.
+
+    Raises:
+        GRPCError: If something can't (INVALID_ARGUMENT); the text has no value.
+    """
+    for name, value in values.items():
+        if _NAME.fullmatch(name) is None:
+            message = (
+                f"{name[:100]!r} can't be a key of a Secret: a key has letters, digits and "
+                "underscores, 16384 at most, and doesn't begin with a digit"
+            )
+            raise GRPCError(Status.INVALID_ARGUMENT, message)
+        if len(value) > _MAX_VALUE:
+            message = (
+                f"the value of {name} has {len(value)} characters; a Secret takes {_MAX_VALUE}"
+            )
+            raise GRPCError(Status.INVALID_ARGUMENT, message)

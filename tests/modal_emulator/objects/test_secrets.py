@@ -116,6 +116,29 @@ def test_a_bad_name_is_refused() -> None:
         modal.Secret.objects.create("with space", {"A": "1"})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"1_FIRST": "x"}, "doesn't begin with a digit"),
+        ({"WITH SPACE": "x"}, "letters, digits and underscores"),
+        ({"": "x"}, "letters, digits and underscores"),
+        ({"WITH\nLINE": "x"}, "letters, digits and underscores"),
+        ({"A" * 16_385: "x"}, "16384 at most"),
+        ({"LONG": VALUE * 2_000}, "the value of LONG has 48000 characters"),
+    ],
+)
+def test_what_no_variable_can_be_is_refused(values: dict[str, str], message: str) -> None:
+    name = new_name()
+    with pytest.raises(InvalidError, match=message) as refused:
+        modal.Secret.objects.create(name, values)
+    assert VALUE not in str(refused.value)
+    modal.Secret.objects.create(name, {"FIRST": "x", "_2": "y" * 32_768})  # nothing was left
+    with pytest.raises(InvalidError, match=message):
+        modal.Secret.from_name(name).update(values)
+    [listed] = [s for s in modal.Secret.objects.list() if s.name == name]
+    assert seen_by_container([listed], "FIRST", "LONG") == {"FIRST": "x", "LONG": None}
+
+
 def test_values_are_in_files_of_their_owner_only(state_dir: Path) -> None:
     modal.Secret.objects.create(new_name(), {"A": VALUE})
 
