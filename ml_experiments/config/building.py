@@ -13,6 +13,9 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import PydanticSerializationError
 
+from ml_experiments.config.fields import is_null_default
+from ml_experiments.config.problems import path_in
+from ml_experiments.config.scalars import Location
 from ml_experiments.serialization.plain_values import to_python_scalar
 
 
@@ -54,6 +57,8 @@ def reader_of(schema: Any) -> Reader:
 def build(schema: Any, data: Any, extra: Literal["forbid"] | None = None) -> Any:
     """Return the config that data makes.
 
+    A null is taken wherever it is the default of its field, also as in `names: list[str] = None`.
+
     Args:
         schema: Its type.
         data: Its fields, by name or alias.
@@ -74,7 +79,25 @@ def build(schema: Any, data: Any, extra: Literal["forbid"] | None = None) -> Any
             return validate(value, by_alias=True, by_name=True, extra=extra)
         except pydantic.ValidationError as e:
             errors.append(e)
-    raise errors[0]
+    problems = errors[0].errors(include_url=False)
+    nulls = {path_in(data, error) for error in problems if error["input"] is None} - {()}
+    defaults = [location for location in nulls if is_null_default(schema, location)]
+    if not defaults:
+        raise errors[0]
+    for location in defaults:
+        data = _without(data, location)
+    return build(schema, data, extra)
+
+
+def _without(data: Any, location: Location) -> Any:
+    """Return data without the field at a location."""
+    name, *inner = location
+    if isinstance(data, list):
+        index = int(name)
+        return [*data[:index], _without(data[index], tuple(inner)), *data[index + 1 :]]
+    if not inner:
+        return {key: value for key, value in data.items() if key != name}
+    return {**data, name: _without(data[name], tuple(inner))}
 
 
 def dump(schema: Any, config: Any) -> Any:

@@ -8,6 +8,7 @@ import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import annotated_types
@@ -67,6 +68,20 @@ def field_at(schema: type[Any], location: Location) -> pydantic.fields.FieldInfo
     return None
 
 
+def is_null_default(schema: type[Any], location: Location) -> bool:
+    """Return whether None is the default of the field at a location."""
+    *parents, name = location
+    for model in models_at(schema, tuple(parents)):
+        if dataclasses.is_dataclass(model):
+            if any(f.name == name and f.default is None for f in dataclasses.fields(model)):
+                return True
+        elif issubclass(model, pydantic.BaseModel):
+            info = fields_of(model).get(name)
+            if info is not None and info.default is None:
+                return True
+    return False
+
+
 def models_at(schema: Any, location: Location) -> list[Any]:
     """Return the models that the value at a location may be validated as."""
     models = [schema]
@@ -120,7 +135,12 @@ def takes_string(annotation: Any, written: str, value: Any) -> bool:
     kinds = list(_types_in(annotation))
     is_word = isinstance(value, bool) and written.lower() not in ("true", "false")
     takes_others = any(kind in (Any, object, bool, int, float) for kind in kinds)
-    return is_word and not takes_others and any(kind in (str, pydantic.SecretStr) for kind in kinds)
+    return is_word and not takes_others and any(map(_is_string, kinds))
+
+
+def _is_string(kind: Any) -> bool:
+    is_path = isinstance(kind, type) and issubclass(kind, PurePath)
+    return is_path or kind in (str, pydantic.SecretStr)
 
 
 def choices_of(annotation: Any) -> list[Any]:

@@ -34,7 +34,7 @@ def describe_problems(
 ) -> tuple[str, ...]:
     """Return one message per field: what it is called, what was given, what is allowed."""
     by_field: dict[str, list[str]] = {}
-    located = [(_path_in(data, error), error) for error in errors]
+    located = [(path_in(data, error), error) for error in errors]
     parents = {path[:depth] for path, _ in located for depth in range(len(path))}
     for path, error in located:
         if path in parents and error["type"].endswith("_type"):
@@ -82,15 +82,15 @@ def _is_extra(error: ErrorDetails) -> bool:
 
 
 def _any_goes(error: ErrorDetails, schema: type[Any], data: Mapping[str, Any]) -> bool:
-    return any(map(allows_unknown_fields, models_at(schema, _path_in(data, error)[:-1])))
+    return any(map(allows_unknown_fields, models_at(schema, path_in(data, error)[:-1])))
 
 
 def _is_known(error: ErrorDetails, schema: type[Any], data: Mapping[str, Any]) -> bool:
-    *parents, key = _path_in(data, error)
+    *parents, key = path_in(data, error)
     return any(key in fields_of(model) for model in models_at(schema, tuple(parents)))
 
 
-def _path_in(data: Any, error: ErrorDetails) -> Location:
+def path_in(data: Any, error: ErrorDetails) -> Location:
     """Return the part of an error's location that names fields; the rest names union members."""
     path: list[int | str] = []
     last = len(error["loc"]) - 1

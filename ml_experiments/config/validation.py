@@ -45,7 +45,16 @@ def validate_config(experiment: Callable[..., Any], data: Any) -> tuple[Any, dic
     config = _validate(schema, fields, name, is_new=True)
     with _json_problems(name):
         dumped: dict[str, Any] = to_json(dump(schema, config))
-        again = to_json(dump(schema, build(schema, from_json(dumped))))
+        travelled = from_json(dumped)
+        try:
+            again = to_json(dump(schema, build(schema, travelled)))
+        except pydantic.ValidationError as e:
+            problems = describe_problems(e.errors(include_url=False), schema, travelled)
+            raise ConfigError(
+                f"the config of {name} is not valid once it has travelled as JSON; a default must "
+                "be of its field's type, and validators must accept what serializers write:",
+                problems,
+            ) from e
     changed = [k for k in {**dumped, **again} if _same(dumped.get(k)) != _same(again.get(k))]
     if changed:
         raise ConfigError(

@@ -38,6 +38,7 @@ class ModeConfig(ExperimentConfig):
     pairs: dict[str, str] = {}
     flags: dict[str, bool] = {}
     name: str = ""
+    folder: Path = Path("data")
     key: pydantic.SecretStr | None = None
     flag: bool = False
     either: bool | str = ""
@@ -62,6 +63,7 @@ def train(lr, name: str = "", **rest):  # type: ignore[no-untyped-def]
     ("override", "expected"),
     [
         ("mode=off", "off"),
+        ("folder=no", Path("no")),
         ("mode=on", "on"),
         ("maybe=no", "no"),
         ("maybe=null", None),

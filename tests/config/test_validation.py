@@ -101,6 +101,50 @@ def test_a_config_that_json_changes_is_refused() -> None:
         validate_config(two, {"array": np.ones(2)})
 
 
+@dataclasses.dataclass
+class Sloppy:
+    names: list[str] = None  # type: ignore[assignment]
+    either: int | str = None  # type: ignore[assignment]
+    crop: Crop = None  # type: ignore[assignment]
+
+
+class Outer(pydantic.BaseModel):
+    n: int = None  # type: ignore[assignment]
+    parts: list[Sloppy] = [Sloppy(), Sloppy(names=["a"])]
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"n": None}, {"parts": [{"names": None}]}, {"parts": [{"either": 2}]}]
+)
+def test_none_as_a_default_needs_no_type_that_says_so(given: dict[str, Any]) -> None:
+    def train(config: Outer) -> None: ...
+
+    train.__annotations__["config"] = Outer
+    config, config_json = validate_config(train, given)
+    assert config_for(train, json.loads(json.dumps(config_json))) == config
+    assert config.n is None
+    assert config_json["parts"][0]["crop"] is None
+
+
+def test_a_null_is_refused_where_it_is_no_default() -> None:
+    def train(
+        n: int = 3,
+        names: list[str] = None,  # type: ignore[assignment]  # noqa: RUF013
+    ) -> None: ...
+
+    assert set(problems_of(train, {"n": None, "names": None})) == {"n"}
+    assert set(problems_of(train, {"names": [None]})) == {"names.0"}
+
+
+def test_a_default_of_another_type_is_named() -> None:
+    def train(lr: float = "fast", n: int = 1) -> None: ...  # type: ignore[assignment]
+
+    [problem] = problems_of(train, {}).values()
+    assert problem.startswith("given 'fast': it must be a valid number")
+    with pytest.raises(ConfigError, match="a default must be of its field's type"):
+        validate_config(train, {})
+
+
 def test_a_whole_number_as_the_default_of_a_float_is_no_change() -> None:
     class Rates(pydantic.BaseModel):
         lr: float | Literal["auto"] = 0
