@@ -117,7 +117,10 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     info = field_at(schema, error["loc"])
     allowed = f"; allowed: {allowed_values(info)}" if info is not None else ""
     if error["type"].startswith("missing"):
-        return f"missing{allowed}"
+        [top] = models_at(schema, ())
+        is_only = len(fields_of(top)) == 1 and info is not None and info.annotation is Any
+        whole = "; to get all values in it, call the parameter config" if is_only else ""
+        return f"missing{allowed}{whole}"
     given = _show(error["input"], path, info)
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     message = message.replace("a valid array", "a valid list")  # JSON's word for the same

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic
@@ -23,12 +24,18 @@ _Kind = inspect.Parameter
 def schema_of(experiment: Callable[..., Any]) -> type[Any] | None:
     """Return the type that an experiment's config is validated as; None when it's a plain dict.
 
+    A class without a `Config` says by the annotation of its first parameter which it takes.
+
     Raises:
-        ConfigError: If a function's parameters can't be filled from a config.
+        ConfigError: If a function's parameters can't be filled from a config, or the annotation
+            is nothing that fields can be made into.
     """
     if isinstance(experiment, type):
         config = getattr(experiment, "Config", None)
-        return config if is_config_class(config) else None
+        if is_config_class(config):
+            return typing.cast("type[Any]", config)
+        init: Any = experiment.__init__  # type: ignore[misc]
+        return _annotated_config(init, 1, experiment.__qualname__)
     parameters = list(inspect.signature(experiment).parameters.values())
     annotations = _annotations(experiment)
     if len(parameters) == 1 and _can_be_positional(parameters[0]):
@@ -36,8 +43,44 @@ def schema_of(experiment: Callable[..., Any]) -> type[Any] | None:
         if is_config_class(annotation):
             return typing.cast("type[Any]", annotation)
         if parameters[0].name in _WHOLE_CONFIG:
-            return None
+            return _annotated_config(experiment, 0, experiment.__qualname__)
     return _model_of_parameters(experiment, parameters, annotations)
+
+
+def _annotated_config(function: Callable[..., Any], position: int, name: str) -> type[Any] | None:
+    """Return the type of the config that a parameter takes; None for a dict.
+
+    Raises:
+        ConfigError: If it takes something else.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # of a class in C
+        return None
+    if len(parameters) <= position or not _can_be_positional(parameters[position]):
+        return None
+    annotation = _annotations(function).get(parameters[position].name, Any)
+    kinds = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    for kind in kinds:
+        if is_config_class(kind):
+            return typing.cast("type[Any]", kind)
+    if not any(map(_is_dict, kinds)):
+        raise ConfigError(
+            f"{name} takes {getattr(annotation, '__qualname__', annotation)} as its config, which "
+            "can't be made from fields; annotate a dataclass, a pydantic model or a dict"
+        )
+    return None
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_dict(annotation: Any) -> bool:
+    kind = typing.get_origin(annotation) or annotation
+    if kind in (Any, object) or isinstance(kind, typing.TypeVar):
+        return True
+    return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
 def call_function(experiment: Callable[..., Any], config: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,3 +97,61 @@ def test_a_functions_parameters_are_checked() -> None:
     for function in (with_stars, with_underscore):
         with pytest.raises(ConfigError, match="no way to fill its parameter"):
             validate_config(function, {})
+
+
+class Annotated1:
+    def __init__(self, settings: Crop) -> None: ...
+
+
+class Optional1:
+    def __init__(self, config: Optimizer | None = None) -> None: ...
+
+
+class WithDict:
+    def __init__(self, config: dict[str, Any]) -> None: ...
+
+
+class WithCheckerOnlyType:
+    def __init__(self, config: Decimal) -> None: ...
+
+
+class WithAnything:
+    def __init__(self, *args: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        (Annotated1, Crop(3, 1)),
+        (Optional1, None),
+        (WithDict, {"width": 3}),
+        (WithCheckerOnlyType, {"width": 3}),
+        (WithAnything, {"width": 3}),
+        (dict, {"width": 3}),
+    ],
+)
+def test_a_class_takes_what_its_parameter_is_annotated_with(experiment: Any, expected: Any) -> None:
+    if expected is None:
+        assert set(problems_of(experiment, {"width": 3})) == {"width"}
+    else:
+        assert validate_config(experiment, {"width": 3})[0] == expected
+
+
+def test_what_no_config_can_be_is_refused() -> None:
+    class Class:
+        def __init__(self, config: argparse.Namespace) -> None: ...
+
+    def function(cfg: Path) -> None: ...
+
+    for experiment, annotation in ((Class, argparse.Namespace), (function, Path)):
+        with pytest.raises(ConfigError, match=f"takes {annotation.__name__} as its config"):
+            validate_config(experiment, {})
+
+
+def test_a_function_of_one_value_is_told_how_it_gets_them_all() -> None:
+    def main(args):  # type: ignore[no-untyped-def]
+        return args.lr
+
+    problems = problems_of(main, {"lr": 3})
+    assert "call the parameter config" in problems["args"]
+    assert set(problems) == {"args", "lr"}
