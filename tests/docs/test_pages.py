@@ -32,7 +32,9 @@ PAGES = (
 def environment(modal_emulator: Emulator, tmp_path: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     own = {"PATH": path, "COLUMNS": "120", "PYTHONPATH": str(tmp_path)}
-    kept = {k: v for k, v in os.environ.items() if k != "ML_EXPERIMENTS_RUNS_DIR"}
+    # pages that run pytest show what it prints without options
+    others = ("ML_EXPERIMENTS_RUNS_DIR", "PYTEST_ADDOPTS")
+    kept = {name: value for name, value in os.environ.items() if name not in others}
     return {**kept, **modal_emulator.environment, **own}
 
 

@@ -306,7 +306,8 @@ def test_bad_config_is_refused_before_anything_starts(config: dict[str, Any], me
 
 @pytest.mark.slow
 def test_compiled_network_draws_the_same_at_every_batch_size(warm_backend: LocalBackend) -> None:
-    model = {"model_name": make_model(warm_backend), "num_images": 5}
+    # not 5: a batch of one picture is compiled once more
+    model = {"model_name": make_model(warm_backend), "num_images": 4}
     plain = draw(warm_backend, LooksInside, **model)
     compiled = draw(warm_backend, LooksInside, compile=True, **model)
     again = draw(warm_backend, LooksInside, compile=True, batch_size=2, **model)

@@ -136,7 +136,7 @@ def test_shipped_model_draws_the_digit_and_colour_that_are_asked_for_in_any_word
     from ml_experiments.tasks.tiny_digits.evaluation import evaluate
 
     training, held_out = load_split()
-    measured = evaluate(model_dir(), training, held_out, 100, "cpu")
+    measured = evaluate(model_dir(), training, held_out, 40, "cpu")
     for wordings in ("known_wordings", "unseen_wordings"):
         for accuracy in ("digit_accuracy", "colour_accuracy"):
             assert measured[wordings][accuracy] >= 0.95, (wordings, accuracy)
