@@ -230,7 +230,8 @@ class ModalBackend(Backend):
         if call_id is None:
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
-                "GPU; follow it again later, or resume it"
+                "GPU. Follow it again later, or run it again: ml-experiments runs resume --force "
+                f"{handle.run_id}"
             )
         return self.start(handle, lambda: self._threads.submit(handle.collect, call_id))
 
