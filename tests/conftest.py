@@ -43,6 +43,19 @@ def modal_emulator(modal_emulator_server: Emulator) -> Iterator[Emulator]:
     modal_emulator_server.clear_faults()
 
 
+@pytest.fixture
+def empty_cache(modal_emulator: Emulator) -> Emulator:
+    """The server of the session, with nothing in its model cache.
+
+    Other tests leave models, and repositories without a revision, which `cache clear` keeps.
+    """
+    from ml_experiments.backends.modal.mounts import cache_volume
+
+    for left in cache_volume().listdir("/"):
+        cache_volume().remove_file(left.path, recursive=True)
+    return modal_emulator
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave unread what is slow as a whole, when only the fast tests are asked for.
 

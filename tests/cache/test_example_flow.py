@@ -20,8 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "cache_management.py"
 
 
 @pytest.fixture
-def filled(modal_emulator: Emulator) -> Iterator[Emulator]:
-    clear_all()  # what other tests left in the volume of this server
+def filled(empty_cache: Emulator) -> Iterator[Emulator]:
     with HubServer() as hub:
         hub.add_repo("example/a", {"model.bin": b"w" * 2_000_000})
         hub.add_repo("example/rows", {"rows.csv": b"1"}, kind="dataset")
@@ -29,7 +28,7 @@ def filled(modal_emulator: Emulator) -> Iterator[Emulator]:
         for name, kind in (("example/a", "model"), ("example/rows", "dataset")):
             call_cache_operation("pull", {"name": name, "kind": kind})
         modal.Secret.objects.delete("huggingface-secret")
-    yield modal_emulator
+    yield empty_cache
     clear_all()
 
 

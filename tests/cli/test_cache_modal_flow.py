@@ -15,7 +15,7 @@ import modal
 import pytest
 
 from ml_experiments.backends.modal.cache import call_cache_operation
-from ml_experiments.backends.modal.mounts import CACHE_VOLUME, cache_volume
+from ml_experiments.backends.modal.mounts import CACHE_VOLUME
 from ml_experiments.cache.pull.progress import PullProgress
 from ml_experiments.core import modal_runner
 from modal_emulator import Emulator
@@ -58,11 +58,8 @@ def names(found: Any) -> list[str]:
     return [item["name"] for item in found["items"]]
 
 
-def test_pull_list_clear_list(modal_emulator: Emulator, hub: HubServer) -> None:
-    # what other tests have left on the volume, with what `clear` keeps: unfinished downloads
-    for left in cache_volume().listdir("/"):
-        cache_volume().remove_file(left.path, recursive=True)
-    pull_list_clear_list(modal_emulator)
+def test_pull_list_clear_list(empty_cache: Emulator, hub: HubServer) -> None:
+    pull_list_clear_list(empty_cache)
 
 
 @needs_uv

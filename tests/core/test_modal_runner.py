@@ -278,7 +278,7 @@ def test_the_parts_compose_as_in_the_documents_multi_gpu_example(
 
 @slow
 def test_the_cache_functions_work_from_python_and_from_the_shell(
-    modal_emulator: Emulator, run_modal: Modal
+    empty_cache: Emulator, run_modal: Modal
 ) -> None:
     with HubServer() as hub, app.run():
         fill_cache(hub, "org/one", "org/two", "other/three")

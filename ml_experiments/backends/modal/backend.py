@@ -19,7 +19,7 @@ from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
     checkpoint_files,
-    find_call_there,
+    read_manifest_there,
     read_ref_there,
 )
 from ml_experiments.backends.modal.mounts import (
@@ -226,8 +226,8 @@ class ModalBackend(Backend):
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
-        call_id = place.function_call_id or find_call_there(runs_volume(), handle.run_id, manifest)
-        if call_id is None:
+        call_id = place.function_call_id
+        if call_id is None and read_manifest_there(runs_volume(), handle.run_id, manifest) is None:
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
                 "GPU. Follow it again later, or run it again: ml-experiments runs resume --force "
@@ -248,7 +248,8 @@ class ModalBackend(Backend):
             return
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
-        if find_call_there(runs_volume(), handle.run_id, manifest) is None:
+        theirs = read_manifest_there(runs_volume(), handle.run_id, manifest)
+        if theirs is None or not theirs.is_on_modal:
             return
         if not handle.recover():
             raise RunFolderError(

@@ -59,16 +59,17 @@ def read_ref_there(volume: modal.Volume, repo: str, ref: str) -> str | None:
     return content.decode("ascii", "replace").strip() or None
 
 
-def find_call_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> str | None:
-    """Return the call that executes this very submission of a run; None where it has not begun."""
+def read_manifest_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> Manifest | None:
+    """Return what the volume has of this very submission of a run, if anything.
+
+    It has no call yet where a client has claimed the id and the run has not begun.
+    """
     try:
         record = _read_json(volume, PurePosixPath(run_id, "manifest.json"))
         theirs = parse_record(Manifest, record)
     except (FileNotFoundError, modal.exception.NotFoundError, ValueError):
         return None
-    if theirs.submission != manifest.submission or theirs.modal is None:
-        return None
-    return theirs.modal.function_call_id  # the container's own; the client may have claimed the id
+    return theirs if theirs.submission == manifest.submission else None
 
 
 def has_result_there(volume: modal.Volume, run_id: str) -> bool:

@@ -15,7 +15,11 @@ import modal
 from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.billing.cost import cost_of
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
-from ml_experiments.backends.modal.fetching import fetch_run_folder, has_result_there
+from ml_experiments.backends.modal.fetching import (
+    fetch_run_folder,
+    has_result_there,
+    read_manifest_there,
+)
 from ml_experiments.backends.modal.logs import LiveLogs
 from ml_experiments.backends.modal.mounts import RUNS_VOLUME, runs_volume
 from ml_experiments.backends.modal.outcome import describe_lost_call
@@ -131,8 +135,13 @@ class ModalRunHandle(RunHandle):
         self._note_place(function_call_id=call_id)
         return self._follow(is_log_written=True)
 
-    def collect(self, call_id: str) -> RunResult:
-        """See a run to its end that another process started; for the backend's thread."""
+    def collect(self, call_id: str | None) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread.
+
+        Args:
+            call_id: The call; None if it is known to the volume alone, once it has begun.
+        """
+        call_id = call_id or self._wait_for_call()
         with platform_errors("find the run"):
             call = modal.FunctionCall.from_id(call_id)
         self._note_place(function_call_id=call_id)
@@ -141,6 +150,22 @@ class ModalRunHandle(RunHandle):
         if self._cancel_asked.is_set():  # before the call was known
             self.cancel(at_once=self._at_once)
         return self._follow(is_log_written=False)
+
+    def _wait_for_call(self) -> str:
+        is_told = False
+        while True:
+            with platform_errors("look for the run"):
+                theirs = read_manifest_there(
+                    runs_volume(), self.run_id, self.folder.read_manifest()
+                )
+            if theirs is not None and theirs.modal is not None and theirs.modal.function_call_id:
+                return theirs.modal.function_call_id
+            if theirs is None or self._cancel_asked.is_set():
+                raise RunNotCollectedError(f"run {self.run_id} has not begun on Modal")
+            if not is_told:
+                self.notice("the run has not begun on Modal yet; waiting for it")
+                is_told = True
+            self._cancel_asked.wait(_ASKED_EVERY_S)
 
     def _follow(self, *, is_log_written: bool) -> RunResult:
         logs = LiveLogs(

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from ml_experiments.backends.modal.backend import ModalBackend
-from ml_experiments.backends.modal.fetching import find_call_there, has_result_there
+from ml_experiments.backends.modal.fetching import has_result_there
 from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
-from ml_experiments.errors import Error, RunFolderError
+from ml_experiments.errors import Error, RunFolderError, RunNotCollectedError
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import run_experiment, submit_experiment
 from ml_experiments.runs.folder import RunFolder
@@ -154,10 +154,8 @@ def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_followed_and_c
     folder = killed_client(tmp_path, runs_dir, "_note_place", forever)
     observer = Recorder()
     with ModalBackend() as backend:
-        wait_until(
-            lambda: find_call_there(runs_volume(), folder.path.name, folder.read_manifest()),
-            "the begin",
-        )
+        volume = runs_volume()
+        wait_until(lambda: volume.listdir(f"/{folder.path.name}"), "the beginning there")
         handle = attach_run(folder, backend=backend, observer=observer)
         wait_until(lambda: b"begun" in observer.lines, "its output")
         handle.cancel()
@@ -169,8 +167,12 @@ def test_a_run_whose_client_was_killed_after_it_had_claimed_the_id_is_resumed(
 ) -> None:
     folder = killed_client(tmp_path, runs_dir, "see_through", "def run(): return 'ran'\n")
     with ModalBackend() as backend:
-        with pytest.raises(RunFolderError, match="was not handed over, or waits for a GPU"):
-            backend.attach(folder, Recorder())
+        waiting = Recorder()
+        handle = backend.attach(folder, waiting)
+        wait_until(lambda: waiting.notices, "what it waits for")
+        handle.cancel()
+        with pytest.raises(RunNotCollectedError, match="has not begun on Modal"):
+            handle.result(WAIT_S)
         assert resume_run(folder, backend=backend).result(WAIT_S).results == "ran"
 
 
