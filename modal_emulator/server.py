@@ -126,7 +126,7 @@ class Server:
         self._secrets = SecretService(state_dir)
         self._volumes = VolumeStore(state_dir)
         self._dicts, self._queues = DictService(state_dir), QueueService(state_dir)
-        self._images = ImageService(self._state, self._faults)
+        self._images = ImageService(self._state, self._faults, self._mounts.global_names)
 
     def _make_registries(self) -> None:
         self._functions = Functions(self._state)

@@ -99,6 +99,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/containers/test_container": "modal_emulator/containers/launch "
     "modal_emulator/containers/container_site/sitecustomize",
     "modal_emulator/control/test_control_http": "modal_emulator/control/*",
+    "modal_emulator/objects/test_images": "modal_emulator/objects/image_records",
     "modal_emulator/objects/test_environments": "modal_emulator/objects/named_objects",
     "modal_emulator/objects/test_blobs": "modal_emulator/rpc/http_endpoint "
     "modal_emulator/rpc/received_file",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import posixpath
-import re
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +16,19 @@ from modal_emulator.builds.steps import (
     Log,
     StepError,
     installer_variables,
-    instructions,
 )
 from modal_emulator.containers.launch import container_environment
 from modal_emulator.containers.sandbox import Sandbox, SandboxMode
-from modal_emulator.objects.images import BuildError, ImageRecord, env_of
+from modal_emulator.objects.dockerfile import Step
+from modal_emulator.objects.image_records import (
+    COMMANDS_OF_THE_BASE,
+    ImageRecord,
+    has_python,
+    python_of,
+    python_of_mount,
+    steps_of,
+)
+from modal_emulator.objects.images import BuildError
 from modal_emulator.objects.layers import Layer, LayerStore
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.secrets import SecretService
@@ -31,14 +37,6 @@ from modal_emulator.storage.ids import new_id
 from modal_emulator.volumes.store import VolumeStore
 
 _SHIMS = Path(__file__).parent / "shims"
-_PYTHON_IN_NAME = re.compile(r"\b(3\.\d+)")
-# what the client puts into every base layer: the system that this machine has instead
-_OF_THE_BASE = {
-    "apt-get update",
-    "apt-get install -y gcc gfortran build-essential",
-    "echo 'debconf debconf/frontend select Noninteractive' | debconf-set-selections",
-    "ln -s /usr/local/bin/python3 /usr/local/bin/python",
-}
 _READ_ONLY = "Read-only file system"
 _EXTENDABLE = (
     "/home",
@@ -96,9 +94,9 @@ class ImageBuilder:
         base_layer = self.store.get(base.image_id) if base.image_id else None
         if base.image_id and base_layer is None:
             raise BuildError(f"The base image {base.image_id} is not built.")
-        folder = await asyncio.to_thread(self.store.begin, base_layer)
+        folders: list[Path] = []
         try:
-            layer = await self._apply(request, base, base_layer, folder, log)
+            layer = await self._apply(request, base, base_layer, folders, log)
             anew = request.force_build or request.ignore_cache
             finish = partial(self.store.finish, replace=anew)
             return await asyncio.to_thread(finish, image_id, layer)
@@ -106,13 +104,20 @@ class ImageBuilder:
             log(f"{e}\n")
             raise BuildError(str(e)) from e
         finally:
-            await asyncio.to_thread(self.store.drop, folder)
+            for folder in folders:
+                await asyncio.to_thread(self.store.drop, folder)
 
     async def _apply(
-        self, request: Any, base: ImageRecord, base_layer: Layer | None, folder: Path, log: Log
+        self,
+        request: Any,
+        base: ImageRecord,
+        base_layer: Layer | None,
+        folders: list[Path],
+        log: Log,
     ) -> Layer:
+        steps = steps_of(request.image, base)
         layer = await asyncio.to_thread(
-            self._apply_commands, request, base, base_layer, folder, log
+            self._apply_steps, request.image, steps, base_layer, folders, log
         )
         if request.image.HasField("build_function"):
             build_function = request.image.build_function
@@ -120,34 +125,68 @@ class ImageBuilder:
             await self._run_function(request.build_function_id, build_function.input, layer, log)
         return layer
 
-    def _apply_commands(
-        self, request: Any, base: ImageRecord, base_layer: Layer | None, folder: Path, log: Log
+    def _apply_steps(
+        self,
+        image: Any,
+        steps: Sequence[Step],
+        base_layer: Layer | None,
+        folders: list[Path],
+        log: Log,
     ) -> Layer:
+        """Return the layer of the last stage; `folders` gets those of all."""
+        if base_layer is not None and not steps:
+            folders.append(self.store.begin(base_layer))
+            return replace(base_layer, folder=folders[0])
         context = self._scratch / new_id("context")
+        stages: dict[str, LayerBuild] = {}
         try:
-            self._write_context(request.image, context)
+            self._write_context(image, context)
             build = LayerBuild(
-                folder,
+                Layer(context, "", "", ""),
                 uv=self._uv,
                 log=log,
                 run_in_sandbox=lambda *_: 0,
                 context=context,
-                env=dict(base.env),
-                secrets=self._secrets.environment(request.image.secret_ids),
-                workdir=base.workdir or "/",
+                stages=stages,
+                secrets=self._secrets.environment(image.secret_ids),
+                warnings=[],
             )
-            layer = base_layer and replace(base_layer, folder=folder)
-            for keyword, rest in instructions(list(request.image.dockerfile_commands)):
-                if keyword == "FROM" and rest != "base":
-                    layer = self._base_layer(rest, request.image, build)
-                assert layer is not None, "the client begins each base image with FROM"
-                build.run_in_sandbox = partial(self._run_in_sandbox, layer, log)
-                self._apply_one(keyword, rest, build)
-            assert layer is not None, "an image without commands has a base image"
-            return replace(layer, warnings=(*layer.warnings, *build.warnings))
+            for step in steps:
+                if step.keyword == "FROM":
+                    number = str(len(folders))
+                    layer = self._begin_stage(step, image, base_layer, folders, build)
+                    build = replace(build, layer=layer)
+                    names = [number, *(alias.lower() for alias in step.words[2:])]
+                    stages |= dict.fromkeys(names, build)
+                build.run_in_sandbox = partial(self._run_in_sandbox, build.layer, log)
+                self._apply_one(step, image, build)
+            return replace(build.layer, warnings=(*build.layer.warnings, *build.warnings))
         finally:
             if context.exists():
                 delete_tree(context)
+
+    def _begin_stage(
+        self,
+        step: Step,
+        image: Any,
+        base_layer: Layer | None,
+        folders: list[Path],
+        build: LayerBuild,
+    ) -> Layer:
+        name = step.words[0]
+        if name.lower() in build.stages:
+            source: Layer | None = build.stages[name.lower()].layer
+        else:
+            source = base_layer if name == "base" else None
+        folders.append(self.store.begin(source))
+        if source is not None:
+            return replace(source, folder=folders[-1])
+        mount_name = self._mounts.global_names.get(image.context_mount_id, "")
+        version = python_of(name) or python_of_mount(mount_name)
+        if not has_python(name):
+            build.warnings.append(f"the system of {name}, of which only a Python is there")
+        build.log(f"=> {step.instruction}\n")
+        return self._make_python(version or HOST_VERSION, folders[-1], build)
 
     def _write_context(self, image: Any, context: Path) -> None:
         context.mkdir(parents=True)
@@ -158,51 +197,57 @@ class ImageBuilder:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.data)
 
-    def _apply_one(self, keyword: str, rest: str, build: LayerBuild) -> None:
-        if keyword == "RUN" and rest not in _OF_THE_BASE:
-            if rest == _INSTALLERS:
-                self._install_installers(build)
+    def _apply_one(self, step: Step, image: Any, build: LayerBuild) -> None:
+        build.workdir = step.settings.workdir or "/"
+        if step.keyword == "RUN" and step.script not in COMMANDS_OF_THE_BASE:
+            if step.script == _INSTALLERS:
+                self._install_installers(step, build)
             else:
-                build.run(rest)
-        elif keyword == "COPY" and not rest.startswith("/python/"):
-            build.copy(rest)
-        elif keyword == "ENV":
-            build.env.update(env_of(f"ENV {rest}", build.env))
-        elif keyword == "WORKDIR":
-            build.workdir = posixpath.join(build.workdir, rest)
+                build.run(step)
+        elif step.keyword == "COPY" and step.words[0].startswith("/python/"):
+            self._add_python(image, build)
+        elif step.keyword in {"COPY", "ADD"}:
+            build.copy(step)
+        elif step.keyword == "WORKDIR":
             build.inside(".").mkdir(parents=True, exist_ok=True)
 
-    def _install_installers(self, build: LayerBuild) -> None:
+    def _install_installers(self, step: Step, build: LayerBuild) -> None:
+        # this machine has uv
+        plain = replace(step.instruction, rest="pip install pip wheel")
         try:
-            build.run("pip install pip wheel")
+            build.run(replace(step, instruction=plain))
         except StepError:
             build.warnings.append("pip and wheel, which could not be downloaded")
 
-    def _base_layer(self, name: str, image: Any, build: LayerBuild) -> Layer:
-        """Create the Python environment of an image that begins with `FROM name`."""
+    def _add_python(self, image: Any, build: LayerBuild) -> None:
+        """Give the layer the Python of `add_python`, where its own is another."""
         mount_name = self._mounts.global_names.get(image.context_mount_id, "")
-        found = re.match(r"python:(3\.\d+)", name) or _PYTHON_IN_NAME.search(mount_name)
-        version = found[1] if found else HOST_VERSION
-        if not name.startswith("python:"):
-            build.warnings.append(f"the system of {name}, of which only a Python is there")
+        version = python_of_mount(mount_name)
+        if version and not build.layer.python_version.startswith(f"{version}."):
+            delete_tree(build.layer.env)
+            made = self._make_python(version, build.layer.folder, build)
+            build.layer = replace(made, warnings=build.layer.warnings)
+
+    def _make_python(self, version: str, folder: Path, build: LayerBuild) -> Layer:
+        """Create the Python environment of a layer."""
         python = find_python(version, self._uv)
         if python is None:
             build.warnings.append(f"Python {version}; it has {HOST_VERSION}, as this machine has")
             version = HOST_VERSION
             python = find_python(version, self._uv)
             assert python is not None
-        build.log(f"=> FROM {name}: Python {version} of {python}\n")
-        environment = build.folder / "env"
+        build.log(f"=> Python {version} of {python}\n")
+        environment = folder / "env"
         command = [self._uv, "venv", "--quiet", "--relocatable", "--python", python]
         done = subprocess.run([*command, str(environment)], capture_output=True, text=True)
         if done.returncode:
             raise StepError(f"The environment could not be created: {done.stderr}")
         client = client_packages(self.store.folder / "clients", python, version, self._uv)
         full = _full_version(python)
-        return Layer(build.folder, python_version=full, base_python=python, client=str(client))
+        return Layer(folder, python_version=full, base_python=python, client=str(client))
 
     def _run_in_sandbox(
-        self, layer: Layer, log: Log, command: str, variables: Mapping[str, str], workdir: str
+        self, layer: Layer, log: Log, argv: list[str], variables: Mapping[str, str], workdir: str
     ) -> int:
         sandbox = Sandbox.prepare(
             self._scratch / new_id("build"),
@@ -225,7 +270,7 @@ class ImageBuilder:
             env = container_environment(record, {}, installer_variables(), "/root", layer)
             env["PATH"] = f"{_SHIMS}:{env['PATH']}"
             process = subprocess.Popen(
-                sandbox.argv(["/bin/sh", "-c", command]),
+                sandbox.argv(["/bin/sh", "-c", 'exec "$0" "$@"', *argv]),
                 cwd="/",
                 env=env,
                 stdin=subprocess.DEVNULL,

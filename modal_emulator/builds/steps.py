@@ -6,14 +6,21 @@ import os
 import re
 import shlex
 import shutil
+import string
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from modal_emulator.objects.images import apt_packages_of
+from modal_emulator.objects.dockerfile import Step
+from modal_emulator.objects.image_records import apt_packages_of, is_uv
+from modal_emulator.objects.layers import Layer
 
-_SHELL = re.compile(r"[|&;<>`]|\$\(")
+_SHELL = re.compile(r"[|&;<>`$\n]")
+_POSIX_SHELLS = {"sh", "bash", "dash", "ash", "zsh"}
+# for ADD
+_ELSEWHERE = re.compile(r"[a-z]+://|git@")
 _PIP_INSTALL = re.compile(r"(?:python3? -m pip|pip3?|(?:\S*/)?uv pip) install (?P<arguments>.*)")
 _UV_SYNC = re.compile(r"\S*/uv sync (?P<arguments>.*)")
 # what the client writes: the interpreter is the layer's in any case
@@ -23,8 +30,8 @@ _ONLY_OF_PIP = {"--no-cache-dir", "--root-user-action=ignore", "--prefer-binary"
 _INSTALLER_VARIABLES = ("PIP_", "UV_")
 
 Log = Callable[[str], None]
-# run a shell command in a sandbox with the layer: command, environment, working folder
-RunInSandbox = Callable[[str, Mapping[str, str], str], int]
+# run a command in a sandbox with the layer: arguments, environment, working folder
+RunInSandbox = Callable[[list[str], Mapping[str, str], str], int]
 
 
 class StepError(Exception):
@@ -35,56 +42,71 @@ class StepError(Exception):
 class LayerBuild:
     """A layer's folder while steps are applied to it."""
 
-    folder: Path
+    layer: Layer
     uv: str
     log: Log
     run_in_sandbox: RunInSandbox
     # what COPY copies from
     context: Path
-    env: dict[str, str]
+    # what `COPY --from` copies from, by the names and the numbers of the stages
+    stages: Mapping[str, LayerBuild]
     secrets: Mapping[str, str]
+    # what is not there, of all stages
+    warnings: list[str]
     workdir: str = "/"
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def python(self) -> Path:
-        """The interpreter of the layer."""
-        return self.folder / "env" / "bin" / "python"
 
     @property
     def files(self) -> Path:
         """The files of the layer."""
-        return self.folder / "files"
+        return self.layer.files
 
     def inside(self, path: str) -> Path:
         """Return where a path of the image is on this machine."""
         return self.files / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")  # noqa: PTH118
 
-    def run(self, command: str) -> None:
+    def run(self, step: Step) -> None:
         """Apply `RUN command`.
 
         Raises:
-            StepError: If it exits with another code than 0.
+            StepError: If it exits with another code than 0, or needs what is not here.
         """
+        command = shlex.join(step.words) if step.words else step.script
         self.log(f"=> RUN {command}\n")
+        _refuse_flags(step, _is_flag_of_run)
+        if step.documents and command.startswith("#!"):
+            raise StepError(f"{step.instruction}: the emulator runs no script with a #! line.")
         self._warn_of_missing(apt_packages_of(command))
-        plain = command.replace(_OWN_PYTHON, "")
-        simple = not _SHELL.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", plain))
-        if simple and (found := _PIP_INSTALL.fullmatch(plain)):
-            code = self._install(shlex.split(found["arguments"]))
-        elif simple and (found := _UV_SYNC.fullmatch(plain)):
-            code = self._sync(shlex.split(found["arguments"]))
-        elif simple and _APT.match(plain):
-            code = 0  # recorded
-        else:
-            code = self.run_in_sandbox(command, {**self.env, **self.secrets}, self.workdir)
+        code = self._run_installer(command, step)
+        if code is None:
+            argv = list(step.words) or [*step.settings.shell, command]
+            code = self.run_in_sandbox(argv, {**step.variables, **self.secrets}, self.workdir)
         if code:
-            raise StepError(f"{plain} exited with code {code}.")
+            raise StepError(f"{command} exited with code {code}.")
+
+    def _run_installer(self, command: str, step: Step) -> int | None:
+        """Run what uv does here; None for any other command."""
+        plain = command.replace(_OWN_PYTHON, "")
+        if "'" not in plain:
+            plain = string.Template(plain).safe_substitute(step.variables)
+        if _SHELL.search(re.sub(r"'[^']*'|\"[^\"$`]*\"", "", plain)):
+            return None
+        if not step.words and Path(step.settings.shell[0]).name not in _POSIX_SHELLS:
+            return None
+        if _APT.match(plain):
+            return 0  # recorded
+        install, sync = _PIP_INSTALL.fullmatch(plain), _UV_SYNC.fullmatch(plain)
+        try:
+            arguments = shlex.split((install or sync or {"arguments": ""})["arguments"])
+        except ValueError:  # an open quote, of which the shell says more
+            return None
+        if install:
+            return self._install(arguments)
+        return self._sync(arguments) if sync else None
 
     def _install(self, arguments: list[str]) -> int:
         local = [str(self.inside(each)) if self._is_file(each) else each for each in arguments]
         known = [each for each in local if each not in _ONLY_OF_PIP]
-        return self._run_uv(["pip", "install", "--python", str(self.python), *known])
+        return self._run_uv(["pip", "install", "--python", str(self.layer.python), *known])
 
     def _is_file(self, argument: str) -> bool:
         return argument.startswith(("/", ".")) and self.inside(argument).exists()
@@ -97,7 +119,7 @@ class LayerBuild:
             for each in arguments
         ]
         # --inexact: the environment has pip and wheel, too, which no lock names
-        environment = str(self.folder / "env")
+        environment = str(self.layer.env)
         return self._run_uv(["sync", "--inexact", *project], UV_PROJECT_ENVIRONMENT=environment)
 
     def _run_uv(self, arguments: list[str], **variables: str) -> int:
@@ -121,31 +143,101 @@ class LayerBuild:
         if missing:
             self.warnings.append(f"apt packages that this machine lacks: {', '.join(missing)}")
 
-    def copy(self, arguments: str) -> None:
-        """Apply `COPY source… target`, from the files that the client has sent.
+    def copy(self, step: Step) -> None:
+        """Apply `COPY source… target` or ADD: files that were sent along, or those of a stage.
 
         Raises:
-            StepError: If there is no such file.
+            StepError: If there is no such file, or it has to come from elsewhere.
         """
-        words = [each for each in shlex.split(arguments) if not each.startswith("--chown")]
-        if any(each.startswith("--from=") for each in words):
-            return  # uv or Python, of which this machine has its own
-        *sources, target = words
-        for source in sources:
-            found = self.context / source.lstrip("/")
-            if not found.exists():
-                raise StepError(f"COPY {arguments}: {source} was not sent along.")
-            self._copy(found, source, target, several=len(sources) > 1)
+        if is_uv(step):
+            return  # this machine has its own
+        self.log(f"=> {step.instruction}\n")
+        _refuse_flags(step, _is_flag_of_copy)
+        *sources, target = step.words
+        several = len(sources) + len(step.documents) > 1
+        found = [each for source in sources for each in self._sources(step, source)]
+        into = target.endswith("/") or several or len(found) > 1
+        for document, content in zip(step.instruction.documents, step.documents, strict=True):
+            destination = self._destination(target, document.name, into=into)
+            destination.write_text(content)
+            _change_mode(destination, step)
+        for source in found:
+            if step.keyword == "ADD" and source.is_file() and tarfile.is_tarfile(source):
+                self._extract(source, self.inside(target))
+            elif source.is_dir():
+                destination = self.inside(target)
+                shutil.copytree(source, destination, symlinks=True, dirs_exist_ok=True)
+                _change_mode(destination, step)
+            else:
+                destination = self._destination(target, source.name, into=into)
+                shutil.copy2(source, destination)
+                _change_mode(destination, step)
 
-    def _copy(self, found: Path, source: str, target: str, *, several: bool) -> None:
+    def _sources(self, step: Step, source: str) -> list[Path]:
+        if step.keyword == "ADD" and _ELSEWHERE.match(source):
+            raise StepError(
+                f"{step.instruction}: the emulator downloads nothing for ADD; use a RUN that does."
+            )
+        stage = step.instruction.flag("from")
+        origin = self.stages.get(stage.lower())
+        if stage and (origin is None or origin is self):
+            raise StepError(
+                f"{step.instruction}: the emulator has the files of earlier stages of this "
+                f"Dockerfile, and not those of the image {stage}."
+            )
+        root = origin.files if origin else self.context
+        name = os.path.normpath(f"/{source}").lstrip("/")
+        found = [root / name] if (root / name).exists() else sorted(root.glob(name or "."))
+        if found:
+            return found
+        if stage:
+            hint = f"is not among the files that the stage {stage} has written."
+        else:
+            hint = "was not sent along; the client sends what COPY names, in its context_dir."
+        raise StepError(f"{step.instruction}: {source} {hint}")
+
+    def _destination(self, target: str, name: str, *, into: bool) -> Path:
         destination = self.inside(target)
-        if found.is_dir():
-            shutil.copytree(found, destination, symlinks=True, dirs_exist_ok=True)
-            return
-        if target.endswith("/") or several or destination.is_dir():
-            destination = destination / Path(source).name
+        if into or destination.is_dir():
+            destination = destination / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(found, destination)
+        return destination
+
+    def _extract(self, archive: Path, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder, filter="data")
+        except tarfile.TarError as e:
+            raise StepError(f"ADD {archive.name}: {e}") from e
+
+
+def _is_flag_of_run(name: str, value: str) -> bool:
+    """Return whether a RUN has the same result here with a flag as without it."""
+    if name == "mount":
+        return "type=cache" in value.split(",")
+    return (name, value) in {("network", "default"), ("security", "sandbox")}
+
+
+def _is_flag_of_copy(name: str, _value: str) -> bool:
+    return name in {"chmod", "chown", "from", "link"}
+
+
+def _refuse_flags(step: Step, known: Callable[[str, str], bool]) -> None:
+    for name, value in step.instruction.flags:
+        if not known(name, value):
+            raise StepError(f"{step.instruction}: the emulator has no --{name}={value}.")
+
+
+def _change_mode(path: Path, step: Step) -> None:
+    mode = step.instruction.flag("chmod")
+    if not mode:
+        return
+    if not re.fullmatch("[0-7]{3,4}", mode):
+        raise StepError(f"{step.instruction}: --chmod needs a number such as 755, not {mode}.")
+    for each in [path, *path.rglob("*")]:
+        if not each.is_symlink():
+            each.chmod(int(mode, 8))
 
 
 def _is_installed(package: str) -> bool:
@@ -163,12 +255,3 @@ def installer_variables() -> dict[str, str]:
     """Return this machine's settings of pip and uv, such as an index."""
     names = (name for name in os.environ if name.startswith(_INSTALLER_VARIABLES))
     return {name: os.environ[name] for name in names}
-
-
-def instructions(commands: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield each instruction of a Dockerfile's lines: its keyword, and the rest."""
-    lines = "\n".join(commands).replace("\\ \n", "\\\n").replace("\\\n", " ").splitlines()
-    for line in lines:
-        keyword, _, rest = line.strip().partition(" ")
-        if keyword and not keyword.startswith("#"):
-            yield keyword.upper(), rest.strip()

@@ -23,7 +23,8 @@ from modal_emulator.apps.functions import RunnableFunction
 from modal_emulator.containers.interpreter import INTERPRETER
 from modal_emulator.containers.sandbox import WORKING_FOLDER, Sandbox, SandboxMode
 from modal_emulator.containers.volume_view import VolumeMount
-from modal_emulator.objects.images import ImageRecord, ImageService
+from modal_emulator.objects.image_records import ImageRecord
+from modal_emulator.objects.images import ImageService
 from modal_emulator.objects.layers import Layer
 from modal_emulator.objects.mounts import MountService
 from modal_emulator.objects.secrets import SecretService

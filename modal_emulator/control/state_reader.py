@@ -22,7 +22,8 @@ from modal_emulator.control.info import (
     SecretUse,
     VolumeUse,
 )
-from modal_emulator.objects.images import ImageRecord, ImageService
+from modal_emulator.objects.image_records import ImageRecord
+from modal_emulator.objects.images import ImageService
 from modal_emulator.objects.secrets import SecretService
 from modal_emulator.scheduling.pools import ContainerPools
 from modal_emulator.volumes.store import VolumeStore

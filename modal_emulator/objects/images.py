@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-import posixpath
-import re
-import shlex
-import string
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from textwrap import shorten
 from typing import Any, Protocol
 
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from modal_emulator.objects.dockerfile import DockerfileError, Step
 from modal_emulator.objects.environments import IMAGE_BUILDER_VERSION
+from modal_emulator.objects.image_records import (
+    ImageRecord,
+    describe_image,
+    steps_of,
+    without_effect,
+)
 from modal_emulator.objects.layers import Layer, LayerStore
 from modal_emulator.rpc.caller import warn_client
 from modal_emulator.rpc.faults import Faults
-from modal_emulator.rpc.gpus import UnknownGpuError, requested_gpu
+from modal_emulator.rpc.gpus import UnknownGpuError
 from modal_emulator.rpc.notifier import Notifier
 from modal_emulator.rpc.protocol_fields import refuse, warnings
 from modal_emulator.rpc.rpc import Message
@@ -34,17 +36,6 @@ log = logging.getLogger(__name__)
 _LINES_IN_ERROR = 30
 # the deadline of the client is 55 s
 _MAX_POLL_S = 50.0
-_INSTALL = re.compile(r"(?:pip3?|uv) (?:pip )?install\b")
-_OPTIONS_WITH_VALUE = {
-    "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "-c", "--constraint",
-    "--python", "-p", "--torch-backend", "--index-strategy", "--target", "-t", "--prefix",
-}  # fmt: skip
-_REQUIREMENTS_OPTIONS = {"-r", "--requirement", "--requirements"}
-
-
-# a missing package is an ImportError, so its installation needs no warning
-_INSTALLS_PACKAGES = re.compile(r"\b(?:pip3? install|uv|apt-get|poetry|micromamba)\b")
-_MAX_COMMAND_CHARS = 60
 
 
 class BuildError(Exception):
@@ -64,166 +55,6 @@ class Builder(Protocol):
         Raises:
             BuildError: If a step fails.
         """
-
-
-@dataclass(frozen=True)
-class BuildFunction:
-    """A function of `Image.run_function`, which Modal runs during the build."""
-
-    function_id: str
-    definition: str
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """An image as the client describes it, including its base images."""
-
-    image_id: str
-    commands: tuple[str, ...] = ()
-    base: str = ""
-    python_version: str | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    workdir: str | None = None
-    packages: tuple[str, ...] = ()
-    apt_packages: tuple[str, ...] = ()
-    context_files: dict[str, str] = field(default_factory=dict)
-    copied_mount_ids: tuple[str, ...] = ()
-    build_functions: tuple[BuildFunction, ...] = ()
-    gpu: str | None = None
-    secret_ids: tuple[str, ...] = ()
-
-
-def _words(command: str) -> list[str]:
-    """Split as a shell does, or at the spaces if a quote is not closed."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return command.split()
-
-
-def _expand(value: str, env: dict[str, str]) -> str:
-    return string.Template(value).safe_substitute({"PATH": "$PATH", **env})
-
-
-def env_of(command: str, env: dict[str, str]) -> dict[str, str]:
-    """Parse `ENV A=1 B='x y'` and the old `ENV A 1`."""
-    assignments = command[len("ENV ") :].strip()
-    name, _, rest = assignments.partition(" ")
-    if "=" not in name:
-        return {name: _expand(rest.strip(), env)}
-    found = {}
-    # as in a Dockerfile, single quotes keep $NAME as it is
-    literal = "'" in assignments
-    for word in _words(assignments):
-        key, _, value = word.partition("=")
-        found[key] = value if literal else _expand(value, env)
-    return found
-
-
-def _packages_of(command: str, files: dict[str, str]) -> list[str]:
-    """Return the requirements of a `RUN … pip install …`, those in requirements files included.
-
-    Args:
-        command: The command.
-        files: Path in the image -> content, for each file that was copied into the image.
-    """
-    packages = []
-    # the value of $(…) is known only when an image is built, and is never a package
-    for part in re.split(r"&&|;", re.sub(r"\$\([^)]*\)", "$", command.removeprefix("RUN "))):
-        if not _INSTALL.search(part):
-            continue
-        words = iter(_words(part[part.index("install") + len("install") :]))
-        for word in words:
-            if word in _OPTIONS_WITH_VALUE:
-                next(words, None)
-            elif word in _REQUIREMENTS_OPTIONS:
-                packages += _requirements_in(files.get(next(words, ""), ""))
-            elif not word.startswith("-"):
-                packages.append(word)
-    return packages
-
-
-def _requirements_in(content: str) -> list[str]:
-    """Return the requirements of a requirements file, without its options and comments."""
-    lines = (re.split(r"(?:^|\s)#", line)[0].strip() for line in content.splitlines())
-    return [line for line in lines if line and not line.startswith("-")]
-
-
-def apt_packages_of(command: str) -> list[str]:
-    """Return what a `RUN … apt-get install …` installs."""
-    packages = []
-    for part in re.split(r"&&|;", command.removeprefix("RUN ")):
-        words = _words(part)
-        if words[:1] == ["apt-get"] and "install" in words:
-            after = words[words.index("install") + 1 :]
-            packages += [word for word in after if not word.startswith("-")]
-    return packages
-
-
-def describe_image(
-    image_id: str, image: Any, bases: list[ImageRecord], build_function_id: str
-) -> ImageRecord:
-    """Return the record of an `Image` message, which its base images are part of."""
-    first = bases[0] if bases else ImageRecord(image_id="")
-    env, workdir, base = dict(first.env), first.workdir, first.base
-    python_version = first.python_version
-    packages, apt_packages = list(first.packages), list(first.apt_packages)
-    copied = list(first.copied_mount_ids)
-    files = {f.filename: f.data.decode(errors="replace") for f in image.context_files}
-    files_inside: dict[str, str] = {}
-    for command in image.dockerfile_commands:
-        keyword, _, rest = command.strip().partition(" ")
-        if keyword == "FROM" and rest != "base":
-            base = rest
-            if match := re.match(r"python:(\d+\.\d+)", rest):
-                python_version = match.group(1)
-        elif keyword == "ENV":
-            env.update(env_of(command.strip(), env))
-        elif keyword == "WORKDIR":
-            workdir = posixpath.join(workdir or "/", rest.strip())
-        elif keyword == "COPY" and image.context_mount_id and rest.strip() == ". /":
-            copied.append(image.context_mount_id)
-        elif keyword == "COPY" and rest.partition(" ")[0] in files:
-            source, _, target = rest.partition(" ")
-            files_inside[target.strip()] = files[source]
-        elif keyword == "RUN":
-            packages += _packages_of(command, files_inside)
-            apt_packages += apt_packages_of(command)
-    built = list(first.build_functions)
-    if image.HasField("build_function"):
-        built.append(BuildFunction(build_function_id, image.build_function.definition))
-    gpu = requested_gpu(image.gpu_config)
-    return ImageRecord(
-        image_id=image_id,
-        commands=first.commands + tuple(image.dockerfile_commands),
-        base=base,
-        python_version=python_version,
-        env=env,
-        workdir=workdir,
-        packages=tuple(packages),
-        apt_packages=tuple(apt_packages),
-        context_files={**first.context_files, **files},
-        copied_mount_ids=tuple(copied),
-        build_functions=tuple(built),
-        gpu=str(gpu) if gpu else first.gpu,
-        secret_ids=first.secret_ids + tuple(image.secret_ids),
-    )
-
-
-def steps_not_run(image: Any) -> list[str]:
-    """Return the steps of a layer that do more than install packages, where nothing is built.
-
-    Those of Modal's own base images are left out.
-    """
-    found = ["`Image.run_function`"] if image.HasField("build_function") else []
-    if "FROM base" not in image.dockerfile_commands:
-        return found
-    for command in image.dockerfile_commands:
-        keyword, _, rest = command.strip().partition(" ")
-        runs = keyword == "RUN" and not _INSTALLS_PACKAGES.search(rest)
-        if runs or (keyword in {"ENTRYPOINT", "ADD", "USER"} and rest.strip() != "[]"):
-            found.append(f"`{shorten(command.strip(), _MAX_COMMAND_CHARS, placeholder=' …')}`")
-    return found
 
 
 def bases_first(requests: Mapping[str, Any]) -> Iterator[str]:
@@ -263,9 +94,10 @@ class Build:
 class ImageService:
     """Answers the Image* RPCs."""
 
-    def __init__(self, state: State, faults: Faults) -> None:
+    def __init__(self, state: State, faults: Faults, global_mounts: Mapping[str, str]) -> None:
         self._state = state
         self._faults = faults
+        self._global_mounts = global_mounts
         # None: images are recorded only
         self.builder: Builder | None = None
         self._builds: dict[str, Build] = {}
@@ -275,7 +107,7 @@ class ImageService:
             for image_id, data in state.objects("image")
         }
         for image_id in bases_first(requests):
-            self._records[image_id] = self._describe(image_id, requests[image_id])
+            self._read(image_id, requests[image_id])
 
     def layer(self, image_id: str) -> Layer | None:
         """Return the layer of an image; None if images are recorded only.
@@ -298,6 +130,13 @@ class ImageService:
         layer = self.builder.store.get(image_id)
         return layer.warnings if layer else ()
 
+    def python_version(self, image_id: str) -> str:
+        """Return the minor version that an image asks for, such as 3.11; empty if it names none."""
+        record, layer = self._records.get(image_id), self.builder and self.layer(image_id)
+        if record is not None and record.python_version:
+            return record.python_version
+        return layer.python_version.rpartition(".")[0] if layer else ""
+
     def all(self) -> list[ImageRecord]:
         """Return every image, oldest first."""
         return list(self._records.values())
@@ -316,9 +155,23 @@ class ImageService:
         """Refuse an unknown image with NOT_FOUND."""
         self.get(image_id)
 
-    def _describe(self, image_id: str, request: Any) -> ImageRecord:
-        bases = [self.get(base.image_id) for base in request.image.base_images]
-        return describe_image(image_id, request.image, bases, request.build_function_id)
+    def _read(self, image_id: str, request: Any) -> None:
+        base, image = self._base_of(request), request.image
+        try:
+            steps = steps_of(image, base)
+        except DockerfileError:  # an earlier version has accepted it
+            steps = []
+        self._records[image_id] = self._describe(image_id, request, base, steps)
+
+    def _describe(
+        self, image_id: str, request: Any, base: ImageRecord, steps: Sequence[Step]
+    ) -> ImageRecord:
+        mount_name = self._global_mounts.get(request.image.context_mount_id, "")
+        return describe_image(image_id, request, base, steps, mount_name)
+
+    def _base_of(self, request: Any) -> ImageRecord:
+        ids = [base.image_id for base in request.image.base_images]
+        return self.get(ids[0]) if ids else ImageRecord(image_id="")
 
     def _metadata(self, layer: Layer | None) -> api_pb2.ImageMetadata:
         version = layer.python_version if layer else platform.python_version()
@@ -330,18 +183,18 @@ class ImageService:
         refuse("The image", [request.image])
         image_id = content_id("im", request.image.SerializeToString(deterministic=True))
         if self._faults.image_build_error is not None:
-            result = api_pb2.GenericResult(
-                status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE,
-                exception=self._faults.image_build_error,
-            )
+            result = _failure(self._faults.image_build_error)
             return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result)
+        base = self._base_of(request)
         try:
-            record = self._describe(image_id, request)
+            steps = steps_of(request.image, base)
+            record = self._describe(image_id, request, base, steps)
         except UnknownGpuError as e:
             raise GRPCError(Status.INVALID_ARGUMENT, str(e)) from e
+        except DockerfileError as e:
+            return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=_failure(str(e)))
         recorded = warnings([request.image])
-        if self.builder is None:
-            recorded += steps_not_run(request.image)
+        recorded += without_effect(request.image, steps, built=self.builder is not None)
         for option in recorded:
             warn_client(f"The emulator records {option} of an image but it has no effect here.")
         self._records[image_id] = record
@@ -371,17 +224,20 @@ class ImageService:
         def log_line(line: str) -> None:
             loop.call_soon_threadsafe(add, line)  # steps run in other threads
 
-        bases = [self.get(base.image_id) for base in request.image.base_images]
-        base = bases[0] if bases else ImageRecord(image_id="")
         try:
-            await builder.build(image_id, request, base, log_line)
+            await builder.build(image_id, request, self._base_of(request), log_line)
             build.result = _SUCCESS
         except BuildError as e:
             log.info("image %s: %s", image_id, e)
             await asyncio.sleep(0)  # for the last lines of the log
-            tail = "".join(build.lines[-_LINES_IN_ERROR:])
-            build.result = api_pb2.GenericResult(
-                status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=tail
+            build.result = _failure("".join(build.lines[-_LINES_IN_ERROR:]))
+        except Exception as e:
+            # without a result, the client would wait for ever
+            log.exception("image %s", image_id)
+            build.result = _failure(
+                f"The emulator failed to build the image: {type(e).__name__}: {e}. "
+                "This is an error in the emulator, not in your app; "
+                "the traceback is in the emulator's log."
             )
         build.changed.notify()
 
@@ -423,3 +279,9 @@ class ImageService:
 
 
 _SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
+
+
+def _failure(message: str) -> Message:
+    return api_pb2.GenericResult(
+        status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=message
+    )

@@ -201,7 +201,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     "Image": {
         **_used("base_images dockerfile_commands context_files context_mount_id"),
         **_used("build_function", "run where images are built, otherwise a warning"),
-        **_warned("build_args", "build_args"),
+        **_used("build_args", "values of ARG; one that no ARG declares is a warning"),
         **_used("secret_ids", "variables of the steps"),
         **_warned("gpu_config", "gpu of an image"),
         **_warned("volume_mounts", "volumes of an image"),

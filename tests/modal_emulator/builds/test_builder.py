@@ -166,6 +166,18 @@ def test_an_image_has_the_python_that_it_asks_for(builder: Emulator, project: Pa
         assert function.remote() == version
 
 
+def test_add_python_replaces_the_python_of_a_dockerfile(builder: Emulator, tmp_path: Path) -> None:
+    version = other_python()
+    if version is None:
+        pytest.skip("there is no other Python")
+    (tmp_path / "Dockerfile").write_text("FROM registry.example/system:1\nRUN echo one > /root/x")
+    image = modal.Image.from_dockerfile(tmp_path / "Dockerfile", add_python=version)
+    app = modal.App("added")
+    function = app.function(image=image)(built_app.version)
+    with pytest.warns(ServerWarning, match="without the system of registry"), app.run():
+        assert function.remote() == version
+
+
 def test_an_image_of_a_registry_says_what_is_missing(builder: Emulator) -> None:
     image = modal.Image.from_registry("nvidia/cuda:12.4.0-devel-ubuntu22.04", add_python="3.11")
     app = modal.App("cuda")

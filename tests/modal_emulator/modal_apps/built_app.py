@@ -71,3 +71,12 @@ def look() -> dict[str, object]:
 
 def version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def read_files() -> dict[str, str]:
+    """Return the files of the working folder, except for archives."""
+    return {
+        str(path): path.read_text()
+        for path in Path().rglob("*")
+        if path.is_file() and path.suffix != ".tar"
+    }

@@ -11,7 +11,7 @@ import pytest
 from modal.exception import InvalidError
 
 from modal_emulator import Emulator
-from modal_emulator.objects.images import ImageRecord
+from modal_emulator.objects.image_records import ImageRecord
 
 
 @pytest.fixture(scope="module", autouse=True)

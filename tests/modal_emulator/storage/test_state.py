@@ -13,7 +13,7 @@ import pytest
 from modal.exception import InternalFailure, NotFoundError
 
 from modal_emulator import Emulator
-from modal_emulator.objects.images import ImageRecord
+from modal_emulator.objects.image_records import ImageRecord
 from modal_emulator.pytest_plugin import connected
 from tests.support.waiting import wait_until
 
