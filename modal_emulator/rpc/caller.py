@@ -16,6 +16,7 @@ class Caller:
     connection_id: int
     task_id: str | None = None
     client_version: str = ""
+    python_version: str = ""
     token_id: str = ""
     warnings: list[str] = field(default_factory=list)
 

@@ -91,6 +91,7 @@ def _caller(task_id: str | None, stream: Any) -> Caller:
         id(stream._stream.connection),
         task_id,
         client_version=str(stream.metadata.get("x-modal-client-version", "")),
+        python_version=str(stream.metadata.get("x-modal-python-version", "")),
         token_id=str(stream.metadata.get("x-modal-token-id", "")),
     )
 

@@ -20,7 +20,7 @@ from modal_emulator.apps.function_checks import (
 from modal_emulator.apps.function_options import apply_options
 from modal_emulator.apps.functions import FunctionRecord, Functions
 from modal_emulator.objects.images import ImageService
-from modal_emulator.rpc.caller import warn_client
+from modal_emulator.rpc.caller import current_caller, warn_client
 from modal_emulator.rpc.protocol_fields import refusals, refuse, warnings
 from modal_emulator.rpc.rpc import Message
 from modal_emulator.services.web_endpoints import WebEndpoints
@@ -152,6 +152,7 @@ class FunctionService:
         self._warn(first.function_name, [request])
         for what in self._images.warnings(first.image_id):
             warn_client(f"The image of {first.function_name} is built without {what}.")
+        self._warn_of_python(first)
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,
             function=created,
@@ -167,6 +168,18 @@ class FunctionService:
             warn_client(
                 f"{name} uses {option}, which the emulator does not emulate, "
                 "so calls of it are refused."
+            )
+
+    def _warn_of_python(self, function: Any) -> None:
+        """Warn of a serialized function that another version of Python is to read."""
+        if function.definition_type != api_pb2.Function.DEFINITION_TYPE_SERIALIZED:
+            return
+        own = ".".join(current_caller.get().python_version.split(".")[:2])
+        other = self._images.python_version(function.image_id)
+        if own and other and own != other:
+            warn_client(
+                f"{function.function_name} is serialized by Python {own}, and its image has Python "
+                f"{other}: a serialized function needs the same minor version on both sides."
             )
 
     def _check(self, function: Any) -> None:

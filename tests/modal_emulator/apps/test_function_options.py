@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import emulated_settings as settings
+import image_app
 import modal
 import modal.experimental
 import pytest
@@ -275,3 +276,21 @@ def test_the_tags_of_an_app_are_received(modal_emulator: Emulator) -> None:
     found = [each for each in modal_emulator.apps() if each.app_id == settings.app.app_id]
     assert found[0].tags == {"team": "vision"}
     assert found[0].state == "ephemeral"
+
+
+def test_a_serialized_function_of_another_python_is_a_warning() -> None:
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    other = "3.12" if own != "3.12" else "3.13"
+    slim = modal.Image.debian_slim(python_version=other)
+    added = modal.Image.from_registry("registry.example/system:1", add_python=other)
+    app = modal.App("serialized")
+    app.function(image=slim)(image_app.download_weights)
+    for name, image in (("slim", slim), ("added", added), ("same", modal.Image.debian_slim())):
+        app.function(serialized=True, name=name, image=image)(lambda: None)
+    with pytest.warns(ServerWarning) as warned, app.run():
+        pass
+    assert sorted(str(each.message) for each in warned) == [
+        f"{name} is serialized by Python {own}, and its image has Python {other}: "
+        "a serialized function needs the same minor version on both sides."
+        for name in ("added", "slim")
+    ]
