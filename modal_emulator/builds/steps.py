@@ -19,6 +19,7 @@ from modal_emulator.objects.layers import Layer
 
 _SHELL = re.compile(r"[|&;<>`$\n]")
 _POSIX_SHELLS = {"sh", "bash", "dash", "ash", "zsh"}
+_MAX_LINKS = 40
 # for ADD
 _ELSEWHERE = re.compile(r"[a-z]+://|git@")
 _PIP_INSTALL = re.compile(r"(?:python3? -m pip|pip3?|(?:\S*/)?uv pip) install (?P<arguments>.*)")
@@ -61,8 +62,8 @@ class LayerBuild:
         return self.layer.files
 
     def inside(self, path: str) -> Path:
-        """Return where a path of the image is on this machine."""
-        return self.files / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")  # noqa: PTH118
+        """Return where a path of the image is on this machine; its links lead into the image."""
+        return _resolve(self.files, os.path.join(self.workdir, path))  # noqa: PTH118
 
     def run(self, step: Step) -> None:
         """Apply `RUN command`.
@@ -187,8 +188,10 @@ class LayerBuild:
             )
         root = origin.files if origin else self.context
         name = os.path.normpath(f"/{source}").lstrip("/")
-        found = [root / name] if (root / name).exists() else sorted(root.glob(name or "."))
-        if found:
+        single = _resolve(root, name)
+        matching = [single] if single.exists() else sorted(root.glob(name))
+        found = [_resolve(root, str(each.relative_to(root))) for each in matching]
+        if found and all(each.exists() for each in found):
             return found
         if stage:
             hint = f"is not among the files that the stage {stage} has written."
@@ -199,7 +202,7 @@ class LayerBuild:
     def _destination(self, target: str, name: str, *, into: bool) -> Path:
         destination = self.inside(target)
         if into or destination.is_dir():
-            destination = destination / name
+            destination = self.inside(f"{target}/{name}")
         destination.parent.mkdir(parents=True, exist_ok=True)
         return destination
 
@@ -210,6 +213,24 @@ class LayerBuild:
                 opened.extractall(folder, filter="data")
         except tarfile.TarError as e:
             raise StepError(f"ADD {archive.name}: {e}") from e
+
+
+def _resolve(root: Path, path: str) -> Path:
+    """Return where a path is below a root folder, which a link can't lead out of."""
+    waiting = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    found, links = root, 0
+    while waiting:
+        part = waiting.pop()
+        if part == "..":
+            found = found if found == root else found.parent
+        elif (found / part).is_symlink() and links < _MAX_LINKS:
+            links += 1
+            target = str((found / part).readlink())
+            found = root if target.startswith("/") else found
+            waiting += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+        else:
+            found = found / part
+    return found
 
 
 def _is_flag_of_run(name: str, value: str) -> bool:

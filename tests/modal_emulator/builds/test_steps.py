@@ -120,6 +120,33 @@ def test_every_instruction_has_its_effect(context: Path) -> None:
     assert "`USER nobody`" in said
 
 
+def test_a_link_in_an_image_leads_nowhere_else_on_this_machine(
+    context: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("of this machine")
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        link = tarfile.TarInfo("away")
+        link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+        archive.addfile(link)
+    lines = (
+        f"RUN ln -s {outside} /root/link && ln -s ../../../../..{outside} /root/up",
+        "COPY a.txt b.txt /root/link/",
+        "COPY a.txt b.txt /root/up/",
+        f"RUN cat {outside}/a.txt",  # the image's own folder of that name
+        f"FROM python:{HOST_VERSION} AS last",
+        "COPY --from=0 /root/link/secret.txt /root/",
+    )
+    (context / "Dockerfile").write_text("\n".join([f"FROM python:{HOST_VERSION}", *lines]))
+    with pytest.raises(RemoteError, match=r"link/secret\.txt is not among the files"):
+        load(modal.Image.from_dockerfile(context / "Dockerfile", context_dir=context))
+    (context / "Dockerfile").write_text(f"FROM python:{HOST_VERSION}\nADD links.tar /root/")
+    with pytest.raises(RemoteError, match=r"ADD links\.tar"):
+        load(modal.Image.from_dockerfile(context / "Dockerfile", context_dir=context))
+    assert [each.name for each in outside.iterdir()] == ["secret.txt"]
+
+
 def test_the_shell_of_an_image_is_that_of_the_images_on_it() -> None:
     image = modal.Image.debian_slim().shell(["/bin/bash", "-c"]).run_commands("[[ 1 == 1 ]]")
     load(image)
