@@ -81,6 +81,7 @@ class Supervision:
         output: Where its process writes what it prints; the log file itself by default.
         on_models: Receives the models of the cache that the run uses.
         on_checkpoint: Called when the run has saved a checkpoint.
+        addresses: See `RunMessage`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Supervision:
         output: Path | None = None,
         on_models: Callable[[tuple[str, ...]], None] | None = None,
         on_checkpoint: Callable[[], None] = lambda: None,
+        addresses: tuple[str, ...] = (),
     ) -> None:
         self._spec, self._folder = spec, folder
         self._template, self._slot, self._setup_key = template, slot, setup_key
@@ -113,6 +115,7 @@ class Supervision:
         self._output = output or folder.log_file
         self._on_models = on_models
         self._on_checkpoint = on_checkpoint
+        self._addresses = addresses
         self._cancel_sent = False
         self._has_started = False
         self._may_start_again = True
@@ -211,6 +214,7 @@ class Supervision:
             setup_key=self._setup_key,
             hints=f"{type(self._hints).__module__}:{type(self._hints).__qualname__}",
             reports_models=self._on_models is not None,
+            addresses=self._addresses,
         )
         worker.send({"run": message.to_dict()})
         if self._cancel_sent:  # to the worker before this one

@@ -13,6 +13,7 @@ from ml_experiments.settings import MAX_USD
 MAX_SEED = 2**63 - 1  # what torch accepts
 MAX_RETRIES = 1000
 MAX_PROCESSES = 256
+MAX_NODES = 32  # of a cluster on Modal
 MAX_TIMEOUT_S = 10 * 365 * 24 * 3600  # far above it, timers of the system overflow
 
 
@@ -35,6 +36,12 @@ class RunOptions(TypedDict, total=False):
         Ge(1),
         Le(MAX_PROCESSES),
         Doc("With launch: how many processes; by default one for each GPU."),
+    ]
+    nodes: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_NODES),
+        Doc("With launch, on Modal: how many machines, each with all that is asked for."),
     ]
     timeout_s: Annotated[
         float | None,

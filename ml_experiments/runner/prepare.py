@@ -18,6 +18,7 @@ from ml_experiments.backends.base import Backend
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import ConfigError, PreflightError
+from ml_experiments.execution.launch.preparing import check_nodes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.base import is_config_class
 from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
@@ -71,6 +72,7 @@ def prepare_run(
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     check_attempts(asked, backend.name)
+    check_nodes(asked.get("nodes", 1), asked.get("launch"), backend.name)
     run_id = asked.get("run_id")
     if run_id is not None:
         check_run_id(run_id)
@@ -92,6 +94,7 @@ def prepare_run(
         gpu=asked.get("gpu"),
         launch=asked.get("launch"),
         nproc_per_node=asked.get("nproc_per_node"),
+        nodes=asked.get("nodes", 1),
         timeout_s=asked.get("timeout_s"),
         max_cost=asked.get("max_cost"),
         retries=asked.get("retries", 0),

@@ -19,6 +19,7 @@ class ModalPlace:
         gpu: The request to Modal: one GPU, or the alternatives.
         cpu_cores: Cores that are reserved, and the limit.
         memory_mib: Memory that is reserved, and the limit.
+        nodes: How many such containers the run has at once, where that is more than one.
         worst_case_usd: The most that one attempt can cost, in US dollars.
         app_url: The page of the app on Modal's dashboard; None until the run is handed over to it.
         function_call_id: The call; None until Modal has taken it.
@@ -32,6 +33,7 @@ class ModalPlace:
     app_url: str | None = None
     function_call_id: str | None = None
     started_at: float | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Manifest:
 
     def _place(self) -> str:
         if self.modal is not None:
-            names = (self._modal_gpu(), self.modal.function_call_id)
+            count = f"{self.modal.nodes} x" if self.modal.nodes else None
+            names = (count, self._modal_gpu(), self.modal.function_call_id)
             return " ".join(["Modal", *filter(None, names)])
         process = self.process or self.client
         return process.hostname if process is not None else ""

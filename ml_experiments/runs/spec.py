@@ -52,7 +52,8 @@ class RunSpec:
             memory.
         launch: What starts the processes that the run executes in: `torchrun` or `accelerate`;
             None for a single process.
-        nproc_per_node: How many processes that are.
+        nproc_per_node: How many processes that are, on each machine.
+        nodes: How many machines the run executes on at once.
         backend_options: What else was asked of the backend, with which it can be opened again.
     """
 
@@ -74,6 +75,7 @@ class RunSpec:
     max_cost: float | None = None
     launch: str | None = None
     nproc_per_node: int | None = None
+    nodes: int = 1
     asked_timeout_s: float | None = None
 
     @property

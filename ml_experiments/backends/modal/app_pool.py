@@ -86,7 +86,8 @@ class AppPool:
     ) -> OpenApp:
         """Return the app for a run; the image is built and the app started if there is none."""
         plan, pool = prepared.plan, prepared.pool
-        key: _Key = (str(plan.gpu), plan.timeout_s, plan.startup_timeout_s, source.digest, plan.pip)
+        shape = (str(plan.gpu), plan.nodes, plan.timeout_s, plan.startup_timeout_s)
+        key: _Key = (*shape, source.digest, plan.pip)
         with self._lock:
             if pool is not None and pool.number is not None:
                 key = (*key, pool.number, prepared.setup_key)
@@ -146,13 +147,13 @@ class AppPool:
             timeout=plan.timeout_s,
             startup_timeout=plan.startup_timeout_s,
             scaledown_window=IDLE_S,
-            max_containers=None if pool is None else pool.max_containers,
+            max_containers=pool and pool.max_containers * plan.nodes,
             secrets=list(secrets),
             volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
             cpu=plan.resources.cpu_cores,
             memory=plan.resources.memory_mib,
             include_source=False,
-        )(run_remote)
+        )(modal.clustered(size=plan.nodes)(run_remote) if plan.nodes > 1 else run_remote)
         stop = contextlib.ExitStack()
         with platform_errors("start the app"), without_modals_output():
             # detached: the runs go on when this process dies

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from ml_experiments.backends.modal.billing.prices import dearest_usd_per_s
-from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuRequest, parse_gpu
+from ml_experiments.backends.modal.billing.prices import dearest_usd_per_s, next_choice
+from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.preflight.conflicts import find_conflicts
 from ml_experiments.backends.modal.preflight.import_graph import ImportGraph, walk_imports
 from ml_experiments.backends.modal.preflight.packages import missing_packages, read_lock
@@ -43,6 +43,7 @@ class ContainerPlan:
         pip: Requirements to add to the image.
         imports: The experiment's own modules, and all other imports.
         startup_timeout_s: Modal's limit for the start of the container.
+        nodes: How many such containers the run has at once.
         is_capped: Whether the timeout is for all reruns together, because a cap depends on it.
     """
 
@@ -52,6 +53,7 @@ class ContainerPlan:
     pip: tuple[str, ...]
     imports: ImportGraph
     startup_timeout_s: int = STARTUP_TIMEOUT_S
+    nodes: int = 1
     is_capped: bool = False
 
     @property
@@ -70,17 +72,18 @@ class ContainerPlan:
     @property
     def _max_usd_per_s(self) -> float:
         limit = self.resources
-        return dearest_usd_per_s(self.gpu, limit.cpu_cores[1], limit.max_memory_gib)
+        price = dearest_usd_per_s(self.gpu, limit.cpu_cores[1], limit.max_memory_gib)
+        return price * self.nodes
 
     @property
     def reserved_usd_per_s(self) -> float:
-        """The price for one second of the GPUs and of the CPU and memory that are reserved.
+        """The price for one second of the GPUs, CPU and memory that are reserved on all machines.
 
         Raises:
             UnknownPriceError: If no price is known.
         """
         cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
-        return dearest_usd_per_s(self.gpu, cores, mib / 1024)
+        return dearest_usd_per_s(self.gpu, cores, mib / 1024) * self.nodes
 
     @property
     def least_usd(self) -> float:
@@ -121,6 +124,7 @@ class ContainerPlan:
             cpu_cores=self.resources.cpu_cores,
             memory_mib=self.resources.memory_mib,
             worst_case_usd=self.worst_case_usd,
+            nodes=self.nodes if self.nodes > 1 else None,
         )
 
 
@@ -133,7 +137,7 @@ def plan_container(spec: RunSpec, pip: Sequence[str]) -> ContainerPlan:
 
     Raises:
         GpuTypeError: If the GPU type is not valid.
-        BackendError: If the timeout, CPU or memory is not.
+        BackendError: If the timeout, CPU, memory or number of machines is not.
         PreflightError: If the experiment would not import there.
     """
     timeout_s = DEFAULT_TIMEOUT_S if spec.timeout_s is None else spec.timeout_s
@@ -144,15 +148,34 @@ def plan_container(spec: RunSpec, pip: Sequence[str]) -> ContainerPlan:
         )
     # an empty string is a mistake, such as an unset shell variable
     gpu = parse_gpu(DEFAULT_GPU_TYPE if spec.gpu is None else spec.gpu)
+    _check_whole_machines(gpu, spec)
     plan = ContainerPlan(
         gpu=gpu,
         timeout_s=math.ceil(timeout_s),
         resources=_resources(gpu, spec),
         pip=tuple(pip),
         imports=_import_graph(spec),
+        nodes=spec.nodes,
     )
     _check_imports(plan.imports, check_additions(plan.pip))
     return plan
+
+
+def _check_whole_machines(gpu: GpuRequest, spec: RunSpec) -> None:
+    """Make sure that a run on several machines takes each of them whole, as Modal demands.
+
+    Raises:
+        BackendError: If not, at the start or after an escalation.
+    """
+    for choice in gpu.choices if spec.nodes > 1 else ():
+        rung: GpuChoice | None = choice
+        while rung is not None:
+            if rung.count < rung.gpu.max_count:
+                raise BackendError(
+                    f"with nodes={spec.nodes}, Modal gives whole machines only, and {str(rung)!r} "
+                    f"is a part of one; ask for {rung.gpu.key}:{rung.gpu.max_count}"
+                )
+            rung = None if spec.escalate is None else next_choice(rung, spec.escalate)
 
 
 def _resources(gpu: GpuRequest, spec: RunSpec) -> HostResources:

@@ -365,6 +365,8 @@ class ModalRunHandle(RunHandle):
 
     def _finish(self, result: RunResult) -> RunResult:
         """Write the result as the client knows it: with its own class path and the cost."""
+        if self.spec.nodes > 1:  # the others' files came to the volume after node 0's list
+            result = dataclasses.replace(result, artifacts=self.folder.list_artifacts())
         result = dataclasses.replace(
             result,
             experiment_class=self.spec.experiment,

@@ -41,6 +41,8 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
     tags = ", ".join(f"{tag}={value}" for tag, value in labels.tags.items())
     given = (("name", labels.name), ("tags", tags), ("note", labels.note))
     more = [(what, value) for what, value in given if value]
+    if spec.nodes > 1:
+        more.append(("nodes", f"{spec.nodes}, each with {spec.nproc_per_node} processes"))
     if place and place.app_url and outcome.status in ("pending", "running"):
         more += [
             ("on Modal", place.app_url),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 
 _CHUNK = 1 << 20
 # a progress bar ends its line with a carriage return; after the last one, a newline may follow
@@ -19,12 +20,14 @@ class RankOutput:
     leaves nothing behind.
 
     Args:
-        number: The rank, which each line in the log begins with.
+        label: What each line in the log begins with.
+        show: Shows lines: on standard output, if nothing else.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, label: str, show: Callable[[bytes], None] | None = None) -> None:
         self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as this lives
-        self._prefix = b"[rank%d] " % number
+        self._prefix = f"[{label}] ".encode()
+        self._show_lines = show or show_here
         self._position = 0
         self._rest = b""  # of a line that has not ended
 
@@ -34,7 +37,7 @@ class RankOutput:
         return self.file.fileno()
 
     def show_lines(self) -> bool:
-        """Copy whole lines to standard output; return whether there is more."""
+        """Show whole lines; return whether there is more."""
         data = os.pread(self.descriptor, _CHUNK, self._position)
         self._position += len(data)
         text = self._rest + data
@@ -46,7 +49,7 @@ class RankOutput:
         return len(data) == _CHUNK
 
     def show_rest(self) -> None:
-        """Copy all that is left, once the rank has ended."""
+        """Show all that is left, once the rank has ended."""
         while self.show_lines():
             pass
         if self._rest:
@@ -54,7 +57,12 @@ class RankOutput:
             self._rest = b""
 
     def _show(self, lines: list[bytes]) -> None:
-        data = b"".join(self._prefix + line for line in lines)
-        with contextlib.suppress(OSError):  # a full disk
-            while data:
-                data = data[os.write(1, data) :]
+        if lines:
+            self._show_lines(b"".join(self._prefix + line for line in lines))
+
+
+def show_here(data: bytes) -> None:
+    """Write lines to standard output."""
+    with contextlib.suppress(OSError):  # a full disk
+        while data:
+            data = data[os.write(1, data) :]

@@ -46,6 +46,26 @@ def with_processes(run: PreparedRun, gpu_count: int) -> PreparedRun:
     return dataclasses.replace(run, spec=spec, setup_key=None)
 
 
+def check_nodes(nodes: int, launch: str | None, backend: str) -> None:
+    """Make sure that a backend can run on so many machines at once.
+
+    Raises:
+        ConfigError: If it can't.
+    """
+    if nodes == 1:
+        return
+    if backend != "modal":
+        raise ConfigError(
+            f"nodes={nodes} is for a run on Modal, whose functions can have several machines; on "
+            f"the {backend} backend, a run has one: leave nodes out"
+        )
+    if launch is None:
+        raise ConfigError(
+            f"nodes={nodes} starts a launcher on each machine; say which one: launch='torchrun' or "
+            "launch='accelerate'"
+        )
+
+
 def check_packages(launch: str | None) -> None:
     """Make sure that a launcher is installed where this process is.
 

@@ -66,6 +66,7 @@ class RunMessage:
         setup_key: Whether, and for which later runs, the set-up instance is kept.
         hints: The class of the hints, as `module:Class`.
         reports_models: Whether to report the models that the run uses.
+        addresses: Those of the machines of the run, this one's first, where they are several.
     """
 
     spec: RunSpec
@@ -77,6 +78,7 @@ class RunMessage:
     setup_key: str | None
     hints: str
     reports_models: bool
+    addresses: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as JSON."""

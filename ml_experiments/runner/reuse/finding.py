@@ -146,7 +146,8 @@ def differences(prepared: PreparedRun, backend: Backend, folder: RunFolder) -> I
         yield from compare_fields("config.", spec.config, recorded_config(prepared), YES)
     if not prepared.takes_any_seed and spec.seed != prepared.spec.seed:
         yield Difference("seed", str(spec.seed), str(prepared.spec.seed), YES)
-    for name in ("launch", "nproc_per_node"):  # sums over ranks are not those of one process
+    # sums over ranks are not those of one process
+    for name in ("launch", "nproc_per_node", "nodes"):
         one, other = getattr(spec, name), getattr(prepared.spec, name)
         if one != other:
             yield Difference(name, shown(one), shown(other), YES)

@@ -159,6 +159,7 @@ def _spec(first: RunSpec, second: RunSpec) -> Iterator[Difference]:
         ("gpu", PERHAPS),
         ("launch", PERHAPS),
         ("nproc_per_node", YES),
+        ("nodes", YES),
         ("timeout_s", NO),
     ):
         one, other = getattr(first, name), getattr(second, name)

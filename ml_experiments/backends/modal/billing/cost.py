@@ -20,7 +20,7 @@ def cost_of(result: RunResult, spec: RunSpec, manifest: Manifest) -> dict[str, f
     The estimate counts the seconds of the run itself, at the price of its GPUs and of the CPU and
     memory that were reserved. `at_most_usd` counts the seconds of the container that are the
     run's, its start and its last wait among them, with all CPU and memory that it could use: how
-    much of them it has used, only Modal's bill says.
+    much of them it has used, only Modal's bill says. Several machines have the same seconds.
     """
     place = manifest.modal
     if place is None:
@@ -36,7 +36,7 @@ def cost_of(result: RunResult, spec: RunSpec, manifest: Manifest) -> dict[str, f
             ):
                 if seconds is not None:
                     host = (place.cpu_cores[which], place.memory_mib[which] / 1024)
-                    cost[name] = container_usd_per_s(choice, *host) * seconds
+                    cost[name] = container_usd_per_s(choice, *host) * seconds * spec.nodes
     if place.worst_case_usd is not None:
         cost["worst_case_usd"] = place.worst_case_usd
     return cost

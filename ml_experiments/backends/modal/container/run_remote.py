@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import ipaddress
 import logging
 import tempfile
 import time
@@ -30,8 +31,10 @@ from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.execute import with_this_process
+from ml_experiments.execution.launch.launcher import run_in_ranks
+from ml_experiments.execution.launch.nodes import joined, shown_to_nodes
 from ml_experiments.execution.supervisor import Cancellation, Supervision
-from ml_experiments.execution.worker.messages import Description
+from ml_experiments.execution.worker.messages import Description, RunMessage
 from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.environment import secret_values
@@ -70,18 +73,67 @@ def run_remote(request: dict[str, Any]) -> dict[str, Any]:
         request: A `RunRequest`, as JSON.
     """
     asked = parse_record(RunRequest, request)
+    node, addresses = _place_among_nodes() if asked.spec.nodes > 1 else (0, ())
+    if node > 0:
+        _serve_first_node(asked, node, addresses)
+        return {}  # nobody gets it
+    with shown_to_nodes(addresses):
+        result = _run(asked, addresses)
     # what has passed since the result was stored counts, too
-    return _portable(_with_paid_time(_run(asked), asked.idle_s))
+    return _portable(_with_paid_time(result, asked.idle_s))
 
 
-def _run(asked: RunRequest) -> RunResult:
+def _place_among_nodes() -> tuple[int, tuple[str, ...]]:
+    """Return which of the machines of a cluster this is, and the addresses of all."""
+    cluster = modal.Cluster.from_context()
+    addresses = map(ipaddress.ip_address, cluster.container_ips())
+    plain = tuple(str(getattr(address, "ipv4_mapped", None) or address) for address in addresses)
+    return cluster.container_rank(), plain
+
+
+def _serve_first_node(asked: RunRequest, number: int, addresses: tuple[str, ...]) -> None:
+    """Start the ranks of another node of a run, which is that of node 0."""
+    spec = _here(asked.spec)
+    with (
+        joined(addresses, number, spec.run_id) as node,
+        tempfile.NamedTemporaryFile(prefix="output-") as output,
+    ):
+        if node is None or node.start is None:
+            return
+        began_at = time.monotonic() - node.start.elapsed_s
+        _see_earlier_attempts(_runs_volume())
+        folder = runs_dir() / spec.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        message = RunMessage(
+            spec=dataclasses.replace(spec, timeout_s=node.start.timeout_s),
+            folder=str(folder),
+            attempt=asked.manifest.attempt,
+            output=output.name,
+            began_at=began_at,
+            secrets=_hidden(asked),
+            setup_key=None,
+            hints=f"{ModalHints.__module__}:{ModalHints.__qualname__}",
+            reports_models=False,
+        )
+        try:
+            outcome = run_in_ranks(message, lambda _event: None, ModalHints(), node)
+        finally:
+            _commit(_runs_volume())  # before node 0 hears of the end, and the run is over
+        node.report(outcome)
+
+
+def _hidden(asked: RunRequest) -> tuple[str, ...]:
+    return (*secret_values(), *attached_values(whole_environment()), *asked.secrets)
+
+
+def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
     """Execute a run, unless it has ended already."""
     began_at = time.monotonic()
     spec = _here(asked.spec)
     volume = _runs_volume()
     if _is_on_volume(volume, spec.run_id):
         _see_earlier_attempts(volume)
-    hidden = (*secret_values(), *attached_values(whole_environment()), *asked.secrets)
+    hidden = _hidden(asked)
     try:
         folder = _open_folder(spec, asked.manifest, Redactor(hidden))
     except RunFolderError as e:  # a full volume
@@ -94,7 +146,7 @@ def _run(asked: RunRequest) -> RunResult:
         if spec.timeout_s == 0:
             return _out_of_time(asked.spec)
     try:
-        result = _execute(spec, folder, asked.setup_key, hidden, began_at)
+        result = _execute(spec, folder, asked.setup_key, hidden, began_at, addresses)
     except BaseException as e:
         if folder.result_file.exists():  # it was over, whatever ends this container
             ended = _store_paid_time(folder, folder.read_result(), asked.idle_s)
@@ -131,6 +183,7 @@ def _execute(
     setup_key: str | None,
     secrets: tuple[str, ...],
     began_at: float,
+    addresses: tuple[str, ...],
 ) -> RunResult:
     """Execute a run in a process of its own, as the local backend does."""
     template = _templates.get(spec.experiment, spec.import_paths)
@@ -155,6 +208,7 @@ def _execute(
             output=Path(output.name),
             on_models=lease.add,
             on_checkpoint=commits.checkpoint_saved,
+            addresses=addresses,
         )
         try:
             return supervision.run()
