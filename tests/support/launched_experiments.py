@@ -112,3 +112,32 @@ def goes_on(fails: bool = False) -> None:
     sys.stdout.write("without a newline")
     if fails and run.rank == 1:
         raise ArithmeticError("a bad batch")
+
+
+def on_nodes(how: str = "waits") -> Any:
+    """Wait for an end from outside, unless a rank ends it; a second attempt returns at once."""
+    run = current_run()
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        return checkpoint.load()
+    if how.startswith("returns"):
+        return {"world_size": run.world_size}
+    if how == "saves":
+        run.save_checkpoint(["saved by", run.rank])
+    if how == "fails":
+        from torch import distributed
+
+        distributed.init_process_group("gloo")
+        if run.rank == 1:
+            raise ArithmeticError("a bad batch")
+        distributed.barrier()  # which fails, too, as the other one is gone
+    try:
+        print(f"waits as {os.getpid()} in {os.environ.get('MODAL_TASK_ID')}")
+        time.sleep(120)
+    except (KeyboardInterrupt, SoftTimeout) as e:
+        print(f"got {type(e).__name__}")
+        (run.output_dir / f"saved{run.rank}.txt").write_text(type(e).__name__)
+        if how == "is stubborn" and run.rank == 1:
+            time.sleep(120)
+        raise
+    return "slept"

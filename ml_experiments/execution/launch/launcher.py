@@ -69,14 +69,16 @@ def run_in_ranks(
         tempfile.TemporaryDirectory(prefix="ranks-") as place,
         contextlib.nullcontext(other) if other else contextlib.closing(FirstNode(message)) as node,
         _Launch(message, emit, hints, Path(place), node) as launch,
-        contextlib.nullcontext() if other else handled_interrupts(launch.interrupt),
+        contextlib.nullcontext() if other else handled_interrupts(launch.on_interrupt),
     ):
         try:
             return launch.follow()
-        except (Exception, KeyboardInterrupt):  # the machine is taken away, so nothing is saved
+        except Exception:
             raise
-        except BaseException:  # the platform's way to cancel, which node 0 passes on to the ranks
-            launch.follow()
+        except BaseException as e:  # the platform cancels, as it does at node 0, or takes this away
+            if other and isinstance(e, KeyboardInterrupt):
+                other.report_taken()
+            launch.follow()  # node 0 interrupts the ranks
             raise
 
 
@@ -99,7 +101,7 @@ class _Launch:
         self._first_message = {"run": message.to_dict(), "checkpoint": _newest_checkpoint(message)}
         self._redactor = Redactor(message.secrets)
         self._ranks: list[_RankProcess] = []
-        self._is_interrupted = False
+        self._is_interrupted = self._is_taken = False
         self._stopped_at = math.inf
         self._selector = selectors.DefaultSelector()
         node.register(self._selector)
@@ -147,8 +149,8 @@ class _Launch:
                 node.end()
             elif node.has_failed:
                 self._stop()
-            if node.is_interrupted and not self._is_interrupted:
-                self.interrupt()
+            if node.is_interrupted:
+                self._interrupt()
             is_over = code is not None and all(rank.is_closed for rank in self._ranks)
             is_over = is_over and node.has_ended
             for key, _ in self._selector.select(0 if is_over else _TICK_S):
@@ -158,12 +160,19 @@ class _Launch:
         for rank in self._ranks:
             rank.output.show_rest()
         ends_at = time.monotonic() + (_TAKEN_LIMIT_S if node.loss is not None else 0.0)
-        while time.monotonic() < ends_at and not self._is_interrupted:
+        while time.monotonic() < ends_at and not self._is_taken:
             time.sleep(_TICK_S)  # this machine is taken away, too, and the run goes on elsewhere
         return self._outcome()
 
-    def interrupt(self) -> None:
-        """Interrupt all ranks, also those that have not connected yet."""
+    def on_interrupt(self) -> None:
+        """Pass on an interrupt of this process."""
+        self._is_taken = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Interrupt all ranks, also those that have not connected yet; once, for they may save."""
+        if self._is_interrupted:
+            return
         self._is_interrupted = True
         self._node.interrupt()
         for rank in self._ranks:

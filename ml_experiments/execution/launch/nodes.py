@@ -6,6 +6,7 @@ message to or from that is a JSON object on a line of its own:
 
     from a node   {"node": its number, "run": its id}; the first one
                   {"log": ...}: lines that its ranks have printed
+                  {"taken": true}: the platform takes it away, so that all save what they have
                   {"outcome": ..., "results": ...}: see `RankOutcome`; the last one
     to a node     {"start": ...}: see `Start`
                   {"interrupt": true}
@@ -84,7 +85,7 @@ class FirstNode:
 
     Attributes:
         meeting: Where it meets them.
-        is_interrupted: Whether one of them has interrupted it: none does.
+        is_interrupted: Whether the ranks here have to be, because one of them is taken away.
     """
 
     def __init__(self, message: RunMessage) -> None:
@@ -131,8 +132,7 @@ class FirstNode:
     @property
     def has_failed(self) -> bool:
         """Whether one of the others has, so that the ranks here have to end."""
-        failed = [n.outcome for n in self._nodes if n.outcome is not None and n.outcome.has_failed]
-        return bool(failed) or self.loss is not None
+        return any(node.has_failed for node in self._nodes)
 
     @property
     def has_ended(self) -> bool:
@@ -182,12 +182,15 @@ class FirstNode:
                     node.is_closed = True
             elif "log" in message:
                 show_here(message["log"].encode("utf-8", "surrogateescape"))
+            elif "taken" in message:
+                node.is_lost = self.is_interrupted = True
             else:
                 node.take_outcome(outcome_of(message))
         if node.is_closed:
             self._selector.unregister(node.socket)
             node.close()
-            node.is_lost = node.outcome is None and not (self._is_over or self._was_interrupted)
+            is_expected = self._is_over or self._was_interrupted
+            node.is_lost |= node.outcome is None and not is_expected
 
 
 class OtherNode(Connection):
@@ -230,6 +233,10 @@ class OtherNode(Connection):
 
     def end(self) -> None:
         """Do nothing: node 0 ends the others when it has this one's outcome."""
+
+    def report_taken(self) -> None:
+        """Tell node 0 that the platform takes this machine away."""
+        self.send({"taken": True})
 
     def report(self, outcome: RankOutcome) -> None:
         """Tell node 0 how the ranks here have ended."""
@@ -279,6 +286,13 @@ class _Node(Connection):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(_kept_alive(connection))
         self.number, self.is_lost, self.connected_at = 0, False, time.monotonic()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is gone, or its ranks have failed by themselves."""
+        if self.outcome is not None:
+            return self.outcome.has_failed
+        return self.is_lost and self.is_closed
 
     def take_outcome(self, outcome: RankOutcome) -> None:
         """Note how its ranks have ended, by the clock of this machine."""

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
-from ml_experiments import ModalBackend, run_experiment
+from ml_experiments import LocalBackend, ModalBackend, run_experiment, submit_experiment, sweep
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runs.result import RunStatus
+from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from modal_emulator import Emulator
-from tests.support.launched_experiments import Regression
-from tests.support.modal_runs import Recorder
+from tests.support.launched_experiments import Regression, on_nodes, uses_accelerate
+from tests.support.modal_runs import (
+    WAIT_S,
+    Recorder,
+    folder_of,
+    function_of,
+    run_command,
+    wait_for_checkpoint,
+)
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,13 +34,18 @@ pytestmark = [
 ]
 
 QUIET = Observer()
-TWO_NODES: dict[str, Any] = {
-    "launch": "torchrun",
-    "gpu": "t4:8",
-    "nodes": 2,
-    "nproc_per_node": 1,
-    "seed": 5,
-}
+TWO_NODES: dict[str, Any] = {"launch": "torchrun", "gpu": "t4:8", "nodes": 2, "nproc_per_node": 1}
+# under load, torch's launcher takes some seconds until the ranks begin
+TIMEOUT_S = 25
+
+
+class Waiting(NamedTuple):
+    """A rank that waits: its node, its number, its process and its container."""
+
+    node: int
+    rank: int
+    process: psutil.Process
+    task_id: str
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +54,209 @@ def backend(modal_emulator_server: Emulator) -> Iterator[ModalBackend]:
         yield opened
 
 
-def test_a_training_on_two_nodes(modal_emulator: Emulator, backend: ModalBackend) -> None:
+def wait_for_ranks(seen: Recorder) -> list[Waiting]:
+    """Wait until both ranks do; return them in order."""
+    pattern = rb"\[node(\d) rank(\d)\] waits as (\d+) in (\S+)\n"
+
+    def found() -> list[Any]:
+        return sorted(re.findall(pattern, seen.lines))
+
+    wait_until(lambda: len(found()) == 2, "the start of both ranks", WAIT_S)
+    return [
+        Waiting(int(node), int(rank), psutil.Process(int(pid)), task_id.decode())
+        for node, rank, pid, task_id in found()
+    ]
+
+
+def assert_all_have_ended(emulator: Emulator, ranks: list[Waiting]) -> None:
+    """No container runs anything, and no process of a rank is left."""
+    wait_until(
+        lambda: not any(c.running_input_ids for c in emulator.containers()),
+        "the end of the input in all containers",
+    )
+    wait_until(
+        lambda: not any(rank.process.is_running() for rank in ranks), "the end of the processes"
+    )
+
+
+def saved_in(result: RunResult) -> dict[str, str]:
+    folder = folder_of(result).artifacts_dir
+    names = [artifact.path for artifact in result.artifacts]
+    return {name: (folder.parent / name).read_text() for name in names}
+
+
+@pytest.fixture(scope="module")
+def weights_of_one(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    runs_dir: Path = tmp_path_factory.mktemp("runs")
+    with LocalBackend() as backend:
+        alone = run_experiment(
+            Regression, backend=backend, seed=5, observer=QUIET, runs_dir=runs_dir
+        )
+    return alone.results["weights"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_nodes_come_to_the_weights_of_one_process(
+    modal_emulator: Emulator, backend: ModalBackend, weights_of_one: Any, processes: int
+) -> None:
     seen = Recorder()
-    result = run_experiment(Regression, {"steps": 2}, backend=backend, observer=seen, **TWO_NODES)
+    options = {**TWO_NODES, "nproc_per_node": processes, "seed": 5}
+    result = run_experiment(Regression, backend=backend, observer=seen, **options)
     assert result.status is RunStatus.SUCCESS, result.error
-    assert (result.results["rank"], result.results["world_size"]) == (0, 2)
+    count = 2 * processes
+    assert (result.results["rank"], result.results["world_size"]) == (0, count)
+    for mine, expected in zip(result.results["weights"], weights_of_one, strict=True):
+        assert mine == pytest.approx(expected, abs=1e-12)
+    # node 0 is the run: its events, and the lines of all in its log, live too
+    assert [e for e in seen.events if "progress" in e] == [f"progress {n}/6" for n in range(1, 7)]
+    trained = [f"[node{rank // processes} rank{rank}] trained" for rank in range(count)]
+    log = folder_of(result).log_file.read_text()
+    assert sorted(line.partition(" with")[0] for line in log.splitlines()) == trained
+    assert seen.lines.count(b"] trained with seed 5") == count
+    folder = folder_of(result)
+    assert (folder.read_spec().nodes, folder.read_spec().nproc_per_node) == (2, processes)
+    place = folder.read_manifest().modal
+    assert place is not None
+    assert place.nodes == 2
+    [attempt] = result.attempts
+    assert attempt.place.startswith("Modal 2 x T4:8 fc-")
+    # both machines are paid for
+    assert place.worst_case_usd == result.cost["worst_case_usd"]
+    price = result.cost["at_most_usd"] / result.timings["container_s"]
+    assert price > 2 * 8 * 0.000164
+    shown = run_command(modal_emulator, folder.path.parent.parent, "runs", "show", result.run_id)
+    assert f"2, each with {processes} process" in shown.stdout
+    containers = [c for c in modal_emulator.containers() if c.function_name == "run_remote"]
+    assert {c.gpu_count for c in containers} == {8}
+
+
+def test_accelerate_counts_the_processes_of_all_nodes(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    options = {**TWO_NODES, "launch": "accelerate"}
+    result = run_experiment(uses_accelerate, backend=backend, observer=QUIET, **options)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert (result.results["processes"], result.results["total"]) == (2, 3)
+
+
+def test_a_rank_that_fails_on_another_node_is_named_with_its_traceback(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    result = run_experiment(
+        on_nodes, {"how": "fails"}, backend=backend, observer=QUIET, **TWO_NODES
+    )
+    error = result.error
+    assert error is not None
+    assert (error.kind, error.type) == (ErrorKind.EXPERIMENT, "ArithmeticError")
+    assert error.message == "node 1, rank 1: a bad batch"
+    first, *_, last = error.traceback.splitlines()
+    assert (first, last) == ("node 1, rank 1:", "ArithmeticError: a bad batch")
+    assert "launched_experiments.py" in error.traceback
+    assert_all_have_ended(modal_emulator, [])
+
+
+def test_a_cancel_ends_the_ranks_of_all_nodes(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    seen = Recorder()
+    handle = submit_experiment(on_nodes, backend=backend, observer=seen, **TWO_NODES)
+    ranks = wait_for_ranks(seen)
+    assert [(rank.node, rank.rank) for rank in ranks] == [(0, 0), (1, 1)]
+    assert ranks[0].task_id != ranks[1].task_id
+    handle.cancel()
+    result = handle.result(WAIT_S)
+    assert (result.status, result.error) == (RunStatus.CANCELLED, None)
+    assert_all_have_ended(modal_emulator, ranks)
+    # each could save what it had; its file is brought here, whichever machine it was on
+    interrupted = "KeyboardInterrupt"
+    assert saved_in(result) == {
+        "artifacts/saved0.txt": interrupted,
+        "artifacts/saved1.txt": interrupted,
+    }
+
+
+def test_a_soft_timeout_reaches_the_ranks_of_all_nodes(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    seen = Recorder()
+    options = {**TWO_NODES, "timeout_s": TIMEOUT_S}
+    handle = submit_experiment(on_nodes, backend=backend, observer=seen, **options)
+    ranks = wait_for_ranks(seen)
+    result = handle.result(WAIT_S)
+    assert result.error is not None
+    assert (result.error.kind, result.error.type) == (ErrorKind.TIMEOUT, "SoftTimeout")
+    assert set(saved_in(result).values()) == {"SoftTimeout"}
+    assert len(saved_in(result)) == 2
+    assert_all_have_ended(modal_emulator, ranks)
+
+
+def test_a_rank_of_another_node_that_goes_on_is_ended_at_the_timeout(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    seen = Recorder()
+    options = {**TWO_NODES, "timeout_s": TIMEOUT_S}
+    handle = submit_experiment(
+        on_nodes, {"how": "is stubborn"}, backend=backend, observer=seen, **options
+    )
+    ranks = wait_for_ranks(seen)
+    result = handle.result(WAIT_S)
+    assert result.error is not None
+    assert result.error.kind is ErrorKind.TIMEOUT
+    assert f"the run was ended after {TIMEOUT_S} s" in result.error.message
+    assert b"[node1 rank1] got SoftTimeout" in seen.lines
+    assert_all_have_ended(modal_emulator, ranks)
+
+
+@pytest.mark.parametrize("how", ["kill", "preempt"])
+def test_a_run_that_loses_a_node_goes_on_from_its_checkpoint_in_another_cluster(
+    modal_emulator: Emulator, backend: ModalBackend, how: str
+) -> None:
+    seen = Recorder()
+    handle = submit_experiment(
+        on_nodes, {"how": "saves"}, backend=backend, observer=seen, **TWO_NODES
+    )
+    ranks = wait_for_ranks(seen)
+    wait_for_checkpoint(handle.run_id)
+    (modal_emulator.kill if how == "kill" else modal_emulator.preempt)(ranks[1].task_id)
+    result = handle.result(WAIT_S)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.results == ["saved by", 0]
+    assert [attempt.kind for attempt in result.attempts] == [ErrorKind.PREEMPTED, None]
+    assert not any(rank.process.is_running() for rank in ranks)
+    # a machine that is taken away has time, which all ranks get to save what they have
+    saved = sorted(file.name for file in folder_of(result).artifacts_dir.glob("saved*"))
+    assert saved == (["saved0.txt", "saved1.txt"] if how == "preempt" else [])
+
+
+def test_a_sweep_on_two_nodes(modal_emulator: Emulator) -> None:
+    points = list(
+        sweep(
+            on_nodes,
+            {"how": ["returns", "returns as well"]},
+            backend="modal",
+            parallel=1,
+            **TWO_NODES,
+        )
+    )
+    assert [point.result.results for point in points if point.result] == [{"world_size": 2}] * 2
+    # one after the other, in one cluster
+    [function] = [f for f in modal_emulator.functions("run_remote") if f.gpus == ("T4:8",)][-1:]
+    containers = [c for c in modal_emulator.containers() if c.function_id == function.function_id]
+    assert [each.inputs_taken for each in containers] == [2, 2]
+
+
+def test_a_cap_pays_for_all_nodes(modal_emulator: Emulator, backend: ModalBackend) -> None:
+    handle = submit_experiment(
+        on_nodes,
+        {"how": "returns"},
+        backend=backend,
+        observer=QUIET,
+        max_cost=1.0,
+        **TWO_NODES,
+    )
+    result = handle.result(WAIT_S)
+    assert result.status is RunStatus.SUCCESS, result.error
+    assert result.cost["worst_case_usd"] <= 1.0
+    # with 16 GPUs and their CPU and memory, a dollar doesn't buy ten minutes
+    assert (folder_of(result).read_spec().timeout_s or 0) < 400
+    assert function_of(modal_emulator, result.run_id).gpus == ("T4:8",)

@@ -300,3 +300,32 @@ def test_the_command_line_runs_on_modal_and_prints_where_to_watch(run_cli: RunCl
     assert done.returncode == 0, done.stderr
     assert '"results": 1' in done.stdout
     assert "https://modal.com/id/ap-" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu": "h100:4"}, "Modal gives whole machines only, and 'h100:4' is a part of one; ask"),
+        ({}, "'a10g' is a part of one; ask for a10g:4"),
+        ({"gpu": "h100:8,a100:4"}, "'a100:4' is a part of one; ask for a100:8"),
+        ({"gpu": "a10g:4", "escalate": True}, "ask for l40s:8"),
+    ],
+)
+def test_parts_of_machines_are_refused_for_a_run_on_several(
+    backend: ModalBackend, options: dict[str, Any], message: str
+) -> None:
+    more: dict[str, Any] = {"launch": "torchrun", "nodes": 2, "nproc_per_node": 2}
+    with pytest.raises(BackendError) as caught:
+        prepare_run(Plain, {}, backend=backend, **more, **options)
+    assert message in str(caught.value)
+
+
+def test_whole_machines_are_what_a_run_on_several_asks_for(backend: ModalBackend) -> None:
+    more: dict[str, Any] = {"launch": "torchrun", "nodes": 2, "escalate": "a100-80gb:8,h200:8"}
+    prepared = prepare_run(Plain, {}, backend=backend, gpu="a100:8", **more)
+    assert (prepared.plan.nodes, prepared.spec.nproc_per_node) == (2, 8)
+
+
+def test_several_machines_without_a_launcher_are_refused(backend: ModalBackend) -> None:
+    with pytest.raises(ConfigError, match="say which one: launch='torchrun' or"):
+        prepare_run(Plain, {}, backend=backend, gpu="h100:8", nodes=2)

@@ -12,7 +12,7 @@ from ml_experiments import ConfigError, LocalBackend, prepare_run
 from ml_experiments.backends.in_process import DebugBackend
 from ml_experiments.backends.modal.preflight.packages import read_lock
 from ml_experiments.errors import Error, PreflightError
-from ml_experiments.execution.launch.preparing import PACKAGES
+from ml_experiments.execution.launch.preparing import PACKAGES, check_nodes
 from tests.support.experiments import Fit
 
 
@@ -53,6 +53,33 @@ def test_a_number_of_processes_that_makes_no_sense_is_refused(
     with pytest.raises(ConfigError) as caught:
         prepared(**options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 0}, "nodes: given 0: it must be greater than or equal to 1"),
+        ({"nodes": 33}, "less than or equal to 32"),
+        ({"nodes": 2}, "nodes=2 is for a run on Modal, whose functions can have several machines"),
+        ({"nodes": 2, "launch": "torchrun", "nproc_per_node": 1}, "on the local backend"),
+    ],
+)
+def test_several_machines_are_refused_where_there_is_one(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepared(**options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["local", "debug", "slurm"])
+def test_only_modal_has_several_machines(backend: str) -> None:
+    check_nodes(1, None, backend)
+    check_nodes(2, "torchrun", "modal")
+    with pytest.raises(ConfigError, match=f"on the {backend} backend, a run has one"):
+        check_nodes(2, "torchrun", backend)
+    with pytest.raises(ConfigError, match="say which one: launch='torchrun' or"):
+        check_nodes(2, None, "modal")
 
 
 def test_the_debug_backend_starts_no_processes() -> None:

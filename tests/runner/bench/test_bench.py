@@ -86,6 +86,7 @@ def test_a_run_of_several_processes_is_measured_by_its_first_one(runs_dir: Path)
         ({"backend": "slurm"}, "on Slurm each run is a job of its own; measure on a node"),
         ({"nproc_per_node": 2}, "add launch='torchrun'"),
         ({"launch": "torchrun"}, "nproc_per_node=2"),
+        ({"launch": "torchrun", "nproc_per_node": 2, "nodes": 2}, "nodes: unknown option"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(

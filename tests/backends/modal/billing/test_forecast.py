@@ -22,10 +22,10 @@ from ml_experiments.runs.spec import RunSpec
 from tests.support.run_folders import write_run
 
 
-def plan_for(gpu: str = "t4", timeout_s: int = 1000) -> ContainerPlan:
+def plan_for(gpu: str = "t4", timeout_s: int = 1000, nodes: int = 1) -> ContainerPlan:
     request = parse_gpu(gpu)
     resources = host_resources(request, cpu=2, memory_gib=4)
-    return ContainerPlan(request, timeout_s, resources, (), ImportGraph((), (), ()))
+    return ContainerPlan(request, timeout_s, resources, (), ImportGraph((), (), ()), nodes=nodes)
 
 
 def max_price(gpu: str) -> float:
@@ -68,6 +68,25 @@ def test_without_a_price_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delitem(GPU_USD_PER_S, "l4")
     forecast = make_forecast(plan_for("t4,l4"), [10.0])
     assert (forecast.estimate_usd, forecast.worst_case_usd) == (None, None)
+
+
+@pytest.mark.parametrize("earlier_s", [[], [10.0, 40.0]])
+def test_each_of_several_machines_costs_as_much_as_one(earlier_s: list[float]) -> None:
+    one, four = (make_forecast(plan_for(nodes=nodes), earlier_s, spec_of()) for nodes in (1, 4))
+    for name in ("estimate_usd", "low_usd", "high_usd", "worst_case_usd", "least_usd"):
+        once = getattr(one, name)
+        assert getattr(four, name) == (once if once is None else pytest.approx(4 * once)), name
+    assert four.all_attempts_usd == four.worst_case_usd
+
+
+def test_a_cap_on_several_machines_leaves_less_time() -> None:
+    usd = plan_for().worst_case_usd
+    assert usd is not None
+    assert plan_for().limited_to(usd).timeout_s == 1000
+    limited = plan_for(nodes=2).limited_to(usd)
+    assert limited.worst_case_usd is not None
+    assert limited.worst_case_usd <= usd
+    assert limited.timeout_s < 700
 
 
 @pytest.mark.parametrize("usd", [0.1, 0.3, 0.4454, 0.7, 1.0])
