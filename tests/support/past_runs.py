@@ -22,9 +22,10 @@ def write_past_run(
     devices: Sequence[str] = (),
     experiment: str = "train.Train",
     config: dict[str, Any] | None = None,
+    nodes: int | None = None,
 ) -> None:
     """Write a run of four images that took three seconds to set up; without a GPU type, here."""
-    modal = {"cpu_cores": (2.0, 16.0), "memory_mib": (4096, 32768)}
+    modal = {"cpu_cores": (2.0, 16.0), "memory_mib": (4096, 32768), "nodes": nodes}
     folder = write_run(
         runs_dir,
         f"20261125-1200{number:02}-0000000",

@@ -178,8 +178,9 @@ class ModalBackend(Backend):
         handle = ModalRunHandle(spec, folder, observer, prepared.secrets)
         for note in (*source.notes, *self._news()):
             handle.notice(note)
+        what = spec.gpu if spec.nodes == 1 else f"{spec.nodes} x {spec.gpu}"
         handle.notice(
-            f"run {spec.run_id}: {spec.gpu} for at most {spec.timeout_s:g} s; {prepared.forecast}"
+            f"run {spec.run_id}: {what} for at most {spec.timeout_s:g} s; {prepared.forecast}"
         )
         # on disk before the run can start: its result is found by it, whatever becomes of this
         # process, and an earlier submission's result does not count for it

@@ -189,6 +189,7 @@ def _usd_per_s(gpu: GpuChoice | None, manifest: Manifest) -> float | None:
     if gpu is None or place is None or not place.cpu_cores or not place.memory_mib:
         return None
     try:
-        return container_usd_per_s(gpu, place.cpu_cores[0], place.memory_mib[0] / 1024)
+        of_one = container_usd_per_s(gpu, place.cpu_cores[0], place.memory_mib[0] / 1024)
+        return of_one * (place.nodes or 1)
     except Error:  # no price is known
         return None

@@ -121,6 +121,7 @@ def test_two_nodes_come_to_the_weights_of_one_process(
     [attempt] = result.attempts
     assert attempt.place.startswith("Modal 2 x T4:8 fc-")
     # both machines are paid for
+    assert any(": 2 x t4:8 for at most 14400 s; " in notice for notice in seen.notices)
     assert place.worst_case_usd == result.cost["worst_case_usd"]
     price = result.cost["at_most_usd"] / result.timings["container_s"]
     assert price > 2 * 8 * 0.000164

@@ -29,6 +29,14 @@ def test_runs_of_the_experiment_that_ended_count_with_gpu_seconds_and_price(
     assert history.uncounted is None
 
 
+def test_each_second_of_a_run_on_several_machines_costs_as_much_as_on_all(runs_dir: Path) -> None:
+    write_past_run(runs_dir, 1, "t4")
+    write_past_run(runs_dir, 2, "t4", nodes=3)
+    one, three = read_history(runs_dir, "train.Train", {}, "results.images").runs
+    assert one.usd_per_s is not None
+    assert three.usd_per_s == pytest.approx(3 * one.usd_per_s)
+
+
 def test_only_runs_with_the_given_values_count(runs_dir: Path) -> None:
     for number, batch_size in enumerate((1, 4, 4)):
         write_past_run(runs_dir, number, "t4", config={"batch_size": batch_size, "model": "a"})
