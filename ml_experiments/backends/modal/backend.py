@@ -107,7 +107,7 @@ class ModalBackend(Backend):
             self._options["pip"] = list(self._pip)
         self._found: FoundSecrets | None = None
         self._is_first = True
-        self._earlier_s: dict[tuple[str, str], list[float]] = {}
+        self._earlier_s: dict[tuple[str, str, int], list[float]] = {}
         self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
 
@@ -156,7 +156,7 @@ class ModalBackend(Backend):
 
     def _with_forecast(self, run: PreparedRun, plan: ContainerPlan) -> PreparedRun:
         spec = complete_spec(run.spec, plan)
-        what = (spec.experiment, str(plan.gpu))
+        what = (spec.experiment, str(plan.gpu), plan.nodes)
         if what not in self._earlier_s:
             self._earlier_s[what] = earlier_seconds(*what)
         forecast = make_forecast(plan, self._earlier_s[what], spec)

@@ -12,6 +12,7 @@ from ml_experiments.backends.modal.billing.prices import current_prices, next_ch
 from ml_experiments.backends.modal.gpus import GpuChoice, GpuRequest
 from ml_experiments.backends.modal.plan import ContainerPlan
 from ml_experiments.errors import RunFolderError, UnknownPriceError
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.filters import RunFilter
 from ml_experiments.runs.registry import RunRegistry
 from ml_experiments.runs.spec import RunSpec
@@ -91,13 +92,15 @@ def _on_ladder(plan: ContainerPlan, choice: GpuChoice, spec: RunSpec) -> list[Co
     return found
 
 
-def earlier_seconds(experiment: str, gpu: str) -> list[float]:
+def earlier_seconds(experiment: str, gpu: str, nodes: int = 1) -> list[float]:
     """Return how long the latest successful runs of an experiment took on a GPU type.
 
     Args:
         experiment: Its path, as run specs have it.
         gpu: What was asked for, as run specs have it.
+        nodes: On how many machines at once.
     """
+    folder = runs_dir()
     run_filter = RunFilter(
         status=("success",),
         experiment=glob.escape(experiment),
@@ -105,9 +108,14 @@ def earlier_seconds(experiment: str, gpu: str) -> list[float]:
         backend="modal",
     )
     try:
-        rows = RunRegistry(runs_dir()).rows(_MAX_EARLIER_RUNS, run_filter)
+        rows = RunRegistry(folder).rows(_MAX_EARLIER_RUNS, run_filter)
+        # the filter takes the end of a path for the whole
+        return [
+            row.seconds
+            for row in rows
+            if row.experiment == experiment and row.seconds
+            if RunFolder(folder / row.run_id).read_spec().nodes == nodes
+        ]
     except RunFolderError as e:
         logger.warning("earlier runs can't be read, so the estimate is from the timeout: %s", e)
         return []
-    # the filter takes the end of a path for the whole
-    return [row.seconds for row in rows if row.experiment == experiment and row.seconds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def max_price(gpu: str) -> float:
     return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
 
 
-def write_modal_run(runs_dir: Path, number: int, seconds: float, **given: str) -> None:
+def write_modal_run(runs_dir: Path, number: int, seconds: float, **given: Any) -> None:
     run_id = f"20261125-1200{number:02}-0000000"
     spec = {"experiment": "train.Train", "backend": "modal", "gpu": "t4", **given}
     status = spec.pop("status", "success")
@@ -141,7 +142,9 @@ def test_history_is_this_experiments_successful_runs_on_the_same_gpu(runs_dir: P
     write_modal_run(runs_dir, 4, 32, gpu="l4")
     write_modal_run(runs_dir, 5, 33, experiment="other.train.Train")
     write_modal_run(runs_dir, 6, 34, backend="local")
+    write_modal_run(runs_dir, 7, 35, nodes=2)
     assert earlier_seconds("train.Train", "t4") == [20, 10]
+    assert earlier_seconds("train.Train", "t4", nodes=2) == [35]
     assert earlier_seconds("train.*", "t4") == []
 
 
