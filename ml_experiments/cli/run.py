@@ -291,7 +291,9 @@ def _run_detached(
     if not is_new:
         click.echo(f"  ml-experiments runs follow {run_id}")
         return 0
-    click.echo(f"run {run_id} goes on without this terminal")
+    is_there = folder.read_manifest().controller is not None
+    what = "machine: a container on Modal makes its attempts" if is_there else "terminal"
+    click.echo(f"run {run_id} goes on without this {what}")
     for command in ("follow", "logs", "wait", "cancel"):
         click.echo(f"  ml-experiments runs {command} {run_id}")
     return 0

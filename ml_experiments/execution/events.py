@@ -17,6 +17,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What whoever makes the attempts at a run has to tell."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far the experiment is, as it reports."""
 
@@ -62,10 +69,11 @@ class Finished:
     result: dict[str, Any] | None = None
 
 
-Event = Started | Progress | Metrics | ModelsUsed | CheckpointSaved | Finished
+Event = Started | Notice | Progress | Metrics | ModelsUsed | CheckpointSaved | Finished
 
 _KINDS: dict[str, type[Event]] = {
     "started": Started,
+    "notice": Notice,
     "progress": Progress,
     "metrics": Metrics,
     "models_used": ModelsUsed,
@@ -97,6 +105,8 @@ def deliver(event: Event, observer: Observer, spec: RunSpec) -> None:
     match event:
         case Started():
             observer.started(spec)
+        case Notice(text):
+            observer.notice(spec, text)
         case Progress(done, total, text):
             observer.progress(spec, done, total, text)
         case Metrics(metrics, step):

@@ -152,6 +152,7 @@ def begin_again(
         environment={},
         modal=None,
         job=None,
+        controller=None,
     )
     with recorded(folder.path.parent, folder.path.name):
         folder.write_spec(spec, redactor)

@@ -13,8 +13,14 @@ import tenacity
 from typing_extensions import override
 
 from ml_experiments.backends import open_backend
-from ml_experiments.backends.base import Backend, RunHandle
-from ml_experiments.errors import BackendError, BudgetError, Error, RunNotCollectedError
+from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
+from ml_experiments.errors import (
+    BackendError,
+    BudgetError,
+    Error,
+    RunFolderError,
+    RunNotCollectedError,
+)
 from ml_experiments.execution.observer import GuardedObserver, Observer
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.attempts import (
@@ -90,6 +96,31 @@ def submit_with_retries(
     return handle
 
 
+def go_on_with_attempts(
+    folder: RunFolder, prepared: PreparedRun, backend: Backend, observer: Observer
+) -> RunHandle:
+    """Go on with the attempts at a run as another process has left them; without any, begin.
+
+    Args:
+        folder: The run folder.
+        prepared: The run.
+        backend: Where it executes, whose runs outlive that process.
+        observer: Sees all attempts as one run.
+    """
+    spec, one_run = prepared.spec, _OneRun(observer)
+    attempt: RunHandle | None = None  # none was handed over, or Modal has nothing of it
+    if folder.result_file.exists():
+        attempt = FinishedRunHandle(spec, folder, folder.read_result())
+    else:
+        with contextlib.suppress(RunFolderError):
+            attempt = backend.attach(folder, one_run)
+    handle = RetriedRunHandle(attempt, prepared, folder, backend, one_run)
+    earlier = folder.read_manifest().earlier_attempts
+    no_retries = (ErrorKind.PREEMPTED, ErrorKind.CUDA_OOM)
+    handle.retries_left -= sum(each.kind not in no_retries for each in earlier)
+    return backend.start(handle, handle.begin)
+
+
 def with_retries(
     submit: Callable[[Observer], RunHandle],
     prepared: PreparedRun,
@@ -107,7 +138,8 @@ def with_retries(
     if not prepared.spec.may_run_again:
         return submit(observer)
     one_run = _OneRun(observer)
-    handle = RetriedRunHandle(submit(one_run), prepared, backend, one_run)
+    first = submit(one_run)
+    handle = RetriedRunHandle(first, prepared, first.folder, backend, one_run)
     return backend.start(handle, handle.begin)
 
 
@@ -115,17 +147,24 @@ class RetriedRunHandle(RunHandle):
     """A run in as many attempts as it takes; a thread of its own sees to them.
 
     Args:
-        first: The first attempt, which has been submitted.
+        first: The first attempt, which has been submitted; None if this submits it.
         prepared: The run.
+        folder: Its folder, for that attempt.
         backend: Where the run executes.
         observer: Sees all attempts as one run.
     """
 
     def __init__(
-        self, first: RunHandle, prepared: PreparedRun, backend: Backend, observer: _OneRun
+        self,
+        first: RunHandle | None,
+        prepared: PreparedRun,
+        folder: RunFolder,
+        backend: Backend,
+        observer: _OneRun,
     ) -> None:
-        super().__init__(first.spec, first.folder)
-        self._attempt: RunHandle | None = first
+        super().__init__(prepared.spec, folder)
+        self.retries_left = prepared.spec.retries
+        self._attempt = first
         self._secrets = prepared.secrets
         self._budget, self._pool = prepared.budget, prepared.pool
         self._backend = backend
@@ -133,7 +172,6 @@ class RetriedRunHandle(RunHandle):
         self._has_climbed = False  # since the attempt before
         self._undo: Callable[[], RunResult] | None = None  # of what the next attempt has changed
         self._opened = contextlib.ExitStack()  # backends besides the caller's
-        self._retries_left = first.spec.retries
         self._is_over_cap = False
         self._failure: BackendError | None = None
         self._cancelled = threading.Event()
@@ -274,8 +312,8 @@ class RetriedRunHandle(RunHandle):
             return False
         if error.kind is ErrorKind.PREEMPTED:
             return True
-        self._retries_left -= 1
-        return self._retries_left >= 0
+        self.retries_left -= 1
+        return self.retries_left >= 0
 
     def _move_to(self, spec: RunSpec) -> bool:
         """Let the run go on with another spec; return whether it can."""

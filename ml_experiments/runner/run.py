@@ -268,6 +268,29 @@ def _submit_reserved(
     place: Path,
     observer: Observer | None,
 ) -> RunHandle:
+    prepared, folder = open_run_folder(prepared, code, place)
+
+    def submit(one_run: Observer) -> RunHandle:
+        attempt = backend.submit(prepared, folder, one_run)
+        settle_at_end(attempt, prepared.reservation)
+        return attempt
+
+    watching = _watching(prepared, observer)
+    try:
+        return submit_with_retries(submit, prepared, folder, backend, watching)
+    except RunExistsError:  # elsewhere: its folder comes from there
+        discard(folder)
+        raise
+
+
+def open_run_folder(
+    prepared: PreparedRun, code: dict[str, Any], place: Path
+) -> tuple[PreparedRun, RunFolder]:
+    """Make the folder of a prepared run; return both, for an experiment of a notebook moves there.
+
+    Raises:
+        RunExistsError: If there is one.
+    """
     spec = prepared.spec
     try:
         client = this_process()
@@ -291,20 +314,13 @@ def _submit_reserved(
         spec = dataclasses.replace(spec, experiment=experiment, import_paths=paths)
         prepared = dataclasses.replace(prepared, spec=spec)
     with recorded(place, spec.run_id, is_listed=True):
-        folder = RunFolder.create(place, spec, manifest, redactor, source)
+        return prepared, RunFolder.create(place, spec, manifest, redactor, source)
 
-    def submit(one_run: Observer) -> RunHandle:
-        attempt = backend.submit(prepared, folder, one_run)
-        settle_at_end(attempt, prepared.reservation)
-        return attempt
 
-    watching = _watching(prepared, observer)
-    try:
-        return submit_with_retries(submit, prepared, folder, backend, watching)
-    except RunExistsError:  # elsewhere: its folder comes from there
-        with recorded(place, spec.run_id, is_listed=True):
-            shutil.rmtree(folder.path)
-        raise
+def discard(folder: RunFolder) -> None:
+    """Remove the folder of a run that was not started after all."""
+    with recorded(folder.path.parent, folder.path.name, is_listed=True):
+        shutil.rmtree(folder.path)
 
 
 def _watching(prepared: PreparedRun, observer: Observer | None) -> Observer:

@@ -54,6 +54,7 @@ class Manifest:
         fingerprint: What the result depends on; None where that is not known, as after the source
             was changed between two attempts.
         submission: Changes with each submission of the run to Modal, but not when Modal reruns it.
+        controller: The call on Modal that makes the attempts at the run; None where a client does.
     """
 
     run_id: str = ""
@@ -70,6 +71,7 @@ class Manifest:
     fingerprint: Fingerprint | None = None
     submission: str | None = None
     job: str | None = None
+    controller: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON; what is unknown is left out."""
@@ -122,7 +124,8 @@ class Manifest:
     def is_on_modal(self) -> bool:
         """Whether the run may be on Modal, where it continues without its client."""
         place = self.modal
-        return place is not None and (place.app_url or place.function_call_id) is not None
+        is_handed_over = place is not None and (place.app_url or place.function_call_id) is not None
+        return is_handed_over or self.controller is not None
 
 
 def _without_none(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ml_experiments.backends.modal.app_pool import AppPool, OpenApp
 from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make_forecast
 from ml_experiments.backends.modal.billing.rates import refresh_rates
 from ml_experiments.backends.modal.cache import call_cache_operation
+from ml_experiments.backends.modal.detached.containers import RemoteCall
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
     checkpoint_files,
@@ -44,19 +45,20 @@ from ml_experiments.backends.modal.preflight.requirements import (
     read_requirements,
 )
 from ml_experiments.backends.modal.preflight.staging import stage_source
-from ml_experiments.backends.modal.remote_runs import bring_here, runs_there
+from ml_experiments.backends.modal.remote_runs import bring_here, claim_id, runs_there
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
 from ml_experiments.backends.modal.secrets import FoundSecrets, find_secrets
 from ml_experiments.backends.pools import Pool
 from ml_experiments.config.options import read_options
-from ml_experiments.errors import ConfigError, RunExistsError, RunFolderError
+from ml_experiments.errors import ConfigError, RunFolderError
 from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.fingerprint import hash_of_file
+from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
@@ -82,6 +84,10 @@ class ModalBackend(Backend):
                 print(result.results)  # 9
         ```
 
+    Attributes:
+        controller: The call on Modal that this backend is used in, if it makes the attempts at a
+            run there.
+
     Args:
         **options: See `ModalOptions`. A requirements file is read now.
 
@@ -95,6 +101,7 @@ class ModalBackend(Backend):
 
     def __init__(self, **options: Unpack[ModalOptions]) -> None:
         super().__init__()
+        self.controller: str | None = None
         checked = read_options(ModalOptions, options, "ModalBackend")
         file = checked.pop("requirements", None)
         more = read_requirements(Path(file)) if file else ()
@@ -175,7 +182,7 @@ class ModalBackend(Backend):
         with platform_errors("copy the run's source"):
             source = stage_source(plan.imports, Path(place.name) / "source")
         self.forget_fingerprint(prepared, folder)  # somebody may have been asked meanwhile
-        handle = ModalRunHandle(spec, folder, observer, prepared.secrets)
+        handle = ModalRunHandle(spec, folder, observer, prepared.secrets, self.controller)
         for note in (*source.notes, *self._news()):
             handle.notice(note)
         what = spec.gpu if spec.nodes == 1 else f"{spec.nodes} x {spec.gpu}"
@@ -190,11 +197,11 @@ class ModalBackend(Backend):
         )
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         if prepared.has_own_id:
-            _claim_id(folder)
+            claim_id(folder)
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
         request = make_request(
             remote,
-            manifest,
+            dataclasses.replace(manifest, controller=self.controller),
             prepared.secrets,
             prepared.setup_key,
             is_capped=plan.is_capped,
@@ -222,19 +229,25 @@ class ModalBackend(Backend):
             AuthError: If there is no token, or Modal rejected it.
         """
         manifest = folder.read_manifest()
-        place = manifest.modal
-        if place is None or manifest.submission is None:
+        place, maker = manifest.modal, manifest.controller
+        if place is None or (maker is None and manifest.submission is None):
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
-        handle = ModalRunHandle(folder.read_spec(), folder, observer)
-        call_id = place.function_call_id
-        if call_id is None and read_manifest_there(runs_volume(), handle.run_id, manifest) is None:
+        spec, here = folder.read_spec(), self.controller
+        handle = ModalRunHandle(spec, folder, observer, controller=here)
+        call_id = maker or place.function_call_id
+        theirs = read_manifest_there(runs_volume(), spec.run_id, manifest, here)
+        if call_id is None and theirs is None:
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
                 "GPU. Follow it again later, or run it again: ml-experiments runs resume --force "
                 f"{handle.run_id}"
             )
-        return self.start(handle, lambda: self._threads.submit(handle.collect, call_id))
+
+        def collect() -> RunResult:
+            return handle.collect(call_id, is_controller=maker is not None)
+
+        return self.start(handle, lambda: self._threads.submit(collect))
 
     def bring_here(self, run_id: str, runs_dir: Path) -> bool:
         if run_id not in runs_there():
@@ -244,11 +257,17 @@ class ModalBackend(Backend):
 
     def recover(self, folder: RunFolder, observer: Observer) -> None:
         manifest = folder.read_manifest()
-        place = manifest.modal
-        if folder.result_file.exists() or place is None or place.function_call_id is not None:
+        place, maker = manifest.modal, manifest.controller
+        is_known = place is None or (maker is None and place.function_call_id is not None)
+        if folder.result_file.exists() or is_known:
             return
         require_access()
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
+        if maker is not None and RemoteCall(maker).goes_on():
+            raise RunFolderError(
+                f"run {handle.run_id} goes on in a container on Modal; cancel it first: "
+                f"ml-experiments runs cancel {handle.run_id}"
+            )
         theirs = read_manifest_there(runs_volume(), handle.run_id, manifest)
         if theirs is None or not theirs.is_on_modal:
             return
@@ -326,19 +345,3 @@ def _gpu_count(spec: RunSpec, plan: ContainerPlan) -> int:
             f"processes there shall be: nproc_per_node={counts[0]}"
         )
     return counts[0]
-
-
-def _claim_id(folder: RunFolder) -> None:
-    """Put the records of a run on the volume, where no other machine can submit its id then.
-
-    Raises:
-        RunExistsError: If another one was faster.
-    """
-    run_id = folder.path.name
-    with platform_errors("record the id of the run"):
-        try:
-            with runs_volume().batch_upload() as batch:  # which replaces no file
-                for name in ("spec.json", "manifest.json"):
-                    batch.put_file(folder.path / name, f"/{run_id}/{name}")
-        except FileExistsError as e:
-            raise RunExistsError(f"another machine has submitted run {run_id}") from e

@@ -13,6 +13,7 @@ from ml_experiments.execution.events import (
     Event,
     Finished,
     Metrics,
+    Notice,
     Progress,
     Started,
     event_from_json,
@@ -36,6 +37,10 @@ class EventPrinter(Observer):
     @override
     def started(self, spec: RunSpec) -> None:
         self._print(Started())
+
+    @override
+    def notice(self, spec: RunSpec, text: str) -> None:
+        self._print(Notice(text))
 
     @override
     def log(self, spec: RunSpec, data: bytes) -> None:

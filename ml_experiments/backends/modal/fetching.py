@@ -20,7 +20,7 @@ from ml_experiments.serialization.files import open_atomically
 
 _AT_A_TIME = 32
 _LEFT_THERE = "checkpoints"  # they may be large
-_RECORDS = ("spec.json", "manifest.json")
+RECORDS = ("spec.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,42 @@ def read_ref_there(volume: modal.Volume, repo: str, ref: str) -> str | None:
     return content.decode("ascii", "replace").strip() or None
 
 
-def read_manifest_there(volume: modal.Volume, run_id: str, manifest: Manifest) -> Manifest | None:
+def read_manifest_there(
+    volume: modal.Volume, run_id: str, manifest: Manifest, controller: str | None = None
+) -> Manifest | None:
     """Return what the volume has of this very submission of a run, if anything.
 
-    It has no call yet where a client has claimed the id and the run has not begun.
+    It has no call yet where a client has claimed the id and the run has not begun. A controller
+    submits each attempt for itself; see `fetch_run_folder`.
     """
     try:
         record = _read_json(volume, PurePosixPath(run_id, "manifest.json"))
         theirs = parse_record(Manifest, record)
     except (FileNotFoundError, modal.exception.NotFoundError, ValueError):
         return None
-    return theirs if theirs.submission == manifest.submission else None
+    is_same = theirs.submission == manifest.submission
+    return theirs if is_same or not _is_a_clients(record, controller) else None
 
 
-def has_result_there(volume: modal.Volume, run_id: str) -> bool:
-    """Return whether a run has ended that has begun there."""
-    return PurePosixPath(run_id, "result.json") in _list_files(volume, run_id)
+def has_result_there(volume: modal.Volume, run_id: str, controller: str | None = None) -> bool:
+    """Return whether a run has ended that has begun there; see `fetch_run_folder`."""
+    result, manifest = (PurePosixPath(run_id, name) for name in ("result.json", "manifest.json"))
+    found = _list_files(volume, run_id)
+    if result not in found or manifest not in found:
+        return result in found
+    return _is_a_clients(_read_json(volume, manifest), controller)
+
+
+def _is_a_clients(manifest: dict[str, Any], controller: str | None) -> bool:
+    """Return whether the result of an attempt is for a client.
+
+    If not, it is for the controller of the run, which may make another attempt.
+
+    Args:
+        manifest: That on the volume.
+        controller: The call that the client is, if it is a controller itself.
+    """
+    return manifest.get("controller") in (None, controller)
 
 
 def checkpoint_files(volume: modal.Volume, run_id: str) -> dict[str, float]:
@@ -91,7 +111,12 @@ def checkpoint_files(volume: modal.Volume, run_id: str) -> dict[str, float]:
 
 
 def fetch_run_folder(
-    volume: modal.Volume, run_id: str, folder: Path, *, goes_on: bool = False
+    volume: modal.Volume,
+    run_id: str,
+    folder: Path,
+    *,
+    goes_on: bool = False,
+    controller: str | None = None,
 ) -> Fetched:
     """Copy what a run has left on the volume into its folder here, but for its checkpoints.
 
@@ -104,10 +129,11 @@ def fetch_run_folder(
         goes_on: Whether to leave out files that are here already: with the size that they have
             there, and for artifacts with the hash that the run has recorded; a result that is here
             has its costs.
+        controller: The call that this is done in, which takes the results of single attempts.
     """
     found = _list_files(volume, run_id)
     result, sums = (PurePosixPath(run_id, name) for name in ("result.json", CHECKSUMS))
-    records = [path for name in _RECORDS if (path := PurePosixPath(run_id, name)) in found]
+    records = [path for name in RECORDS if (path := PurePosixPath(run_id, name)) in found]
     rest = [path for path in found if path not in (*records, result, sums)]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
         jsons = threads.map(lambda path: _read_json(volume, path), records)
@@ -126,8 +152,11 @@ def fetch_run_folder(
         fetched = list(threads.map(lambda path: _fetch(volume, path, folder), rest))
         here = [path for path, is_here in zip(rest, fetched, strict=True) if is_here]
         still = [p for p, bad in zip(here, threads.map(is_damaged, here), strict=True) if bad]
-    has_new_result = result in found and not (
-        goes_on and _has_result_of(folder, read.get("manifest.json", {}).get("submission"))
+    manifest = read.get("manifest.json", {})
+    has_new_result = (
+        result in found
+        and _is_a_clients(manifest, controller)
+        and not (goes_on and _has_result_of(folder, manifest.get("submission")))
     )
     if has_new_result:
         _fetch(volume, result, folder, durable=True)

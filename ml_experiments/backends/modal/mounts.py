@@ -12,7 +12,9 @@ CACHE_VOLUME = "hf-model-cache"
 CACHE_MOUNT = "/cache"
 RUNS_VOLUME = "ml-experiments-runs"
 RUNS_MOUNT = "/runs"
-ENDED_FOLDER = ".ended"  # on the volume of runs: see remote_runs.py
+# on the volume of runs: see remote_runs.py
+ENDED_FOLDER, CONTROLLED_FOLDER = ".ended", ".runs"
+CANCEL_FILE, AT_ONCE = ".cancel", b"at once"
 
 ENVIRONMENT = {
     "HF_HOME": f"{CACHE_MOUNT}/huggingface",

@@ -7,17 +7,19 @@ request tells of all runs which have ended.
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import modal
 
+from ml_experiments.backends.modal.detached.volume_folder import remove_file
 from ml_experiments.backends.modal.errors import platform_errors, require_access
-from ml_experiments.backends.modal.fetching import Fetched, fetch_run_folder
-from ml_experiments.backends.modal.mounts import ENDED_FOLDER, runs_volume
+from ml_experiments.backends.modal.fetching import RECORDS, Fetched, fetch_run_folder
+from ml_experiments.backends.modal.mounts import CONTROLLED_FOLDER, ENDED_FOLDER, runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import RunExistsError, RunFolderError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder, make_runs_dir
 from ml_experiments.runs.index.journal import recorded
@@ -95,6 +97,38 @@ def _handle_of(path: Path) -> ModalRunHandle:
     return ModalRunHandle(folder.read_spec(), folder, Observer())
 
 
+def claim_id(folder: RunFolder) -> None:
+    """Put the records of a run on the volume, where no other machine can submit its id then.
+
+    Raises:
+        RunExistsError: If another one was faster.
+    """
+    run_id = folder.path.name
+    with platform_errors("record the id of the run"):
+        try:
+            with runs_volume().batch_upload() as batch:  # which replaces no file
+                for name in RECORDS:
+                    batch.put_file(folder.path / name, f"/{run_id}/{name}")
+        except FileExistsError as e:
+            raise RunExistsError(f"another machine has submitted run {run_id}") from e
+
+
+def put_end(folder: RunFolder) -> None:
+    """Put the end of a run on the volume as its controller knows it, for all clients, at once.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    run_id, status = folder.path.name, folder.read_result().status
+    with (
+        platform_errors("store the end of the run"),
+        runs_volume().batch_upload(force=True) as batch,
+    ):
+        for name in (*RECORDS, folder.result_file.name):
+            batch.put_file(folder.path / name, f"/{run_id}/{name}")
+        batch.put_file(io.BytesIO(b""), f"/{ENDED_FOLDER}/{run_id}.{status}")
+
+
 def sizes_on_volume(run_ids: Iterable[str]) -> dict[str, int]:
     """Return what the folders of runs hold there, in bytes; those that aren't there are left out.
 
@@ -119,6 +153,7 @@ def remove_from_volume(run_ids: Iterable[str]) -> None:
         for run_id in run_ids:
             with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
                 volume.remove_file(f"/{run_id}", recursive=True)
+            remove_file(f"{CONTROLLED_FOLDER}/{run_id}", recursive=True)
             for status in RunStatus:
                 with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
                     volume.remove_file(f"/{ENDED_FOLDER}/{run_id}.{status}")

@@ -14,6 +14,7 @@ import modal
 
 from ml_experiments.backends.base import RunHandle
 from ml_experiments.backends.modal.billing.cost import cost_of
+from ml_experiments.backends.modal.detached.volume_folder import ask_to_cancel
 from ml_experiments.backends.modal.errors import describe_briefly, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
     fetch_run_folder,
@@ -63,9 +64,16 @@ class ModalRunHandle(RunHandle):
     future: Future[RunResult]
 
     def __init__(
-        self, spec: RunSpec, folder: RunFolder, observer: Observer, secrets: Iterable[str] = ()
+        self,
+        spec: RunSpec,
+        folder: RunFolder,
+        observer: Observer,
+        secrets: Iterable[str] = (),
+        controller: str | None = None,
     ) -> None:
         super().__init__(spec, folder)
+        self._controller = controller  # the call that this is done in
+        self._has_controller = False
         self._observer = observer
         self._redactor = Redactor((*secret_values(), *secrets))
         self._call: Any = None
@@ -84,7 +92,10 @@ class ModalRunHandle(RunHandle):
                 self._stop()
         if call is not None:
             with platform_errors("cancel the run"):
-                call.cancel(terminate_containers=at_once)
+                if self._has_controller:  # which cancels the attempt
+                    ask_to_cancel(self.run_id, at_once=at_once)
+                else:
+                    call.cancel(terminate_containers=at_once)
 
     def notice(self, text: str) -> None:
         """Tell the observer something."""
@@ -131,20 +142,23 @@ class ModalRunHandle(RunHandle):
         if self._call is None:
             return self._end(RunStatus.CANCELLED, None)
         call_id = self._call.object_id
-        self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
         self._note_place(function_call_id=call_id)
+        self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
         return self._follow(is_log_written=True)
 
-    def collect(self, call_id: str | None) -> RunResult:
+    def collect(self, call_id: str | None, *, is_controller: bool = False) -> RunResult:
         """See a run to its end that another process started; for the backend's thread.
 
         Args:
             call_id: The call; None if it is known to the volume alone, once it has begun.
+            is_controller: Whether that is the one that makes the attempts at the run.
         """
+        self._has_controller = is_controller
         call_id = call_id or self._wait_for_call()
         with platform_errors("find the run"):
             call = modal.FunctionCall.from_id(call_id)
-        self._note_place(function_call_id=call_id)
+        if not is_controller:
+            self._note_place(function_call_id=call_id)
         with self._lock:
             self._call = call
         if self._cancel_asked.is_set():  # before the call was known
@@ -156,7 +170,7 @@ class ModalRunHandle(RunHandle):
         while True:
             with platform_errors("look for the run"):
                 theirs = read_manifest_there(
-                    runs_volume(), self.run_id, self.folder.read_manifest()
+                    runs_volume(), self.run_id, self.folder.read_manifest(), self._controller
                 )
             if theirs is not None and theirs.modal is not None and theirs.modal.function_call_id:
                 return theirs.modal.function_call_id
@@ -187,7 +201,7 @@ class ModalRunHandle(RunHandle):
     def recover(self) -> bool:
         """Bring the run's result and files here; return whether there is a result."""
         with platform_errors("look for the result of the run"):
-            is_there = has_result_there(runs_volume(), self.run_id)
+            is_there = has_result_there(runs_volume(), self.run_id, self._controller)
         if is_there:
             self._bring_here(RunStatus.ERROR, None, None)
         return is_there
@@ -207,7 +221,9 @@ class ModalRunHandle(RunHandle):
         """Fetch the run folder, and write the result as it is known here."""
         try:
             with platform_errors("bring the files of the run here"):
-                fetched = fetch_run_folder(runs_volume(), self.run_id, self.folder.path)
+                fetched = fetch_run_folder(
+                    runs_volume(), self.run_id, self.folder.path, controller=self._controller
+                )
         except BackendError as e:
             raise RunNotCollectedError(
                 f"run {self.run_id} ended with status {status}. {e}. They are safe on the volume "
@@ -241,23 +257,29 @@ class ModalRunHandle(RunHandle):
         self.folder.write_manifest(dataclasses.replace(manifest, modal=place), self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
-        """Add what only the container knew: who it was, and what is a Modal secret's value."""
+        """Add what only the container knew: who it was, and what is a Modal secret's value.
+
+        Of the attempts of a controller, this client doesn't know where they were.
+        """
+        known = self.folder.read_manifest()
         if "manifest.json" in records:
-            place = self.folder.read_manifest().modal
-            theirs = dataclasses.replace(
-                parse_record(Manifest, records["manifest.json"]), modal=place
-            )
+            theirs = parse_record(Manifest, records["manifest.json"])
+            place = known.modal if known.controller is None else theirs.modal
+            theirs = dataclasses.replace(theirs, modal=place, controller=known.controller)
             attempts = tuple(self._with_cost(a, theirs) for a in theirs.earlier_attempts)
             theirs = dataclasses.replace(theirs, earlier_attempts=attempts)
             self.folder.write_manifest(theirs, self._redactor)
         if "spec.json" in records:
             spec = self.folder.read_spec()
             recorded = parse_record(RunSpec, records["spec.json"])
+            if known.controller is not None:
+                self.spec = dataclasses.replace(self.spec, gpu=recorded.gpu)
             safe = dataclasses.replace(
                 spec,
                 config=_redacted_like(recorded.config, spec.config),
                 name=_redacted_like(recorded.name, spec.name),
                 tags=_redacted_like(recorded.tags, spec.tags),
+                gpu=self.spec.gpu,
             )
             if safe != spec:
                 self.folder.write_spec(safe, self._redactor)

@@ -1,9 +1,11 @@
-"""Sweeps whose controller is on Modal: started, found again and stopped from this machine."""
+"""What a controller on Modal sees to: started, found again and stopped from this machine."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path, PurePosixPath
@@ -18,24 +20,38 @@ from ml_experiments.backends.modal.detached.containers import (
 from ml_experiments.backends.modal.detached.volume_folder import (
     fetch_files,
     list_folders,
-    put_empty_file,
+    put_file,
     remove_file,
 )
 from ml_experiments.backends.modal.plan import remote_path
 from ml_experiments.backends.modal.preflight.staging import stage_source
+from ml_experiments.backends.modal.remote_runs import claim_id, remove_from_volume
+from ml_experiments.backends.modal.request import make_request
 from ml_experiments.errors import BackendError, RunFolderError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.detached.controller import STOP_FILE, SWEEPS_FOLDER, control_sweep
+from ml_experiments.runner.detached.controller import (
+    STOP_FILE,
+    SWEEPS_FOLDER,
+    control_run,
+    control_sweep,
+    source_here,
+)
+from ml_experiments.runner.run import discard, open_run_folder
 from ml_experiments.runner.sweeps.checking import check_points
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec, reserved_name
 from ml_experiments.runner.sweeps.sweep import opened
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
+from ml_experiments.runs.provenance.git import describe_code
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.files import write_json_atomically
 from ml_experiments.serialization.scratch import ScratchFolder
-from ml_experiments.settings import max_cost_per_day
+from ml_experiments.settings import max_cost_per_day, runs_dir, working_dir
 
+# what Modal allows; a call that has lasted for 24 h is ended, and is one of them
+MAX_CONTROLLER_RETRIES = 10
 _SAMPLERS_NEED = ("optuna>=5,<6", "cmaes>=0.12", "scipy>=1.11")
 
 
@@ -46,6 +62,53 @@ def can_be_on_modal(spec: SweepSpec) -> bool:
     """
     is_capped = spec.max_cost is not None or max_cost_per_day() is not None
     return spec.backend == "modal" and not is_capped and not spec.options.get("reuse")
+
+
+def can_run_be_on_modal(spec: RunSpec) -> bool:
+    """Return whether a controller on Modal can make the attempts at a run, and there may be some.
+
+    Caps are kept on this machine.
+    """
+    is_capped = spec.max_cost is not None or max_cost_per_day() is not None
+    return spec.backend == "modal" and spec.may_run_again and not is_capped
+
+
+def start_run_on_modal(prepared: PreparedRun) -> RunFolder:
+    """Start a controller on Modal that makes the attempts at a run; return the run's folder here.
+
+    Raises:
+        BackendError: If Modal refuses or can't be reached; nothing was started.
+        RunExistsError: If another process has submitted a run of this id.
+    """
+    place = runs_dir().expanduser().resolve()
+    prepared, folder = open_run_folder(prepared, describe_code(working_dir()), place)
+    spec, plan, manifest = prepared.spec, prepared.plan, folder.read_manifest()
+    redactor = Redactor(prepared.secrets)
+    there = source_here(dataclasses.replace(spec, experiment=remote_path(spec.experiment)))
+    asked = make_request(there, manifest, prepared.secrets, None).to_dict()
+    # first: whatever becomes of this process, the run is found by it
+    handed_over = dataclasses.replace(
+        manifest, client=None, modal=plan.place, submission=secrets.token_hex(8)
+    )
+    folder.write_manifest(dataclasses.replace(handed_over, client=manifest.client), redactor)
+    with contextlib.ExitStack() as undo, ScratchFolder() as scratch:
+        undo.callback(discard, folder)
+        source = stage_source(plan.imports, Path(scratch) / "source")
+        if prepared.has_own_id:
+            claim_id(folder)
+            undo.callback(remove_from_volume, [spec.run_id])
+        call = start_on_modal(
+            control_run,
+            {"run": asked, "notify": prepared.notify},
+            name=f"controller-{spec.run_id}",
+            tags={"controls": spec.run_id},
+            source=source.folder,
+            pip=plan.pip,
+            retries=MAX_CONTROLLER_RETRIES,
+        )
+        undo.pop_all()
+    folder.write_manifest(dataclasses.replace(handed_over, controller=call.call_id), redactor)
+    return folder
 
 
 def start_sweep_on_modal(
@@ -121,7 +184,7 @@ def stop_on_modal(folder: SweepFolder) -> None:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    put_empty_file(f"{SWEEPS_FOLDER}/{folder.path.name}/{STOP_FILE}")
+    put_file(f"{SWEEPS_FOLDER}/{folder.path.name}/{STOP_FILE}")
 
 
 def bring_sweep_here(sweep_id: str, runs_dir: Path) -> SweepFolder:

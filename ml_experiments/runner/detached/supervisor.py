@@ -23,10 +23,11 @@ from typing import Any, TextIO
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import FinishedRunHandle, RunHandle
 from ml_experiments.backends.forecast import Forecast
-from ml_experiments.errors import BackendError, BudgetError, ConfigError, Error
+from ml_experiments.errors import BackendError, BudgetError, ConfigError, Error, RunExistsError
 from ml_experiments.execution.worker.messages import error_of, problem_of
 from ml_experiments.execution.worker.process import command_for
 from ml_experiments.runner.budget.reserving import above_limit, refuse_above_asking
+from ml_experiments.runner.detached.on_modal import can_run_be_on_modal, start_run_on_modal
 from ml_experiments.runner.display.observers import Notices
 from ml_experiments.runner.prepare import prefetch_models, prepare_run
 from ml_experiments.runner.reuse.existing import ExistingRunHandle
@@ -171,6 +172,15 @@ def main() -> None:
                     refuse_above_asking(prepared, backend, runs_dir())
                 if options.get("prefetch"):
                     prefetch_models(prepared, backend=backend, observer=observer)
+                if can_run_be_on_modal(prepared.spec):
+                    try:
+                        _accept(answer, start_run_on_modal(prepared).path)
+                        return
+                    except RunExistsError:  # another process was faster
+                        earlier, prepared = take_earlier(prepared, backend, observer=observer)
+                elif prepared.spec.may_run_again and backend.name == "modal":
+                    why = "this machine makes further attempts, for caps are kept on it"
+                    observer.notice(prepared.spec, why)
             handle = earlier or submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
             is_new = not isinstance(handle, ExistingRunHandle | FinishedRunHandle)
@@ -231,8 +241,7 @@ def _accept(answer: TextIO, folder: Path, *, is_new: bool = True) -> None:
 def _wait_until_accepted(handle: RunHandle) -> None:
     """Wait until the run can be found by others: on Modal, that is when its call is recorded."""
     while handle.spec.backend == "modal" and not handle.done():
-        place = handle.folder.read_manifest().modal
-        if place is not None and place.function_call_id is not None:
+        if handle.folder.read_manifest().is_on_modal:
             return
         time.sleep(_LOOK_EVERY_S)
     if handle.done():

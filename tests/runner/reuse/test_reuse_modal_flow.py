@@ -89,13 +89,13 @@ def test_of_two_machines_that_submit_one_id_at_once_one_runs_it(
         "import time\ndef train(n=1):\n    time.sleep(2)\n    return n\n"
     )
     monkeypatch.chdir(tmp_path)
-    claim, barrier = modal_backend._claim_id, threading.Barrier(2)
+    claim, barrier = modal_backend.claim_id, threading.Barrier(2)
 
     def claim_together(folder: RunFolder) -> None:
         barrier.wait(60)  # neither has seen the other's run on the volume
         claim(folder)
 
-    monkeypatch.setattr(modal_backend, "_claim_id", claim_together)
+    monkeypatch.setattr(modal_backend, "claim_id", claim_together)
     # both are in this process, which lives; of another machine's process it is not known
     monkeypatch.setattr(
         existing, "is_without_client", lambda folder: not folder.outcome().status.has_ended

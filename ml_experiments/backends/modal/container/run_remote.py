@@ -150,7 +150,7 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
     except BaseException as e:
         if folder.result_file.exists():  # it was over, whatever ends this container
             ended = _store_paid_time(folder, folder.read_result(), asked.idle_s)
-            _mark_ended(spec.run_id, ended.status)
+            _mark_ended(asked, ended.status)
         elif isinstance(e, KeyboardInterrupt):
             timings = {"total_s": time.monotonic() - began_at, "container_s": _paid.take_s(0.0)}
             folder.record_preemption(_TAKEN, timings, Redactor(hidden))
@@ -162,7 +162,7 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
         _let_no_other_run_in()
         raise
     result = _store_paid_time(folder, result, asked.idle_s)
-    _mark_ended(spec.run_id, result.status)
+    _mark_ended(asked, result.status)
     failure = _commit(volume)
     _events.finished(spec, result)
     if result.error is not None and _may_be_the_machines(result.error):
@@ -238,15 +238,21 @@ def _lease_for(run_id: str) -> LeaseKeeper:
     return LeaseKeeper(mounted_cache_dir(), run_id, modal.current_function_call_id() or "", publish)
 
 
-def _mark_ended(run_id: str, status: RunStatus | None) -> None:
-    """Say on the volume how a run has ended; with None, that it goes on."""
-    folder = runs_dir() / ENDED_FOLDER
-    with contextlib.suppress(OSError):  # a full volume: lists show the run as one that goes on
-        folder.mkdir(exist_ok=True)
-        for earlier in RunStatus:
-            (folder / f"{run_id}.{earlier}").unlink(missing_ok=True)
-        if status is not None:
+def _mark_ended(asked: RunRequest, status: RunStatus) -> None:
+    """Say on the volume how a run has ended; its controller, if it has one, does that later."""
+    folder, run_id = runs_dir() / ENDED_FOLDER, asked.spec.run_id
+    _forget_end(run_id)
+    if asked.manifest.controller is None:
+        with contextlib.suppress(OSError):  # a full volume: lists show the run as one that goes on
+            folder.mkdir(exist_ok=True)
             (folder / f"{run_id}.{status}").touch()
+
+
+def _forget_end(run_id: str) -> None:
+    """Say on the volume that a run goes on."""
+    with contextlib.suppress(OSError):
+        for status in RunStatus:
+            (runs_dir() / ENDED_FOLDER / f"{run_id}.{status}").unlink(missing_ok=True)
 
 
 def _here(spec: RunSpec) -> RunSpec:
@@ -281,11 +287,13 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
     if not folder.path.is_dir():
         return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
     known = folder.read_manifest()
+    is_claim = known.process is None and not known.earlier_attempts  # of the id, by its client
     if known.submission != manifest.submission:
         # the user resumes the run: its checkpoints count, its old result doesn't
-        _mark_ended(spec.run_id, None)
-        return folder.begin_attempt(manifest, redactor)
-    if known.process is None and not known.earlier_attempts:  # its client has claimed the id
+        _forget_end(spec.run_id)
+        if not is_claim:
+            return folder.begin_attempt(manifest, redactor)
+    if is_claim:
         folder.write_spec(spec, redactor)
         folder.write_manifest(with_this_process(manifest), redactor)
         folder.log_file.touch()

@@ -59,13 +59,14 @@ class RemoteCall:
 
 
 def start_on_modal(
-    function: Callable[[dict[str, Any]], None],
+    function: Callable[[dict[str, Any]], object],
     request: dict[str, Any],
     *,
     name: str,
     tags: Mapping[str, str],
     source: Path,
     pip: Sequence[str],
+    retries: int = 0,
 ) -> RemoteCall:
     """Start a function of this package in a container of its own; return once it is accepted.
 
@@ -76,6 +77,7 @@ def start_on_modal(
         tags: Those of the app.
         source: The folder with the user's modules.
         pip: Requirements to add to the image.
+        retries: How often it is called again after an exception, or after the 24 h of a call.
 
     Raises:
         BackendError: If Modal refuses or can't be reached.
@@ -87,6 +89,7 @@ def start_on_modal(
     remote = app.function(
         image=image,
         timeout=MAX_TIMEOUT_S,
+        retries=retries,
         max_containers=1,
         volumes={RUNS_MOUNT: runs_volume()},
         cpu=_CPU_CORES,

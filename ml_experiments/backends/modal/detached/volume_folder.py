@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import modal
 
 from ml_experiments.backends.modal.errors import platform_errors, require_access
-from ml_experiments.backends.modal.mounts import RUNS_VOLUME, runs_volume
+from ml_experiments.backends.modal.mounts import (
+    AT_ONCE,
+    CANCEL_FILE,
+    CONTROLLED_FOLDER,
+    RUNS_VOLUME,
+    runs_volume,
+)
 from ml_experiments.serialization.files import open_atomically
 
 
@@ -61,8 +67,8 @@ def fetch_files(path: str, target: Callable[[PurePosixPath], Path | None]) -> in
     return count
 
 
-def put_empty_file(path: str) -> None:
-    """Write an empty file there.
+def put_file(path: str, content: bytes = b"") -> None:
+    """Write a file there.
 
     Raises:
         BackendError: If Modal can't be reached.
@@ -72,16 +78,25 @@ def put_empty_file(path: str) -> None:
         platform_errors("write to the volume of runs"),
         runs_volume().batch_upload(force=True) as batch,
     ):
-        batch.put_file(io.BytesIO(b""), f"/{path}")
+        batch.put_file(io.BytesIO(content), f"/{path}")
 
 
-def has_file(path: str) -> bool:
-    """Return whether there is a file; asked from a container, whose own view may be older."""
+def ask_to_cancel(run_id: str, *, at_once: bool) -> None:
+    """Ask the controller of a run to cancel it.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    put_file(f"{CONTROLLED_FOLDER}/{run_id}/{CANCEL_FILE}", AT_ONCE if at_once else b"")
+
+
+def read_file(path: str) -> bytes | None:
+    """Return a file there, None without it; for a container, whose own view may be older."""
     with platform_errors("look at the volume of runs"):
         try:
-            return bool(modal.Volume.from_name(RUNS_VOLUME).listdir(f"/{path}"))
-        except modal.exception.NotFoundError:
-            return False
+            return b"".join(modal.Volume.from_name(RUNS_VOLUME).read_file(path))
+        except (FileNotFoundError, modal.exception.NotFoundError):
+            return None
 
 
 def remove_file(path: str, *, recursive: bool = False) -> None:
@@ -99,23 +114,31 @@ class Mirror:
     Args:
         source: The folder.
         target: The folder on the volume, as it is mounted.
+        left_out: Names of files and folders that are not copied.
     """
 
-    def __init__(self, source: Path, target: Path) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: Path, target: Path, left_out: Sequence[str] = ()) -> None:
+        self.source, self._target, self._left_out = source, target, left_out
         self._copied: dict[Path, tuple[int, int]] = {}
 
     def restore(self) -> None:
         """Copy all that is there back, for a container that goes on with another one's work."""
         if self._target.is_dir():
-            shutil.copytree(self._target, self._source, dirs_exist_ok=True)
+            shutil.copytree(self._target, self.source, dirs_exist_ok=True)
+            there = (f for f in self._target.rglob("*") if f.is_file())
+            self._copied = {file.relative_to(self._target): (0, 0) for file in there}
 
     def copy(self) -> None:
-        """Copy what has changed, and store it."""
-        changed = False
-        for file in sorted(self._source.rglob("*"), key=lambda file: file.name == "result.json"):
-            name = file.relative_to(self._source)
-            if any(part.startswith(".") for part in name.parts):
+        """Copy what has changed, remove what is gone, and store that."""
+        gone = [name for name in self._copied if not (self.source / name).exists()]
+        # first: a result that is gone was that of an earlier attempt
+        for name in gone:
+            (self._target / name).unlink(missing_ok=True)
+            del self._copied[name]
+        changed = bool(gone)
+        for file in sorted(self.source.rglob("*"), key=lambda file: file.name == "result.json"):
+            name = file.relative_to(self.source)
+            if any(part.startswith(".") or part in self._left_out for part in name.parts):
                 continue
             try:
                 stat = file.stat()
