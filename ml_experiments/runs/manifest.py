@@ -124,8 +124,8 @@ class Manifest:
     def is_on_modal(self) -> bool:
         """Whether the run may be on Modal, where it continues without its client."""
         place = self.modal
-        is_handed_over = place is not None and (place.app_url or place.function_call_id) is not None
-        return is_handed_over or self.controller is not None
+        known = () if place is None else (place.app_url, place.function_call_id)
+        return any(each is not None for each in (*known, self.controller))
 
 
 def _without_none(record: dict[str, Any]) -> dict[str, Any]:

@@ -236,8 +236,8 @@ class ModalBackend(Backend):
         spec, here = folder.read_spec(), self.controller
         handle = ModalRunHandle(spec, folder, observer, controller=here)
         call_id = maker or place.function_call_id
-        theirs = read_manifest_there(runs_volume(), spec.run_id, manifest, here)
-        if call_id is None and theirs is None:
+        volume = runs_volume()
+        if call_id is None and read_manifest_there(volume, spec.run_id, manifest, here) is None:
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
                 "GPU. Follow it again later, or run it again: ml-experiments runs resume --force "

@@ -153,11 +153,18 @@ class ModalRunHandle(RunHandle):
             call_id: The call; None if it is known to the volume alone, once it has begun.
             is_controller: Whether that is the one that makes the attempts at the run.
         """
+        if call_id is None:
+            theirs = self._wait_for_begin()
+            is_controller = theirs.controller not in (None, self._controller)
+            call_id = (theirs.controller if is_controller else None) or _call_of(theirs)
+        assert call_id is not None
         self._has_controller = is_controller
-        call_id = call_id or self._wait_for_call()
         with platform_errors("find the run"):
             call = modal.FunctionCall.from_id(call_id)
-        if not is_controller:
+        if is_controller:
+            manifest = dataclasses.replace(self.folder.read_manifest(), controller=call_id)
+            self.folder.write_manifest(manifest, self._redactor)
+        else:
             self._note_place(function_call_id=call_id)
         with self._lock:
             self._call = call
@@ -165,15 +172,15 @@ class ModalRunHandle(RunHandle):
             self.cancel(at_once=self._at_once)
         return self._follow(is_log_written=False)
 
-    def _wait_for_call(self) -> str:
+    def _wait_for_begin(self) -> Manifest:
         is_told = False
         while True:
             with platform_errors("look for the run"):
                 theirs = read_manifest_there(
                     runs_volume(), self.run_id, self.folder.read_manifest(), self._controller
                 )
-            if theirs is not None and theirs.modal is not None and theirs.modal.function_call_id:
-                return theirs.modal.function_call_id
+            if theirs is not None and _call_of(theirs) is not None:
+                return theirs
             if theirs is None or self._cancel_asked.is_set():
                 raise RunNotCollectedError(f"run {self.run_id} has not begun on Modal")
             if not is_told:
@@ -410,6 +417,10 @@ class ModalRunHandle(RunHandle):
                 artifacts=self.folder.list_artifacts(),
             )
         )
+
+
+def _call_of(manifest: Manifest) -> str | None:
+    return None if manifest.modal is None else manifest.modal.function_call_id
 
 
 def _redacted_like(recorded: Any, own: Any) -> Any:

@@ -88,7 +88,10 @@ def start_run_on_modal(prepared: PreparedRun) -> RunFolder:
     asked = make_request(there, manifest, prepared.secrets, None).to_dict()
     # first: whatever becomes of this process, the run is found by it
     handed_over = dataclasses.replace(
-        manifest, client=None, modal=plan.place, submission=secrets.token_hex(8)
+        manifest,
+        client=None,
+        modal=dataclasses.replace(plan.place, app_url=""),  # it may be there
+        submission=secrets.token_hex(8),
     )
     folder.write_manifest(dataclasses.replace(handed_over, client=manifest.client), redactor)
     with contextlib.ExitStack() as undo, ScratchFolder() as scratch:

@@ -294,9 +294,10 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
         if not is_claim:
             return folder.begin_attempt(manifest, redactor)
     if is_claim:
-        folder.write_spec(spec, redactor)
-        folder.write_manifest(with_this_process(manifest), redactor)
-        folder.log_file.touch()
+        claimed = RunFolder(folder.path)  # perhaps by a client that was lost before an attempt
+        claimed.write_spec(spec, redactor)
+        claimed.write_manifest(with_this_process(manifest), redactor)
+        claimed.log_file.touch()
     elif not folder.result_file.exists() and known.process is not None:
         # its container was taken away before it could say so
         folder.record_preemption(_TAKEN, {}, redactor)
