@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import pytest
 
 from ml_experiments import load_run
 from ml_experiments.backends.modal.detached.volume_folder import list_folders, read_file
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
@@ -255,3 +257,24 @@ def test_with_a_cap_the_attempts_are_made_here(call: Commands, gate: Gate) -> No
     _, held = gate.meet()
     held.send(b"x")
     call("runs", "wait", "last")
+
+
+def test_a_controller_whose_call_was_not_noted_is_found_on_the_volume(
+    call: Commands, gate: Gate, runs_dir: Path
+) -> None:
+    folder = call.detach(gate, "--escalate", "l4", "--run-id", "unnoted")
+    kill_all_here(runs_dir)
+    controller = folder.read_manifest().controller
+    assert controller is not None
+    unnoted = dataclasses.replace(folder.read_manifest(), controller=None)
+    folder.write_manifest(unnoted, Redactor(()))  # what a kill before that leaves
+    _, held = gate.meet()
+    assert folder.outcome().status == "pending"
+    arguments = ("runs", "wait", "unnoted")
+    with start_command(call.emulator, call.project, *arguments) as waiting:
+        wait_until(lambda: folder.read_manifest().controller == controller, "the controller")
+        held.send(b"x")
+        _, held = gate.meet()
+        held.send(b"x")
+        assert waiting.wait(WAIT_S) == 0
+    assert gpus("unnoted") == ["T4", "L4"]
