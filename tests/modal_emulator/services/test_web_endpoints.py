@@ -211,4 +211,11 @@ def test_modal_serve_serves_an_edited_file_anew(
             break
     assert httpx.get(url, timeout=TIMEOUT_S).json() == 1
     file.write_text(SERVED.replace("return 1", "return 2"))
-    wait_until(lambda: httpx.get(url, timeout=TIMEOUT_S).json() == 2, "the edited version")
+
+    def is_new() -> bool:
+        try:
+            return bool(httpx.get(url, timeout=TIMEOUT_S).json() == 2)
+        except (httpx.HTTPError, ValueError):  # amid the change of the versions
+            return False
+
+    wait_until(is_new, "the edited version")
