@@ -126,6 +126,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self._state = _State()
+        self._stalls: list[threading.Event] = []
         state = self._state
 
         class Handler(_Handler):
@@ -228,7 +229,13 @@ class HubServer:
         release = threading.Event()
         with self._state.lock:
             self._state.faults[path] = _Fault(size, 1, release)
+        self._stalls.append(release)
         return release
+
+    def let_go(self) -> None:
+        """Set all events of `stall_after`, for those that a test that failed has left waiting."""
+        for release in self._stalls:
+            release.set()
 
 
 def _contents(files: Files) -> dict[str, bytes | Path]:

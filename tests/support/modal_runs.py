@@ -18,6 +18,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import RunSpec
 from modal_emulator import Emulator
+from modal_emulator.control.info import ContainerInfo
 from tests.support.waiting import wait_until
 
 WAIT_S = 120
@@ -92,6 +93,14 @@ def function_of(emulator: Emulator, run_id: str) -> Any:
     """Return the function that the server received for the app of a run."""
     [found] = [f for f in emulator.functions("run_remote") if f.app_name.endswith(run_id)]
     return found
+
+
+def containers_of(emulator: Emulator, folder: RunFolder) -> list[ContainerInfo]:
+    """Return the containers of a run's function; the server has those of other tests as well."""
+    place = folder.read_manifest().modal
+    assert place is not None
+    [call] = [each for each in emulator.calls() if each.call_id == place.function_call_id]
+    return [each for each in emulator.containers() if each.function_id == call.function_id]
 
 
 def wait_for_checkpoint(run_id: str) -> None:

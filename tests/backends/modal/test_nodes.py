@@ -19,6 +19,7 @@ from tests.support.launched_experiments import Regression, on_nodes, uses_accele
 from tests.support.modal_runs import (
     WAIT_S,
     Recorder,
+    containers_of,
     folder_of,
     function_of,
     run_command,
@@ -68,10 +69,10 @@ def wait_for_ranks(seen: Recorder) -> list[Waiting]:
     ]
 
 
-def assert_all_have_ended(emulator: Emulator, ranks: list[Waiting]) -> None:
-    """No container runs anything, and no process of a rank is left."""
+def assert_all_have_ended(emulator: Emulator, result: RunResult, ranks: list[Waiting]) -> None:
+    """No container of the run executes anything, and no process of a rank is left."""
     wait_until(
-        lambda: not any(c.running_input_ids for c in emulator.containers()),
+        lambda: not any(c.running_input_ids for c in containers_of(emulator, folder_of(result))),
         "the end of the input in all containers",
     )
     wait_until(
@@ -127,8 +128,7 @@ def test_two_nodes_come_to_the_weights_of_one_process(
     assert price > 2 * 8 * 0.000164
     shown = run_command(modal_emulator, folder.path.parent.parent, "runs", "show", result.run_id)
     assert f"2, each with {processes} process" in shown.stdout
-    containers = [c for c in modal_emulator.containers() if c.function_name == "run_remote"]
-    assert {c.gpu_count for c in containers} == {8}
+    assert {c.gpu_count for c in containers_of(modal_emulator, folder)} == {8}
 
 
 def test_accelerate_counts_the_processes_of_all_nodes(
@@ -153,7 +153,7 @@ def test_a_rank_that_fails_on_another_node_is_named_with_its_traceback(
     first, *_, last = error.traceback.splitlines()
     assert (first, last) == ("node 1, rank 1:", "ArithmeticError: a bad batch")
     assert "launched_experiments.py" in error.traceback
-    assert_all_have_ended(modal_emulator, [])
+    assert_all_have_ended(modal_emulator, result, [])
 
 
 def test_a_cancel_ends_the_ranks_of_all_nodes(
@@ -167,7 +167,7 @@ def test_a_cancel_ends_the_ranks_of_all_nodes(
     handle.cancel()
     result = handle.result(WAIT_S)
     assert (result.status, result.error) == (RunStatus.CANCELLED, None)
-    assert_all_have_ended(modal_emulator, ranks)
+    assert_all_have_ended(modal_emulator, result, ranks)
     # each could save what it had; its file is brought here, whichever machine it was on
     interrupted = "KeyboardInterrupt"
     assert saved_in(result) == {
@@ -185,10 +185,10 @@ def test_a_soft_timeout_reaches_the_ranks_of_all_nodes(
     ranks = wait_for_ranks(seen)
     result = handle.result(WAIT_S)
     assert result.error is not None
-    assert (result.error.kind, result.error.type) == (ErrorKind.TIMEOUT, "SoftTimeout")
+    assert result.error.kind is ErrorKind.TIMEOUT
     assert set(saved_in(result).values()) == {"SoftTimeout"}
     assert len(saved_in(result)) == 2
-    assert_all_have_ended(modal_emulator, ranks)
+    assert_all_have_ended(modal_emulator, result, ranks)
 
 
 def test_a_rank_of_another_node_that_goes_on_is_ended_at_the_timeout(
@@ -205,7 +205,7 @@ def test_a_rank_of_another_node_that_goes_on_is_ended_at_the_timeout(
     assert result.error.kind is ErrorKind.TIMEOUT
     assert f"the run was ended after {HARD_TIMEOUT_S} s" in result.error.message
     assert b"[node1 rank1] got SoftTimeout" in seen.lines
-    assert_all_have_ended(modal_emulator, ranks)
+    assert_all_have_ended(modal_emulator, result, ranks)
 
 
 @pytest.mark.parametrize("how", ["kill", "preempt"])

@@ -36,6 +36,7 @@ from modal_emulator import Emulator
 from tests.support import leased_experiments
 from tests.support.hub_server import HubServer
 from tests.support.leased_experiments import Holds
+from tests.support.modal_runs import containers_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,7 @@ def hub(modal_emulator: Emulator) -> Iterator[HubServer]:
 def backend(hub: HubServer) -> Iterator[ModalBackend]:
     with ModalBackend() as opened:
         yield opened
+        hub.let_go()  # else it waits for the run of a test that failed
 
 
 def pull(*names: str) -> None:
@@ -93,8 +95,9 @@ def start(backend: ModalBackend, hub: HubServer, **config: Any) -> RunHandle:
     return handle
 
 
-def busy_container(emulator: Emulator) -> str:
-    [container] = [each for each in emulator.containers() if each.running_input_ids]
+def busy_container(emulator: Emulator, run: RunHandle) -> str:
+    found = containers_of(emulator, run.folder)
+    [container] = [each for each in found if each.running_input_ids]
     return container.task_id
 
 
@@ -145,7 +148,7 @@ def test_what_a_killed_container_held_can_be_deleted(
     run = start(backend, hub, in_setup="held/in-setup")
     assert clear()["names"] == []
     second, waiting = hub.stall_after("gate", 0), count_waiting(hub)
-    modal_emulator.kill(busy_container(modal_emulator))
+    modal_emulator.kill(busy_container(modal_emulator, run))
     wait_until(lambda: count_waiting(hub) > waiting, "the second attempt")
     assert clear()["names"] == []
     run.cancel(at_once=True)  # its container is killed, too, and nothing comes after it
@@ -180,7 +183,7 @@ def test_a_preempted_run_holds_its_model_until_its_second_attempt_has_ended(
     run = start(backend, hub, in_setup="held/in-setup")
     second = hub.stall_after("gate", 0)
     waiting = count_waiting(hub)
-    modal_emulator.preempt(busy_container(modal_emulator), grace_s=1)
+    modal_emulator.preempt(busy_container(modal_emulator, run), grace_s=1)
     assert kept(clear()) == {"held/in-setup": f"is in use by run {run.run_id}"}
     wait_until(lambda: count_waiting(hub) > waiting, "the second attempt")
     time.sleep(2)  # until the first container is gone, and has committed what it left

@@ -17,8 +17,7 @@ from ml_experiments import ModalBackend, load_run, submit_experiment
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
-from modal_emulator.control.info import ContainerInfo
-from tests.support.modal_runs import WAIT_S, Recorder, run_command, start_command
+from tests.support.modal_runs import WAIT_S, Recorder, containers_of, run_command, start_command
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -55,14 +54,6 @@ def kill_client(folder: RunFolder) -> None:
     assert client is not None
     os.kill(client.pid, signal.SIGKILL)
     wait_until(lambda: client.is_alive() is False, "the end of the client")
-
-
-def containers_of(emulator: Emulator, folder: RunFolder) -> list[ContainerInfo]:
-    """Return the containers of a run's function; the server has those of other tests as well."""
-    place = folder.read_manifest().modal
-    assert place is not None
-    [call] = [each for each in emulator.calls() if each.call_id == place.function_call_id]
-    return [each for each in emulator.containers() if each.function_id == call.function_id]
 
 
 def test_a_detached_run_is_collected_by_its_supervisor(call: Call) -> None:
