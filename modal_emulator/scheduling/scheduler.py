@@ -238,6 +238,7 @@ class Scheduler:
         container.stopping = True
         self._end_cluster_of(container, exit_code)
         if not container.leads:
+            container.running = {}  # its leader's, which run again
             return
         app = self._apps.get(container.function.app_id)
         lost, container.running = list(container.running.values()), {}

@@ -104,6 +104,8 @@ def test_a_container_that_dies_takes_its_cluster_with_it_and_the_input_runs_agai
         assert function.remote("a") == "attempt 1"
     [item] = modal_emulator.calls("fail_once")[-1].inputs
     assert (item.attempts, item.starts) == (1, 2)
+    ours = [c for c in modal_emulator.containers() if c.function_name == "fail_once"]
+    assert [c.running_input_ids for c in ours] == [()] * 4
 
 
 def test_a_timeout_ends_all_containers(modal_emulator: Emulator) -> None:
