@@ -239,7 +239,7 @@ def _ended_with(connection: socket.socket) -> Iterator[None]:
     Other code ends when it next waits for the client; an import may take for ever. What watches is
     another process, for an import may also hold the interpreter's lock for ever.
     """
-    close, wait, template = os.close, os.waitpid, os.getpid()  # the import may replace them
+    close, kill, wait, template = os.close, os.kill, os.waitpid, os.getpid()  # as they are now
     done, end = os.pipe()
     try:
         watcher = os.fork()
@@ -253,8 +253,11 @@ def _ended_with(connection: socket.socket) -> Iterator[None]:
         yield
     finally:
         close(end)
-        with contextlib.suppress(ChildProcessError):
-            wait(watcher, 0) if watcher is not None else None
+        if watcher is not None and os.getpid() == template:
+            # processes that the import has forked hold that end, too
+            with contextlib.suppress(OSError):
+                kill(watcher, signal.SIGKILL)
+                wait(watcher, 0)
 
 
 def _watch(template: int, connection: socket.socket, done: int) -> None:

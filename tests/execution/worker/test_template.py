@@ -186,6 +186,17 @@ def test_a_crash_of_an_import_shows_the_line(tmp_path: Path) -> None:
         run_experiment(path)
 
 
+def test_a_process_that_an_import_forks_and_that_stays_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / "stays.py").write_text(
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    time.sleep(600)\n"
+        "    os._exit(0)\n"
+        "def run(): return 'ran'\n"
+    )
+    assert run_all(f"{tmp_path}/stays.py:run", {}) == ["ran"]
+
+
 def test_a_process_that_an_import_forks_answers_for_nothing(tmp_path: Path) -> None:
     path = write(
         tmp_path / "forks.py",
