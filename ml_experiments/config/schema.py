@@ -7,10 +7,11 @@ import inspect
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pydantic
+import typing_extensions
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import is_config_class
@@ -55,12 +56,12 @@ def _annotated_config(function: Callable[..., Any], position: int, name: str) ->
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # of a class in C
+    except (ValueError, TypeError):  # of a class in C
         return None
     if len(parameters) <= position or not _can_be_positional(parameters[position]):
         return None
     annotation = _annotations(function).get(parameters[position].name, Any)
-    kinds = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    kinds = [typing.get_origin(kind) or kind for kind in _members(annotation)]
     for kind in kinds:
         if is_config_class(kind):
             return typing.cast("type[Any]", kind)
@@ -72,12 +73,21 @@ def _annotated_config(function: Callable[..., Any], position: int, name: str) ->
     return None
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation allows."""
+    origin = typing.get_origin(annotation)
+    if isinstance(annotation, typing_extensions.TypeAliasType):
+        yield from _members(annotation.__value__)
+    elif origin is typing.Annotated:
+        yield from _members(typing.get_args(annotation)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
 
 
-def _is_dict(annotation: Any) -> bool:
-    kind = typing.get_origin(annotation) or annotation
+def _is_dict(kind: Any) -> bool:
     if kind in (Any, object) or isinstance(kind, typing.TypeVar):
         return True
     return isinstance(kind, type) and issubclass(kind, Mapping)
@@ -113,8 +123,8 @@ def _can_be_positional(parameter: inspect.Parameter) -> bool:
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        # names that are imported for type checkers only: those parameters take anything
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        # names that are imported for type checkers only, prose: those parameters take anything
         found = getattr(function, "__annotations__", {})
         return {name: kind for name, kind in found.items() if not isinstance(kind, str)}
 

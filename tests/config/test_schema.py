@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import pydantic
 import pytest
@@ -17,6 +17,8 @@ from ml_experiments.errors import ConfigError
 if TYPE_CHECKING:
     from decimal import Decimal
 from tests.support.configs import Crop, Optimizer, Shade, problems_of
+
+T = TypeVar("T")
 
 
 def with_dict(config):  # type: ignore[no-untyped-def]
@@ -115,6 +117,22 @@ class WithCheckerOnlyType:
     def __init__(self, config: Decimal) -> None: ...
 
 
+class WithAnnotated:
+    def __init__(self, config: Annotated[Crop, "how to cut"]) -> None: ...
+
+
+class WithProse:
+    def __init__(self, config: "all that it needs") -> None: ...  # type: ignore[valid-type]  # noqa: F722
+
+
+class Pair(pydantic.BaseModel, Generic[T]):
+    width: T
+
+
+class WithGeneric:
+    def __init__(self, config: Pair[int]) -> None: ...
+
+
 class WithAnything:
     def __init__(self, *args: Any) -> None: ...
 
@@ -126,6 +144,9 @@ class WithAnything:
         (Optional1, None),
         (WithDict, {"width": 3}),
         (WithCheckerOnlyType, {"width": 3}),
+        (WithAnnotated, Crop(3, 1)),
+        (WithProse, {"width": 3}),
+        (WithGeneric, Pair[int](width=3)),
         (WithAnything, {"width": 3}),
         (dict, {"width": 3}),
     ],
