@@ -91,10 +91,10 @@ def _copy_file(source: Path, target: Path) -> list[str]:
 def named_files(source: Path) -> list[Path]:
     """Return the data files below a module's folder whose paths stand in its source as strings.
 
-    Those in a folder that it names are among them, unless they are large.
+    Those in a folder that it names as a whole, which may be many, are not among them.
     """
-    data = _data_named_by(source)
-    return [*data.small, *data.large]
+    paths = _named_paths(source)
+    return [p for p in paths if p.is_file() and not _is_link_below(p, source.parent)]
 
 
 @dataclass
