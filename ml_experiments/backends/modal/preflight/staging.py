@@ -122,20 +122,20 @@ def _data_named_by(source: Path) -> _Data:
 
 def _add_folder(data: _Data, folder: Path) -> None:
     """Add the files of a folder that a module names as a whole, such as to list them."""
-    small: list[Path] = []
-    size = 0
-    for path in () if _stays_here(folder) else _files_below(folder):
+    found, size = _Data(), 0
+    for count, path in enumerate(() if _stays_here(folder) else _files_below(folder), 1):
         if path.is_dir():
-            data.links.append(path)
-        elif _is_large(path) and path.suffix != ".py":
-            data.large.append(path)
+            found.links.append(path)
         elif path.suffix != ".py":  # else it is code, which is imported
-            small.append(path)
-            size += path.stat().st_size
-            if size > MAX_DATA_BYTES or len(small) > _MAX_DATA_FILES:
-                data.too_much.append(folder)
-                return
-    data.small += [path for path in small if path not in data.small]
+            is_large = _is_large(path)
+            (found.large if is_large else found.small).append(path)
+            size += 0 if is_large else path.stat().st_size
+        if size > MAX_DATA_BYTES or count > _MAX_DATA_FILES:
+            data.too_much.append(folder)
+            return
+    data.links += found.links
+    data.large += found.large
+    data.small += found.small
 
 
 def _named_paths(source: Path) -> list[Path]:
