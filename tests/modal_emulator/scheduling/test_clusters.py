@@ -13,6 +13,7 @@ import pytest
 from modal._vendor.cloudpickle import register_pickle_by_value
 
 from modal_emulator import Emulator
+from modal_emulator.control.info import ContainerInfo
 from tests.support.waiting import wait_until
 
 register_pickle_by_value(sys.modules[__name__])
@@ -104,8 +105,12 @@ def test_a_container_that_dies_takes_its_cluster_with_it_and_the_input_runs_agai
         assert function.remote("a") == "attempt 1"
     [item] = modal_emulator.calls("fail_once")[-1].inputs
     assert (item.attempts, item.starts) == (1, 2)
-    ours = [c for c in modal_emulator.containers() if c.function_name == "fail_once"]
-    assert [c.running_input_ids for c in ours] == [()] * 4
+
+    def ours() -> list[ContainerInfo]:
+        return [c for c in modal_emulator.containers() if c.function_name == "fail_once"]
+
+    wait_until(lambda: not any(c.running_input_ids for c in ours()), "the end of the input in all")
+    assert len(ours()) == 4
 
 
 def test_a_timeout_ends_all_containers(modal_emulator: Emulator) -> None:
