@@ -121,11 +121,15 @@ class Manifest:
         return process.hostname if process is not None else ""
 
     @property
+    def call_id(self) -> str | None:
+        """The call on Modal by which the run is followed; None until Modal has taken it."""
+        return self.controller or (None if self.modal is None else self.modal.function_call_id)
+
+    @property
     def is_on_modal(self) -> bool:
         """Whether the run may be on Modal, where it continues without its client."""
-        place = self.modal
-        known = () if place is None else (place.app_url, place.function_call_id)
-        return any(each is not None for each in (*known, self.controller))
+        is_handed_over = self.modal is not None and self.modal.app_url is not None
+        return is_handed_over or self.call_id is not None
 
 
 def _without_none(record: dict[str, Any]) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _accept(answer: TextIO, folder: Path, *, is_new: bool = True) -> None:
 def _wait_until_accepted(handle: RunHandle) -> None:
     """Wait until the run can be found by others: on Modal, that is when its call is recorded."""
     while handle.spec.backend == "modal" and not handle.done():
-        if handle.folder.read_manifest().is_on_modal:
+        if handle.folder.read_manifest().call_id is not None:
             return
         time.sleep(_LOOK_EVERY_S)
     if handle.done():

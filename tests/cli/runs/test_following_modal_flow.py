@@ -56,6 +56,16 @@ def kill_client(folder: RunFolder) -> None:
     wait_until(lambda: client.is_alive() is False, "the end of the client")
 
 
+def test_a_detached_run_is_accepted_once_modal_has_taken_it(
+    modal_emulator: Emulator, call: Call
+) -> None:
+    modal_emulator.delay_rpc("FunctionMap", 1)
+    place = detached(call, "seconds=0.1").read_manifest().modal
+    assert place is not None
+    assert place.function_call_id is not None
+    assert call("runs", "wait", "last").returncode == 0
+
+
 def test_a_detached_run_is_collected_by_its_supervisor(call: Call) -> None:
     folder = detached(call, "seconds=0.1")
     done = call("runs", "follow", "last")
