@@ -247,7 +247,7 @@ def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
         return None
     own = [a.at_most_usd for a in result.attempts if attempt == _submission(a)]
     own = own or [result.cost.get("at_most_usd")]
-    if own == [None] and not manifest.is_on_modal:
+    if own == [None] and manifest.call_id is None:
         return 0.0  # it was never handed over
     spent_usd = None if None in own else sum(usd or 0.0 for usd in own)
     # what is no amount was written by nobody here

@@ -14,7 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from ml_experiments import BudgetError, ConfigError, LocalBackend, ModalBackend, prepare_run
+from ml_experiments import (
+    BackendError,
+    BudgetError,
+    ConfigError,
+    LocalBackend,
+    ModalBackend,
+    prepare_run,
+)
 from ml_experiments.backends.modal import app_pool
 from ml_experiments.backends.modal import plan as container_plan
 from ml_experiments.backends.modal.billing import prices
@@ -339,6 +346,16 @@ def test_what_an_attempt_cost_is_read_from_its_folder(runs_dir: Path) -> None:
     assert read_spent(runs_dir, "20261125-120000-0000001", 1) == 0
     assert read_spent(runs_dir, "20261125-120000-0000001", 2) is None
     assert read_spent(runs_dir, "no-such-run", 1) is None
+
+
+def test_a_run_that_modal_did_not_take_costs_nothing(
+    modal_emulator: Emulator, backend: ModalBackend
+) -> None:
+    modal_emulator.fail_rpc("FunctionMap", status="INVALID_ARGUMENT")
+    prepared = prepare_run(Greet, {}, backend=backend, gpu="t4", max_cost=2.0)
+    with pytest.raises(BackendError, match="start the run"):
+        submit_run(prepared, backend=backend).result()
+    assert open_ledger().spent_usd(f"run:{prepared.spec.run_id}") == 0
 
 
 def test_a_run_that_goes_on_on_modal_stays_within_its_cap(modal_emulator: Emulator) -> None:
