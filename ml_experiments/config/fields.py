@@ -156,16 +156,28 @@ def choices_of(annotation: Any) -> list[Any]:
 
 def _types_in(annotation: Any) -> Iterator[Any]:
     """Yield the types that the values in a field may have, a `Literal` as a whole."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, typing_extensions.TypeAliasType):
-        yield from _types_in(annotation.__value__)
-    elif origin is typing.Literal or not arguments:
-        yield annotation
-    else:
+    for member in members_of(annotation):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        if origin is typing.Literal or not arguments:
+            yield member
+            continue
         is_dict = isinstance(origin, type) and issubclass(origin, Mapping)
-        inner = arguments[1:] if is_dict else arguments
-        for argument in inner[:1] if origin is typing.Annotated else inner:
+        for argument in arguments[1:] if is_dict else arguments:
             yield from _types_in(argument)
+
+
+def members_of(annotation: Any) -> Iterator[Any]:
+    """Yield the types that a value may have: those of a union, and what an alias stands for."""
+    origin = typing.get_origin(annotation)
+    if isinstance(annotation, typing_extensions.TypeAliasType):
+        yield from members_of(annotation.__value__)
+    elif origin is typing.Annotated:
+        yield from members_of(typing.get_args(annotation)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from members_of(member)
+    else:
+        yield annotation
 
 
 def allowed_values(info: pydantic.fields.FieldInfo) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic
-import typing_extensions
 
+from ml_experiments.config.fields import members_of
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import is_config_class
 
@@ -61,7 +60,7 @@ def _annotated_config(function: Callable[..., Any], position: int, name: str) ->
     if len(parameters) <= position or not _can_be_positional(parameters[position]):
         return None
     annotation = _annotations(function).get(parameters[position].name, Any)
-    kinds = [typing.get_origin(kind) or kind for kind in _members(annotation)]
+    kinds = [typing.get_origin(kind) or kind for kind in members_of(annotation)]
     for kind in kinds:
         if is_config_class(kind):
             return typing.cast("type[Any]", kind)
@@ -71,20 +70,6 @@ def _annotated_config(function: Callable[..., Any], position: int, name: str) ->
             "can't be made from fields; annotate a dataclass, a pydantic model or a dict"
         )
     return None
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """Yield the types that an annotation allows."""
-    origin = typing.get_origin(annotation)
-    if isinstance(annotation, typing_extensions.TypeAliasType):
-        yield from _members(annotation.__value__)
-    elif origin is typing.Annotated:
-        yield from _members(typing.get_args(annotation)[0])
-    elif origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
 
 
 def _is_dict(kind: Any) -> bool:
