@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -99,12 +100,17 @@ def named_files(source: Path) -> list[Path]:
 
 @dataclass
 class _Data:
-    """What a module names below its folder: files, links, and folders of too much."""
+    """What a module has besides code: files, links to folders, and folders of too much."""
 
     small: list[Path] = field(default_factory=list)
     large: list[Path] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
     too_much: list[Path] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the small files are not too large together."""
+        return sum(file.stat().st_size for file in self.small) <= MAX_DATA_BYTES
 
 
 def _data_named_by(source: Path) -> _Data:
@@ -115,27 +121,32 @@ def _data_named_by(source: Path) -> _Data:
         elif path.is_file():
             (data.large if _is_large(path) else data.small).append(path)
         # else its files are named one by one
-        elif not any(path in other.parents for other in paths):
+        elif not any(path in other.parents for other in paths) and not _stays_here(path):
             _add_folder(data, path)
     return data
 
 
 def _add_folder(data: _Data, folder: Path) -> None:
     """Add the files of a folder that a module names as a whole, such as to list them."""
-    found, size = _Data(), 0
-    for count, path in enumerate(() if _stays_here(folder) else _files_below(folder), 1):
-        if path.is_dir():
-            found.links.append(path)
-        elif path.suffix != ".py":  # else it is code, which is imported
-            is_large = _is_large(path)
-            (found.large if is_large else found.small).append(path)
-            size += 0 if is_large else path.stat().st_size
-        if size > MAX_DATA_BYTES or count > _MAX_DATA_FILES:
-            data.too_much.append(folder)
-            return
+    paths = list(itertools.islice(_files_below(folder), _MAX_DATA_FILES + 1))
+    found = _data_among(paths)
+    if len(paths) > _MAX_DATA_FILES or not found.fits:
+        data.too_much.append(folder)
+        return
     data.links += found.links
     data.large += found.large
     data.small += found.small
+
+
+def _data_among(paths: Iterable[Path]) -> _Data:
+    """Sort what `_files_below` has found; Python's files are code."""
+    data = _Data()
+    for path in paths:
+        if path.is_dir():
+            data.links.append(path)
+        elif path.suffix != ".py":
+            (data.large if _is_large(path) else data.small).append(path)
+    return data
 
 
 def _named_paths(source: Path) -> list[Path]:
@@ -190,8 +201,14 @@ def _too_much(folder: Path, where: str) -> str:
     """Say that a folder is not sent along, and what to do."""
     return (
         f"the files of {folder.name}/, which {where} names, are more than {MAX_DATA_BYTES >> 20} "
-        f"MiB or {_MAX_DATA_FILES} and are not sent along; put them on a volume, as with: modal "
-        f"volume put hf-model-cache {folder} /data/, and read them from /cache/data"
+        f"MiB or {_MAX_DATA_FILES} and are not sent along; {_to_volume(folder)}"
+    )
+
+
+def _to_volume(path: Path) -> str:
+    return (
+        f"put them on a volume, as with: modal volume put hf-model-cache {path} /data/, and read "
+        "them from /cache/data"
     )
 
 
@@ -207,27 +224,23 @@ def _too_large(files: Sequence[Path], folder: Path, where: str) -> list[str]:
     rest = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return [
         f"data files of {where} are larger than {MAX_DATA_FILE_BYTES >> 20} MiB and are not sent "
-        f"along: {names}{rest}; put them on a volume, as with: modal volume put "
-        f"hf-model-cache {files[0]} /data/, and read them from /cache/data"
+        f"along: {names}{rest}; {_to_volume(files[0])}"
     ]
 
 
 def _copy_package(source: Path, target: Path) -> list[str]:
     found = list(_files_below(source))
-    files = [path for path in found if not path.is_dir()]
-    data = [file for file in files if file.suffix != ".py"]
-    small = [file for file in data if not _is_large(file)]
-    notes = _not_followed([path for path in found if path.is_dir()], source, source.name)
-    large = [file for file in data if file not in small]
-    notes += _too_large(large, source, source.name)
-    if sum(file.stat().st_size for file in small) > MAX_DATA_BYTES:
+    data = _data_among(found)
+    notes = _not_followed(data.links, source, source.name)
+    notes += _too_large(data.large, source, source.name)
+    if data.fits:
+        _copy(data.small, source, target)
+    else:
         notes.append(
             f"the data files of {source.name} are larger than {MAX_DATA_BYTES >> 20} MiB together "
             "and are not sent along; its Python files are"
         )
-        small = []
-    _copy((file for file in files if file.suffix == ".py"), source, target)
-    _copy(small, source, target)
+    _copy((p for p in found if p.suffix == ".py" and not p.is_dir()), source, target)
     return notes
 
 
