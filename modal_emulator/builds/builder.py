@@ -23,6 +23,7 @@ from modal_emulator.objects.dockerfile import Step
 from modal_emulator.objects.image_records import (
     COMMANDS_OF_THE_BASE,
     ImageRecord,
+    adds_python,
     has_python,
     python_of,
     python_of_mount,
@@ -204,7 +205,7 @@ class ImageBuilder:
                 self._install_installers(step, build)
             else:
                 build.run(step)
-        elif step.keyword == "COPY" and step.words[0].startswith("/python/"):
+        elif adds_python(step):
             self._add_python(image, build)
         elif step.keyword in {"COPY", "ADD"}:
             build.copy(step)

@@ -159,9 +159,9 @@ def describe_image(
             name, *alias = step.words[0], *step.words[2:]
             base, python_version = bases.get(name.lower(), (name, python_of(name)))
             bases |= {each.lower(): (base, python_version) for each in alias}
-        elif step.keyword == "COPY" and step.words[0].startswith("/python/"):
+        elif adds_python(step):
             python_version = python_of_mount(mount_name)
-        elif step.keyword == "COPY" and image.context_mount_id and step.words == (".", "/"):
+        elif _copies_mount(step, image):
             copied.append(image.context_mount_id)
         elif step.keyword == "COPY" and step.words[0] in files:
             files_inside[step.words[-1]] = files[step.words[0]]
@@ -190,6 +190,16 @@ def describe_image(
         gpu=str(gpu) if gpu else first.gpu,
         secret_ids=first.secret_ids + tuple(image.secret_ids),
     )
+
+
+def adds_python(step: Step) -> bool:
+    """Return whether a step copies the Python of `add_python`."""
+    return step.keyword == "COPY" and step.words[0].startswith("/python/")
+
+
+def _copies_mount(step: Step, image: Any) -> bool:
+    """Return whether a step copies the whole mount that the client has sent along."""
+    return step.keyword == "COPY" and bool(image.context_mount_id) and step.words == (".", "/")
 
 
 def is_uv(step: Step) -> bool:
@@ -229,7 +239,6 @@ def _is_not_run(step: Step, image: Any) -> bool:
         return command not in COMMANDS_OF_THE_BASE and not _INSTALLS_PACKAGES.search(command)
     if step.keyword == "COPY":
         sent = {file.filename for file in image.context_files}
-        whole = bool(image.context_mount_id) and step.words == (".", "/")
-        of_client = is_uv(step) or step.words[0] in sent or step.words[0].startswith("/python/")
-        return not (whole or of_client)
+        of_client = is_uv(step) or adds_python(step) or step.words[0] in sent
+        return not (of_client or _copies_mount(step, image))
     return step.keyword == "ADD"
