@@ -58,7 +58,6 @@ from ml_experiments.execution.worker.messages import Description
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.fingerprint import hash_of_file
-from ml_experiments.runs.result import RunResult
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
@@ -229,25 +228,19 @@ class ModalBackend(Backend):
             AuthError: If there is no token, or Modal rejected it.
         """
         manifest = folder.read_manifest()
-        place, maker = manifest.modal, manifest.controller
-        if place is None or (maker is None and manifest.submission is None):
+        if manifest.modal is None or (manifest.controller is None and manifest.submission is None):
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
         require_access()
         spec, here = folder.read_spec(), self.controller
         handle = ModalRunHandle(spec, folder, observer, controller=here)
-        call_id = maker or place.function_call_id
-        volume = runs_volume()
-        if call_id is None and read_manifest_there(volume, spec.run_id, manifest, here) is None:
+        is_known = manifest.call_id is not None
+        if not is_known and read_manifest_there(runs_volume(), spec.run_id, manifest, here) is None:
             raise RunFolderError(
                 f"Modal has nothing of run {handle.run_id}: it was not handed over, or waits for a "
                 "GPU. Follow it again later, or run it again: ml-experiments runs resume --force "
                 f"{handle.run_id}"
             )
-
-        def collect() -> RunResult:
-            return handle.collect(call_id, is_controller=maker is not None)
-
-        return self.start(handle, lambda: self._threads.submit(collect))
+        return self.start(handle, lambda: self._threads.submit(handle.collect))
 
     def bring_here(self, run_id: str, runs_dir: Path) -> bool:
         if run_id not in runs_there():

@@ -87,8 +87,7 @@ class LiveLogs:
     def _follow(self) -> None:
         entries = self._call.logs.stream()
         try:
-            with contextlib.ExitStack() as stack:
-                log = stack.enter_context(_LogFile(self._folder)) if self._is_written else None
+            with _LogFile(self._folder) if self._is_written else contextlib.nullcontext() as log:
                 for entry in entries:
                     with self._lock:
                         if self._muted:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import modal
 
-from ml_experiments.backends.modal.detached.volume_folder import remove_file
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.backends.modal.fetching import RECORDS, Fetched, fetch_run_folder
 from ml_experiments.backends.modal.mounts import CONTROLLED_FOLDER, ENDED_FOLDER, runs_volume
@@ -151,12 +150,10 @@ def remove_from_volume(run_ids: Iterable[str]) -> None:
     with platform_errors("remove runs from the volume", _WITHOUT):
         volume = runs_volume()
         for run_id in run_ids:
-            with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
-                volume.remove_file(f"/{run_id}", recursive=True)
-            remove_file(f"{CONTROLLED_FOLDER}/{run_id}", recursive=True)
-            for status in RunStatus:
+            folders = [run_id, f"{CONTROLLED_FOLDER}/{run_id}"]
+            for path in (*folders, *(f"{ENDED_FOLDER}/{run_id}.{status}" for status in RunStatus)):
                 with contextlib.suppress(FileNotFoundError, modal.exception.NotFoundError):
-                    volume.remove_file(f"/{ENDED_FOLDER}/{run_id}.{status}")
+                    volume.remove_file(f"/{path}", recursive=path in folders)
 
 
 def _size_bytes(volume: modal.Volume, run_id: str) -> int:

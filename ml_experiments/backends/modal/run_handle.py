@@ -146,26 +146,20 @@ class ModalRunHandle(RunHandle):
         self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
         return self._follow(is_log_written=True)
 
-    def collect(self, call_id: str | None, *, is_controller: bool = False) -> RunResult:
-        """See a run to its end that another process started; for the backend's thread.
-
-        Args:
-            call_id: The call; None if it is known to the volume alone, once it has begun.
-            is_controller: Whether that is the one that makes the attempts at the run.
-        """
-        if call_id is None:
-            theirs = self._wait_for_begin()
-            is_controller = theirs.controller not in (None, self._controller)
-            call_id = (theirs.controller if is_controller else None) or _call_of(theirs)
+    def collect(self) -> RunResult:
+        """See a run to its end that another process started; for the backend's thread."""
+        known = self.folder.read_manifest()
+        is_noted = known.call_id is not None
+        if not is_noted:  # only the volume knows the call, once the run has begun
+            known = self._wait_for_begin()
+        maker = None if known.controller == self._controller else known.controller
+        self._has_controller = maker is not None
+        call_id = maker or _call_of(known)
         assert call_id is not None
-        self._has_controller = is_controller
         with platform_errors("find the run"):
             call = modal.FunctionCall.from_id(call_id)
-        if is_controller:
-            manifest = dataclasses.replace(self.folder.read_manifest(), controller=call_id)
-            self.folder.write_manifest(manifest, self._redactor)
-        else:
-            self._note_place(function_call_id=call_id)
+        if not is_noted:
+            self._note_place(**{"function_call_id" if maker is None else "controller": call_id})
         with self._lock:
             self._call = call
         if self._cancel_asked.is_set():  # before the call was known
@@ -258,10 +252,12 @@ class ModalRunHandle(RunHandle):
         except OSError as e:  # a full disk: the run goes on, and so does this client
             self.notice(f"where the run is was not recorded, so keep this client: {e}")
 
-    def _update_place(self, **facts: Any) -> None:
+    def _update_place(self, controller: str | None = None, **facts: Any) -> None:
         manifest = self.folder.read_manifest()
         place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
-        self.folder.write_manifest(dataclasses.replace(manifest, modal=place), self._redactor)
+        controller = controller or manifest.controller
+        changed = dataclasses.replace(manifest, modal=place, controller=controller)
+        self.folder.write_manifest(changed, self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
         """Add what only the container knew: who it was, and what is a Modal secret's value.

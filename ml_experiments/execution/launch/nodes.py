@@ -74,9 +74,7 @@ class Start:
 @contextmanager
 def shown_to_nodes(addresses: Sequence[str]) -> Iterator[None]:
     """Let the other nodes see, in the block, that the run goes on."""
-    with contextlib.ExitStack() as stack:
-        if addresses:
-            stack.enter_context(_listen(addresses, _RUN_PORT))
+    with _listen(addresses, _RUN_PORT) if addresses else contextlib.nullcontext():
         yield
 
 

@@ -60,8 +60,7 @@ def can_be_on_modal(spec: SweepSpec) -> bool:
 
     Caps are kept on this machine, and the runs that could be used again are here.
     """
-    is_capped = spec.max_cost is not None or max_cost_per_day() is not None
-    return spec.backend == "modal" and not is_capped and not spec.options.get("reuse")
+    return spec.backend == "modal" and not _is_capped(spec) and not spec.options.get("reuse")
 
 
 def can_run_be_on_modal(spec: RunSpec) -> bool:
@@ -69,8 +68,11 @@ def can_run_be_on_modal(spec: RunSpec) -> bool:
 
     Caps are kept on this machine.
     """
-    is_capped = spec.max_cost is not None or max_cost_per_day() is not None
-    return spec.backend == "modal" and spec.may_run_again and not is_capped
+    return spec.backend == "modal" and spec.may_run_again and not _is_capped(spec)
+
+
+def _is_capped(spec: SweepSpec | RunSpec) -> bool:
+    return spec.max_cost is not None or max_cost_per_day() is not None
 
 
 def start_run_on_modal(prepared: PreparedRun) -> RunFolder:

@@ -181,11 +181,10 @@ def test_a_result_that_expires_before_it_is_collected_is_taken_from_the_volume(
 ) -> None:
     returned = run_experiment(Greet, {}, backend=backend, observer=Recorder())
     folder = folder_of(returned)
-    call_id = str(folder.read_manifest().to_dict()["modal"]["function_call_id"])
     folder.result_file.unlink()
     modal_emulator.age_results(8 * 86_400)
     handle = ModalRunHandle(folder.read_spec(), folder, Recorder())
-    result = handle.collect(call_id)
+    result = handle.collect()
     assert result.status is RunStatus.SUCCESS, result.error
     assert result.results["seed"] == returned.results["seed"]
 
