@@ -52,11 +52,16 @@ class RunContext:
     def checkpoint_dir(self) -> Path:
         """The folder for state from which the same run resumes; it is made on first use.
 
+        A run may be killed while it writes: rename a whole file into its place, or let
+        `save_checkpoint()` do so.
+
         Example:
             ```python
             state = current_run().checkpoint_dir / "step.txt"
             step = int(state.read_text()) if state.exists() else 0
-            state.write_text(str(step + 1))
+            new = state.with_suffix(".new")
+            new.write_text(str(step + 1))
+            new.replace(state)
             ```
         """
         self._checkpoint_dir.mkdir(exist_ok=True)

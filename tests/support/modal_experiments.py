@@ -129,7 +129,9 @@ class Resumes(Experiment):
         for step in range(first, self.config.steps):
             print(f"step {step}", flush=True)
             time.sleep(self.config.step_s)
-            file.write_text(str(step + 1))
+            new = file.with_suffix(".new")
+            new.write_text(str(step + 1))
+            new.replace(file)  # a kill between the opening and the writing would leave it empty
         return {"started_at": first, "steps": self.config.steps}
 
 

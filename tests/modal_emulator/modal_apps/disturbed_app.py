@@ -20,7 +20,9 @@ def resume(steps: int, key: str) -> dict[str, object]:
     try:
         for step in range(start, steps):
             time.sleep(0.05)
-            progress.write_text(str(step + 1))
+            new = progress.with_suffix(".new")
+            new.write_text(str(step + 1))
+            new.replace(progress)  # an interrupt before the writing would leave it empty
     except KeyboardInterrupt:
         volume.commit()
         events.put(f"interrupted {key}")
