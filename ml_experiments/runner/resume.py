@@ -16,6 +16,7 @@ from ml_experiments.runner.attempts import prepare_recorded, reserve_again, subm
 from ml_experiments.runner.budget.reserving import (
     Budget,
     describe_limit,
+    give_back_unstarted,
     release,
     settle_at_end,
 )
@@ -63,6 +64,7 @@ def resume_run(
         backend.recover(folder, guarded(observer))
         outcome, spec = folder.outcome(), folder.read_spec()
         _check_status(outcome, spec, force=force)
+        give_back_unstarted(folder)
         if max_cost is not None:
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)

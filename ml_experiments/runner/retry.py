@@ -29,7 +29,11 @@ from ml_experiments.runner.attempts import (
     prepare_recorded,
     reserve_again,
 )
-from ml_experiments.runner.budget.reserving import release, settle_at_end
+from ml_experiments.runner.budget.reserving import (
+    give_back_unstarted,
+    release,
+    settle_at_end,
+)
 from ml_experiments.runner.escalation import with_more_memory
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.lock import RunLock
@@ -112,8 +116,10 @@ def go_on_with_attempts(
     if folder.result_file.exists():
         attempt = FinishedRunHandle(spec, folder, folder.read_result())
     else:
-        with contextlib.suppress(RunFolderError):
+        try:
             attempt = backend.attach(folder, one_run)
+        except RunFolderError:
+            give_back_unstarted(folder)
     handle = RetriedRunHandle(attempt, prepared, folder, backend, one_run)
     earlier = folder.read_manifest().earlier_attempts
     no_retries = (ErrorKind.PREEMPTED, ErrorKind.CUDA_OOM)
@@ -232,9 +238,12 @@ class RetriedRunHandle(RunHandle):
         except RunNotCollectedError:  # it goes on, or has ended there
             raise
         except BudgetError as e:
-            assert self._undo is not None
-            self._observer.notice(self.spec, f"run {self.run_id} gets no further attempt: {e}")
             self._is_over_cap = True
+            if self._undo is None:  # another process has begun the attempt
+                return self._write(
+                    RunStatus.ERROR, RunError(ErrorKind.CONFIG, "BudgetError", str(e))
+                )
+            self._observer.notice(self.spec, f"run {self.run_id} gets no further attempt: {e}")
             return self._undo()
         except BackendError as e:  # it could not be started; its folder says so
             self._failure = e

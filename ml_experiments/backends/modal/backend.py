@@ -182,12 +182,6 @@ class ModalBackend(Backend):
             source = stage_source(plan.imports, Path(place.name) / "source")
         self.forget_fingerprint(prepared, folder)  # somebody may have been asked meanwhile
         handle = ModalRunHandle(spec, folder, observer, prepared.secrets, self.controller)
-        for note in (*source.notes, *self._news()):
-            handle.notice(note)
-        what = spec.gpu if spec.nodes == 1 else f"{spec.nodes} x {spec.gpu}"
-        handle.notice(
-            f"run {spec.run_id}: {what} for at most {spec.timeout_s:g} s; {prepared.forecast}"
-        )
         # on disk before the run can start: its result is found by it, whatever becomes of this
         # process, and an earlier submission's result does not count for it
         submission = random_tokens.token_hex(8)
@@ -197,6 +191,12 @@ class ModalBackend(Backend):
         folder.write_manifest(manifest, Redactor(prepared.secrets))
         if prepared.has_own_id:
             claim_id(folder)
+        for note in (*source.notes, *self._news()):
+            handle.notice(note)
+        what = spec.gpu if spec.nodes == 1 else f"{spec.nodes} x {spec.gpu}"
+        handle.notice(
+            f"run {spec.run_id}: {what} for at most {spec.timeout_s:g} s; {prepared.forecast}"
+        )
         remote = dataclasses.replace(spec, experiment=remote_path(spec.experiment), import_paths=())
         request = make_request(
             remote,

@@ -10,7 +10,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from ml_experiments.backends.modal.billing.prices import dearest_usd_per_s, next_choice
+from ml_experiments.backends.modal.billing.prices import (
+    container_usd_per_s,
+    dearest_usd_per_s,
+    next_choice,
+)
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GpuChoice, GpuRequest, parse_gpu
 from ml_experiments.backends.modal.preflight.conflicts import find_conflicts
 from ml_experiments.backends.modal.preflight.import_graph import ImportGraph, walk_imports
@@ -84,6 +88,16 @@ class ContainerPlan:
         """
         cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
         return dearest_usd_per_s(self.gpu, cores, mib / 1024) * self.nodes
+
+    @property
+    def cheapest_usd_per_s(self) -> float:
+        """The price for one second of what is reserved, with the cheapest of the choices.
+
+        Raises:
+            UnknownPriceError: If no price is known.
+        """
+        cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
+        return min(container_usd_per_s(c, cores, mib / 1024) for c in self.gpu.choices) * self.nodes
 
     @property
     def least_usd(self) -> float:

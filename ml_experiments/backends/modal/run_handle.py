@@ -396,7 +396,7 @@ class ModalRunHandle(RunHandle):
             result,
             experiment_class=self.spec.experiment,
             run_dir=self.folder.path,
-            cost=cost_of(result, self.spec, self.folder.read_manifest()),
+            cost={**result.cost, **cost_of(result, self.spec, self.folder.read_manifest())},
         )
         result = self.folder.write_result(result, self._redactor)
         self._observer.finished(self.spec, result)

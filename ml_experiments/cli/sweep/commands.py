@@ -144,10 +144,16 @@ def start(
         from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
 
         if can_be_on_modal(spec):
-            begun = start_sweep_on_modal(spec, runs_dir(), prefetch=prefetch, approve=approve)
+            begun = start_sweep_on_modal(
+                spec,
+                runs_dir(),
+                prefetch=prefetch,
+                approve=approve,
+                say=lambda text: click.echo(text, err=as_json),
+            )
             return _print_detached(begun, "in a container on Modal", as_json)
-        why = "caps are kept, and runs are used again,"
-        click.echo(f"the sweep is controlled on this machine, where {why}", err=True)
+        where = "where the runs are that may be used again"
+        click.echo(f"the sweep is controlled on this machine, {where}", err=True)
     if detach:
         from ml_experiments.runner.detached.supervisor import SweepRequest
 
@@ -406,7 +412,12 @@ def _find_to_resume(reference: str) -> SweepFolder:
             f"sweep {sweep_id} goes on in a container on Modal; stop it first: ml-experiments "
             f"sweep stop {sweep_id}"
         )
-    return _brought_here(folder)
+    folder = _brought_here(folder)
+    if folder.remote_file.exists():
+        from ml_experiments.runner.detached.on_modal import count_lost
+
+        count_lost(folder)
+    return folder
 
 
 def _find(reference: str) -> SweepFolder:

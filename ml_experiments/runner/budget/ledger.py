@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ml_experiments.backends.forecast import dollars
 from ml_experiments.errors import BudgetError
+from ml_experiments.serialization.files import write_atomically
 
 _VERSION = 1
 _WAIT_S = 10.0  # for another command, which holds the lock for milliseconds
@@ -147,6 +148,28 @@ class Ledger:
         with self._transaction() as connection:
             _settle(connection, reservation.number, spent_usd)
 
+    def give_back(self, run_id: str, attempt: int) -> None:
+        """Settle what is reserved for an attempt at a run that was never handed over.
+
+        Raises:
+            BudgetError: If the ledger can't be used.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE reservations SET spent_usd = 0 "
+                "WHERE run_id = ? AND attempt = ? AND spent_usd IS NULL",
+                (run_id, attempt),
+            )
+
+    def move_runs(self, runs_dir: Path) -> None:
+        """Look for all runs in this folder from now on, where they were copied to.
+
+        Raises:
+            BudgetError: If the ledger can't be used.
+        """
+        with self._transaction() as connection:
+            connection.execute("UPDATE reservations SET runs_dir = ?", (os.fspath(runs_dir),))
+
     def correct(self, run_id: str, spent_usd: float) -> None:
         """Replace what a run has spent, in all its attempts that are settled.
 
@@ -171,6 +194,20 @@ class Ledger:
         with self._transaction() as connection:
             self._settle_ended(connection, scope, today)
             return sum(_total(connection, "scope", scope))
+
+    def copy_to(self, file: Path) -> None:
+        """Copy the ledger as it is between two reservations; the copy appears whole.
+
+        Raises:
+            BudgetError: If it can't be read or written.
+        """
+        with self._transaction(is_kept=False) as connection:
+            content = connection.serialize()
+        try:
+            if not file.exists() or file.read_bytes() != content:
+                write_atomically(file, content)
+        except OSError as e:
+            raise BudgetError(f"the ledger can't be copied: {e}") from e
 
     def _settle_ended(self, connection: sqlite3.Connection, scope: str, day: str) -> None:
         """Settle what has ended though its client was gone by then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,12 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.index.journal import recorded
 from ml_experiments.runs.result import Attempt
 from ml_experiments.runs.spec import PreparedRun
+from ml_experiments.serialization.files import write_json_atomically
 from ml_experiments.settings import MAX_USD, ask_above, max_cost_per_day, state_dir
+
+# the attempt of a reservation that is for all attempts at a run, or for all points of a sweep
+ALL_ATTEMPTS = 0
+_SPENT_FILE = "spent.json"
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +41,11 @@ class Budget:
     scope: str
     max_usd: float | None = None
     max_usd_each: float | None = None
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether there is a limit, be it the day's."""
+        return self.max_usd is not None or max_cost_per_day() is not None
 
 
 def open_ledger() -> Ledger:
@@ -70,24 +81,18 @@ def reserve(
     Raises:
         BudgetError: If a cap has no room for them, or it can't be known.
     """
-    day_cap = Cap(
-        "the day's cap",
-        max_cost_per_day(),
-        "Raise max_cost_per_day (ML_EXPERIMENTS_MAX_COST_PER_DAY), wait until 00:00 UTC",
-    )
     if budget is None:
         return tuple(
-            _reserve([run], Budget(f"run:{run.spec.run_id}", run.spec.max_cost), day_cap, *rest)[0]
+            _reserve([run], Budget(f"run:{run.spec.run_id}", run.spec.max_cost), *rest)[0]
             for rest in [(backend, runs_dir, attempt, spent_usd, is_kept)]
             for run in runs
         )
-    return _reserve(runs, budget, day_cap, backend, runs_dir, attempt, spent_usd, is_kept)
+    return _reserve(runs, budget, backend, runs_dir, attempt, spent_usd, is_kept)
 
 
 def _reserve(
     runs: Sequence[PreparedRun],
     budget: Budget,
-    day_cap: Cap,
     backend: Backend,
     runs_dir: Path,
     attempt: int,
@@ -95,17 +100,11 @@ def _reserve(
     is_kept: bool,
 ) -> tuple[PreparedRun, ...]:
     paid = [run for run in runs if run.forecast is not None]
-    cap = Cap("the cap", budget.max_usd, "Raise --max-cost (in Python: max_cost=)", spent_usd)
-    is_capped = cap.max_usd is not None or day_cap.max_usd is not None
     unpriced = [run for run in paid if run.forecast.worst_case_usd is None]
-    if not paid or (unpriced and not is_capped):
+    if not paid or (unpriced and not budget.is_capped):
         return tuple(runs)
     if unpriced:
-        raise BudgetError(
-            f"no price is known for {unpriced[0].spec.gpu} in the prices of "
-            f"{unpriced[0].forecast.prices_of}, so a cap could not be kept; choose another GPU "
-            "type, or go without max_cost and max_cost_per_day"
-        )
+        raise no_price(unpriced[0].spec.gpu, unpriced[0].forecast)
     asks = [
         Ask(
             run.spec.run_id,
@@ -117,20 +116,51 @@ def _reserve(
         )
         for run in paid
     ]
-    try:
-        made = open_ledger().reserve(asks, budget.scope, cap, day_cap, is_kept=is_kept)
-    except BudgetError as e:
-        if is_capped:
-            raise
-        logger.warning("what the run may cost is not reserved: %s", e)
-        return tuple(runs)
+    made = reserve_asked(asks, budget, spent_usd, is_kept=is_kept)
     reserved = {reservation.run_id: reservation for reservation in made}
     return tuple(
-        _with(run, reserved[run.spec.run_id], backend, is_capped=is_capped)
+        _with(run, reserved[run.spec.run_id], backend, is_capped=budget.is_capped)
         if run.spec.run_id in reserved
         else run
         for run in runs
     )
+
+
+def no_price(gpu: str | None, forecast: Forecast) -> BudgetError:
+    """Return why a cap can't be kept on a GPU type."""
+    return BudgetError(
+        f"no price is known for {gpu} in the prices of {forecast.prices_of}, so a cap could not be "
+        "kept; choose another GPU type, or go without max_cost and max_cost_per_day"
+    )
+
+
+def reserve_asked(
+    asks: Sequence[Ask], budget: Budget, spent_usd: float = 0.0, *, is_kept: bool = True
+) -> tuple[Reservation, ...]:
+    """Reserve money from a budget and from the day's; without a cap, a ledger may be missing.
+
+    Args:
+        asks: What it is for.
+        budget: What they share.
+        spent_usd: What is known to be spent of it from other records.
+        is_kept: Whether it is a reservation, or only the question whether there could be one.
+
+    Raises:
+        BudgetError: If a cap has no room for them, or it can't be known.
+    """
+    cap = Cap("the cap", budget.max_usd, "Raise --max-cost (in Python: max_cost=)", spent_usd)
+    day_cap = Cap(
+        "the day's cap",
+        max_cost_per_day(),
+        "Raise max_cost_per_day (ML_EXPERIMENTS_MAX_COST_PER_DAY), wait until 00:00 UTC",
+    )
+    try:
+        return open_ledger().reserve(asks, budget.scope, cap, day_cap, is_kept=is_kept)
+    except BudgetError as e:
+        if budget.is_capped:
+            raise
+        logger.warning("what the run may cost is not reserved: %s", e)
+        return ()
 
 
 def _share(worst_usd: float, least_usd: float, max_usd: float | None) -> float:
@@ -201,6 +231,17 @@ def release(reservation: Reservation | None) -> None:
         _settle_quietly(reservation, 0.0)
 
 
+def give_back_unstarted(folder: RunFolder) -> None:
+    """Give back what was reserved for an attempt whose client died before it handed it over."""
+    manifest = folder.read_manifest()
+    if folder.result_file.exists() or manifest.is_on_modal or not open_ledger().file.exists():
+        return
+    try:
+        open_ledger().give_back(folder.path.name, manifest.attempt)
+    except BudgetError as e:  # without a cap, it doesn't matter; with one, the next question fails
+        logger.warning("what was reserved for run %s stays so: %s", folder.path.name, e)
+
+
 def _settle_quietly(reservation: Reservation, spent_usd: float | None = None) -> None:
     if spent_usd is None:
         what = (reservation.runs_dir, reservation.run_id, reservation.attempt)
@@ -236,6 +277,8 @@ def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
     """
     folder = RunFolder(runs_dir / run_id)
     try:
+        if attempt == ALL_ATTEMPTS:
+            return _read_spent_in_all(folder)
         manifest = folder.read_manifest()
         if manifest.attempt > attempt:
             costs = [a.at_most_usd for a in manifest.earlier_attempts if attempt == _submission(a)]
@@ -249,9 +292,49 @@ def read_spent(runs_dir: Path, run_id: str, attempt: int) -> float | None:
     own = own or [result.cost.get("at_most_usd")]
     if own == [None] and manifest.call_id is None:
         return 0.0  # it was never handed over
-    spent_usd = None if None in own else sum(usd or 0.0 for usd in own)
-    # what is no amount was written by nobody here
-    return spent_usd if spent_usd is not None and 0 <= spent_usd <= MAX_USD else None
+    return None if None in own else _amount(sum(usd or 0.0 for usd in own))
+
+
+def _read_spent_in_all(folder: RunFolder) -> float | None:
+    """Return what all attempts at a run, or all points of a sweep, can have cost at most.
+
+    None while a container on Modal makes them, or what it has left did not come here.
+    """
+    sweep_dir = folder.path.parent / "sweeps" / folder.path.name
+    if sweep_dir.is_dir():
+        return _read_amount(sweep_dir / _SPENT_FILE)
+    manifest = folder.read_manifest()
+    attempts, own_usd = manifest.earlier_attempts, 0.0
+    if folder.result_file.exists():
+        result = folder.read_result()
+        attempts = result.attempts or manifest.attempts(result)
+        own_usd = result.cost.get("controller_usd", 0.0)
+    elif manifest.controller is not None or not attempts:
+        return None
+    costs = [attempt.at_most_usd for attempt in attempts]
+    return None if None in costs else _amount(sum(usd or 0.0 for usd in costs) + own_usd)
+
+
+def note_spent(sweep_dir: Path, usd: float) -> None:
+    """Keep what a sweep that was controlled elsewhere can have cost at most."""
+    write_json_atomically(sweep_dir / _SPENT_FILE, {"usd": usd})
+
+
+def has_spent(sweep_dir: Path) -> bool:
+    """Return whether it is known what such a sweep has spent."""
+    return _read_amount(sweep_dir / _SPENT_FILE) is not None
+
+
+def _read_amount(file: Path) -> float | None:
+    try:
+        return _amount(float(json.loads(file.read_text("utf-8"))["usd"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _amount(usd: float) -> float | None:
+    """Return an amount; None for what is none, which was written by nobody here."""
+    return usd if 0 <= usd <= MAX_USD else None
 
 
 def _submission(attempt: Attempt) -> int:

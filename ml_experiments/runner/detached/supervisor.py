@@ -8,6 +8,7 @@ terminal. If it is killed, its runs end as those of any client do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -174,13 +175,11 @@ def main() -> None:
                     prefetch_models(prepared, backend=backend, observer=observer)
                 if can_run_be_on_modal(prepared.spec):
                     try:
-                        _accept(answer, start_run_on_modal(prepared).path)
+                        say = functools.partial(observer.notice, prepared.spec)
+                        _accept(answer, start_run_on_modal(prepared, say).path)
                         return
                     except RunExistsError:  # another process was faster
                         earlier, prepared = take_earlier(prepared, backend, observer=observer)
-                elif prepared.spec.may_run_again and backend.name == "modal":
-                    why = "this machine makes further attempts, for caps are kept on it"
-                    observer.notice(prepared.spec, why)
             handle = earlier or submit_run(prepared, backend=backend, observer=observer)
             _wait_until_accepted(handle)
             is_new = not isinstance(handle, ExistingRunHandle | FinishedRunHandle)

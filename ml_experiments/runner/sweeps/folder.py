@@ -7,6 +7,7 @@ runs/sweeps/<sweep_id>/
   stopped.txt   why no more points were started, if so
   log.txt       what the process of a detached sweep has printed
   remote.json   the call on Modal that controls a detached sweep
+  spent.json    what that has spent, once it has ended
   .lock         locked while a process runs the sweep
 
 Which points have run, and what came of them, is in their run folders, which are tagged with the
@@ -66,6 +67,8 @@ class SweepSpec:
         pruner_metric: The logged metric that it compares.
         min_steps: How many steps each point gets before it may be ended.
         max_cost: The most that all points may cost, in US dollars.
+        allowed_usd: What a controller on Modal may spend on them, where there is a cap: it was
+            reserved on the machine that has started it. Not recorded.
     """
 
     sweep_id: str
@@ -91,6 +94,7 @@ class SweepSpec:
     min_steps: int = 1
     max_cost: float | None = None
     is_seed_drawn: bool = False
+    allowed_usd: float | None = None
 
     @property
     def space(self) -> Space:
@@ -98,10 +102,10 @@ class SweepSpec:
         return Space.from_dict(self.axes)
 
     @property
-    def budget(self) -> Budget | None:
+    def budget(self) -> Budget:
         """What its points share; each of those that run at a time may have an equal part of it."""
-        cap = self.max_cost
-        return None if cap is None else Budget(f"sweep:{self.sweep_id}", cap, cap / self.parallel)
+        cap = self.max_cost if self.allowed_usd is None else self.allowed_usd
+        return Budget(f"sweep:{self.sweep_id}", cap, None if cap is None else cap / self.parallel)
 
     @property
     def is_halved_by_money(self) -> bool:
@@ -181,7 +185,8 @@ class SweepFolder:
 
     def write_spec(self, spec: SweepSpec, redactor: Redactor) -> None:
         """Replace what was asked for."""
-        record = redactor.redact_record(dataclasses.asdict(spec), _USER_DATA)
+        recorded = dataclasses.replace(spec, allowed_usd=None)
+        record = redactor.redact_record(dataclasses.asdict(recorded), _USER_DATA)
         write_json_atomically(self.path / "sweep.json", record)
 
     @contextlib.contextmanager

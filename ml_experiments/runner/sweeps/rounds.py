@@ -48,10 +48,10 @@ def in_rounds(
         earlier: Points that have ended before, to compare with.
     """
     least_usd = None if forecast is None else forecast.least_usd
-    budget, metric = spec.budget, spec.pruner_metric
-    if not spec.is_halved_by_money or not count or budget is None or metric is None:
+    metric = spec.pruner_metric
+    if not spec.is_halved_by_money or not count or metric is None:
         return points
-    cap, scope = budget.max_usd or 0.0, budget.scope
+    cap, scope = spec.budget.max_usd or 0.0, spec.budget.scope
     return MoneyRounds(
         points,
         count,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from ml_experiments.backends.modal.billing.prices import container_usd_per_s
+from ml_experiments.backends.modal.detached.containers import most_usd_per_s
 from ml_experiments.backends.modal.detached.volume_folder import list_folders
+from ml_experiments.backends.modal.gpus import parse_gpu
+from ml_experiments.backends.modal.plan import IDLE_S
+from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runner.detached.on_modal import (
     _request,
     bring_sweep_here,
@@ -21,7 +28,8 @@ from ml_experiments.runner.sweeps.planning import plan_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
 from ml_experiments.runner.sweeps.search_space.space import read_space
 from modal_emulator import Emulator
-from tests.support.modal_runs import run_command
+from modal_emulator.control.info import ContainerInfo
+from tests.support.modal_runs import WAIT_S, run_command
 from tests.support.waiting import wait_until
 
 TRAIN = """
@@ -46,6 +54,24 @@ def goes_on(folder: SweepFolder) -> bool:
     call = call_of(folder)
     assert call is not None
     return call.goes_on()
+
+
+def functions_of(emulator: Emulator, folder: SweepFolder) -> set[str]:
+    """Return the ids of the functions of a sweep's controller and of its points."""
+    names = {f"ml-experiments-sweep-{folder.path.name}"}
+    names |= {f"ml-experiments-{spec.parent.name}" for spec in folder.runs_dir.glob("*/spec.json")}
+    found = [f for name in ("control_sweep", "run_remote") for f in emulator.functions(name)]
+    return {f.function_id for f in found if f.app_name in names}
+
+
+def controllers_of(emulator: Emulator, folder: SweepFolder) -> list[ContainerInfo]:
+    return [
+        each
+        for each in emulator.containers()
+        if each.function_name == "control_sweep"
+        and each.function_id in functions_of(emulator, folder)
+        and each.running_input_ids
+    ]
 
 
 def statuses(folder: SweepFolder) -> dict[str, str]:
@@ -100,6 +126,77 @@ def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
     assert folder.path.name not in list_folders(".sweeps")
 
 
+CAPPED = """
+import socket
+
+def train(lr: float, port: int):
+    with socket.create_connection(("127.0.0.1", port)) as test:
+        test.sendall(str(lr).encode())
+        test.recv(1)  # until the test lets it go on
+    return {"loss": lr}
+"""
+
+
+def test_a_cap_holds_where_the_points_are_started(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(CAPPED)
+    [choice] = parse_gpu("t4").choices
+    usd_per_s = container_usd_per_s(choice, 16, 32)
+    max_cost = 700 * usd_per_s
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(WAIT_S)
+
+        def meet() -> tuple[float, socket.socket]:
+            connection, _ = server.accept()
+            return float(connection.recv(100)), connection
+
+        port = server.getsockname()[1]
+        arguments = ("mine.train", "lr=0.1,0.2,0.3", f"port={port}", "--gpu", "t4")
+        sweep = ("sweep", *arguments, "--parallel", "2", "--max-cost", str(max_cost))
+        begun = run_command(modal_emulator, tmp_path, *sweep, "--detach", "--json")
+        assert begun.returncode == 0, begun.stderr
+        assert "of the cap is reserved until its outcome is here" in begun.stderr
+        folder = find_sweep(runs_dir, json.loads(begun.stdout)["sweep_id"])
+        spent_usd = lambda: open_ledger().spent_usd(f"sweep:{folder.path.name}")  # noqa: E731
+        assert spent_usd() == pytest.approx(max_cost)
+        held = dict([meet(), meet()])
+        assert set(held) == {0.1, 0.2}
+        [first] = controllers_of(modal_emulator, folder)
+        modal_emulator.kill(first.task_id)
+
+        def is_replaced() -> bool:
+            now = [each.task_id for each in controllers_of(modal_emulator, folder)]
+            return now not in ([], [first.task_id])
+
+        wait_until(is_replaced, "another controller")
+        for connection in held.values():
+            connection.send(b"x")
+        number, connection = meet()  # once the money of one of the others is counted
+        assert number == 0.3
+        connection.send(b"x")
+        wait_until(lambda: not goes_on(folder), "the end of the sweep")
+    assert set(statuses(folder).values()) == {"success"}
+    ours = [
+        each
+        for each in modal_emulator.containers()
+        if each.function_id in functions_of(modal_emulator, folder)
+    ]
+    handed_out_usd = sum(
+        ((each.ended_at or time.time()) - each.started_at)
+        * (usd_per_s if each.gpu else most_usd_per_s())
+        for each in ours
+    )
+    assert handed_out_usd <= spent_usd() < max_cost
+    limits = [
+        (f.startup_timeout_s + f.timeout_s + IDLE_S) * usd_per_s
+        for f in modal_emulator.functions("run_remote")
+        if f.function_id in functions_of(modal_emulator, folder)
+    ]
+    assert limits
+    assert max(limits) < max_cost / 2
+
+
 def test_a_controller_gets_the_secrets_in_the_sweep_and_no_others() -> None:
     spec = plan_sweep(f"{__file__}:goes_on", read_space(["lr=1", "note=hunter2-hunter2"]))
     assert _request(spec, ("hunter2-hunter2", "another", ""))["secrets"] == ["hunter2-hunter2"]
@@ -107,9 +204,9 @@ def test_a_controller_gets_the_secrets_in_the_sweep_and_no_others() -> None:
 
 @pytest.mark.parametrize(
     ("options", "there"),
-    [({}, True), ({"max_cost": 1.0}, False), ({"reuse": True}, False)],
+    [({}, True), ({"max_cost": 1.0}, True), ({"reuse": True}, False)],
     ids=["no cap", "cap", "reuse"],
 )
-def test_caps_are_kept_where_the_ledger_is(options: dict[str, float], there: bool) -> None:
+def test_runs_are_used_again_where_they_are(options: dict[str, float], there: bool) -> None:
     spec = plan_sweep(f"{__file__}:goes_on", read_space(["lr=1"]), backend="modal", **options)  # type: ignore[arg-type]
     assert can_be_on_modal(spec) is there

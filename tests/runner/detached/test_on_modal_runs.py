@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ import psutil
 import pytest
 
 from ml_experiments import load_run
+from ml_experiments.backends.modal.billing.prices import container_usd_per_s
+from ml_experiments.backends.modal.detached.containers import most_usd_per_s
 from ml_experiments.backends.modal.detached.volume_folder import list_folders, read_file
+from ml_experiments.backends.modal.gpus import parse_gpu
+from ml_experiments.backends.modal.plan import IDLE_S
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
@@ -108,6 +114,12 @@ def containers(emulator: Emulator, function: str) -> list[ContainerInfo]:
         for each in emulator.containers()
         if each.function_name == function and each.running_input_ids
     ]
+
+
+def usd_per_s(gpu: str) -> float:
+    """The price of a container with all the CPU and memory that its limits allow."""
+    [choice] = parse_gpu(gpu.lower()).choices
+    return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
 
 
 def gpus(run_id: str) -> list[str | None]:
@@ -249,11 +261,59 @@ def test_a_controller_that_is_lost_is_replaced_and_no_attempt_is_made_twice(
     assert not gate.has_more()
 
 
-def test_with_a_cap_the_attempts_are_made_here(call: Commands, gate: Gate) -> None:
-    arguments = ("mine.large", f"port={gate.port}", "--gpu", "l4", "--retries", "1")
-    said = call("run", *arguments, "--max-cost", "5", "--detach")
-    assert "this machine makes further attempts, for caps are kept on it" in said
-    assert "goes on without this terminal" in said
+def test_a_cap_holds_where_the_attempts_are_made(
+    call: Commands, gate: Gate, modal_emulator: Emulator, runs_dir: Path
+) -> None:
+    max_cost = 900 * usd_per_s("l4")
+    folder = call.detach(
+        gate, "--escalate", "l4", "--max-cost", str(max_cost), "--run-id", "capped"
+    )
+    kill_all_here(runs_dir)
+    _, held = gate.meet()
+    assert open_ledger().spent_usd("run:capped") == pytest.approx(max_cost)  # all of it is reserved
+    [first] = containers(modal_emulator, "control_run")
+    modal_emulator.kill(first.task_id)
+
+    def is_replaced() -> bool:
+        now = [each.task_id for each in containers(modal_emulator, "control_run")]
+        return now not in ([], [first.task_id])
+
+    wait_until(is_replaced, "another controller")
+    held.send(b"x")
+    _, held = gate.meet()
+    begun = [f for f in modal_emulator.functions("run_remote") if f.app_name.endswith("capped")]
+    limits = {f.gpus[0]: f.startup_timeout_s + f.timeout_s + IDLE_S for f in begun}
+    assert limits["T4"] * usd_per_s("t4") < max_cost
+    assert limits["L4"] * usd_per_s("l4") < max_cost
+    held.send(b"x")
+    assert "capped  success" in call("runs", "wait", "capped")
+    assert folder.read_spec().max_cost == max_cost
+
+    # what the server has handed out, to the controllers too, is no more than what counts
+    ids = {f.function_id for f in begun}
+    ids |= {
+        f.function_id for f in modal_emulator.functions("control_run") if "capped" in f.app_name
+    }
+    ours = [each for each in modal_emulator.containers() if each.function_id in ids]
+    assert len(ours) == 4
+    handed_out_usd = sum(
+        ((each.ended_at or time.time()) - each.started_at)
+        * (usd_per_s(each.gpu) if each.gpu else most_usd_per_s())
+        for each in ours
+    )
+    counted_usd = open_ledger().spent_usd("run:capped")
+    assert handed_out_usd <= counted_usd < max_cost / 2
+    assert folder.read_result().cost["controller_usd"] > 0
+
+
+def test_a_cap_with_no_room_for_a_controller_starts_nothing(call: Commands, gate: Gate) -> None:
+    config = (f"port={gate.port}", "fits=T4")
+    arguments = ("run", "mine.large", *config, "--gpu", "t4", "--retries", "1")
+    said = call(*arguments, "--max-cost", "0.01", "--detach", code=2)
+    assert "the cap of $0.01 is too low, for what runs on t4, controlled on Modal, takes" in said
+    assert call("runs", "list", "--json").strip() == "[]"
+    said = call(*arguments, "--max-cost", "5", "--detach")
+    assert "$5.00 of the cap is reserved until its outcome is here" in said
     _, held = gate.meet()
     held.send(b"x")
     call("runs", "wait", "last")

@@ -123,9 +123,13 @@ def gpu_usd_per_s(choice: GpuChoice) -> float:
 
 def container_usd_per_s(choice: GpuChoice, cpu_cores: float, memory_gib: float) -> float:
     """Return the price of a container for one second: its GPUs, CPU cores and memory."""
+    return gpu_usd_per_s(choice) + host_usd_per_s(cpu_cores, memory_gib)
+
+
+def host_usd_per_s(cpu_cores: float, memory_gib: float) -> float:
+    """Return the price of CPU cores and memory for one second."""
     prices = current_prices()
-    host = cpu_cores * prices.cpu_core + memory_gib * prices.memory_gib
-    return gpu_usd_per_s(choice) + host
+    return cpu_cores * prices.cpu_core + memory_gib * prices.memory_gib
 
 
 def cheapest_larger(choice: GpuChoice) -> GpuChoice | None:

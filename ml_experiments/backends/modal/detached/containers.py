@@ -9,6 +9,7 @@ from typing import Any
 
 import modal
 
+from ml_experiments.backends.modal.billing.prices import host_usd_per_s
 from ml_experiments.backends.modal.container.run_remote import SOURCE_FOLDER
 from ml_experiments.backends.modal.errors import platform_errors, without_modals_output
 from ml_experiments.backends.modal.image import package_image
@@ -19,7 +20,8 @@ from ml_experiments.backends.modal.resources import MAX_TIMEOUT_S
 
 # where such a container has the user's modules
 SOURCE_PLACE = f"/root/{SOURCE_FOLDER}"
-_CPU_CORES, _MEMORY_MIB = 0.5, 1024
+# what is reserved, and the limit
+_CPU_CORES, _MEMORY_MIB = (0.5, 1.0), (1024, 4096)
 _NOT_SENT = ["**/__pycache__", "**/*.pyc"]
 
 
@@ -58,6 +60,11 @@ class RemoteCall:
             return False
 
 
+def most_usd_per_s() -> float:
+    """Return the most that a second of such a container costs."""
+    return host_usd_per_s(_CPU_CORES[1], _MEMORY_MIB[1] / 1024)
+
+
 def start_on_modal(
     function: Callable[[dict[str, Any]], object],
     request: dict[str, Any],
@@ -66,6 +73,7 @@ def start_on_modal(
     tags: Mapping[str, str],
     source: Path,
     pip: Sequence[str],
+    timeout_s: int = MAX_TIMEOUT_S,
     retries: int = 0,
 ) -> RemoteCall:
     """Start a function of this package in a container of its own; return once it is accepted.
@@ -77,7 +85,8 @@ def start_on_modal(
         tags: Those of the app.
         source: The folder with the user's modules.
         pip: Requirements to add to the image.
-        retries: How often it is called again after an exception, or after the 24 h of a call.
+        timeout_s: The call is ended after so many seconds.
+        retries: How often it is called again after an exception, or after its timeout.
 
     Raises:
         BackendError: If Modal refuses or can't be reached.
@@ -88,7 +97,7 @@ def start_on_modal(
     app = modal.App(name, tags=dict(tags))
     remote = app.function(
         image=image,
-        timeout=MAX_TIMEOUT_S,
+        timeout=timeout_s,
         retries=retries,
         max_containers=1,
         volumes={RUNS_MOUNT: runs_volume()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -120,6 +121,7 @@ class Mirror:
     def __init__(self, source: Path, target: Path, left_out: Sequence[str] = ()) -> None:
         self.source, self._target, self._left_out = source, target, left_out
         self._copied: dict[Path, tuple[int, int]] = {}
+        self._lock = threading.Lock()
 
     def restore(self) -> None:
         """Copy all that is there back, for a container that goes on with another one's work."""
@@ -129,7 +131,11 @@ class Mirror:
             self._copied = {file.relative_to(self._target): (0, 0) for file in there}
 
     def copy(self) -> None:
-        """Copy what has changed, remove what is gone, and store that."""
+        """Copy what has changed, remove what is gone, and store that; any thread may call it."""
+        with self._lock:
+            self._copy()
+
+    def _copy(self) -> None:
         gone = [name for name in self._copied if not (self.source / name).exists()]
         # first: a result that is gone was that of an earlier attempt
         for name in gone:
