@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runs.records import parse_record
+from ml_experiments.runs.records import parse_record, to_record
 from ml_experiments.runs.spec import RunSpec
 
 
@@ -85,7 +84,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 def event_to_json(event: Event) -> dict[str, Any]:
     """Return an event as JSON."""
-    return {"event": _NAMES[type(event)], **dataclasses.asdict(event)}
+    return {"event": _NAMES[type(event)], **to_record(event)}
 
 
 def event_from_json(data: Any) -> Event:

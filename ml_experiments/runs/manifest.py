@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from ml_experiments.runs.provenance.fingerprint import Fingerprint
 from ml_experiments.runs.provenance.processes import ProcessId
+from ml_experiments.runs.records import to_record
 from ml_experiments.runs.result import Attempt, RunResult
 
 
@@ -75,7 +75,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON; what is unknown is left out."""
-        return _without_none(dataclasses.asdict(self))
+        return _without_none(to_record(self))
 
     @property
     def has_started(self) -> bool:

@@ -90,6 +90,19 @@ def parse_record(kind: type[T], data: dict[str, Any]) -> T:
         raise ValueError(str(e)) from e
 
 
+def to_record(value: Any) -> Any:
+    """Return a dataclass as `dataclasses.asdict` does, but for copies of what is JSON already.
+
+    A manifest holds the versions of all packages: to copy them takes longer than to write them.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(map(to_record, value))
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is None:
+        return value
+    return {name: to_record(getattr(value, name)) for name in fields}
+
+
 class _JsonHooks(dict[Any, Any]):
     """Hooks for what JSON lacks: tuples, and floats that are written as integers."""
 

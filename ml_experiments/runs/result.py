@@ -223,8 +223,9 @@ class RunResult:
             it; `container_s`, how many seconds of its container on Modal count for it.
         cost: US dollars, where money was spent: `estimate_usd`; `at_most_usd`, which counts the
             start and the last wait of the container too, and all CPU and memory that it could
-            use; `worst_case_usd`, which was known before; and once `costs reconcile` has read
-            it `billed_usd`, for all attempts.
+            use; `worst_case_usd`, which was known before; `controller_usd`, the most that the
+            container has cost that made the attempts at a detached run; and once `costs
+            reconcile` has read it `billed_usd`, for all attempts.
         environment: Python, packages that matter, machine and devices of the run.
         attempts: Every attempt at the run, the one that led to this result last.
         run_dir: The run folder on this machine.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from ml_experiments import errors
 from ml_experiments.errors import Error
+from ml_experiments.runs.records import to_record
 from ml_experiments.runs.spec import RunSpec
 
 
@@ -82,7 +82,7 @@ class RunMessage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as JSON."""
-        return dataclasses.asdict(self)
+        return dict(to_record(self))
 
 
 def problem_of(error: Error) -> dict[str, Any]:

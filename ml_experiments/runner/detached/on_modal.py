@@ -117,7 +117,7 @@ class Allowance:
         return f"{dollars(usd)} of the cap is reserved until its outcome is here"
 
 
-def _reserve_all(
+def reserve_all(
     name: str, budget: Budget, forecast: Forecast | None, plan: ContainerPlan, runs_dir: Path
 ) -> Allowance:
     """Reserve what all attempts at a run or all points of a sweep may cost, and their controller.
@@ -188,7 +188,7 @@ def start_run_on_modal(prepared: PreparedRun, say: Callable[[str], object]) -> R
     folder.write_manifest(dataclasses.replace(handed_over, client=manifest.client), redactor)
     with contextlib.ExitStack() as undo, ScratchFolder() as scratch:
         undo.callback(discard, folder)
-        allowance = _reserve_all(spec.run_id, budget, prepared.forecast, plan, place)
+        allowance = reserve_all(spec.run_id, budget, prepared.forecast, plan, place)
         undo.callback(release, allowance.reservation)
         if budget.is_capped:
             say(str(allowance))
@@ -251,7 +251,7 @@ def start_sweep_on_modal(
         needs_optuna = spec.sampler != "grid" or spec.pruner is not None
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, folder.path)
-            allowance = _reserve_all(spec.sweep_id, spec.budget, checked.forecast, plan, place)
+            allowance = reserve_all(spec.sweep_id, spec.budget, checked.forecast, plan, place)
             undo.callback(release, allowance.reservation)
             if spec.budget.is_capped:
                 say(str(allowance))

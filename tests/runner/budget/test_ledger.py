@@ -208,3 +208,25 @@ def test_a_lock_that_a_living_process_keeps_refuses(
             reserve(ledger, 5.0)
         holder.stdin.close()
     assert reserve(ledger, 5.0) == [1.0]
+
+
+def test_a_copy_is_a_ledger_and_settles_runs_where_they_were_copied_to(tmp_path: Path) -> None:
+    ended = {(tmp_path / "new", "r1")}
+    read = lambda runs_dir, run_id, _attempt: 0.25 if (runs_dir, run_id) in ended else None  # noqa: E731
+    first, second = (Ledger(tmp_path / name / "ledger", read) for name in ("a", "b"))
+    reserve(first, 3.0, ask("r1"), ask("r2"))
+    second.file.parent.mkdir()
+    first.copy_to(second.file)
+    reserve(first, 3.0, ask("r3"))
+    assert second.spent_usd("run:r1") == 2.0
+    second.move_runs(tmp_path / "new")
+    assert second.spent_usd("run:r1") == 1.25
+    assert first.spent_usd("run:r1") == 3.0
+
+
+def test_what_was_never_handed_over_is_given_back(ledger: Ledger) -> None:
+    reserve(ledger, 3.0, ask(attempt=1))
+    reserve(ledger, 3.0, ask(attempt=2))
+    ledger.give_back("r1", 2)
+    ledger.give_back("r2", 1)
+    assert ledger.spent_usd("run:r1") == 1.0
