@@ -143,6 +143,7 @@ def reserve_all(
     share = own_usd_per_s / plan.cheapest_usd_per_s
     idle_usd = own_usd_per_s * MIN_CONTROLLER_S
     runs_usd = forecast.all_attempts_usd or forecast.worst_case_usd * forecast.attempts
+    runs_usd = max(runs_usd, forecast.least_usd)  # which a cap may be too low for
     ask = Ask(
         name,
         ALL_ATTEMPTS,
