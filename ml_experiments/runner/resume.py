@@ -64,12 +64,13 @@ def resume_run(
         backend.recover(folder, guarded(observer))
         outcome, spec = folder.outcome(), folder.read_spec()
         _check_status(outcome, spec, force=force)
-        give_back_unstarted(folder)
         if max_cost is not None:
             spec = dataclasses.replace(spec, max_cost=max_cost)
         asked = prepare_recorded(relocated(spec, folder), backend)
         pool = choose_pool(asked.setup_key)
         asked = dataclasses.replace(asked, budget=budget, pool=pool)
+        if asked.forecast is not None:
+            give_back_unstarted(folder)
         approve(asked)
         earlier = outcome.attempts or folder.read_manifest().attempts(outcome)
         prepared = reserve_again(asked, folder, earlier, backend)

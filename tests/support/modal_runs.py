@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import modal
 
+from ml_experiments.backends.modal.billing.prices import container_usd_per_s, host_usd_per_s
+from ml_experiments.backends.modal.detached.containers import most_usd_per_s
+from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder
@@ -101,6 +105,37 @@ def containers_of(emulator: Emulator, folder: RunFolder) -> list[ContainerInfo]:
     assert place is not None
     [call] = [each for each in emulator.calls() if each.call_id == place.function_call_id]
     return [each for each in emulator.containers() if each.function_id == call.function_id]
+
+
+def most_usd_per_s_on(gpu: str) -> float:
+    """Return the price of a container with all the CPU and memory that its limits allow.
+
+    Args:
+        gpu: Its GPU; the container of a controller has none.
+    """
+    if not gpu:
+        return most_usd_per_s()
+    [choice] = parse_gpu(gpu.lower()).choices
+    return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
+
+
+def most_usd_of_controller(emulator: Emulator, function: str, app: str) -> float:
+    """Return the most that all calls of a controller can cost by what the server was asked for."""
+    [found] = [f for f in emulator.functions(function) if f.app_name.endswith(app)]
+    assert found.cpu is not None
+    assert found.memory_mb is not None
+    (_, cores), (_, mib) = found.cpu, found.memory_mb
+    assert cores is not None
+    assert mib is not None
+    return host_usd_per_s(cores, mib / 1024) * found.timeout_s * (1 + found.retries)
+
+
+def handed_out_usd(containers: Iterable[ContainerInfo]) -> float:
+    """Return what the server has handed out, at the most that it can cost."""
+    return sum(
+        ((each.ended_at or time.time()) - each.started_at) * most_usd_per_s_on(each.gpu)
+        for each in containers
+    )
 
 
 def wait_for_checkpoint(run_id: str) -> None:

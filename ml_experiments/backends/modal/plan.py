@@ -86,8 +86,7 @@ class ContainerPlan:
         Raises:
             UnknownPriceError: If no price is known.
         """
-        cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
-        return dearest_usd_per_s(self.gpu, cores, mib / 1024) * self.nodes
+        return max(self._reserved_prices())
 
     @property
     def cheapest_usd_per_s(self) -> float:
@@ -96,8 +95,11 @@ class ContainerPlan:
         Raises:
             UnknownPriceError: If no price is known.
         """
-        cores, mib = self.resources.cpu_cores[0], self.resources.memory_mib[0]
-        return min(container_usd_per_s(c, cores, mib / 1024) for c in self.gpu.choices) * self.nodes
+        return min(self._reserved_prices())
+
+    def _reserved_prices(self) -> list[float]:
+        cores, gib = self.resources.cpu_cores[0], self.resources.memory_mib[0] / 1024
+        return [container_usd_per_s(c, cores, gib) * self.nodes for c in self.gpu.choices]
 
     @property
     def least_usd(self) -> float:

@@ -42,6 +42,11 @@ class Budget:
     max_usd: float | None = None
     max_usd_each: float | None = None
 
+    @classmethod
+    def of_run(cls, run_id: str, max_usd: float | None) -> Budget:
+        """Return that of all attempts at one run."""
+        return cls(f"run:{run_id}", max_usd)
+
     @property
     def is_capped(self) -> bool:
         """Whether there is a limit, be it the day's."""
@@ -83,7 +88,7 @@ def reserve(
     """
     if budget is None:
         return tuple(
-            _reserve([run], Budget(f"run:{run.spec.run_id}", run.spec.max_cost), *rest)[0]
+            _reserve([run], Budget.of_run(run.spec.run_id, run.spec.max_cost), *rest)[0]
             for rest in [(backend, runs_dir, attempt, spent_usd, is_kept)]
             for run in runs
         )
@@ -101,7 +106,8 @@ def _reserve(
 ) -> tuple[PreparedRun, ...]:
     paid = [run for run in runs if run.forecast is not None]
     unpriced = [run for run in paid if run.forecast.worst_case_usd is None]
-    if not paid or (unpriced and not budget.is_capped):
+    is_capped = budget.is_capped
+    if not paid or (unpriced and not is_capped):
         return tuple(runs)
     if unpriced:
         raise no_price(unpriced[0].spec.gpu, unpriced[0].forecast)
@@ -119,7 +125,7 @@ def _reserve(
     made = reserve_asked(asks, budget, spent_usd, is_kept=is_kept)
     reserved = {reservation.run_id: reservation for reservation in made}
     return tuple(
-        _with(run, reserved[run.spec.run_id], backend, is_capped=budget.is_capped)
+        _with(run, reserved[run.spec.run_id], backend, is_capped=is_capped)
         if run.spec.run_id in reserved
         else run
         for run in runs

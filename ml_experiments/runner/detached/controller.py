@@ -71,16 +71,15 @@ def control_run(request: dict[str, Any]) -> dict[str, Any]:
     # the volume has what a run leaves already
     there = f"{CONTROLLED_FOLDER}/{run_id}"
     with _restored(there, asked.secrets, Path(LEDGER_FILE), ("artifacts",)) as store:
-        mirror = store.mirror
-        secrets = secret_values()
-        folder = RunFolder(mirror.source / run_id)
+        secrets, runs_here = secret_values(), store.mirror.source
+        folder = RunFolder(runs_here / run_id)
         if folder.path.is_dir():
             folder = RunFolder(folder.path, folder.read_manifest().attempt)
             spec = dataclasses.replace(spec, gpu=folder.read_spec().gpu)
         else:
-            folder = RunFolder.create(mirror.source, spec, asked.manifest, Redactor(secrets))
+            folder = RunFolder.create(runs_here, spec, asked.manifest, Redactor(secrets))
         allowed_usd = request["allowed_usd"]
-        budget = None if allowed_usd is None else Budget(f"run:{run_id}", allowed_usd)
+        budget = None if allowed_usd is None else Budget.of_run(run_id, allowed_usd)
         # stored before it starts: whoever takes over doesn't start it again
         observer: Observer = _Attempts(store.save)
         if request["notify"] is not None:

@@ -176,7 +176,7 @@ def start_run_on_modal(prepared: PreparedRun, say: Callable[[str], object]) -> R
     prepared, folder = open_run_folder(prepared, describe_code(working_dir()), place)
     spec, plan, manifest = prepared.spec, prepared.plan, folder.read_manifest()
     redactor = Redactor(prepared.secrets)
-    budget = Budget(f"run:{spec.run_id}", spec.max_cost)
+    budget = Budget.of_run(spec.run_id, spec.max_cost)
     there = source_here(dataclasses.replace(spec, experiment=remote_path(spec.experiment)))
     asked = make_request(there, manifest, prepared.secrets, None).to_dict()
     # first: whatever becomes of this process, the run is found by it

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
-from ml_experiments.backends.modal.billing.prices import container_usd_per_s
-from ml_experiments.backends.modal.detached.containers import most_usd_per_s
 from ml_experiments.backends.modal.detached.volume_folder import list_folders
-from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.backends.modal.plan import IDLE_S
 from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runner.detached.on_modal import (
@@ -29,7 +25,13 @@ from ml_experiments.runner.sweeps.recorded import recorded_points
 from ml_experiments.runner.sweeps.search_space.space import read_space
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
-from tests.support.modal_runs import WAIT_S, run_command
+from tests.support.modal_runs import (
+    WAIT_S,
+    handed_out_usd,
+    most_usd_of_controller,
+    most_usd_per_s_on,
+    run_command,
+)
 from tests.support.waiting import wait_until
 
 TRAIN = """
@@ -141,8 +143,7 @@ def test_a_cap_holds_where_the_points_are_started(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(CAPPED)
-    [choice] = parse_gpu("t4").choices
-    usd_per_s = container_usd_per_s(choice, 16, 32)
+    usd_per_s = most_usd_per_s_on("t4")
     max_cost = 700 * usd_per_s
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(WAIT_S)
@@ -182,18 +183,15 @@ def test_a_cap_holds_where_the_points_are_started(
         for each in modal_emulator.containers()
         if each.function_id in functions_of(modal_emulator, folder)
     ]
-    handed_out_usd = sum(
-        ((each.ended_at or time.time()) - each.started_at)
-        * (usd_per_s if each.gpu else most_usd_per_s())
-        for each in ours
-    )
-    assert handed_out_usd <= spent_usd() < max_cost
+    assert handed_out_usd(ours) <= spent_usd() < max_cost
     limits = [
         (f.startup_timeout_s + f.timeout_s + IDLE_S) * usd_per_s
         for f in modal_emulator.functions("run_remote")
         if f.function_id in functions_of(modal_emulator, folder)
     ]
     assert limits
+    own_usd = most_usd_of_controller(modal_emulator, "control_sweep", folder.path.name)
+    assert 2 * max(limits) + own_usd < max_cost * (1 + 1e-6)
     assert max(limits) < max_cost / 2
 
 

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from ml_experiments import BudgetError, ModalBackend, prepare_run
-from ml_experiments.backends.modal.billing.prices import container_usd_per_s
 from ml_experiments.backends.modal.detached.containers import most_usd_per_s
-from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.ledger import Ask, Cap, Ledger
 from ml_experiments.runner.budget.reserving import (
@@ -33,7 +31,7 @@ from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import Attempt, RunResult, RunStatus
 from modal_emulator import Emulator
 from tests.support.modal_experiments import Greet
-from tests.support.modal_runs import WAIT_S, run_command
+from tests.support.modal_runs import WAIT_S, most_usd_per_s_on, run_command
 from tests.support.run_folders import write_run
 
 
@@ -84,7 +82,7 @@ def test_a_reservation_of_a_client_that_was_killed_too_early_is_free_again(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
     (tmp_path / "quick.py").write_text("def train(): return 1\n")
-    max_cost = 320 * container_usd_per_s(parse_gpu("t4").choices[0], 16, 32)
+    max_cost = 320 * most_usd_per_s_on("t4")
     killed = f"""
         import os, signal
         from ml_experiments import ModalBackend, run_experiment

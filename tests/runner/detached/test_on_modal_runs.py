@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,7 @@ import psutil
 import pytest
 
 from ml_experiments import load_run
-from ml_experiments.backends.modal.billing.prices import container_usd_per_s
-from ml_experiments.backends.modal.detached.containers import most_usd_per_s
 from ml_experiments.backends.modal.detached.volume_folder import list_folders, read_file
-from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.backends.modal.plan import IDLE_S
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import open_ledger
@@ -29,7 +25,14 @@ from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
 from modal_emulator.scheduling.crashes import MAX_CRASHES
-from tests.support.modal_runs import WAIT_S, run_command, start_command
+from tests.support.modal_runs import (
+    WAIT_S,
+    handed_out_usd,
+    most_usd_of_controller,
+    most_usd_per_s_on,
+    run_command,
+    start_command,
+)
 from tests.support.waiting import wait_until
 
 LARGE = """
@@ -116,10 +119,15 @@ def containers(emulator: Emulator, function: str) -> list[ContainerInfo]:
     ]
 
 
-def usd_per_s(gpu: str) -> float:
-    """The price of a container with all the CPU and memory that its limits allow."""
-    [choice] = parse_gpu(gpu.lower()).choices
-    return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
+def end_controller(emulator: Emulator, fault: str) -> None:
+    """Take the container of a controller away; return once there is another one."""
+    [lost] = containers(emulator, "control_run")
+    getattr(emulator, fault)(lost.task_id)
+
+    def is_replaced() -> bool:
+        return any(each.task_id != lost.task_id for each in containers(emulator, "control_run"))
+
+    wait_until(is_replaced, "another controller")
 
 
 def gpus(run_id: str) -> list[str | None]:
@@ -248,13 +256,7 @@ def test_a_controller_that_is_lost_is_replaced_and_no_attempt_is_made_twice(
             return has_call and is_gone and bool(manifest["attempt"] == ours["attempt"])
 
         wait_until(is_stored, "the attempt on the volume")
-        [container] = containers(modal_emulator, "control_run")
-        getattr(modal_emulator, fault)(container.task_id)
-
-        def is_replaced(lost: str = container.task_id) -> bool:
-            return any(each.task_id != lost for each in containers(modal_emulator, "control_run"))
-
-        wait_until(is_replaced, "another controller")
+        end_controller(modal_emulator, fault)
         held.send(b"x")
     call("runs", "wait", run_id)
     assert gpus(run_id) == ["T4", "L4"]
@@ -264,27 +266,21 @@ def test_a_controller_that_is_lost_is_replaced_and_no_attempt_is_made_twice(
 def test_a_cap_holds_where_the_attempts_are_made(
     call: Commands, gate: Gate, modal_emulator: Emulator, runs_dir: Path
 ) -> None:
-    max_cost = 900 * usd_per_s("l4")
+    max_cost = 900 * most_usd_per_s_on("l4")
     folder = call.detach(
         gate, "--escalate", "l4", "--max-cost", str(max_cost), "--run-id", "capped"
     )
     kill_all_here(runs_dir)
     _, held = gate.meet()
     assert open_ledger().spent_usd("run:capped") == pytest.approx(max_cost)  # all of it is reserved
-    [first] = containers(modal_emulator, "control_run")
-    modal_emulator.kill(first.task_id)
-
-    def is_replaced() -> bool:
-        now = [each.task_id for each in containers(modal_emulator, "control_run")]
-        return now not in ([], [first.task_id])
-
-    wait_until(is_replaced, "another controller")
+    end_controller(modal_emulator, "kill")
     held.send(b"x")
     _, held = gate.meet()
     begun = [f for f in modal_emulator.functions("run_remote") if f.app_name.endswith("capped")]
     limits = {f.gpus[0]: f.startup_timeout_s + f.timeout_s + IDLE_S for f in begun}
-    assert limits["T4"] * usd_per_s("t4") < max_cost
-    assert limits["L4"] * usd_per_s("l4") < max_cost
+    own_usd = most_usd_of_controller(modal_emulator, "control_run", "capped")
+    assert limits["T4"] * most_usd_per_s_on("t4") + own_usd < max_cost * (1 + 1e-6)
+    assert limits["L4"] * most_usd_per_s_on("l4") + own_usd < max_cost
     held.send(b"x")
     assert "capped  success" in call("runs", "wait", "capped")
     assert folder.read_spec().max_cost == max_cost
@@ -296,13 +292,8 @@ def test_a_cap_holds_where_the_attempts_are_made(
     }
     ours = [each for each in modal_emulator.containers() if each.function_id in ids]
     assert len(ours) == 4
-    handed_out_usd = sum(
-        ((each.ended_at or time.time()) - each.started_at)
-        * (usd_per_s(each.gpu) if each.gpu else most_usd_per_s())
-        for each in ours
-    )
     counted_usd = open_ledger().spent_usd("run:capped")
-    assert handed_out_usd <= counted_usd < max_cost / 2
+    assert handed_out_usd(ours) <= counted_usd < max_cost / 2
     assert folder.read_result().cost["controller_usd"] > 0
 
 

@@ -8,13 +8,11 @@ import textwrap
 import time
 from pathlib import Path
 
-from ml_experiments.backends.modal.billing.prices import container_usd_per_s
-from ml_experiments.backends.modal.gpus import parse_gpu
 from ml_experiments.runner.budget.reserving import open_ledger
 from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
-from tests.support.modal_runs import WAIT_S
+from tests.support.modal_runs import WAIT_S, handed_out_usd, most_usd_per_s_on
 from tests.support.waiting import wait_until
 
 POINTS = """
@@ -65,16 +63,10 @@ list(points)
 """
 
 
-def usd_per_s(gpu: str) -> float:
-    """The price of a container with all the CPU and memory that its limits allow."""
-    [choice] = parse_gpu(gpu).choices
-    return container_usd_per_s(choice, 16, 2 * choice.memory_gb)
-
-
 def test_a_cap_holds_over_attempts_and_resumptions_when_clients_are_killed(
     modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
 ) -> None:
-    max_cost = 240 * usd_per_s("t4")  # a busy machine takes its time
+    max_cost = 240 * most_usd_per_s_on("t4")  # a busy machine takes its time
     (tmp_path / "points.py").write_text(POINTS)
     (tmp_path / "client.py").write_text(textwrap.dedent(CLIENT))
     began_at = time.time()
@@ -95,14 +87,10 @@ def test_a_cap_holds_over_attempts_and_resumptions_when_clients_are_killed(
 
     wait_until(all_ended, "the end of the containers")
     ours = {each.task_id for each in containers}
-    handed_out_usd = sum(
-        (each.ended_at - each.started_at) * usd_per_s(each.gpu)
-        for each in modal_emulator.containers()
-        if each.task_id in ours
-    )
+    spent_usd = handed_out_usd(c for c in modal_emulator.containers() if c.task_id in ours)
     sweep_id = find_sweep(runs_dir, "last").path.name
     counted_usd = open_ledger().spent_usd(f"sweep:{sweep_id}")
-    assert handed_out_usd <= counted_usd <= max_cost
+    assert spent_usd <= counted_usd <= max_cost
     attempts = [
         len(RunFolder(spec.parent).outcome().attempts) for spec in runs_dir.glob("*/spec.json")
     ]
