@@ -174,8 +174,7 @@ def _error(line: int, message: str) -> DockerfileError:
 
 
 def _instruction(line: int, text: str, following: Iterator[tuple[int, str]]) -> Instruction:
-    keyword, *others = text.split(maxsplit=1)
-    rest = others[0] if others else ""
+    keyword, rest = [*text.split(maxsplit=1), "", ""][:2]  # nothing follows a lone backslash
     name = keyword.upper()
     if name not in KEYWORDS:
         near = get_close_matches(name, KEYWORDS, n=1)

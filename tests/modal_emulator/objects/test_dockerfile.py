@@ -76,6 +76,7 @@ def load(image: modal.Image, emulator: Emulator) -> tuple[ImageRecord, list[str]
 @example("FROM a\nCOPY <<A <<B /x\nA\nB", {})
 @example("COPY <<A <<B\nA\nB", {})
 @example("FROM a\nCOPY [1, 2]", {})
+@example("\\\n", {})
 def test_any_input_is_read_or_refused(text: str, build_args: dict[str, str]) -> None:
     for lines in ([text], ["FROM base", text]):
         image = api_pb2.Image(dockerfile_commands=lines, build_args=build_args)
