@@ -1,7 +1,8 @@
 """What a run costs besides the experiment: 200 trivial runs on this machine, with full run folders.
 
 Three kinds of ours: a function, which has a process for each run; one whose module imports torch;
-a class with `setup_fields`, whose process serves all runs. Against `concurrent.futures` with a
+a class with `setup_fields`, whose process serves all runs. The first and the last also in a git
+work tree, whose state is part of each run's manifest. Against `concurrent.futures` with a
 process for each task, submitit's local executor (a process and a pickle for each job), a pool of
 one process that keeps no record at all, and what the disk takes to write a run folder's files,
 without any run; one after the other.
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -60,6 +63,7 @@ def timed(run: Callable[[int], int], runs: int) -> list[float]:
 def with_ours(kind: str, runs: int, folder: Path) -> list[float]:
     file = folder / f"{kind.replace(' ', '_')}.py"
     file.write_text(EXPERIMENTS[kind])
+    os.chdir(folder)
     with LocalBackend() as backend:
 
         def run(x: int) -> int:
@@ -73,6 +77,15 @@ def with_ours(kind: str, runs: int, folder: Path) -> list[float]:
             return int(result.results)
 
         return timed(run, runs)
+
+
+def with_ours_in_git(kind: str, runs: int, folder: Path) -> list[float]:
+    folder.mkdir()
+    (folder / f"{kind}.py").write_text(EXPERIMENTS[kind])
+    author = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "experiment"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return with_ours(kind, runs, folder)
 
 
 def with_submitit(runs: int, folder: Path) -> list[float]:
@@ -111,6 +124,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder, runs = Path(scratch), arguments.runs
         costs = {f"ours, {kind}": with_ours(kind, runs, folder) for kind in EXPERIMENTS}
+        costs |= {
+            f"ours, {kind}, in git": with_ours_in_git(kind, runs, folder / f"git {kind}")
+            for kind in ("function", "setup_fields")
+        }
         one_run = next((folder / "function").glob("2*"))
         costs |= {
             "a process for each task": with_process_pool(runs, 1),
@@ -119,11 +136,11 @@ def main() -> None:
             "a run's files alone": files_alone(runs, folder / "files", one_run),
         }
     ours = statistics.median(costs["ours, function"])
-    print(f"{'executor':<24} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
+    print(f"{'executor':<27} {'runs':>5} {'median ms':>10} {'p95 ms':>8} {'times ours':>11}")
     for name, values in costs.items():
         median, p95 = statistics.median(values), statistics.quantiles(values, n=20)[-1]
         print(
-            f"{name:<24} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
+            f"{name:<27} {len(values):>5} {median * 1e3:>10.2f} {p95 * 1e3:>8.2f} "
             f"{median / ours:>11.2f}"
         )
 

@@ -15,10 +15,8 @@ the current folder or its nearest parent that has one; a relative path is relati
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,8 +149,8 @@ def modal_credentials_source() -> str | None:
         return "the environment"
     file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
     try:
-        profiles = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        profiles = _toml(file)
+    except (OSError, ValueError):
         return None
     has_token = any(isinstance(p, dict) and p.get("token_id") for p in profiles.values())
     return str(file) if has_token else None
@@ -166,6 +164,8 @@ def modal_account() -> str | None:
     if not parts[-1]:
         file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
         parts.append(file.read_text(encoding="utf-8"))
+    import hashlib  # imported late: each command would wait for it
+
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -283,7 +283,7 @@ def _project_table() -> tuple[Path, dict[str, object]] | None:
         try:
             status = file.stat()
             table = _tool_table(file, (status.st_ino, status.st_mtime_ns, status.st_size))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        except (OSError, ValueError) as e:
             raise ConfigError(f"{file} is not readable as TOML: {e}") from e
         settings = table.get("ml-experiments", {})
         unknown = sorted(set(settings) - set(KNOWN_KEYS))
@@ -299,5 +299,13 @@ def _project_table() -> tuple[Path, dict[str, object]] | None:
 @functools.lru_cache(maxsize=8)
 def _tool_table(file: Path, _stamp: tuple[int, ...]) -> dict[str, Any]:
     # each run reads the settings again, and parsing takes a millisecond
-    tool: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    tool: dict[str, Any] = _toml(file).get("tool", {})
     return tool
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    """Read a file; what is wrong with its content is a ValueError."""
+    text = file.read_text(encoding="utf-8")
+    import tomllib  # imported late: most commands find no file
+
+    return tomllib.loads(text)

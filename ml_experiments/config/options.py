@@ -30,6 +30,8 @@ def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict
     Raises:
         ConfigError: If one is unknown, or its value is not allowed; it names all of them.
     """
+    if not given:
+        return {}
     import pydantic  # imported late: `--help` needs the schema only
 
     from ml_experiments.config.problems import describe_problems

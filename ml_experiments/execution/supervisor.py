@@ -30,9 +30,8 @@ from ml_experiments.execution.worker.death import (
     read_log_tail,
 )
 from ml_experiments.execution.worker.messages import RunMessage
-from ml_experiments.execution.worker.pool import Template
+from ml_experiments.execution.worker.pool import Template, WorkerSlot
 from ml_experiments.execution.worker.process import WorkerProcess
-from ml_experiments.execution.worker.slot import WorkerSlot
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus

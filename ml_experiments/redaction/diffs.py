@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -109,6 +110,7 @@ _FALLBACK = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4)  # each run of a process records the diff, mostly the same one
 def redact_diff(diff: str) -> str:
     """Return the output of `git diff` without the values that look like secrets.
 

@@ -15,12 +15,11 @@ from typing import Any, Unpack
 
 from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
-from ml_experiments.config.given import read_fields
 from ml_experiments.config.options import read_options
+from ml_experiments.config.scalars import LoadedConfig
 from ml_experiments.errors import ConfigError, PreflightError
 from ml_experiments.execution.launch.preparing import check_nodes
 from ml_experiments.execution.observer import Observer
-from ml_experiments.experiment.base import is_config_class
 from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
 from ml_experiments.experiment.importing import check_experiment, path_of, refuse_while_importing
 from ml_experiments.experiment.reference import locate
@@ -153,11 +152,14 @@ def _plain(config: Any) -> Any:
     """Return a config as fields: the class of an instance may have another name elsewhere."""
     if config is None:
         return {}
-    return (
-        read_fields(config, type(config), "the experiment")
-        if is_config_class(type(config))
-        else config
-    )
+    if type(config) in (dict, LoadedConfig):
+        return config
+    # imported late: pydantic is a third of what a command imports, and its config is no instance
+    from ml_experiments.config.given import read_fields
+    from ml_experiments.experiment.base import is_config_class
+
+    is_instance = is_config_class(type(config))
+    return read_fields(config, type(config), "the experiment") if is_instance else config
 
 
 def _file_for(experiment: Callable[..., Any]) -> Path:

@@ -18,8 +18,7 @@ from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.launch.preparing import check_packages, with_processes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.supervisor import Supervision
-from ml_experiments.execution.worker.pool import TemplatePool
-from ml_experiments.execution.worker.slot import WorkerSlot
+from ml_experiments.execution.worker.pool import TemplatePool, WorkerSlot
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.nvidia import list_gpus
 from ml_experiments.runs.result import RunResult

@@ -18,8 +18,7 @@ from ml_experiments.execution.events import Event, Metrics, Progress, Started, e
 from ml_experiments.execution.hints import Hints
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.supervisor import Cancellation, Supervision
-from ml_experiments.execution.worker.pool import TemplatePool
-from ml_experiments.execution.worker.slot import WorkerSlot
+from ml_experiments.execution.worker.pool import TemplatePool, WorkerSlot
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder

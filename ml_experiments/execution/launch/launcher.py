@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +26,7 @@ from ml_experiments.execution.launch.output import RankOutput
 from ml_experiments.execution.launch.ranks import Connection, Rank, RankOutcome, outcome_of
 from ml_experiments.execution.worker.death import crash_report, describe_death_in_run, read_log_tail
 from ml_experiments.execution.worker.messages import RunMessage
-from ml_experiments.execution.worker.process import command_for
+from ml_experiments.execution.worker.starting import command_for, current_search_path
 from ml_experiments.experiment.checkpoints import latest_checkpoint
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
@@ -111,7 +110,7 @@ class _Launch:
         self._listener.listen(self._count)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._report, report_end = os.pipe()
-        search_path = tuple(filter(None, sys.path))
+        search_path = current_search_path()
         rank = command_for(_RANK, search_path, path)
         meeting = json.dumps(dataclasses.asdict(node.meeting))
         arguments = (self._launcher, f"{self._count}", f"{report_end}", meeting, *rank)

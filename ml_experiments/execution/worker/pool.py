@@ -1,11 +1,10 @@
-"""The templates of one backend: one for each experiment that it runs."""
+"""What a backend keeps from run to run: a template for each experiment, and warm workers."""
 
 from __future__ import annotations
 
 import base64
 import os
 import pickle
-import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from ml_experiments.errors import BackendError, ConfigError, ExperimentPathError
 from ml_experiments.execution.worker.messages import Description, error_of
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
+from ml_experiments.execution.worker.starting import current_search_path
+from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
 from ml_experiments.settings import worker_environment
 
@@ -141,7 +142,7 @@ class TemplatePool:
 
     def get(self, experiment: str, import_paths: tuple[str, ...]) -> Template:
         """Return a template, started if need be; it counts as used until `release`."""
-        search_path = tuple(filter(None, sys.path))
+        search_path = current_search_path()
         key = _key(experiment, import_paths, search_path)
         with self._lock:
             template = self._templates.get(key)
@@ -160,7 +161,7 @@ class TemplatePool:
         self, experiment: str, import_paths: tuple[str, ...], process: TemplateProcess
     ) -> None:
         """Take over a process that was started early; see `start_template`."""
-        search_path = tuple(filter(None, sys.path))
+        search_path = current_search_path()
         template = Template(experiment, import_paths, self._threads, search_path, process)
         with self._lock:
             self._templates[_key(experiment, import_paths, search_path)] = template
@@ -200,6 +201,67 @@ class TemplatePool:
         for template in [template for template in self._retired if template.users <= 0]:
             self._retired.remove(template)
             template.close()
+
+
+class WorkerSlot:
+    """Starts a worker for each run; keeps one whose set-up serves the next run too."""
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self.gpu = gpu
+        self._worker: WorkerProcess | None = None
+        self._guard: GuardProcess | None = None  # of its template
+        self._setup_key: str | None = None  # of its worker
+        self._template: Template | None = None
+
+    def score(self, setup_key: str | None) -> tuple[bool, ...]:
+        """Return how well the slot suits a run: the greater, the less has to be done anew."""
+        return setup_key is not None and self._setup_key == setup_key, self._worker is None
+
+    def worker_for(
+        self,
+        template: Template,
+        setup_key: str | None,
+        output: Path,
+        folder: RunFolder,
+        secrets: tuple[str, ...],
+    ) -> WorkerProcess:
+        """Return a worker for a run: the warm one, unless it can't even check the config."""
+        may_serve = setup_key is not None and self._template is template
+        if self._worker is not None and not may_serve:
+            self.close_worker()
+        if self._worker is not None and self._worker.wait(0):  # it died while it was idle
+            self.drop()
+        if self._worker is None:
+            guard = self._guard_of(template)
+            self._worker = guard.start_worker(output, folder.path, secrets, self.gpu)
+            self._setup_key = setup_key
+        return self._worker
+
+    def drop(self) -> None:
+        """End the worker at once."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker, self._setup_key = None, None
+
+    def close(self) -> None:
+        """End an idle worker, and what starts workers."""
+        self.close_worker()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard, self._template = None, None
+
+    def close_worker(self) -> None:
+        """End an idle worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker, self._setup_key = None, None
+
+    def _guard_of(self, template: Template) -> GuardProcess:
+        """Return what starts the workers of a template, started if need be."""
+        if self._guard is None or self._template is not template or not self._guard.is_alive:
+            self.close()
+            self._guard, self._template = template.start_guard(), template
+        return self._guard
 
 
 def _key(

@@ -11,28 +11,31 @@ import resource
 import select
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.worker.messages import WorkerSetup
+from ml_experiments.execution.worker.starting import (
+    StartedProcess,
+    current_search_path,
+    start_process,
+    take_early,
+)
 from ml_experiments.settings import worker_environment
 
 END_LIMIT_S = 5.0
 _READ_SIZE = 1 << 16
 _MAX_OUTPUT_TAIL = 2000
-_TEMPLATE = "ml_experiments.execution.worker.template"
 
 
 def start_template(experiment: str, import_paths: tuple[str, ...]) -> TemplateProcess:
     """Start a template before there is a backend, while what that needs is imported here."""
-    return TemplateProcess(experiment, import_paths, None, tuple(filter(None, sys.path)))
+    return TemplateProcess(experiment, import_paths, None, current_search_path(), take_early())
 
 
 class TemplateProcess:
@@ -43,6 +46,7 @@ class TemplateProcess:
         import_paths: Folders that its modules are imported from.
         threads: OMP_NUM_THREADS, unless the user has set it.
         search_path: What to add at the end of `sys.path`.
+        started: The process, if it was started early.
 
     Raises:
         BackendError: If the system has no room for another process.
@@ -54,23 +58,13 @@ class TemplateProcess:
         import_paths: tuple[str, ...],
         threads: int | None,
         search_path: tuple[str, ...],
+        started: StartedProcess | None = None,
     ) -> None:
         self._threads = threads
         self._lock = threading.Lock()
         with _system_limits():
-            self._connection, theirs = socket.socketpair()
-        with _system_limits(self._connection), theirs:
-            # a file: what the import prints is part of each run's log
-            self._output = output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this
-            self._process = subprocess.Popen(
-                command_for(_TEMPLATE, search_path, f"{theirs.fileno()}", *search_path),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-                env=worker_environment(None, threads),
-                start_new_session=True,
-            )
+            started = started or start_process(threads, search_path)
+        self._process, self._connection, self._output = started
         self._guards: weakref.WeakSet[GuardProcess] = weakref.WeakSet()
         _send(self._connection, {"load": experiment, "import_paths": list(import_paths)})
 
@@ -289,17 +283,11 @@ class WorkerProcess:
 
 
 @contextmanager
-def _system_limits(*opened: socket.socket) -> Iterator[None]:
-    """Say which limit of the system keeps a process from being started.
-
-    Args:
-        *opened: What is closed in that case.
-    """
+def _system_limits() -> Iterator[None]:
+    """Say which limit of the system keeps a process from being started."""
     try:
         yield
     except OSError as e:
-        for connection in opened:
-            connection.close()
         mend = {
             errno.EMFILE: "raise the limit of open files (ulimit -n, it is "
             f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} now), or lower max_workers",
@@ -334,18 +322,3 @@ def _send(connection: socket.socket, message: dict[str, Any], *descriptors: int)
     with contextlib.suppress(OSError):
         sent = socket.send_fds(connection, [data], descriptors) if descriptors else 0
         connection.sendall(data[sent:])
-
-
-def command_for(module: str, search_path: Sequence[str], *arguments: str) -> list[str]:
-    """Return the command that calls a module's `main()`.
-
-    Not `-m`, which would make the module the `__main__` that `multiprocessing` imports again in
-    each process that it spawns. With `-P`, no module of the working folder hides a standard one.
-
-    Args:
-        module: The module.
-        search_path: What to add at the end of `sys.path`.
-        *arguments: The command line's arguments.
-    """
-    code = f"import sys; sys.path += {list(search_path)!r}; from {module} import main; main()"
-    return [sys.executable, "-P", "-c", code, *arguments]

@@ -38,9 +38,9 @@ from ml_experiments.execution.worker.guard import (
     send_start_error,
 )
 from ml_experiments.execution.worker.messages import WorkerSetup
-from ml_experiments.execution.worker.process import command_for
 from ml_experiments.execution.worker.rehearsal import rehearse
 from ml_experiments.execution.worker.sources import LoadedSources
+from ml_experiments.execution.worker.starting import command_for
 from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.settings import update_environment, whole_environment
 

@@ -26,7 +26,7 @@ from ml_experiments.backends.base import FinishedRunHandle, RunHandle
 from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import BackendError, BudgetError, ConfigError, Error, RunExistsError
 from ml_experiments.execution.worker.messages import error_of, problem_of
-from ml_experiments.execution.worker.process import command_for
+from ml_experiments.execution.worker.starting import command_for, current_search_path
 from ml_experiments.runner.budget.reserving import above_limit, refuse_above_asking
 from ml_experiments.runner.detached.on_modal import can_run_be_on_modal, start_run_on_modal
 from ml_experiments.runner.display.observers import Notices
@@ -126,7 +126,7 @@ def _start_supervisor(request: Any) -> dict[str, Any]:
         pickled = pickle.dumps(request)
     except Exception as e:
         raise ConfigError(f"the config can't travel to the supervisor: {e}") from e
-    search_path = tuple(filter(None, sys.path))
+    search_path = current_search_path()
     supervisor = subprocess.Popen(
         command_for(__name__, search_path),
         stdin=subprocess.PIPE,

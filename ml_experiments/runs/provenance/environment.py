@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -26,7 +26,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "executable": sys.executable,
-        "platform": platform.platform(),
+        "platform": _platform(),
         "hostname": socket.gethostname(),
         "cpu_count": _cpu_count(),
         "memory_bytes": _memory_bytes(),
@@ -45,11 +45,11 @@ def _versions_in(places: tuple[tuple[str, int], ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for place, _ in places:
         try:
-            entries = sorted(entry.name for entry in Path(place).iterdir())
+            entries = sorted(os.listdir(place or "."))  # noqa: PTH208 - a path for each would take long
         except OSError:  # a folder that isn't there, or a zip file
             continue
         for entry in entries:
-            name, version = _parse_entry(Path(place), entry)
+            name, version = _parse_entry(place, entry)
             if name:
                 # of two, the first on the path is what is imported
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
@@ -64,15 +64,26 @@ def _changed_at(place: str) -> int:
         return 0
 
 
-def _parse_entry(place: Path, entry: str) -> tuple[str, str]:
+def _parse_entry(place: str, entry: str) -> tuple[str, str]:
     # the name is enough: reading every METADATA would take twenty times as long
     match = _DIST_INFO.fullmatch(entry)
     if match:
         return match["name"], match["version"]
     if entry.endswith(".egg-info"):
-        distribution = importlib.metadata.Distribution.at(place / entry)
+        import importlib.metadata  # imported late: it takes long, and few packages need it
+
+        distribution = importlib.metadata.Distribution.at(Path(place, entry))
         return distribution.metadata["Name"] or "", distribution.version or ""
     return "", ""
+
+
+def _platform() -> str:
+    """Return the operating system, its release, the processor's type and the C library."""
+    # not platform.platform(), which starts a process to ask for the processor's name
+    parts = [platform.system(), platform.release(), platform.machine()]
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        parts.append(os.confstr("CS_GNU_LIBC_VERSION") or "")  # glibc's own name for itself
+    return "-".join(filter(None, parts)).replace(" ", "")
 
 
 def _cpu_count() -> int:

@@ -35,8 +35,7 @@ from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.launch.nodes import joined, shown_to_nodes
 from ml_experiments.execution.supervisor import Cancellation, Supervision
 from ml_experiments.execution.worker.messages import Description, RunMessage
-from ml_experiments.execution.worker.pool import TemplatePool
-from ml_experiments.execution.worker.slot import WorkerSlot
+from ml_experiments.execution.worker.pool import TemplatePool, WorkerSlot
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder

@@ -1,0 +1,75 @@
+"""The process that a command starts before it is imported itself: used once, never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+CHILDREN_OF_CLIENT = """
+import psutil
+def run(client: int):
+    return [child.pid for child in psutil.Process(client).children()]
+"""
+CLIENT = """
+import os, sys
+from ml_experiments.__main__ import main
+sys.argv = ["ml-experiments", "run", "job.py:run", f"client={os.getpid()}", "--json"]
+main()
+"""
+
+
+def test_a_run_uses_the_process_that_was_started_early(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(CHILDREN_OF_CLIENT)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert len(json.loads(done.stdout)["results"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["job.py:run", "--sed", "3"], 2),
+        (["no_such_file.py:run"], 2),
+        (["job.py:run", "client=1", "--dry-run"], 0),
+        (["job.py:run", "client=1", "--backend", "local", "--memory", "512"], 2),
+    ],
+    ids=["unknown option", "no file", "dry run", "another backend's option"],
+)
+def test_a_command_that_starts_no_run_leaves_no_process(
+    tmp_path: Path, arguments: list[str], exit_code: int
+) -> None:
+    (tmp_path / "job.py").write_text(CHILDREN_OF_CLIENT)
+    mark = uuid.uuid4().hex
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_experiments", "run", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "MARK_OF_TEST": mark},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == exit_code
+    wait_until(lambda: not processes_with(mark), "the end of all processes")
+
+
+def processes_with(mark: str) -> list[int]:
+    """Return the processes whose environment holds a mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MARK_OF_TEST") == mark:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
