@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,18 @@ _CONSTANTS: Mapping[str, Scalar | None] = {
     "null": None,
     "nan": "nan",
     "inf": math.inf,
+}
+_STRING = re.compile(r"\"[^\"]*\"|'[^']*'")
+_SINGLE_EQUALS = re.compile(r"(?<![<>=!])=(?!=)")
+_UNFINISHED = re.compile(r"([<>=(,]|\b(and|or|not|in))\s*$")
+# what other languages write
+_FOREIGN = re.compile(
+    r"(?P<logic>&&?|\|\|?|!(?!=)|\b(?:AND|OR|NOT)\b)|(?P<part>~|\b(?:like|contains)\b)|\b(?P<range>between)\b",
+)
+_INSTEAD = {
+    "logic": "write and, or, not",
+    "part": 'write "part" in name',
+    "range": "write 0.1 < config.lr < 0.3, for example",
 }
 _GROUPS = ("config", "results", "tags")
 
@@ -114,7 +127,8 @@ class _Compiler:
             case ast.Name() | ast.Attribute() | ast.Subscript():
                 name = self._name(node)
                 raise self._problem(
-                    node, f"is compared with nothing; write {name} > 0.5, for example"
+                    node,
+                    f"is compared with nothing; write {name} > 0.5 or {name} == true, for example",
                 )
         raise self._problem(node, "is no comparison, such as config.lr < 1e-3")
 
@@ -230,7 +244,7 @@ class _Compiler:
                 return _CONSTANTS[name.lower()]
             case ast.Name(id=name):
                 raise self._problem(node, f'is not a value; a string stands in quotes: "{name}"')
-        raise self._problem(node, "is no number and no string")
+        raise self._problem(node, "is no number and no string; a string stands in quotes")
 
     def _problem(self, node: ast.expr | None, problem: str) -> ConfigError:
         start = _column(self._where, node.col_offset) if node is not None else 0
@@ -239,25 +253,25 @@ class _Compiler:
 
 
 def _syntax_problem(where: str, error: SyntaxError) -> ConfigError:
-    start = max((error.offset or 1) - 1, 0)
-    problem = "is not a condition here"
-    message = error.msg or ""
-    rest = where[start:]
-    if "Maybe you meant '=='" in message or rest.startswith("=") or " = " in where:
-        equals = where.find("=", 0)
-        start, problem = equals, "compares nothing; write =="
-        rest = "="
-    elif "never closed" in message or "unterminated" in message:
+    message, start = error.msg or "", max((error.offset or 1) - 1, 0)
+    if "never closed" in message or "unterminated" in message:
         end = start + 1 if "never closed" in message else len(where)
         return _error(where, start, end, message.partition(" (detected")[0])
-    elif rest.startswith(("&", "|", "!")) or "&&" in where or "||" in where:
-        problem = "is not understood; write and, or, not"
-    word = rest.split()[0] if rest.split() else ""
-    if not word or where.rstrip().endswith(("<", ">", "=", "and", "or", "not", "in", "(", ",")):
-        word, start, problem = "", len(where.rstrip()) + 1, "a value is missing at the end"
-    elif word.isidentifier() and start and where[start - 1] == ".":
-        problem = f'is a reserved word; write {where[: start - 1].split()[-1]}["{word}"]'
-    return _error(where, start, start + max(len(word), 1), f"{word} {problem}".strip())
+    bare = _STRING.sub(lambda string: "_" * len(string[0]), where)
+    equals = _SINGLE_EQUALS.search(bare)
+    if equals is not None:
+        return _error(where, *equals.span(), "= compares nothing; write ==")
+    foreign = _FOREIGN.search(bare)
+    if foreign is not None:
+        instead = next(text for name, text in _INSTEAD.items() if foreign[name])
+        return _error(where, *foreign.span(), f"{foreign[0]} is not understood; {instead}")
+    rest = where[start:].split()
+    if not rest or _UNFINISHED.search(bare):
+        return _error(where, end := len(where.rstrip()) + 1, end, "a value is missing at the end")
+    problem = "is not a condition here"
+    if rest[0].isidentifier() and start and where[start - 1] == ".":
+        problem = f'is a reserved word; write {where[: start - 1].split()[-1]}["{rest[0]}"]'
+    return _error(where, start, start + len(rest[0]), f"{rest[0]} {problem}")
 
 
 def _error(where: str, start: int, end: int, problem: str) -> ConfigError:
