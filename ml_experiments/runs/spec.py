@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.runs.provenance.fingerprint import Fingerprint, SourceFiles
+from ml_experiments.runs.records import to_record
 
 _MAX_ID_LENGTH = 48  # the name of an app on Modal has up to 64
 _RUN_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_MAX_ID_LENGTH - 1}}}")
@@ -97,7 +97,7 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run spec as JSON."""
-        return dataclasses.asdict(self)
+        return dict(to_record(self))
 
 
 @dataclass(frozen=True)
