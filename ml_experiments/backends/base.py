@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from ml_experiments.backends.pools import Pool
 from ml_experiments.cache.layout import find_layout, this_machine
 from ml_experiments.cache.scan.repositories import read_ref
-from ml_experiments.errors import BackendError
+from ml_experiments.errors import BackendError, ConfigError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
@@ -143,15 +143,38 @@ class Backend(ABC):
         Raises:
             Error: If the experiment can't be imported, or the config is not valid.
         """
-        described, template = self.templates.describe(
-            experiment, import_paths, config, seed, is_recorded=is_recorded
+        [described], template = self.templates.describe(
+            experiment, import_paths, [config], seed, is_recorded=is_recorded
         )
         try:
+            if isinstance(described, ConfigError):
+                raise described
             self.check_description(described)
         except BaseException:
             self.templates.release(template)
             raise
         return described, template
+
+    def describe_each(
+        self, experiment: str, import_paths: tuple[str, ...], configs: Sequence[Any], seed: int
+    ) -> Iterator[Description | ConfigError]:
+        """Yield what is known of an experiment with each config, or why that is not valid.
+
+        Raises:
+            Error: If the experiment can't be imported.
+        """
+        found, template = self.templates.describe(experiment, import_paths, configs, seed)
+        self.templates.release(template)
+        for described in found:
+            if isinstance(described, ConfigError):
+                yield described
+                continue
+            try:
+                self.check_description(described)
+            except ConfigError as e:
+                yield e
+            else:
+                yield described
 
     def check_description(self, described: Description) -> None:  # noqa: B027
         """Refuse an experiment and config that are valid, but not for this backend.

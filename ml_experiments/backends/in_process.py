@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TextIO
 
 from ml_experiments.backends.base import Backend, FinishedRunHandle, RunHandle
 from ml_experiments.backends.local.backend import refuse_gpu
-from ml_experiments.errors import BackendError
+from ml_experiments.errors import BackendError, ConfigError
 from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
@@ -46,6 +46,15 @@ class DebugBackend(Backend):
             experiment, import_paths, config, seed, is_recorded=is_recorded
         )
         return description, None
+
+    def describe_each(
+        self, experiment: str, import_paths: tuple[str, ...], configs: Sequence[Any], seed: int
+    ) -> Iterator[Description | ConfigError]:
+        for config in configs:
+            try:
+                yield describe_experiment(experiment, import_paths, config, seed)
+            except ConfigError as e:
+                yield e
 
     def prepare(self, run: PreparedRun) -> PreparedRun:
         """Refuse a GPU type, which this machine has or not, and a launcher."""

@@ -4,7 +4,7 @@ It talks to its supervisor over a socket, one JSON object a line:
 
     to the worker     {"describe": ...}   {"run": ...}: see `RunMessage`
                       {"interrupt": run id, "preempted": bool}
-    from the worker   {"description": ...} or {"problem": ...} or {"outdated": true}
+    from the worker   {"descriptions": [...]} or {"problem": ...} or {"outdated": true}
                       an event (see `events.py`) with the run's id
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
-from ml_experiments.errors import BackendError, Error
+from ml_experiments.errors import BackendError, ConfigError, Error
 from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import Event, Finished, Started, event_to_json
 from ml_experiments.execution.execute import execute_run
@@ -94,20 +94,11 @@ class Worker:
         update_environment(self._environment, environment)
         self._environment = environment
         try:
-            # from the client, which starts this process; nothing that goes back is a pickle
-            config = pickle.loads(base64.b64decode(asked["config"]))
-            description = describe_experiment(
-                asked["experiment"],
-                tuple(asked["import_paths"]),
-                config,
-                asked["seed"],
-                is_recorded=asked["is_recorded"],
-            )
+            return {"descriptions": [_describe_with(each, asked) for each in asked["configs"]]}
         except Error as e:
             return {"problem": problem_of(e)}
         except KeyboardInterrupt as e:  # the experiment's own: no run is interrupted here
             return {"problem": problem_of(import_failed(asked["experiment"], e))}
-        return {"description": dataclasses.asdict(description)}
 
     def _execute(self, message: RunMessage) -> bool:
         """Execute a run; return whether this process may serve another."""
@@ -207,6 +198,20 @@ class Worker:
         is_executing = self._running is not None and not self._has_returned
         if is_executing and os.getpid() == self._pid:
             raise KeyboardInterrupt
+
+
+def _describe_with(pickled: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of an experiment with one config, or the problem of that."""
+    # from the client, which starts this process; nothing that goes back is a pickle
+    config = pickle.loads(base64.b64decode(pickled))
+    experiment, import_paths = asked["experiment"], tuple(asked["import_paths"])
+    try:
+        description = describe_experiment(
+            experiment, import_paths, config, asked["seed"], is_recorded=asked["is_recorded"]
+        )
+    except ConfigError as e:
+        return {"problem": problem_of(e)}
+    return dataclasses.asdict(description)
 
 
 def load_hints(path: str) -> Hints:

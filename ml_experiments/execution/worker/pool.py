@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +92,27 @@ class TemplatePool:
         self,
         experiment: str,
         import_paths: tuple[str, ...],
-        config: Any,
+        configs: Sequence[Any],
         seed: int,
         *,
         is_recorded: bool = False,
-    ) -> tuple[Description, Template]:
-        """Validate a config where the experiment is imported; see `describe_experiment`.
+    ) -> tuple[list[Description | ConfigError], Template]:
+        """Validate configs where the experiment is imported; see `describe_experiment`.
 
         The template counts as used until `release`.
 
+        Returns:
+            What is known of the experiment with each config, or why that is not valid.
+
         Raises:
-            Error: If the experiment can't be imported, or the config is not valid.
+            Error: If the experiment can't be imported.
             BackendError: If no process can be started.
         """
         question = {
             "describe": {
                 "experiment": experiment,
                 "import_paths": list(import_paths),
-                "config": _pickled(config),
+                "configs": [_pickled(config) for config in configs],
                 "seed": seed,
                 "is_recorded": is_recorded,
                 "environment": worker_environment(None, self._threads),
@@ -121,14 +125,11 @@ class TemplatePool:
             except BackendError:
                 self._retire(template)
                 raise
-            if answer is not None and "description" in answer:
-                return parse_record(Description, answer["description"]), template
+            if answer is not None and "descriptions" in answer:
+                return [_description_of(each) for each in answer["descriptions"]], template
             error = (
                 None if answer is None or "problem" not in answer else error_of(answer["problem"])
             )
-            if isinstance(error, ConfigError):  # the import is fine, and so are warm workers
-                self.release(template)
-                raise error
             printed = template.process.output_tail() if answer is None else ""
             self._retire(template)
             if answer is None:
@@ -269,6 +270,14 @@ def _key(
 ) -> tuple[str, ...]:
     module = experiment.rpartition(":")[0] or experiment.rpartition(".")[0]
     return module, *import_paths, *search_path
+
+
+def _description_of(answer: dict[str, Any]) -> Description | ConfigError:
+    if "problem" not in answer:
+        return parse_record(Description, answer)
+    error = error_of(answer["problem"])
+    assert isinstance(error, ConfigError)
+    return error
 
 
 def _pickled(config: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from ml_experiments.backends.base import Backend
 from ml_experiments.backends.forecast import Forecast
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import Observer
+from ml_experiments.execution.worker.messages import Description
 from ml_experiments.runner.budget.reserving import reserve
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.sweeps.controller import base_config, config_of, options_of
@@ -20,6 +22,7 @@ from ml_experiments.runner.sweeps.sources import NextPoint
 from ml_experiments.runs.spec import PreparedRun
 
 _MAX_PROBLEMS = 20
+_BATCH = 100  # points that are sent to be validated together
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,6 @@ def check_points(
 
 
 def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]]) -> Checked:
-    base = base_config(spec)
     first: PreparedRun | None = None
     forecast: Forecast | None = None
     keys: list[str | None] = []
@@ -90,32 +92,18 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
     secrets: dict[str, None] = {}
     models: dict[str, None] = {}
     problems: dict[str, list[str]] = {}
-    for number, overrides in enumerate(points):
-        try:
-            config = config_of(base, overrides)
-            if first is None:
-                options = options_of(spec, NextPoint(number, overrides))
-                prepared = prepare_run(spec.experiment, config, backend=backend, **options)
-                first, template = prepared, prepared.template
-                forecast = prepared.forecast
-                key, found = prepared.setup_key, prepared.hub_models
-                secrets |= dict.fromkeys(prepared.secrets)
-            else:
-                description, template = backend.describe(
-                    first.spec.experiment, first.spec.import_paths, config, spec.seed
-                )
-                key, found = description.setup_key, description.hub_models
-                secrets |= dict.fromkeys(description.secrets)
-        except ConfigError as e:
-            for problem in e.problems or (str(e),):
+    for overrides, found in _described_points(spec, backend, points):
+        if isinstance(found, ConfigError):
+            for problem in found.problems or (str(found),):
                 problems.setdefault(problem, []).append(point_key(overrides))
             if len(problems) > _MAX_PROBLEMS:
                 break
             continue
-        if template is not None:
-            backend.templates.release(template)
-        keys.append(known_keys.setdefault(key, key))
-        models |= dict.fromkeys(found)
+        if isinstance(found, PreparedRun):
+            first, forecast = found, found.forecast
+        keys.append(known_keys.setdefault(found.setup_key, found.setup_key))
+        secrets |= dict.fromkeys(found.secrets)
+        models |= dict.fromkeys(found.hub_models)
     if problems or first is None:
         described = [_described(problem, where) for problem, where in problems.items()]
         if any(problem.startswith("seed: unknown field") for problem in problems):
@@ -129,6 +117,42 @@ def _check(spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]])
     count = len(keys) if spec.sampler == "grid" else spec.trials or 0
     whole = None if forecast is None else forecast.for_runs(count, spec.max_cost)
     return Checked(first, whole, keys, tuple(secrets), tuple(models))
+
+
+def _described_points(
+    spec: SweepSpec, backend: Backend, points: Iterable[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], PreparedRun | Description | ConfigError]]:
+    """Yield points with what is known of them: the first valid one as it would be submitted."""
+    base = base_config(spec)
+    first: PreparedRun | None = None
+    remaining = enumerate(points)
+    for number, overrides in remaining:
+        options = options_of(spec, NextPoint(number, overrides))
+        try:
+            config = config_of(base, overrides)
+            first = prepare_run(spec.experiment, config, backend=backend, **options)
+        except ConfigError as e:
+            yield overrides, e
+            continue
+        if first.template is not None:
+            backend.templates.release(first.template)
+        yield overrides, first
+        break
+    while batch := [overrides for _, overrides in itertools.islice(remaining, _BATCH)]:
+        assert first is not None
+        configs = []
+        for overrides in batch:
+            try:
+                configs.append((overrides, config_of(base, overrides)))
+            except ConfigError as e:
+                yield overrides, e
+        found = backend.describe_each(
+            first.spec.experiment,
+            first.spec.import_paths,
+            [config for _, config in configs],
+            spec.seed,
+        )
+        yield from zip((overrides for overrides, _ in configs), found, strict=True)
 
 
 def edge_points(space: Space) -> Iterator[tuple[str, ...]]:

@@ -29,7 +29,7 @@ from ml_experiments.backends.modal.mounts import (
 from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
-from ml_experiments.errors import RunFolderError
+from ml_experiments.errors import ConfigError, RunFolderError
 from ml_experiments.execution.execute import with_this_process
 from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.launch.nodes import joined, shown_to_nodes
@@ -171,9 +171,11 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
 
 def describe(experiment: str, config: Any, seed: int) -> Description:
     """Validate the config of an experiment of an installed package, in a process of its own."""
-    description, template = _templates.describe(experiment, (_shipped_source(),), config, seed)
+    [found], template = _templates.describe(experiment, (_shipped_source(),), [config], seed)
     _templates.release(template)
-    return description
+    if isinstance(found, ConfigError):
+        raise found
+    return found
 
 
 def _execute(
