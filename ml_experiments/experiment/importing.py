@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import importlib.util
 import inspect
@@ -20,6 +21,8 @@ from ml_experiments.experiment.reference import ExperimentPath, parse_experiment
 from ml_experiments.experiment.tracebacks import describe_error, needs_terminal, place_of
 
 EXTRAS_HINT = "it with: pip install 'ml_experiments[diffusion,training]'"
+# a thread or a process has a run() too, but its own __init__ takes no config
+_STARTED_ELSEWHERE = ("threading", "multiprocessing.process")
 _importing = threading.local()  # `.path`: what this thread is importing
 
 
@@ -88,9 +91,17 @@ def check_experiment(target: Any, path: str) -> Callable[..., Any]:
         _refuse_unfinished(target, path)
         return target
     what = f"{path} is of type {type(target).__name__}, not a class or a function"
-    if callable(getattr(target, "run", None)) and not inspect.ismodule(target):
+    if _is_experiment(type(target)):
         what += f"; pass the class itself: {type(target).__name__}"
     raise ExperimentPathError(what)
+
+
+def _is_experiment(target: Any) -> bool:
+    try:
+        check_experiment(target, "")
+    except ExperimentPathError:
+        return False
+    return True
 
 
 def _parameters(function: Callable[..., Any]) -> Iterable[str]:
@@ -112,6 +123,13 @@ def _takes_config(target: type[Any]) -> bool:
 
 def _check_class(target: type[Any], path: str) -> None:
     """Refuse a class that can't be made with a config alone, or whose run() takes more."""
+    if issubclass(target, enum.Enum):
+        raise ExperimentPathError(
+            f"{path} is an enum, of which no instance is made from a config; name a class with "
+            "__init__(self, config) and run(self), or a function"
+        )
+    if getattr(target, "_is_protocol", False):
+        raise ExperimentPathError(f"{path} is a protocol; name a class that implements it")
     if inspect.isabstract(target):
         raise ExperimentPathError(
             f"{path} is abstract; name a class that defines {', '.join(target.__abstractmethods__)}"
@@ -139,13 +157,15 @@ def _check_class(target: type[Any], path: str) -> None:
 
 
 def _field_for_config(target: type[Any]) -> str | None:
-    """Return the first parameter of a class if it is a number or a string, and so no config."""
+    """Return the first parameter of a class if it takes another kind of value than a config."""
     try:
         first = next(iter(inspect.signature(target).parameters.values()), None)
     except (TypeError, ValueError):
         return None
     if first is None or first.kind is first.VAR_POSITIONAL:
         return None
+    if getattr(target.__init__, "__module__", None) in _STARTED_ELSEWHERE:
+        return first.name
     kinds = (bool, int, float, str)
     is_one = isinstance(first.default, kinds) or first.annotation in kinds
     return first.name if is_one or first.annotation in [k.__name__ for k in kinds] else None
@@ -302,11 +322,7 @@ def _not_in_module(parsed: ExperimentPath, module: ModuleType) -> str:
         for name, value in vars(module).items()
         if not name.startswith("_")
         and getattr(value, "__module__", None) == module.__name__
-        and (
-            callable(getattr(value, "run", None))
-            if inspect.isclass(value)
-            else inspect.isfunction(value)
-        )
+        and _is_experiment(value)
     )
     known = ", ".join(names) if names else "none"
     return (

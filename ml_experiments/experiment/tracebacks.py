@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bdb
 import importlib
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,9 +97,20 @@ def place_of(error: BaseException) -> str | None:
 
 
 def _from_user_on(frames: traceback.StackSummary) -> traceback.StackSummary:
-    """Leave out what the interpreter does to import a module, and what calls the user's code."""
+    """Leave out what the interpreter does to import a module, and what calls the user's code.
+
+    That is this package, and pydantic where it calls a validator or makes a default.
+    """
     kept = [frame for frame in frames if not _is_of_import(frame.filename)]
-    first = next((i for i, f in enumerate(kept) if not _is_own(Path(f.filename))), len(kept))
+    callers = [Path(str(m.__file__)).parent for m in [sys.modules.get("pydantic")] if m]
+    first = next(
+        (
+            i
+            for i, file in enumerate(Path(frame.filename) for frame in kept)
+            if not _is_own(file) and not any(map(file.is_relative_to, callers))
+        ),
+        len(kept),
+    )
     return traceback.StackSummary.from_list(kept[first:])
 
 

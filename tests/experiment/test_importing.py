@@ -177,6 +177,15 @@ def test_a_file_alone_and_an_async_experiment_say_what_to_write(tmp_path: Path) 
             "    @abc.abstractmethod\n    def run(self): ...",
             "is abstract; name a class that defines run",
         ),
+        ("import enum\nclass A(enum.Enum):\n    X = 1\n    def run(self): ...", "is an enum"),
+        (
+            "import typing\nclass A(typing.Protocol):\n    def run(self): ...",
+            "is a protocol; name a class that implements it",
+        ),
+        (
+            "import threading\nclass A(threading.Thread):\n    def run(self): ...",
+            "takes group where the config goes",
+        ),
         ("def A(config):\n    yield 1", "is a generator.* in a list, and return that"),
         (
             "class A:\n    def __init__(self, config): ...\n    def run(self): yield 1",
