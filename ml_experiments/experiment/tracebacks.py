@@ -39,6 +39,7 @@ def needs_terminal(error: BaseException | None) -> bool:
     """Return whether an exception comes of a debugger or a question without a terminal."""
     return any(
         isinstance(e, bdb.BdbQuit)
+        or type(e).__module__ in ("termios", "_curses")
         or (isinstance(e, EOFError) and str(e) == "EOF when reading a line")
         for e in chain(error)
     )

@@ -113,7 +113,15 @@ def test_json_of_an_error_is_still_one_object() -> None:
     assert json.loads(done.stdout)["error"]["kind"] == "experiment"
 
 
-@pytest.mark.parametrize("call_of", ["breakpoint()", "import pdb; pdb.set_trace()", "input('? ')"])
+@pytest.mark.parametrize(
+    "call_of",
+    [
+        "breakpoint()",
+        "import pdb; pdb.set_trace()",
+        "input('? ')",
+        "import getpass; getpass.getpass()",
+    ],
+)
 def test_a_debugger_or_a_question_in_a_worker_is_told_to_use_debug(
     call_of: str, tmp_path: Path
 ) -> None:
@@ -122,7 +130,7 @@ def test_a_debugger_or_a_question_in_a_worker_is_told_to_use_debug(
     error = json.loads(done.stdout)["error"]
     assert "ml-experiments run --debug" in error["hint"]
     assert "bdb" not in error["traceback"]
-    if "input" not in call_of:
+    if error["type"] == "DebuggerQuit":
         assert f"{tmp_path}/asks.py, line " in error["message"]
 
 

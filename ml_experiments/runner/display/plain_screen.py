@@ -76,24 +76,26 @@ class PlainScreen:
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out, self._err = out, err
-        self._unfinished: tuple[ShownRun, str] | None = None  # what the output ends with
+        self._unfinished: tuple[ShownRun, str] | None = None  # the line that was written last
+        self._is_broken = False  # a notice stands below it
 
     def show(self, run: ShownRun, lines: Sequence[str], growing: str) -> None:
         """Write what is new."""
         pieces = []
         for line in lines:
-            pieces.append(self._rest_of(line, run) + "\n")
-            self._unfinished = None
+            rest = self._rest_of(line, run)
+            pieces.append("" if self._is_broken and not rest else f"{rest}\n")
+            self._unfinished, self._is_broken = None, False
         if growing:
-            pieces.append(self._rest_of(growing, run))
-            self._unfinished = run, growing
+            pieces.append(rest := self._rest_of(growing, run))
+            self._unfinished, self._is_broken = (run, growing), self._is_broken and not rest
         write(self._out, "".join(pieces))
 
     def notice(self, string: str) -> None:
         """Write it to standard error."""
         if self._unfinished and _are_one_file(self._out, self._err):
-            write(self._out, "\n")
-            self._unfinished = None
+            write(self._out, "" if self._is_broken else "\n")
+            self._is_broken = True
         write(self._err, f"{string}\n")
 
     def progress(self, run: ShownRun) -> None:
@@ -115,8 +117,9 @@ class PlainScreen:
         if self._unfinished is None:
             return line
         owner, written = self._unfinished
-        is_begun = owner is run and line.startswith(written)
-        return line[len(written) :] if is_begun else f"\n{line}"
+        if owner is run and line.startswith(written):
+            return line[len(written) :]
+        return line if self._is_broken else f"\n{line}"
 
 
 def write(stream: TextIO | None, string: str) -> None:

@@ -64,6 +64,19 @@ def test_lines_of_others_begin_on_a_line_of_their_own(tmp_path: Path) -> None:
     assert (tmp_path / "both").read_text().splitlines()[:4] == ["..", "line", "..", "a notice"]
 
 
+def test_a_line_that_a_notice_breaks_goes_on_below_it(tmp_path: Path) -> None:
+    with (tmp_path / "both").open("a") as out, (tmp_path / "both").open("a") as err:
+        screen, run = PlainScreen(out, err), new_run()
+        feed(screen, run, "one ")
+        screen.notice("1/3")
+        screen.notice("2/3")
+        feed(screen, run, "two ")
+        feed(screen, run, "three")
+        screen.notice("3/3")
+        feed(screen, run, "\nfour")
+    assert (tmp_path / "both").read_text() == "one \n1/3\n2/3\ntwo three\n3/3\nfour"
+
+
 def test_progress_is_a_line_at_every_tenth() -> None:
     screen, run = PlainScreen(io.StringIO(), err := io.StringIO()), new_run()
     for stage in ("first", "second"):
