@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.cells import cell_len
 
-from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
-from ml_experiments.runner.display.printable import printable_lines
+from ml_experiments.cli.table import Cell, Column, cut, is_terminal, print_table
+from ml_experiments.runner.display.printable import printable, printable_lines
 from ml_experiments.runs.result import Attempt, RunResult
 from ml_experiments.serialization.plain_values import MAX_SHOWN_BITS
 
 _MAX_ROWS = 20
-_MIN_VALUE_LENGTH = 20
+_MIN_VALUE_WIDTH = 20
 COLOURS = {"success": "green", "error": "red", "cancelled": "yellow"}
 _FILE_TYPES = {"file", "image", "ndarray", "tensor", "dataframe", "series", "bytes"}
 
@@ -35,8 +36,7 @@ def print_report(result: RunResult, more: Iterable[tuple[str, str]] = ()) -> Non
         rows.append(("reused", "yes: nothing was started, and this cost $0"))
     taken = {name for name, _ in rows}
     results = [row for row in _result_rows(result) if row[0] not in taken]
-    widest = max((len(name) for name, _ in results), default=0)
-    rows.extend((name, _shorten(value, widest)) for name, value in results)
+    rows.extend(_shorten(results) if is_terminal() else results)
     if result.run_dir is not None:
         rows.append(("artifacts", _artifacts(result)))
         rows.append(("run folder", _short_path(result.run_dir)))
@@ -122,12 +122,13 @@ def _value(value: Any, run_dir: Path | None) -> str:
     return shown or "none"
 
 
-def _shorten(shown: str, name_width: int) -> str:
-    """Return a value, on a terminal as much of it as one line has room for."""
-    if not is_terminal():
-        return shown
-    room = shutil.get_terminal_size().columns - max(name_width, len("peak memory")) - 2
-    return shown if len(shown) <= room else f"{shown[: max(room, _MIN_VALUE_LENGTH) - 1]}…"
+def _shorten(results: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield names and values, as much of them as one line of the terminal has room for."""
+    columns = shutil.get_terminal_size().columns
+    names = [cut(printable(name), columns // 3) for name, _ in results]
+    width = max(map(cell_len, (*names, "peak memory")))
+    for name, (_, value) in zip(names, results, strict=True):
+        yield name, cut(printable(value), max(columns - width - 2, _MIN_VALUE_WIDTH))
 
 
 def _artifacts(result: RunResult) -> str:

@@ -18,7 +18,7 @@ _MIN_WIDTH = 8
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `is_cut` lets it give way where a terminal is too narrow, as names may."""
+    """A column; `is_cut` lets its cells give way where a terminal is too narrow, as names may."""
 
     heading: str
     is_right: bool = False
@@ -37,7 +37,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]])
     """Print rows below their headings; without a row of headings where all are empty."""
     headings = [column.heading for column in columns]
     shown = [[printable(c.content if isinstance(c, Cell) else c) for c in row] for row in rows]
-    widths = _fit(columns, [max(map(cell_len, c)) for c in zip(headings, *shown, strict=True)])
+    widths = _fit(columns, [[cell_len(s) for s in c] for c in zip(headings, *shown, strict=True)])
     if any(headings):
         click.secho(_line(headings, columns, widths), bold=True)
     for row, strings in zip(rows, shown, strict=True):
@@ -50,14 +50,28 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _fit(columns: Sequence[Column], widths: list[int]) -> list[int]:
-    """Return widths that a terminal has room for, as far as cutting the widest makes them so."""
+def cut(string: str, width: int) -> str:
+    """Return as much of a string as so many cells of a terminal hold."""
+    return string if cell_len(string) <= width else set_cell_size(string, width - 1).rstrip() + "…"
+
+
+def _fit(columns: Sequence[Column], lengths: Sequence[Sequence[int]]) -> list[int]:
+    """Return widths that a terminal has room for, as far as cutting the widest makes them so.
+
+    Args:
+        columns: The columns, each of which may have its heading cut.
+        lengths: Of each column, the lengths of its heading and of its cells.
+    """
+    widths = [max(column) for column in lengths]
     if not is_terminal():
         return widths
+    least = [
+        max(_MIN_WIDTH, 0 if column.is_cut else max(cells, default=0))
+        for column, (_, *cells) in zip(columns, lengths, strict=True)
+    ]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - shutil.get_terminal_size().columns
-    widths = list(widths)
     while excess > 0:
-        cuttable = [i for i, c in enumerate(columns) if c.is_cut and widths[i] > _MIN_WIDTH]
+        cuttable = [i for i, width in enumerate(widths) if width > least[i]]
         if not cuttable:
             break
         widest = max(cuttable, key=lambda i: widths[i])
@@ -74,8 +88,7 @@ def _line(
 ) -> str:
     cells = []
     for index, (string, column, width) in enumerate(zip(strings, columns, widths, strict=True)):
-        if cell_len(string) > width:
-            string = set_cell_size(string, width - 1) + "…"
+        string = cut(string, width)
         padding = " " * (width - cell_len(string))
         is_last = index == len(columns) - 1
         styled = click.style(string, fg=colours[index]) if colours and colours[index] else string

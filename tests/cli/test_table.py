@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from ml_experiments import run_experiment
 from ml_experiments.cli import table
@@ -44,6 +45,19 @@ def test_on_a_terminal_the_name_is_cut_and_nothing_else(
     assert first.split() == ["id", "status", "s", "name"]
 
 
+def test_a_heading_gives_way_where_the_cells_below_it_need_less(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    columns = (Column("results.a_loss_of_the_second_stage", is_right=True), Column("status"))
+    print_table(columns, [("0.123456789012", "successful_run_that_ended")])
+    assert capsys.readouterr().out.splitlines() == [
+        "results.a_los…  status",
+        "0.123456789012  successful_run_that_ended",
+    ]
+
+
 def test_of_two_long_columns_the_longer_gives_way_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +80,19 @@ def test_a_long_name_leaves_room_for_the_status(runs_dir: Path) -> None:
     assert row.startswith(f"{result.run_id}  success ")
     assert row.endswith("…  debug")
     assert len(row) == 80
+
+
+def test_a_report_cuts_long_results_on_a_terminal_and_not_the_run(
+    runs_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long_results.py").write_text(
+        f"def run(): return {{'loss_of_a_stage_' * 4: 0.25, 'text': {'字' * 80!r}}}\n"
+    )
+    result = run_experiment(f"{tmp_path}/long_results.py:run", backend="debug")
+    shown = COLOUR.sub("", on_terminal("runs", "show", "last")).splitlines()
+    assert all(cell_len(line) <= 80 for line in shown[1:] if "run folder" not in line)
+    assert f"{'loss of a stage ' * 4:.25}…  0.25" in shown
+    assert any(line.endswith(f"  {result.run_id}") for line in shown)
 
 
 def test_no_command_lets_strings_of_others_act_on_a_terminal(
