@@ -66,6 +66,10 @@ def suggest_name(pattern: str, names: Iterable[str]) -> str:
     of_organisation = f"{pattern.rstrip('/')}/"
     if any(name.casefold().startswith(of_organisation.casefold()) for name in known):
         return f" (did you mean {of_organisation + '*'!r}?)"
+    folded = _fold(pattern)  # a pattern where one name is asked for, or a name without its owner
+    for name in map(_fold, known):
+        if fnmatch.fnmatchcase(name, folded) or name.endswith(f"/{folded}"):
+            return suggest(name, known)
     return suggest(pattern, known)
 
 

@@ -19,10 +19,23 @@ import click
 from ml_experiments import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
     from ml_experiments.errors import Error
 
+# what other programs call a command or an option, or it was once called here
+_OTHER_WORDS = {
+    "attach": ("follow",),
+    "backend": ("local",),
+    "delete": ("rm", "clear"),
+    "download": ("pull",),
+    "kill": ("cancel", "stop"),
+    "ls": ("list",),
+    "remove": ("rm", "clear"),
+    "rm": ("clear",),
+}
 # command -> module, help; the module is imported when the command is called
 COMMANDS = {
     "run": ("ml_experiments.cli.run", "Run an experiment, here or on Modal."),
@@ -65,13 +78,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command, or name the one that was probably meant."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from ml_experiments.errors import suggest
-
-            is_experiment = args[0].endswith(".py") or "." in args[0] or ":" in args[0]
-            meant = f"; write run {args[0]}" if is_experiment else suggest(args[0], COMMANDS)
-            ctx.fail(f"no such command {args[0]!r}{meant}")
+        """Find a command, or say that the experiment stands after `run`."""
+        if args and ("." in args[0] or ":" in args[0]):
+            ctx.fail(f"no such command {args[0]!r}; write run {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -134,6 +143,42 @@ def _outlive_reader(stream: TextIO) -> TextIO:
     )
 
 
+def commands_called(word: str) -> list[str]:
+    """Return all commands that have this name, such as `ml-experiments runs list`."""
+    words = (word, *_OTHER_WORDS.get(word, ()))
+    found = [name for name in words if name in COMMANDS]
+    for group in COMMANDS:
+        command = cli.get_command(click.Context(cli), group)
+        if isinstance(command, click.Group):
+            found += [f"{group} {name}" for name in words if name in command.commands]
+    return [f"ml-experiments {name}" for name in found]
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for what a word probably means, or an empty string."""
+    from ml_experiments.errors import suggest
+
+    names = list(known)
+    return suggest(next((w for w in _OTHER_WORDS.get(word, ()) if w in names), word), names)
+
+
+def _with_hint(error: click.ClickException) -> click.ClickException:
+    """Return what click found wrong with the words of a command, with what was probably meant."""
+    if isinstance(error, click.exceptions.NoSuchCommand) and error.ctx is not None:
+        group, word = error.ctx.command, error.command_name
+        known = group.list_commands(error.ctx) if isinstance(group, click.Group) else ()
+        meant, elsewhere = _suggest(word, known), commands_called(word)
+        if not meant and elsewhere:
+            meant = f"; write {' or '.join(elsewhere)}"
+        return click.UsageError(f"no such command {word!r}{meant}", error.ctx)
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        # without their dashes, which make short names look alike
+        known = [o.lstrip("-") for p in error.ctx.command.params for o in p.opts if o[0] == "-"]
+        meant = _suggest(error.option_name.lstrip("-"), known).replace("mean '", "mean '--")
+        return click.UsageError(f"no such option {error.option_name!r}{meant}", error.ctx)
+    return error
+
+
 def tell(error: Error) -> int:
     """Print what was wrong; return the exit code that stands for it."""
     from ml_experiments.errors import RunNotCollectedError
@@ -157,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.ClickException as e:
         shown = io.StringIO()
-        e.show(shown)
+        _with_hint(e).show(shown)
         click.echo(printable_lines(shown.getvalue()), err=True, nl=False)
         code = e.exit_code
     except Error as e:

@@ -25,7 +25,7 @@ from ml_experiments.cli.parameters import (
     yes_option,
 )
 from ml_experiments.config.options import descriptions
-from ml_experiments.errors import ConfigError, suggest
+from ml_experiments.errors import ConfigError, ExperimentPathError, suggest
 from ml_experiments.runner.options import RunOptions
 
 if TYPE_CHECKING:
@@ -79,9 +79,16 @@ class RunCommand(click.Command):
             ) from e
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where an option was written as a config field, say so."""
+        """Run the command; where it isn't one, or an option was written as a field, say so."""
         try:
             return super().invoke(ctx)
+        except ExperimentPathError as e:
+            from ml_experiments.cli.main import commands_called
+
+            meant = commands_called(str(ctx.params.get("class_path")))
+            if not meant:
+                raise
+            raise ExperimentPathError(f"{e}; the command is {' or '.join(meant)}") from e
         except ConfigError as e:
             options = [each for each in self.params if isinstance(each, click.Option)]
             flags = {each.name: each.opts[0] for each in options}

@@ -55,7 +55,10 @@ def parse_experiment_path(path: str) -> ExperimentPath:
     if not location or not all(part.isidentifier() for part in parts):
         if not colon and path.isidentifier() and Path(f"{path}.py").is_file():
             raise ExperimentPathError(_names_file_only(path, f"{path}.py"))
-        raise ExperimentPathError(f"{path!r} is not an import path; write {_meant(path) or FORMS}")
+        forms = _meant(path) or FORMS
+        if "=" in path:  # a field of the config
+            forms = f"{forms}, before any KEY=VALUE"
+        raise ExperimentPathError(f"{path!r} is not an import path; write {forms}")
     return ExperimentPath(module=location, name=name)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_experiments.cache.patterns import NamePattern
+from ml_experiments.cache.patterns import NamePattern, suggest_name
 from ml_experiments.errors import CacheError
 
 
@@ -93,3 +93,18 @@ def test_a_name_of_the_hub_matches_itself_in_any_case(name: str) -> None:
     if ".." in name:
         return
     assert NamePattern.parse(name.upper()).matches(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("acme", "'acme/*'"),
+        ("acme/bret", "'Acme/BERT'"),
+        ("bert", "'Acme/BERT'"),
+        ("*bert*", "'Acme/BERT'"),
+        ("nothing-like-it", ""),
+    ],
+)
+def test_what_matches_nothing_is_told_what_is_meant(given: str, meant: str) -> None:
+    hint = f" (did you mean {meant}?)" if meant else ""
+    assert suggest_name(given, ["Acme/BERT", "other/gpt"]) == hint

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_experiments.cli.main import main
 from tests.support.command import COMMAND, ENDS, call
 
 pytestmark = pytest.mark.slow
@@ -61,11 +62,35 @@ def test_a_very_long_integer_is_shown_by_its_size(tmp_path: Path) -> None:
     assert "an integer of 33,220 bits" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["rum"], "did you mean 'run'"),
+        (["train.Train"], "write run train.Train"),
+        (["list"], "write ml-experiments runs list or ml-experiments cache list"),
+        (["runs", "lst"], "did you mean 'list'"),
+        (["runs", "attach", "last"], "did you mean 'follow'"),
+        (["runs", "costs"], "write ml-experiments costs"),
+        (["cache", "delete", "acme/*"], "did you mean 'clear'"),
+        (["cache", "list", "--backend", "local"], "did you mean '--local'"),
+        (["runs", "list", "--state", "error"], "did you mean '--status'"),
+        (["sweep", "shw", "last"], "did you mean 'show'"),
+        (["bench", "list"], "write ml-experiments runs list or"),
+        (["run", "list"], "the command is ml-experiments runs list or"),
+        (["run", "lr=1", "train.Train"], "Class, before any KEY=VALUE"),
+    ],
+)
+def test_wrong_words_are_told_what_is_meant(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(words)
+    assert e.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
 def test_help_lists_every_command_without_importing_it() -> None:
     done = call("--help")
     assert done.returncode == 0
     for command in ("run", "runs", "cache", "gpus", "emulator", "doctor"):
         assert f"  {command} " in done.stdout
-    done = call("rum")
-    assert done.returncode == 2
-    assert "did you mean 'run'" in done.stderr

@@ -38,11 +38,17 @@ _YES = yes_option("the sweep")
 _CSV = csv_option("points")
 
 
+def _may_be_command(word: str) -> bool:
+    """Return whether a word looks like a command, mistyped or another group's, and no file."""
+    return word.isalpha() and not Path(f"{word}.py").is_file() and not Path(word).exists()
+
+
 class StartGroup(click.Group):
     """Takes what is not the name of a sub-command for the beginning of `start`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+        is_command = args and (args[0] in self.commands or _may_be_command(args[0]))
+        if args and not is_command and args[0] not in ctx.help_option_names:
             args = ["start", *args]
         return super().parse_args(ctx, args)
 

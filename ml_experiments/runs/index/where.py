@@ -247,6 +247,8 @@ class _Compiler:
         raise self._problem(node, "is no number and no string; a string stands in quotes")
 
     def _problem(self, node: ast.expr | None, problem: str) -> ConfigError:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+            problem = "is not understood; write and, or, not"
         start = _column(self._where, node.col_offset) if node is not None else 0
         end = _column(self._where, node.end_col_offset or 0) if node is not None else 1
         return _error(self._where, start, end, f"{self._where[start:end]} {problem}")

@@ -84,6 +84,12 @@ def test_a_condition_selects_runs(runs: Path, where: str, expected: list[int]) -
         ("date > '2026'", "did you mean 'created_at'?", "date"),
         ("config.optim == 'adam'", "there is config.optim.name", "config.optim"),
         ("config.lr = 3", "write ==", "="),
+        ("status = error", "= compares nothing; write ==", "="),
+        (
+            "(config.lr < 1) & (config.lr > 0)",
+            "write and, or, not",
+            "(config.lr < 1) & (config.lr > 0)",
+        ),
         ("config.class < 3", 'write config["class"]', "class"),
         ("config.lr <", "a value is missing at the end", ""),
         ("config.lr < 1 && status == 'error'", "write and, or, not", "&&"),
