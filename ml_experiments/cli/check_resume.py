@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ml_experiments.cli.parameters import CONFIG, JSON
+from ml_experiments.runner.display.printable import printable
 
 if TYPE_CHECKING:
     from ml_experiments.runner.resume_check.checking import ResumeCheck
@@ -101,7 +102,7 @@ class _Lines:
 
     def say(self, line: str) -> None:
         self.clear()
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
     def show(self, line: str) -> None:
         if self._is_live:
@@ -139,7 +140,7 @@ def _print_failure(what: str, result: RunResult) -> None:
 
 
 def _print_differences(outcome: ResumeCheck) -> None:
-    first, *others = outcome.differences
+    first, *others = (printable(str(difference)) for difference in outcome.differences)
     click.echo(
         f"{click.style('different', fg='red', bold=True)}: {first} (uninterrupted and resumed)"
     )

@@ -248,6 +248,7 @@ def backend_of(given: str | None, options: Mapping[str, Any]) -> tuple[str, dict
 def _explain_reuse(prepared: PreparedRun, backend: Backend, as_json: bool) -> int:
     """Print which earlier run could be reused, or what differs from the nearest one."""
     from ml_experiments.cli.table import Column, print_table
+    from ml_experiments.runner.display.printable import printable_lines
     from ml_experiments.runner.reuse.finding import find_earlier
     from ml_experiments.settings import runs_dir
 
@@ -255,7 +256,7 @@ def _explain_reuse(prepared: PreparedRun, backend: Backend, as_json: bool) -> in
     if as_json:
         click.echo(json.dumps(search.to_dict()))
         return 0 if search.found else 1
-    click.echo(str(search))
+    click.echo(printable_lines(str(search)))
     if search.nearest is not None:
         columns = [Column("differs"), Column(search.nearest.path.name, is_cut=True)]
         rows = [(each.what, each.first, each.second) for each in search.differences]

@@ -35,7 +35,7 @@ class Cell:
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
     """Print rows below their headings; without a row of headings where all are empty."""
-    headings = [column.heading for column in columns]
+    headings = [printable(column.heading) for column in columns]
     shown = [[printable(c.content if isinstance(c, Cell) else c) for c in row] for row in rows]
     widths = _fit(columns, [[cell_len(s) for s in c] for c in zip(headings, *shown, strict=True)])
     if any(headings):

@@ -108,6 +108,7 @@ def test_no_command_lets_strings_of_others_act_on_a_terminal(
         run_experiment(f"{experiments}:{function}", {"x": ODD}, backend="debug", name=ODD)
         for command in (
             ["runs", "list"],
+            ["runs", "list", "--columns", f"run_id,results.{ODD}"],
             ["runs", "show", "last"],
             ["runs", "show", "last", "--log"],
         ):

@@ -23,6 +23,7 @@ from ml_experiments.cli.parameters import (
 from ml_experiments.cli.run import RunCommand
 from ml_experiments.cli.sweep.commands import StartGroup
 from ml_experiments.runner.bench.options import BenchOptions
+from ml_experiments.runner.display.printable import printable
 
 if TYPE_CHECKING:
     from ml_experiments.backends.forecast import Forecast
@@ -196,7 +197,7 @@ class _View:
 
         self.folder = folder
         print_plan(spec, forecast, self._form)
-        click.echo(f"bench {spec.bench_id} in {folder.path}", err=self._form != "table")
+        click.echo(printable(f"bench {spec.bench_id} in {folder.path}"), err=self._form != "table")
 
     def show(self, ended: EndedRun) -> None:
         """Say that a run has ended."""

@@ -98,7 +98,7 @@ def _print(
     if history.uncounted is not None:
         click.echo(printable(f"runs that can't be counted are left out: {history.uncounted}"))
     if history.mixed:
-        click.echo(f"runs that differ in {', '.join(history.mixed)} count together")
+        click.echo(printable(f"runs that differ in {', '.join(history.mixed)} count together"))
     _print_rows(found, per)
     for gpu, why in found.ruled_out.items():
         click.echo(f"too small: {gpu}: {why}")
@@ -174,4 +174,6 @@ def _caution(prediction: Prediction) -> str:
 
 
 def _label(gpu: str, overrides: tuple[str, ...]) -> str:
-    return " ".join((gpu, *overrides))
+    from ml_experiments.runner.display.printable import printable
+
+    return printable(" ".join((gpu, *overrides)))

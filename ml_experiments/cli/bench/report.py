@@ -89,7 +89,7 @@ def _print_tables(report: BenchReport) -> None:
             click.echo("")
         _print_details(labels, measured)
         if report.latency is not None:
-            click.echo(f"p50 and p95 are those of the metric {report.latency}")
+            click.echo(printable(f"p50 and p95 are those of the metric {report.latency}"))
     others = [row for row in rows if row.problem or not row.runs]
     if others:
         if measured:
@@ -158,7 +158,7 @@ def _state(row: BenchRow) -> list[str | Cell]:
 
 def _print_advice(report: BenchReport) -> None:
     if report.stopped is not None:
-        click.echo(f"stopped: {report.stopped}")
+        click.echo(printable(f"stopped: {report.stopped}"))
     if not report.is_counted:
         click.echo(
             f"count another result with: ml-experiments bench show {report.bench_id} --per …"

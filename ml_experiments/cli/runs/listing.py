@@ -70,11 +70,8 @@ def list_(
         print_csv([named, *([row.get(name) for name in named] for row in rows)])
     elif not rows:
         why = registry.explain_none(run_filter)
-        click.echo(
-            f"no runs in {runs_dir()}"
-            + ("" if run_filter.is_empty else " match")
-            + (f": {printable(why)}" if why else "")
-        )
+        match = "" if run_filter.is_empty else " match"
+        click.echo(printable(f"no runs in {runs_dir()}{match}{f': {why}' if why else ''}"))
     else:
         (_print_columns if chosen else _print_rows)(rows, chosen)
         more = registry.count(run_filter) - len(rows)

@@ -22,6 +22,7 @@ from ml_experiments.cli.parameters import (
     yes_option,
 )
 from ml_experiments.cli.run import BACKEND, SLURM, RunCommand, backend_of, confirm_cost
+from ml_experiments.runner.display.printable import printable
 from ml_experiments.runner.options import RunOptions
 from ml_experiments.runner.sweeps.options import SweepOptions
 
@@ -332,7 +333,7 @@ class _View:
         from ml_experiments.cli.sweep.report import live_view
 
         self._begun = folder, spec, progress
-        click.echo(f"sweep {spec.sweep_id} in {folder.path}", err=self._form != "table")
+        click.echo(printable(f"sweep {spec.sweep_id} in {folder.path}"), err=self._form != "table")
         self._show = self._stack.enter_context(live_view(spec, progress, self._form))
 
     def follow(self, points: Iterator[SweepPoint]) -> None:
@@ -375,7 +376,6 @@ def _print_detached(folder: SweepFolder, where: str, as_json: bool) -> int:
 
 
 def _print_space(spec: SweepSpec, form: Format) -> None:
-    from ml_experiments.runner.display.printable import printable
     from ml_experiments.runner.sweeps.planning import describe_choice
 
     axes = spec.space.axes

@@ -183,7 +183,8 @@ def _importances(
 
 
 def _print_importances(spec: SweepSpec, found: dict[str, float]) -> None:
-    click.echo(f"what tells the best points by {spec.metric} from the others (PED-ANOVA):")
+    best = f"the best points by {spec.metric}"
+    click.echo(printable(f"what tells {best} from the others (PED-ANOVA):"))
     columns = (Column(""), Column("", is_cut=True), Column("", is_right=True))
     print_table(columns, [("", name, f"{share:.0%}") for name, share in found.items()])
 
@@ -220,7 +221,7 @@ def _print_table(spec: SweepSpec, ranked: list[SweepPoint]) -> None:
 def _print_advice(spec: SweepSpec, progress: Progress) -> None:
     """Print what went wrong, and what can be done."""
     if progress.stopped is not None:
-        click.echo(f"stopped: {progress.stopped}")
+        click.echo(printable(f"stopped: {progress.stopped}"))
     failed = [point for point in progress.points if point.result.status is RunStatus.ERROR]
     errors: dict[str, int] = {}
     for point in failed:
