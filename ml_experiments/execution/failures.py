@@ -30,7 +30,8 @@ _GPU_OOM_TEXT = re.compile(
     r"(?i:\b(cuda|hip|cuMem)\w*\]?( (driver|runtime|error|failed|failure|with|\d+|\(\d+\)))*"
     r" ?:? ?['(]?out of memory)|(XPU|MPS backend) out of memory|Out of memory error on GPU"
     r"|Allocation on device \d+ would exceed allowed memory|Invalid buffer size: [\d.]+ [GT]i?B"
-    r"|Error out of memory at line \d+ in file|out_of_memory: RMM"  # bitsandbytes, RAPIDS
+    r"|Error out of memory at line \d+ in file|out_of_memory: (RMM|CUDA)"  # bitsandbytes, RAPIDS
+    r"|^(torch|cupy)[\w.]*\.OutOfMemoryError\b"  # the last line of a child's traceback
     r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
     r"|CUDA driver error: 2\b|NVRTC_ERROR_OUT_OF_MEMORY|OUT_OF_DEVICE_MEMORY"
     r"|\b(CU|HIP|ROC)[A-Z]+_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|miopenStatusAllocFailed"
@@ -45,7 +46,7 @@ _GPU_OOM_TEXT = re.compile(
     # ONNX Runtime, TensorRT, MLX, XGBoost
     r"|BFCArena::\w+ Failed to allocate memory|Error Code \d+: OutOfMemory|\[metal::malloc\]"
     r"|device_helpers\.cuh.*Memory allocation error",
-    re.DOTALL,
+    re.DOTALL | re.MULTILINE,
 )
 # what vLLM and Transformers raise as a ValueError, before the memory itself is exhausted
 _MODEL_TOO_LARGE = re.compile(
@@ -60,7 +61,7 @@ _HOST_OOM_TEXT = re.compile(
     r"|OOM when allocating tensor.*by allocator (cpu|mklcpu)|OUT_OF_HOST_MEMORY"
     r"|^([\w.]+\.)?_?(Array|Arrow)?MemoryError\b"  # the last line of a child's traceback
     r"|\(-4:Insufficient memory\)|Out of Memory Error: (could not|failed to)"  # OpenCV, DuckDB
-    r"|due to the node running low on memory"  # Ray
+    r"|due to the node running low on memory|java\.lang\.OutOfMemoryError"  # Ray, Spark
     r"|DataLoader worker \(pid.*\) is killed by signal: Killed|Signal 9 \(SIGKILL\) received by"
     r"|process \d+ terminated with signal SIGKILL|exit codes of the workers are \{.*SIGKILL",
     re.DOTALL | re.MULTILINE,

@@ -30,8 +30,10 @@ _KEY_FILE = re.compile(r"(id_\w+|.*\.(key|p8|pem))")
 _HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie", "_auth"}
 # NAME=value, "name": "value", name: str = "value", environ["NAME"] = "value", get("NAME", "value")
 _NAME = re.compile(
-    r"(?<![\w.])(?<!\w-)(?P<name>[A-Za-z_][\w.-]*+)\\?[\"']?\]?"
-    r"\s*(?::\s*[\w.\[\]|][\w.\[\]| ]*(?: =|=(?=[bfru]{0,2}[\"']))|:=|=>|!?={1,3}|:"
+    r"(?<![\w.])(?<!\w-)(?:\$env:)?(?P<name>[A-Za-z_][\w.-]*+)\\?[\"']?[\])]?"
+    r"(?: (?:string|\[\]byte))?"
+    r"\s*(?::\s*[\w.\[\]|&<][\w.\[\]|&<>?' ]*(?: =|=(?=[bfru]{0,2}[\"']))|:=|=>|!?={1,3}|:"
+    r"|(?:\?\?|\|\||\bor\b)(?=\s*[bfru]{0,2}[\"'`])"
     r"|(?<=[\"']),(?!\s*\"[^\"]{0,100}\"\s*:))\s*",
     re.IGNORECASE,
 )
@@ -47,7 +49,7 @@ _DECLARED_NAME = re.compile(
     r"[\"']?-{0,2}(?P<name>[A-Za-z_][\w.-]*)"
 )
 _DECLARED_VALUES = {"value", "default"}
-_DECLARATION_LINES = 3
+_DECLARATION_LINES = 6
 _QUOTED = re.compile(
     r"[bfru]{0,2}(?:(?P<quote>\"\"\"|'''|[\"'`])(?P<value>(?:\\.|[^\\])*?)(?P=quote)"
     r"|(?P<escaped>\\[\"'])(?P<inner>.*?)(?P=escaped))",
@@ -58,13 +60,15 @@ _IN_STRING = re.compile(r"[^\s\"'\\,;&]+")
 _IN_HEADER = re.compile(r"[^\"'\\]+")
 _TO_END = re.compile(r"(?:\S++|\s++(?!#|$))*+")
 _NO_SECRET = re.compile(r"[$%<{]|(?:null|none|true|false|~)?(?:[,;}\])]|$)", re.IGNORECASE)
-_YAML_BLOCK = re.compile(r"[|>][+-]?\d?\s*$")
+_YAML_BLOCK = re.compile(r"(?:[!&][\w!:/-]*\s+)*[|>][+-]?\d?\s*$")
 _YAML_FIELD = re.compile(r"\s*(?:-\s|[\w.\"'-]+\s*:(?:\s|$))")
 _EMPTY = re.compile(r"\s*(#|$)")
 _CONTINUED = re.compile(r"[(\\]?\s*$")
 _KEY_LINE = re.compile(r"[A-Za-z0-9+/=]{40,}\s*$")
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----)(.*?)(-----END|$)")
-_ELEMENT = re.compile(r"(?P<head><(?P<name>[\w.-]+)>)[^<]+(?=</)")
+_ELEMENT = re.compile(
+    r"(?P<head><(?:(?P<name>[\w.-]+)|\w[^<>]{0,99}\s(?:name|key|id)=\"(?P<named>[\w.-]+)\")>)[^<]+(?=</)"
+)
 _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{20,}|sk-[\w-]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|gl(?:pat|sa)[-_][\w-]{20,}"
     r"|xox[abeprs]-[\w-]{10,}|xapp-[\w-]{20,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]{10,2000}\.eyJ[\w-]+\.[\w-]+"
@@ -78,14 +82,16 @@ _KNOWN_TOKEN = re.compile(
 )
 # arguments of commands, SQL, and a token instead of name and password in a URL
 _AFTER = re.compile(
-    r"(?P<head>\bcurl\b.{0,200}?\s(?:-u|--user)[\s=]+[\"']?[^\s:\"']+:|\bmysql\w*\b.{0,200}?\s-p|^\s*requirepass\s+"
-    r"|\bdocker\s+login\b.{0,200}?\s-p[\s=]+|\bsshpass\s+-p\s*|\bredis-cli\b.{0,200}?\s-a\s+"
+    r"(?P<head>\b(?:curl|https?)(?=\s).{0,200}?\s(?:-u|--user|-a|--auth)[\s=]+[\"']?[^\s:\"']+:|\bmysql\w*\b.{0,200}?\s-p"
+    r"|(?:^\s*|--)requirepass\s+|\blogin\b.{0,200}?\s-p[\s=]+|\bsshpass\s+-p\s*|\bredis-cli\b.{0,200}?\s-a\s+"
     r"|\bwandb\s+login\s+(?!-)|\baws\s+configure\s+set\s+\S{0,99}(?:secret|token)\S{0,99}\s+"
     r"|\becho\s+[\"']?(?=[^\s|]{1,999}\s*\|[^|]{0,200}--password-stdin)"
     # parameters of signed URLs, webhooks, and what only its place shows to be a secret
     r"|[?&](?:sig|signature|key|x-(?:amz|goog)-signature)=(?=[^\s&]{8})"
     r"|\bhooks\.slack\.com/\w+/|\bdiscord(?:app)?\.com/api/webhooks/\d+/"
     r"|\blogin\([^)]{0,200}?\bkey\s*=\s*[\"']|\bauth[\"']?\s*[:=]\s*\([\"'][^\"']{0,99}[\"'],\s*[\"']"
+    r"|\bHTTP\w{0,10}Auth\(\s*[\"'][^\"']{0,99}[\"'],\s*[\"']|;\s*pwd\s*=\s*|\bSET\s+PASSWORD\b[^=]{0,99}=\s*'"
+    r"|\b(?:api|access|secret|private)\s+key\s*[:=]\s*"  # in prose
     r"|\"auth\"\s*:\s*\"|\"username\"\s*:\s*\"[^\"]{0,99}\"\s*,\s*\"key\"\s*:\s*\""
     r"|\b(?:IDENTIFIED\s+BY|WITH\s+PASSWORD)\s+'|://(?=[^\s:/?#@]{20,200}@))[^\s\"'@]+",
     re.IGNORECASE,
@@ -94,6 +100,9 @@ _COLLECTION = re.compile(
     r".*(keys|secrets|tokens|passwords|passwds|credentials|creds)", re.IGNORECASE
 )
 _OPEN_COLLECTION = re.compile(r"(?:\w[\w.]{0,50}\()?[\[{(]")
+_KUBERNETES_SECRET = re.compile(r"\s*kind:\s*Secret\s*$")
+# what only wraps a string
+_WRAPPER = re.compile(r"(?:[\w.]{0,50}Secret\w{0,20}|String::from|str|bytes)\(\s*")
 _SECRET_CALL = re.compile(r"\bSecret\.from_dict\(\s*(?=\{)")
 # what stands in a collection: a string, or in YAML a bare word; but no key
 _ELEMENT_OF_CODE = re.compile(
@@ -148,6 +157,7 @@ class _Lines:
         depth: How many brackets are open of a collection of secrets.
         section: The heading, in TOML and the like, below which the line stands.
         is_open: Whether the last line ended where the value of a secret belongs.
+        collections: The names of collections of secrets in this part of a file.
         declared_lines: For how many more lines `value` and `default` are those of a secret.
     """
 
@@ -168,6 +178,7 @@ class _Lines:
         self.depth = 0
         self.section = ""
         self.is_open = False
+        self.collections = {"stringData"}
         self.declared_lines = 0
 
     def redact(self, line: str) -> str:
@@ -203,11 +214,16 @@ class _Lines:
             return f"{content.rpartition(':')[0]}:{Redactor.MARK}"
         if self.suffix in _SECTION_SUFFIXES and (section := _SECTION.match(content)):
             self.section = section[1].replace(".", "_")
+        if _KUBERNETES_SECRET.match(content):
+            self.collections = {"data", "stringData"}
         content = _KNOWN_TOKEN.sub(Redactor.MARK, content)
         for pattern in URL_PASSWORDS if "://" in content else ():
             content = pattern.sub(_redact_url, content)
-        if "PRIVATE KEY" in content and _PRIVATE_KEY.search(content):
-            return self._redact_key(content)
+        if "PRIVATE KEY" in content and (key := _PRIVATE_KEY.search(content)):
+            if not key[3]:
+                self.end = "-----END"
+                return content[: key.end(1)]
+            content = _PRIVATE_KEY.sub(rf"\1{Redactor.MARK}\3", content)
         content = _AFTER.sub(rf"\g<head>{Redactor.MARK}", content)
         content = _ELEMENT.sub(_redact_element, content)
         if self.depth > 0:
@@ -224,14 +240,6 @@ class _Lines:
             content = content[:start] + _redact_spans(rest, _ELEMENT_OF_YAML.finditer(rest))
             rest = content[start:]
         return content[:start] + _redact_spans(rest, _ELEMENT_OF_CODE.finditer(rest))
-
-    def _redact_key(self, content: str) -> str:
-        redacted = _PRIVATE_KEY.sub(rf"\1{Redactor.MARK}\3", content)
-        begin = _PRIVATE_KEY.search(content)
-        if begin and not begin[3]:
-            self.end = "-----END"
-            return content[: begin.end(1)]
-        return redacted
 
     def _redact_values(self, content: str, indent: int) -> str:
         declared = _DECLARED_NAME.search(content)
@@ -250,7 +258,7 @@ class _Lines:
         for name in self._names(content):
             if name.start() < done or not self._is_secret(name["name"]):
                 continue
-            if _COLLECTION.fullmatch(name["name"]):
+            if name["name"] in self.collections or _COLLECTION.fullmatch(name["name"]):
                 if _OPEN_COLLECTION.match(content, name.end()):
                     return "".join([*parts, self._redact_collection(content, name.end())[done:]])
                 is_yaml = self.suffix in _YAML_SUFFIXES
@@ -276,8 +284,13 @@ class _Lines:
         is_in_section = self.section and (
             is_secret_name(self.section) or is_secret_name(f"{self.section}_{name}")
         )
+        words = {name, name.rpartition(".")[2]}  # self.token holds a token
         return bool(
-            is_declared or is_in_section or is_secret_name(name) or name.lower() in _HEADERS
+            is_declared
+            or is_in_section
+            or any(map(is_secret_name, words))
+            or name.lower() in _HEADERS
+            or name in self.collections
         )
 
     def is_code(self, content: str) -> bool:
@@ -307,6 +320,8 @@ class _Lines:
             quotes: Those in the line.
         """
         start = indent if name is None else name.end()
+        if is_code and (wrapper := _WRAPPER.match(content, start)):
+            start = wrapper.end()
         opened = _OPEN_QUOTE.match(content, start)
         quoted = _QUOTED.match(content, start)
         is_cut = opened and content.find(opened["quote"], opened.end()) < 0
@@ -319,7 +334,9 @@ class _Lines:
             space = re.compile(r"\s*").match(content, quoted.end())
             quoted = _QUOTED.match(content, space.end() if space else quoted.end())
         if spans:
-            return spans
+            comma = content.find(",", spans[-1][1])
+            others = _FALLBACK.finditer(content, spans[-1][1], comma if comma >= 0 else start + 200)
+            return [*spans, *(other.span("value") for other in others if is_code)]
         is_in_string = quotes.are_open_at(start)
         if not is_in_string and _CONTINUED.match(content, start):
             self.is_open = is_code or self.suffix in _CONTINUED_SUFFIXES
@@ -353,7 +370,7 @@ def _redact_spans(content: str, found: Iterable[re.Match[str]]) -> str:
 
 
 def _redact_element(element: re.Match[str]) -> str:
-    is_secret = is_secret_name(element["name"])
+    is_secret = is_secret_name(element["name"] or element["named"])
     return f"{element['head']}{Redactor.MARK}" if is_secret else element[0]
 
 

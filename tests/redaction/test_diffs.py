@@ -114,6 +114,32 @@ def diff_of(file: str, *lines: str) -> str:
         ("t.py", "Secret.from_dict({'A': 'x'})", f"Secret.from_dict({{'A': '{MARK}'}})"),
         ("c.yaml", "passwords: [x, 'y']", f"passwords: [{MARK}, '{MARK}']"),
         ("t.ipynb", '"!login --token x\\n"', f'"!login --token {MARK}\\n"'),
+        ("t.py", "self.token = 'x'", f"self.token = '{MARK}'"),
+        ("t.py", "password = 'x' if a else 'y'", f"password = '{MARK}' if a else '{MARK}'"),
+        ("t.py", "password = SecretStr('x')", f"password = SecretStr('{MARK}')"),
+        ("t.py", "t = get('API_KEY') or 'x'", f"t = get('API_KEY') or '{MARK}'"),
+        ("t.py", "HTTPBasicAuth('me', 'x')", f"HTTPBasicAuth('me', '{MARK}')"),
+        ("t.ts", "t = process.env.TOKEN ?? 'x'", f"t = process.env.TOKEN ?? '{MARK}'"),
+        ("t.rs", 'const API_KEY: &str = "x";', f'const API_KEY: &str = "{MARK}";'),
+        ("t.go", 'const Token string = "x"', f'const Token string = "{MARK}"'),
+        ("a.ps1", '$env:API_KEY = "x"', f'$env:API_KEY = "{MARK}"'),
+        (".env", 'DB="Uid=me;Pwd=x;Port=1"', f'DB="Uid=me;Pwd={MARK}"'),
+        ("run.sh", "az login -u me -p x", f"az login -u me -p {MARK}"),
+        ("run.sh", "http --auth me:x h", f"http --auth me:{MARK} h"),
+        ("c.yaml", "run: redis-server --requirepass x", f"run: redis-server --requirepass {MARK}"),
+        (
+            "c.xml",
+            '<property name="password">x</property>',
+            f'<property name="password">{MARK}</property>',
+        ),
+        ("a.sql", "SET PASSWORD FOR 'me' = 'x';", f"SET PASSWORD FOR 'me' = '{MARK}';"),
+        ("d.md", "The API key: x", f"The API key: {MARK}"),
+        ("c.yaml", "stringData: {a: x}", f"stringData: {{a: {MARK}}}"),
+        (
+            "c.json",
+            '{"password": "x", "k": "-----BEGIN PRIVATE KEY-----a-----END"}',
+            f'{{"password": "{MARK}", "k": "-----BEGIN PRIVATE KEY-----{MARK}-----END"}}',
+        ),
     ],
 )
 def test_a_value_beside_the_name_of_a_secret_is_redacted(
@@ -171,6 +197,9 @@ def test_tokens_of_well_known_services_need_no_name(token: str) -> None:
         ("c.toml", "keys = ['a', 'b']"),
         ("t.py", "x = 'fw_bw_ratio' + 'key-value-store-of-experiments'"),
         ("c.yaml", "url: postgres://me:${PASSWORD}@db/x"),
+        ("c.yaml", "data: {a: x}"),
+        ("c.xml", '<property name="user">x</property>'),
+        ("d.md", "a password or a token is needed"),
     ],
 )
 def test_what_is_no_secret_is_left(file: str, line: str) -> None:
@@ -201,6 +230,9 @@ def test_secrets_of_several_lines_are_redacted_to_their_end() -> None:
         ("c.json", ['"password":', '  "one"', '"user": "me"']),
         ("t.py", ["passwords = [", "    'one',", "    'two',", "]", "user = 'me'"]),
         ("t.tf", ['variable "db_password" {', '  default = "one"', "}", 'user = "me"']),
+        ("t.tf", ['variable "db_password" {', "  type = string", '  default = "one"', "}"]),
+        ("c.yaml", ["client_secret: !vault |", "  one", "user: me"]),
+        ("c.yaml", ["kind: Secret", "data:", "  a: one", "metadata:", "  name: me"]),
     ):
         expected = [line.replace("one", MARK).replace("two", MARK) for line in lines]
         assert redact_diff(diff_of(file, *lines)) == diff_of(file, *expected)
@@ -236,7 +268,22 @@ LONG = [
         word * 30_000
         for word in ("token: ", "--a b ", "--token ", "password ", "curl -u ", "keys: ")
     ),
-    *(" " * 2_000 + word * 10_000 for word in ("token=$x ", '"token": {', "eyJ-", "login ")),
+    *(
+        " " * 2_000 + word * 10_000
+        for word in (
+            "token=$x ",
+            '"token": {',
+            "eyJ-",
+            "login ",
+            '<a name="b">',
+            "a: &b ",
+            "api key ",
+            ";pwd",
+            "a or ",
+            "SET PASSWORD ",
+            "!a ",
+        )
+    ),
     *(word + " " * 100_000 + "x" for word in ("token=x", "a:", "keys: - a", "[x", "token: |")),
     "Secret.from_dict({" * 10_000,
     " ".join(f"http://u:p{number}@h" for number in range(10_000)),
