@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -110,24 +111,25 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
 def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:
     """Return a spec whose experiment is found, though its project's folder has moved.
 
-    What it was imported from is looked for at the same relative place below the folders that hold
-    the run folder, and below the current one.
+    What it was imported from is looked for at the same relative place below the current folder,
+    and below those that hold the run folder: with as many of its parent folders as there are.
     """
     location, _, name = spec.experiment.rpartition(":")
     if Path(location).name == FILE_NAME:  # of a notebook
         paths = (str(folder.path), *spec.import_paths[1:])
         experiment = f"{folder.path / FILE_NAME}:{name}"
         return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
-    if all(Path(path).is_dir() for path in spec.import_paths):
+    if is_importable(spec.experiment, spec.import_paths):
         return spec
-    old_root = Path(spec.import_paths[-1])  # the folder that the run was started in
-    for root in (Path.cwd(), *folder.path.parents):
-        paths = tuple(_moved(path, old_root, root) for path in spec.import_paths)
+    folders = map(Path, spec.import_paths)
+    old_roots = sorted({root for path in folders for root in (path, *path.parents)})
+    for root, old_root in itertools.product((Path.cwd(), *folder.path.parents), old_roots):
+        moved = tuple(_moved(path, old_root, root) for path in spec.import_paths)
         experiment = spec.experiment
         if location.endswith(".py"):
             experiment = f"{_moved(location, old_root, root)}:{name}"
-        if is_importable(experiment, paths):
-            return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
+        if is_importable(experiment, moved):
+            return dataclasses.replace(spec, experiment=experiment, import_paths=moved)
     return spec
 
 

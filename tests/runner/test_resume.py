@@ -236,6 +236,44 @@ def test_a_project_that_was_moved_resumes(
 
 
 @pytest.mark.parametrize(
+    ("file", "started_in", "path"),
+    [
+        ("src/train.py", ".", "train.run"),
+        ("experiments/train.py", "experiments", "train.run"),
+        ("experiments/train.py", "runs", "../experiments/train.py:run"),
+        ("experiments/train.py", ".", "experiments/train.py:run"),
+    ],
+)
+def test_a_moved_project_resumes_whatever_stands_at_its_old_place_and_wherever_it_was_started(
+    file: str, started_in: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    for folder in (project / file).parent, project / "runs":
+        folder.mkdir(parents=True)
+    (project / file).write_text(
+        "from ml_experiments import current_run\n"
+        "def run():\n"
+        "    first = current_run().checkpoint_dir / 'first'\n"
+        "    if first.exists(): return 3\n"
+        "    first.touch()\n"
+        "    raise ValueError\n"
+    )
+    if not file.startswith("src"):
+        (project / "train.py").write_text("raise OSError('another file of that name')\n")
+    monkeypatch.chdir(project / started_in)
+    result = run_experiment(path, runs_dir=project / "runs")
+    assert result.error is not None
+    assert result.error.type == "ValueError"
+    project.rename(tmp_path / "moved")
+    (project / started_in).mkdir(parents=True)
+    (project / file).parent.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / "moved")
+    run_folder = RunFolder(tmp_path / "moved" / "runs" / result.run_id)
+    with LocalBackend() as backend:
+        assert resume_run(run_folder, backend=backend).result(60).raise_for_error().results == 3
+
+
+@pytest.mark.parametrize(
     "recorded",
     [{"config": {"token": Redactor.MARK}}, {"backend_options": {"pip": [Redactor.MARK]}}],
     ids=["config", "backend options"],
