@@ -162,8 +162,11 @@ def log_traceback(folder: RunFolder, result: RunResult) -> None:
     error = result.error
     if error is None or not error.traceback:
         return
-    with contextlib.suppress(OSError), folder.log_file.open("a", encoding="utf-8") as log:
-        log.write(error.traceback.rstrip("\n") + "\n")
+    with contextlib.suppress(OSError), folder.log_file.open("a+b") as log:
+        if log.tell() > 0:
+            log.seek(-1, os.SEEK_END)
+            log.write(b"" if log.read() == b"\n" else b"\n")  # after what was not finished
+        log.write(f"{error.traceback.rstrip()}\n".encode("utf-8", "backslashreplace"))
 
 
 def warn_of_secrets(folder: RunFolder, reason: str) -> None:

@@ -126,3 +126,18 @@ def test_the_end_of_a_long_line_begins_with_a_whole_character(tmp_path: Path) ->
         with contextlib.closing(tail):
             tail.show_rest(lambda: True)
         assert set(b"".join(shown).decode()) == {"\n", "学"}
+
+
+@pytest.mark.parametrize("backend", ["local", "debug"])
+@pytest.mark.parametrize("printed", ["", "finished\\n", "not finished"])
+def test_a_traceback_begins_on_a_line_of_its_own(
+    backend: str, printed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fails_after.py").write_text(
+        f"def run():\n    print('{printed}', end='')\n    raise ValueError('no')\n"
+    )
+    result = run_experiment(f"{tmp_path}/fails_after.py:run", backend=backend)
+    assert result.run_dir is not None
+    before, traceback, _ = (result.run_dir / "log.txt").read_text().partition("Traceback (most")
+    assert traceback
+    assert before == (printed and f"{printed.removesuffix(chr(92) + 'n')}\n")
