@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import datetime
 import json
+import sys
 import time
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ from ml_experiments.cli.parameters import JSON, Duration
 from ml_experiments.cli.runs.finding import find_run, for_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ml_experiments.execution.observer import Observer
     from ml_experiments.runs.folder import RunFolder
@@ -31,8 +32,9 @@ def follow(run: str, as_json: bool) -> int:
     from ml_experiments.cli.run import report
 
     folder = find_run(run)
-    show = _printer(to_stderr=as_json)
-    return report(_until_ended(folder, show, is_live=not as_json), as_json)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext(), _display(folder) as show:
+        outcome = _until_ended(folder, show, is_live=not as_json)
+    return report(outcome, as_json)
 
 
 @click.command()
@@ -49,7 +51,8 @@ def logs(run: str, goes_on: bool, since: str | None) -> None:
     if goes_on and since is not None and is_without_client(folder):
         raise click.UsageError("no client writes the log of this run here; leave out --since")
     if goes_on:
-        _until_ended(folder, _printer(to_stderr=False), offset=offset)
+        with _display(folder) as show:
+            _until_ended(folder, show, offset=offset)
     else:
         print_log(folder.log_file, offset)
 
@@ -180,13 +183,15 @@ def _cancel_on_modal(folder: RunFolder, at_once: bool) -> RunResult:
         return handle.result()
 
 
-def _printer(*, to_stderr: bool) -> Callable[[bytes], object]:
-    """Return what prints pieces of a log, which may be cut amid a character."""
-    from ml_experiments.runner.display.printable import printable_lines
+@contextmanager
+def _display(folder: RunFolder) -> Iterator[Callable[[bytes], object]]:
+    """Give what shows pieces of a log, which may be cut amid a character, as `run` does."""
+    from ml_experiments.execution.logs import WholeCharacters
+    from ml_experiments.runner.display.observers import Display
 
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
-
-    def show(data: bytes) -> None:
-        click.echo(printable_lines(decode(data)), nl=False, err=to_stderr)
-
-    return show
+    display, spec, whole = Display(), folder.read_spec(), WholeCharacters()
+    try:
+        yield lambda data: display.log(spec, whole.feed(data))
+    finally:
+        display.log(spec, whole.flush())
+        display.forget(spec.run_id)

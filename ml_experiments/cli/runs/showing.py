@@ -55,19 +55,24 @@ def show(run: str, as_json: bool, with_log: bool) -> None:
 
 
 def print_log(file: Path, offset: int = 0) -> None:
-    """Print a log, from an offset in bytes.
+    """Print a log, from an offset in bytes: of a progress bar the last state.
 
     Raises:
         RunFolderError: If it is not readable.
     """
     from ml_experiments.errors import RunFolderError
     from ml_experiments.runner.display.printable import printable_lines
+    from ml_experiments.runner.display.terminal_rows import TerminalRows
 
+    rows = TerminalRows(colours=False)
     try:
         # newline="": a progress bar's \r is no end of a line that it would be translated to
         with file.open(encoding="utf-8", errors="backslashreplace", newline="") as log:
             log.seek(offset)
             while chunk := log.read(_LOG_CHUNK):
-                click.echo(printable_lines(chunk), nl=False)
+                for line in rows.feed(chunk):
+                    click.echo(printable_lines(line))
+            for line in rows.end():
+                click.echo(printable_lines(line))
     except OSError as e:
         raise RunFolderError(f"{file} is not readable: {e.strerror}") from e

@@ -102,6 +102,18 @@ def test_a_detached_run_is_followed_to_its_result_and_leaves_no_process() -> Non
     assert call("runs", "wait", "last").stdout == f"{folder.path.name}  success\n"
 
 
+def test_of_a_progress_bar_in_a_log_the_last_state_is_shown(project: Path) -> None:
+    (project / "bars.py").write_text(
+        "def bars():\n    for n in range(9):\n        print(f'\\r{n}/9 é', end='', flush=True)\n"
+    )
+    assert call("run", "bars.bars").returncode == 0
+    for command in (["logs", "last"], ["logs", "-f", "last"], ["follow", "last"]):
+        assert call("runs", *command).stdout.startswith("8/9 é\n")
+    followed = call("runs", "follow", "last", "--json")
+    assert json.loads(followed.stdout)["status"] == "success"
+    assert followed.stderr == "8/9 é\n"
+
+
 def test_a_detached_run_outlives_its_terminal() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
