@@ -134,7 +134,7 @@ def takes_string(annotation: Any, written: str, value: Any) -> bool:
         return True
     kinds = list(_types_in(annotation))
     is_word = isinstance(value, bool) and written.lower() not in ("true", "false")
-    takes_others = any(kind in (Any, object, bool, int, float) for kind in kinds)
+    takes_others = any(kind in (Any, object, bool) for kind in kinds)
     return is_word and not takes_others and any(map(_is_string, kinds))
 
 

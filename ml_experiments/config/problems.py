@@ -25,6 +25,14 @@ from ml_experiments.redaction.secret_names import is_secret_name
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_DEPTH = 5
 _LIST_TYPES = ("list_type", "tuple_type", "set_type", "frozen_set_type")
+_DICT_TYPES = ("dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type")
+# the beginning of the name that pydantic gives an error, and a value of that type
+_EXAMPLES = {
+    "time_delta_": "90 for seconds, PT1H30M or 01:30:00",
+    "datetime_": "2026-11-25T14:00",
+    "date_": "2026-11-25",
+    "time_": "14:00",
+}
 _FIELD_NAMED = re.compile(r"Value error, (\w+): (.+)", re.DOTALL)
 _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -122,13 +130,25 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
         whole = "; to get all values in it, call the parameter config" if is_only else ""
         return f"missing{allowed}{whole}"
     given = _show(error["input"], path, info)
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    message = message.replace("a valid array", "a valid list")  # JSON's word for the same
+    message = _message(error)
     is_shown = given != Redactor.MARK
     hint = _hint(error, path, info.annotation if info else None) if is_shown else ""
     if not is_shown and error["type"] in ("string_type", "bytes_type"):
         hint = f" (as a string, in quotes: {'.'.join(map(str, path))}='\"...\"')"
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"
+
+
+def _message(error: ErrorDetails) -> str:
+    """Return what is wrong with a value, without the words of JSON and of pydantic."""
+    kind, context = error["type"], error.get("ctx") or {}
+    if kind == "path_type":
+        return "it must be a path"
+    if kind == "union_tag_not_found":
+        return f"it has no {context['discriminator']}, which tells which of several it is"
+    if kind == "union_tag_invalid":
+        return f"{context['discriminator']} must be one of {context['expected_tags']}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return message.replace("a valid array", "a valid list").replace("an object", "a dict")
 
 
 def _suggest_nested(path: Location, given: Any, schema: type[Any]) -> str:
@@ -162,9 +182,14 @@ def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
         if isinstance(value, str):
             return "" if value in choices else suggest(value, choices)
         quoted = next((choice for choice in choices if _means(choice, value)), None)
-    elif kind == "string_type" and (value is None or isinstance(value, bool | int | float | dict)):
+    elif kind in ("string_type", "path_type", "bytes_type"):
         # True may have been written as yes, 0.001 as 1e-3, a dict as {index}
         quoted = "null" if value is None else str(value) if type(value) is int else "..."
+    elif kind in _DICT_TYPES or kind == "union_tag_not_found":
+        key = error.get("ctx", {}).get("discriminator", "KEY").strip("'")
+        return f" (as in {name}.{key}=VALUE)" if path and isinstance(path[-1], str) else ""
+    elif example := next((e for start, e in _EXAMPLES.items() if kind.startswith(start)), None):
+        return f" (as in {example})"
     elif isinstance(value, str) and kind in _LIST_TYPES:
         return f" (as a list: {name}=[{value}])"
     elif isinstance(value, str) and is_number_list(value):

@@ -43,6 +43,7 @@ class ModeConfig(ExperimentConfig):
     flag: bool = False
     either: bool | str = ""
     number: float | Literal["off"] = 0
+    count: int | str = 0
     sizes: list[int] = []
     anything: Any = None
     options: dict[str, Any] = {}
@@ -81,6 +82,8 @@ def train(lr, name: str = "", **rest):  # type: ignore[no-untyped-def]
         ("either=off", False),
         ("number=off", "off"),
         ("number=2", 2.0),
+        ("count=off", "off"),
+        ("count=2", 2),
         ("sizes=[1,2]", [1, 2]),
         ("anything=off", False),
         ("anything='off'", "off"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -96,6 +98,44 @@ def test_a_number_where_a_string_is_needed_says_how_to_quote_it() -> None:
     assert config.model_name == "7"
     found = problems_of(Train, load_config(None, ["model_name={index}"]))
     assert "in quotes: model_name='\"...\"'" in found["model_name"]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("folder=1", "it must be a path (as a string, in quotes: folder='\"1\"')"),
+        ("day=today", "(as in 2026-11-25)"),
+        ("day=20261125", "(as in 2026-11-25)"),
+        ("moment=x", "(as in 2026-11-25T14:00)"),
+        ("limit=1h", "(as in 90 for seconds, PT1H30M or 01:30:00)"),
+        ("sizes=a", "it must be a dict (as in sizes.KEY=VALUE)"),
+        ("shape.side=3", "it has no 'kind', which tells which of several it is (as in shape.kind="),
+        ("shape.kind=c", "'kind' must be one of 'square', 'circle'"),
+        ("title=[a]", "in quotes: title='\"...\"'"),
+    ],
+)
+def test_a_refused_value_says_how_one_is_written(override: str, hint: str) -> None:
+    class Square(ExperimentConfig):
+        kind: Literal["square"] = "square"
+        side: int = 1
+
+    class Circle(ExperimentConfig):
+        kind: Literal["circle"] = "circle"
+
+    class AllConfig(ExperimentConfig):
+        folder: Path = Path()
+        day: datetime.date | None = None
+        moment: datetime.datetime | None = None
+        limit: datetime.timedelta | None = None
+        sizes: dict[str, int] = {}
+        shape: Annotated[Square | Circle, pydantic.Field(discriminator="kind")] = Square()
+        title: str = ""
+
+    class All(Experiment[AllConfig]):
+        def run(self) -> None: ...
+
+    (found,) = problems_of(All, load_config(None, [override])).values()
+    assert hint in found
 
 
 def test_a_validator_of_the_whole_config_may_name_the_field() -> None:
