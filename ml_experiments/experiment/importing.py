@@ -296,7 +296,13 @@ def _module_missing(parsed: ExperimentPath, error: ModuleNotFoundError) -> str:
     needs = f"importing {parsed.module} needs the module {missing!r}, which is not installed here"
     if place is not None:
         needs += f" (imported in {place})"
-    if "." in missing:  # its parent is installed, or another package of the same namespace
+    parent, _, last = missing.rpartition(".")
+    if getattr(sys.modules.get(parent), "__file__", None):
+        return (
+            f"importing {parsed.module} needs {missing!r}, which {parent} does not have"
+            f"{suggest(last, _siblings(parent))}" + (f" (imported in {place})" if place else "")
+        )
+    if parent:  # another package of the same namespace is installed
         return f"{needs}; install the package that has it"
     if parsed.module.startswith("ml_experiments.tasks."):
         return f"{needs}; install {EXTRAS_HINT}"

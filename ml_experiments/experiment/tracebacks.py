@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bdb
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ MAX_DESCRIPTION = 2000
 
 _PACKAGE = Path(ml_experiments.__file__).parent
 _OWN_EXPERIMENTS = _PACKAGE / "tasks"
+_CRASH_FRAME = re.compile(r'\s+File "(?P<file>[^"]*)", line \d+ in ')
 _IMPORT_HOOK = str(_PACKAGE / "execution" / "worker" / "sources.py")
 
 
@@ -95,6 +97,28 @@ def place_of(error: BaseException) -> str | None:
     """Return where the user's code raised an exception, as `file:line`."""
     frames = _from_user_on(traceback.extract_tb(error.__traceback__))
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def without_callers(report: str) -> str:
+    """Return the interpreter's report of a crash without what calls the user's code.
+
+    Those are frames of this package and of the import machinery, and threads of this package.
+    """
+    blocks = []
+    for block in report.split("\n\n"):
+        lines = block.split("\n")
+        kept = [line for line in lines if not _is_caller(line)]
+        if len(kept) == len(lines) or not block.startswith("Thread "):
+            blocks.append("\n".join(kept))
+    return "\n\n".join(blocks)
+
+
+def _is_caller(line: str) -> bool:
+    frame = _CRASH_FRAME.match(line)
+    if frame is None:
+        return False
+    is_start = frame["file"] == "<string>" and line.endswith("line 1 in <module>")
+    return is_start or _is_of_import(frame["file"]) or _is_own(Path(frame["file"]))
 
 
 def _from_user_on(frames: traceback.StackSummary) -> traceback.StackSummary:

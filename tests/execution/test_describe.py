@@ -106,6 +106,25 @@ def test_what_fails_in_an_import_is_shown_with_file_and_line(
     assert_shows(str(e.value), expected, tmp_path)
 
 
+CRASHES = "import ctypes\ndef crash(): ctypes.string_at(0)\n"
+
+
+@pytest.mark.parametrize("when", ["in an import", "in a run"])
+def test_of_a_crash_the_frames_of_the_user_are_shown(when: str, tmp_path: Path) -> None:
+    call = "    crash()\n" if when == "in a run" else "    pass\ncrash()\n"
+    (tmp_path / "train.py").write_text(f"{CRASHES}def run():\n{call}")
+    if when == "in a run":
+        error = run_experiment(f"{tmp_path}/train.py:run").error
+        assert error is not None
+        report = error.traceback
+    else:
+        with pytest.raises(ExperimentPathError) as e:
+            run_experiment(f"{tmp_path}/train.py:run")
+        report = str(e.value)
+    files = [Path(file).name for file in re.findall(r'File "([^"]*)"', report)]
+    assert files == ["__init__.py", "train.py", "train.py"]  # of ctypes
+
+
 def test_the_command_line_shows_the_users_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

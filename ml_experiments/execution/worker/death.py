@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from ml_experiments.execution.failures import kind_of_text
 from ml_experiments.execution.hints import SHARED_MEMORY_HINT, Hints, file_size_hint
+from ml_experiments.experiment.tracebacks import without_callers
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
@@ -116,7 +117,7 @@ def crash_report(log: BinaryIO) -> str:
     if not reports:
         return text[-2000:]
     before = _last_lines(text[: reports[-1]])  # where C++ code says what it aborts for
-    return (before if kind_of_text(before) else "") + text[reports[-1] :]
+    return (before if kind_of_text(before) else "") + without_callers(text[reports[-1] :])
 
 
 def _last_lines(text: str) -> str:

@@ -15,6 +15,7 @@ from ml_experiments.errors import BackendError, ConfigError, ExperimentPathError
 from ml_experiments.execution.worker.messages import Description, error_of
 from ml_experiments.execution.worker.process import GuardProcess, TemplateProcess, WorkerProcess
 from ml_experiments.execution.worker.starting import current_search_path
+from ml_experiments.experiment.tracebacks import without_callers
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.records import parse_record
 from ml_experiments.settings import worker_environment
@@ -130,7 +131,7 @@ class TemplatePool:
             error = (
                 None if answer is None or "problem" not in answer else error_of(answer["problem"])
             )
-            printed = template.process.output_tail() if answer is None else ""
+            printed = without_callers(template.process.output_tail()) if answer is None else ""
             self._retire(template)
             if answer is None:
                 raise ExperimentPathError(
