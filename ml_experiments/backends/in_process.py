@@ -92,19 +92,29 @@ class DebugBackend(Backend):
 
 
 class _Tee:
-    """Writes to a terminal and a file; everything else is the terminal's."""
+    """Writes to a terminal and a file; everything else is the terminal's, which stays open.
+
+    Attributes:
+        is_unfinished: Whether the last line has no end yet.
+    """
 
     def __init__(self, terminal: TextIO, file: TextIO) -> None:
         self._terminal = terminal
         self._file = file
+        self.is_unfinished = False
 
     def write(self, text: str) -> int:
+        if text:
+            self.is_unfinished = not text.endswith("\n")
         self._file.write(text)
         return self._terminal.write(text)
 
     def flush(self) -> None:
         self._file.flush()
         self._terminal.flush()
+
+    def close(self) -> None:
+        self.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._terminal, name)
@@ -113,8 +123,10 @@ class _Tee:
 @contextmanager
 def _copy_output_to(log: TextIO) -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
+    tees = sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        for stream, tee in zip(before, tees, strict=True):
+            stream.write("\n" if tee.is_unfinished else "")

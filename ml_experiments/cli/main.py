@@ -214,5 +214,6 @@ def main(arguments: list[str] | None = None) -> None:
         message = f"the output of this command can't be written: {_OutputFile.failure}"
         click.echo(f"error: {message}", err=True)
         code = code or 1
-    gc.freeze()  # or Python's end would look through every object of every module
+    if "ml_experiments.backends.in_process" not in sys.modules:  # else files of a run may be open
+        gc.freeze()  # or Python's end would look through every object of every module
     sys.exit(code if isinstance(code, int) else 0)

@@ -134,6 +134,22 @@ def test_a_debugger_or_a_question_in_a_worker_is_told_to_use_debug(
         assert f"{tmp_path}/asks.py, line " in error["message"]
 
 
+def test_with_debug_files_left_open_are_written_and_the_report_is_on_its_own_line(
+    tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "leaves.py").write_text(
+        "import sys\nfrom ml_experiments import current_run\n"
+        "def leaves():\n    global file\n"
+        "    file = open(current_run().output_dir / 'left.txt', 'w')\n"
+        "    file.write('x' * 100)\n"
+        "    print('no end', end='')\n"
+        "    sys.stdout.close()\n"
+    )
+    done = call("run", f"{tmp_path}/leaves.py:leaves", "--debug")
+    assert done.stdout.startswith("no end\nstatus "), done.stderr
+    assert [file.stat().st_size for file in runs_dir.glob("*/artifacts/left.txt")] == [100]
+
+
 def test_dry_run_prints_the_spec_and_starts_nothing(runs_dir: Path) -> None:
     done = call("run", FIT, "steps=7", "--dry-run", "--timeout", "1h30m")
     spec = json.loads(done.stdout)
