@@ -14,7 +14,7 @@ import click
 from ml_experiments.backends.forecast import Forecast, dollars
 from ml_experiments.cli.parameters import Format
 from ml_experiments.cli.run_report import COLOURS
-from ml_experiments.cli.table import Cell, Column, is_terminal, print_table
+from ml_experiments.cli.table import Cell, Column, cut, is_terminal, print_table
 from ml_experiments.errors import Error
 from ml_experiments.runner.display.printable import printable
 from ml_experiments.runner.sweeps.controller import Progress
@@ -32,6 +32,7 @@ Show = Callable[[SweepPoint], None]
 
 _MAX_ROWS = 20
 _MAX_RUNNING = 8
+_MAX_ERROR = 200
 _MAX_UNASKED = 2000  # points; more take Optuna seconds
 _REFRESH_PER_S = 4
 _MIN_SAVED_S = 1.0
@@ -305,7 +306,10 @@ def _score(point: SweepPoint) -> str:
 
 def _error(point: SweepPoint) -> str:
     error = point.result.error
-    return f"{error.type}: {error.message.partition(chr(10))[0]:.200}" if error else ""
+    if error is None:
+        return ""
+    line = f"{error.type}: {error.message.partition(chr(10))[0]}"
+    return cut(line, _MAX_ERROR) if is_terminal() else line
 
 
 def _duration(seconds: float) -> str:
