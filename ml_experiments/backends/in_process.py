@@ -113,6 +113,13 @@ class _Tee:
         self._file.flush()
         self._terminal.flush()
 
+    def end_line(self) -> None:
+        """End the line on the terminal, if it has no end."""
+        if self.is_unfinished:
+            self._terminal.write("\n")
+            self._terminal.flush()
+        self.is_unfinished = False
+
     def close(self) -> None:
         self.flush()
 
@@ -128,5 +135,5 @@ def _copy_output_to(log: TextIO) -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
-        for stream, tee in zip(before, tees, strict=True):
-            stream.write("\n" if tee.is_unfinished else "")
+        for tee in tees:
+            tee.end_line()

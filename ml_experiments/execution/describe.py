@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bdb
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,12 @@ from ml_experiments.execution.worker.messages import Description
 from ml_experiments.experiment.base import Experiment
 from ml_experiments.experiment.hub_models import named_models
 from ml_experiments.experiment.importing import load_experiment
-from ml_experiments.experiment.tracebacks import describe_error
+from ml_experiments.experiment.tracebacks import (
+    NEEDS_TERMINAL_HINT,
+    describe_debugger,
+    describe_error,
+    needs_terminal,
+)
 
 
 def describe_experiment(
@@ -66,7 +73,10 @@ def _user_errors(what: str) -> Iterator[None]:
     except (Error, KeyboardInterrupt):
         raise
     except BaseException as e:
-        raise ConfigError(f"{what} failed: {describe_error(e)}") from e
+        text = describe_debugger(e) if isinstance(e, bdb.BdbQuit) else describe_error(e)
+        is_without_terminal = sys.stdin is None or not sys.stdin.isatty()
+        hint = f"\n{NEEDS_TERMINAL_HINT}" if needs_terminal(e) and is_without_terminal else ""
+        raise ConfigError(f"{what} failed: {text}{hint}") from e
 
 
 def _check_setup_fields(target: Callable[..., Any]) -> None:

@@ -7,8 +7,6 @@ import errno
 import re
 import signal
 import subprocess
-import traceback
-from pathlib import Path
 
 from ml_experiments.errors import (
     AuthError,
@@ -19,7 +17,12 @@ from ml_experiments.errors import (
     InsufficientMemoryError,
     SoftTimeout,
 )
-from ml_experiments.experiment.tracebacks import chain, format_traceback, message_of
+from ml_experiments.experiment.tracebacks import (
+    chain,
+    describe_debugger,
+    format_traceback,
+    message_of,
+)
 from ml_experiments.runs.result import ErrorKind, RunError
 
 MAX_MESSAGE = 16 * 1024
@@ -73,7 +76,6 @@ _SHARED_MEMORY_TEXT = re.compile(
 )
 # of errors that say what is wrong with a value, the text may quote anything
 _OTHER_TYPES = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
-_DEBUGGER = ("bdb.py", "pdb.py", "cmd.py")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _NO_ROOM_TEXT = re.compile(
     r"No space left on device|Disk quota exceeded|database or disk is full|\(os error (28|122)\)"
@@ -89,11 +91,7 @@ _AUTH_TYPES = {"GatedRepoError", "LocalTokenNotFoundError"}
 def describe_failure(error: BaseException) -> RunError:
     """Return the error of a run that this exception ended, without a hint."""
     if isinstance(error, bdb.BdbQuit):
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if Path(f.filename).name not in _DEBUGGER]
-        place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "the experiment"
-        message = f"the debugger that was opened in {place} was left"
-        return RunError(ErrorKind.EXPERIMENT, "DebuggerQuit", message)
+        return RunError(ErrorKind.EXPERIMENT, "DebuggerQuit", describe_debugger(error))
     return RunError(
         kind=classify(error),
         type=type(error).__name__,

@@ -13,7 +13,7 @@ from ml_experiments.execution.failures import (
     is_without_room,
 )
 from ml_experiments.experiment.pip_names import pip_name
-from ml_experiments.experiment.tracebacks import chain, needs_terminal
+from ml_experiments.experiment.tracebacks import NEEDS_TERMINAL_HINT, chain, needs_terminal
 from ml_experiments.runs.result import ErrorKind, RunError
 from ml_experiments.runs.spec import RunSpec
 
@@ -79,10 +79,7 @@ class Hints:
                     "read it"
                 )
             case ErrorKind.EXPERIMENT if needs_terminal(error) and spec.backend != "debug":
-                return (
-                    "a run has a process of its own, without a terminal; for a debugger or "
-                    'input(), run it in yours: `ml-experiments run --debug`, or backend="debug"'
-                )
+                return NEEDS_TERMINAL_HINT
             case ErrorKind.INFRASTRUCTURE if is_disk_full(error):
                 size_hint = "" if is_without_room(error) else file_size_hint()
                 return size_hint or self.free_space(error)

@@ -16,6 +16,11 @@ from ml_experiments.errors import Error, ExperimentPathError
 MAX_TRACEBACK = 64 * 1024
 MAX_DESCRIPTION = 2000
 
+NEEDS_TERMINAL_HINT = (
+    "a run has a process of its own, without a terminal; for a debugger or input(), run it in "
+    'yours: `ml-experiments run --debug`, or backend="debug"'
+)
+
 _PACKAGE = Path(ml_experiments.__file__).parent
 _OWN_EXPERIMENTS = _PACKAGE / "tasks"
 _CRASH_FRAME = re.compile(r'\s+File "(?P<file>[^"]*)", line \d+ in ')
@@ -45,6 +50,16 @@ def needs_terminal(error: BaseException | None) -> bool:
         or (isinstance(e, EOFError) and str(e) == "EOF when reading a line")
         for e in chain(error)
     )
+
+
+def describe_debugger(error: bdb.BdbQuit) -> str:
+    """Return where the debugger was opened that ended the user's code as it was left."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    # where it stood; at a `return` that frame is not in the traceback any more
+    stopped = (f.f_locals.get("frame") for f in frames if f.f_code.co_filename == bdb.__file__)
+    at = next(stopped, None)
+    place = "the experiment" if at is None else f"{at.f_code.co_filename}, line {at.f_lineno}"
+    return f"the debugger that was opened in {place} was left"
 
 
 def message_of(error: BaseException) -> str:

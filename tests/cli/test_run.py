@@ -142,11 +142,19 @@ def test_with_debug_files_left_open_are_written_and_the_report_is_on_its_own_lin
         "def leaves():\n    global file\n"
         "    file = open(current_run().output_dir / 'left.txt', 'w')\n"
         "    file.write('x' * 100)\n"
+        "    for step in range(2):\n"
+        "        print('no end', end='')\n"
+        "        current_run().progress(step + 1, 2)\n"
         "    print('no end', end='')\n"
         "    sys.stdout.close()\n"
     )
-    done = call("run", f"{tmp_path}/leaves.py:leaves", "--debug")
-    assert done.stdout.startswith("no end\nstatus "), done.stderr
+    command = [*COMMAND, "run", f"{tmp_path}/leaves.py:leaves", "--debug", "--name", "me"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    lines = ["no end", "me: 1/2", "no end", "me: 2/2", "no end"]
+    assert done.stdout.splitlines()[:5] == lines
+    assert done.stdout.splitlines()[5].startswith("status ")
     assert [file.stat().st_size for file in runs_dir.glob("*/artifacts/left.txt")] == [100]
 
 

@@ -170,6 +170,10 @@ BROKEN_HOOKS = {
     "validator": (VALIDATOR, ("checking the config of Train failed: KeyError: 0.5", "in check")),
     "validator that exits": (EXITS, ("checking the config of Train failed: SystemExit: bad",)),
     "default": (DEFAULT, ("Train failed: ZeroDivisionError", "train.py", "line 9, in <lambda>")),
+    "debugger": (
+        VALIDATOR.replace("return {}[value]", "breakpoint(); return value"),
+        ("debugger that was opened in", "train.py, line 11 was left\n", "run --debug"),
+    ),
     "schema": (SCHEMA, ("LookupError: no schema",)),
     "hub_models": (
         HUB_MODELS,

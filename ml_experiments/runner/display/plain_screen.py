@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,9 @@ class PlainScreen:
         if self._unfinished and _are_one_file(self._out, self._err):
             write(self._out, "" if self._is_broken else "\n")
             self._is_broken = True
+        end_line = getattr(sys.stdout, "end_line", None)  # of a run in this process
+        if end_line is not None and _are_one_file(sys.stdout, self._err):
+            end_line()
         write(self._err, f"{string}\n")
 
     def progress(self, run: ShownRun) -> None:
