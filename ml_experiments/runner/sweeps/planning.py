@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.config.options import read_options
@@ -59,6 +60,8 @@ def plan_sweep(
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
     if max_cost is not None and backend != "modal" and not runs.get("escalate_to"):
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
+    # as JSON: it is recorded
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in (backend_options or {}).items()}
     spec = SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,
@@ -66,7 +69,7 @@ def plan_sweep(
         axes=space.to_dict(),
         fixed=tuple(fixed),
         backend=backend,
-        backend_options=dict(backend_options or {}),
+        backend_options=plain,
         seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
         is_seed_drawn=seed is None,
         parallel=1 if backend == "debug" else parallel,

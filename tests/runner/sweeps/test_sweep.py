@@ -15,6 +15,7 @@ import pytest
 
 from ml_experiments import ConfigError, Error, SweepPoint, find_runs, load_run, sweep
 from ml_experiments.execution.observer import Observer
+from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.sweeps.folder import SweepFolder, find_sweep, reserved_name
 from ml_experiments.runner.sweeps.planning import plan_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
@@ -105,6 +106,13 @@ def test_what_is_not_valid_is_found_before_the_first_point(project: Path, runs_d
 def test_options_that_do_not_go_together(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         sweep(TRAIN.replace("train.py", f"{__file__}"), {"lr": [1]}, **options)
+
+
+def test_a_requirements_file_is_recorded(project: Path, runs_dir: Path) -> None:
+    file = {"requirements": Path("needs.txt")}
+    spec = plan_sweep(TRAIN, read_space(["lr=1"]), backend="modal", backend_options=file)
+    folder = SweepFolder.create(runs_dir, spec, Redactor(()))
+    assert folder.read_spec().backend_options == {"requirements": "needs.txt"}
 
 
 def test_a_grid_over_an_endless_axis_names_the_way_out(project: Path) -> None:
