@@ -109,7 +109,7 @@ TESTED_ELSEWHERE = {
     "modal_emulator/volumes/test_store": "modal_emulator/volumes/*",
     "redaction/test_secret_names": "redaction/environment",
     "runner/bench/test_bench": "runner/bench/*",
-    "runner/detached/test_on_modal": "runner/detached/controller backends/modal/detached/*",
+    "runner/detached/test_on_modal": "runner/detached/* backends/modal/detached/*",
     "runner/test_run": "config/options execution/events runner/options runner/prepare",
     "runner/reuse/test_finding": "runner/reuse/describing runs/provenance/fingerprint",
     "runner/test_resume": "runner/attempts runs/lock",

@@ -39,6 +39,7 @@ def resume_run(
     max_cost: float | None = None,
     budget: Budget | None = None,
     choose_pool: Callable[[str | None], Pool | None] = lambda _setup_key: None,
+    place: tuple[str, tuple[str, ...]] | None = None,
     approve: Callable[[PreparedRun], object] = lambda _run: None,
 ) -> RunHandle:
     """Run a run again that did not succeed, in its own folder, from its checkpoints.
@@ -54,6 +55,8 @@ def resume_run(
         max_cost: Replaces the cap that it has, in US dollars; what it has cost so far counts.
         budget: What it shares with other runs, instead of a cap of its own.
         choose_pool: Returns the containers that it shares with others, by its set-up key.
+        place: The class path of the experiment and the folders to import it from, where these
+            are known better than from the run's record.
         approve: Is called with the prepared run before anything is submitted; it may raise.
 
     Raises:
@@ -67,7 +70,7 @@ def resume_run(
         _check_status(outcome, spec, force=force)
         if max_cost is not None:
             spec = dataclasses.replace(spec, max_cost=max_cost)
-        asked = prepare_recorded(relocated(spec, folder), backend)
+        asked = prepare_recorded(relocated(spec, folder, place), backend)
         pool = choose_pool(asked.setup_key)
         asked = dataclasses.replace(asked, budget=budget, pool=pool)
         if asked.forecast is not None:
@@ -108,17 +111,22 @@ def _check_status(outcome: RunResult, spec: RunSpec, *, force: bool) -> None:
         raise Error(text)
 
 
-def relocated(spec: RunSpec, folder: RunFolder) -> RunSpec:
+def relocated(
+    spec: RunSpec, folder: RunFolder, place: tuple[str, tuple[str, ...]] | None = None
+) -> RunSpec:
     """Return a spec whose experiment is found, though its project's folder has moved.
 
     What it was imported from is looked for at the same relative place below the current folder,
-    and below those that hold the run folder: with as many of its parent folders as there are.
+    and below those that hold the run folder, with as many of its parent folders as there are,
+    unless the place is known; see `resume_run`.
     """
     location, _, name = spec.experiment.rpartition(":")
     if Path(location).name == FILE_NAME:  # of a notebook
         paths = (str(folder.path), *spec.import_paths[1:])
         experiment = f"{folder.path / FILE_NAME}:{name}"
         return dataclasses.replace(spec, experiment=experiment, import_paths=paths)
+    if place is not None:
+        return dataclasses.replace(spec, experiment=place[0], import_paths=place[1])
     if is_importable(spec.experiment, spec.import_paths):
         return spec
     folders = map(Path, spec.import_paths)

@@ -131,6 +131,11 @@ class Manifest:
         is_handed_over = self.modal is not None and self.modal.app_url is not None
         return is_handed_over or self.call_id is not None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the run was handed over to Modal or to a scheduler."""
+        return self.is_on_modal or self.job is not None
+
 
 def _without_none(record: dict[str, Any]) -> dict[str, Any]:
     return {

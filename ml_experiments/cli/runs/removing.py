@@ -89,7 +89,7 @@ def _remove(plan: RemovalPlan, place: str, on_modal: dict[str, int]) -> dict[str
 
     if place != "local":  # first: the local folder says that there is one
         from ml_experiments.backends.modal.remote_runs import remove_from_volume
-        from ml_experiments.runner.detached.on_modal import remove_copies_there
+        from ml_experiments.runner.detached.remote_sweeps import remove_copies_there
 
         remove_from_volume(on_modal)
         remove_copies_there({run.run_id for run in plan.runs}, plan.runs_dir.resolve())

@@ -34,18 +34,21 @@ def sync(dry_run: bool, as_json: bool) -> None:
         runs_there,
         statuses_there,
     )
-    from ml_experiments.runner.detached.on_modal import bring_sweeps_here
+    from ml_experiments.runner.detached.remote_sweeps import bring_sweeps_here
     from ml_experiments.settings import runs_dir
 
     require_access(LIST_INSTEAD)
     place = runs_dir().expanduser().resolve()
+    there = runs_there()
+    new = {run_id for run_id in there if not (place / run_id).exists()}
     # first, for their controllers know more of their runs: what they cost
     sweeps = [] if dry_run else [folder.path.name for folder in bring_sweeps_here(place)]
-    there, ended = runs_there(), statuses_there()
+    ended = statuses_there()
     wanted = sorted(
         run_id
         for run_id in there
-        if not (place / run_id).exists() or (run_id in ended and _waits_for_result(place / run_id))
+        if (run_id in new and _lacks_files(place / run_id))
+        or (run_id in ended and _waits_for_result(place / run_id))
     )
     for run_id in () if dry_run else wanted:
         _note_problems(run_id, bring_here(run_id, place))
@@ -163,6 +166,16 @@ def _statuses_there() -> dict[str, str]:
     except OSError:
         pass  # asked again the next time
     return statuses
+
+
+def _lacks_files(path: Path) -> bool:
+    """Return whether a run is not here, or without the artifacts that it has left."""
+    from ml_experiments.runs.folder import RunFolder
+
+    if not (path / "result.json").exists():
+        return not path.exists()
+    artifacts = RunFolder(path).read_result().artifacts
+    return not all((path / artifact.path).exists() for artifact in artifacts)
 
 
 def _waits_for_result(path: Path) -> bool:

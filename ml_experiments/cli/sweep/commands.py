@@ -151,16 +151,12 @@ def start(
         from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
 
         if can_be_on_modal(spec):
+            say = _saying(as_json)
             begun = start_sweep_on_modal(
-                spec,
-                runs_dir(),
-                prefetch=prefetch,
-                approve=approve,
-                say=lambda text: click.echo(text, err=as_json),
+                spec, runs_dir(), prefetch=prefetch, approve=approve, say=say
             )
-            return _print_detached(begun, "in a container on Modal", as_json)
-        where = "where the runs are that may be used again"
-        click.echo(f"the sweep is controlled on this machine, {where}", err=True)
+            return _print_handed_over(begun, begun.remote_file.exists(), as_json)
+        _say_why_here(spec)
     if detach:
         from ml_experiments.runner.detached.supervisor import SweepRequest
 
@@ -244,7 +240,7 @@ def stop(sweep_reference: str) -> int:
     """Let a running sweep start no more points, and cancel those that run."""
     folder = _find(sweep_reference)
     if _goes_on_on_modal(folder):
-        from ml_experiments.runner.detached.on_modal import stop_on_modal
+        from ml_experiments.runner.detached.remote_sweeps import stop_on_modal
 
         stop_on_modal(folder)
         click.echo(f"sweep {folder.path.name} stops; go on with: ml-experiments sweep resume")
@@ -279,6 +275,17 @@ def _take_up(
     request = SweepRequest(
         folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
     )
+    approve = _asking(form, is_approved=yes)
+    if detach and (spec := folder.read_spec()).backend == "modal":
+        from ml_experiments.runner.detached.on_modal import can_be_on_modal, resume_sweep_on_modal
+
+        if can_be_on_modal(spec):
+            say, change = _saying(as_json), request.change
+            has_begun = resume_sweep_on_modal(
+                folder, failed_only=failed_only, change=change, approve=approve, say=say
+            )
+            return _print_handed_over(folder, has_begun, as_json)
+        _say_why_here(spec)
     if detach:
         return _detach(request, as_json)
 
@@ -286,13 +293,21 @@ def _take_up(
         print_checked(spec, progress.to_run, progress.forecast, form)
 
     view = _View(form)
+
+    def begin(folder: SweepFolder, spec: SweepSpec, progress: Progress) -> None:
+        if folder.remote_file.exists():
+            from ml_experiments.runner.detached.remote_sweeps import control_here
+
+            control_here(folder)
+        view.begin(folder, spec, progress)
+
     points = resume_sweep(
         folder,
         observer=view.observer,
         failed_only=failed_only,
         change=request.change,
-        approve=_asking(form, is_approved=yes),
-        on_begin=print_found if dry_run else view.begin,
+        approve=approve,
+        on_begin=print_found if dry_run else begin,
         dry_run=dry_run,
     )
     view.follow(points)
@@ -364,6 +379,25 @@ def _detach(request: SweepRequest, as_json: bool) -> int:
     return _print_detached(start_detached_sweep(request), "without this terminal", as_json)
 
 
+def _saying(as_json: bool) -> Callable[[str], None]:
+    return lambda text: click.echo(text, err=as_json)
+
+
+def _say_why_here(spec: SweepSpec) -> None:
+    click.echo(
+        f"the sweep is controlled on this machine, where the runs are that may be used again: "
+        f"which points {spec.sampler} suggests isn't known before",
+        err=True,
+    )
+
+
+def _print_handed_over(folder: SweepFolder, has_begun: bool, as_json: bool) -> int:
+    if has_begun or as_json:
+        return _print_detached(folder, "in a container on Modal", as_json)
+    click.echo(f"sweep {folder.path.name}: no point is left to run; nothing was started")
+    return 0
+
+
 def _print_detached(folder: SweepFolder, where: str, as_json: bool) -> int:
     sweep_id = folder.path.name
     if as_json:
@@ -391,16 +425,15 @@ def _print_space(spec: SweepSpec, form: Format) -> None:
 def _goes_on_on_modal(folder: SweepFolder) -> bool:
     if not folder.remote_file.exists():
         return False
-    from ml_experiments.runner.detached.on_modal import call_of
+    from ml_experiments.runner.detached.remote_sweeps import goes_on_there
 
-    call = call_of(folder)
-    return call is not None and call.goes_on()
+    return goes_on_there(folder)
 
 
 def _brought_here(folder: SweepFolder) -> SweepFolder:
     """Return a sweep with what its controller on Modal has left so far, if it has one."""
     if folder.remote_file.exists():
-        from ml_experiments.runner.detached.on_modal import bring_if_reachable
+        from ml_experiments.runner.detached.remote_sweeps import bring_if_reachable
 
         why = bring_if_reachable(folder)
         if why is not None:
@@ -409,20 +442,11 @@ def _brought_here(folder: SweepFolder) -> SweepFolder:
 
 
 def _find_to_resume(reference: str) -> SweepFolder:
-    from ml_experiments.errors import Error
-
     folder = _find(reference)
-    if _goes_on_on_modal(folder):
-        sweep_id = folder.path.name
-        raise Error(
-            f"sweep {sweep_id} goes on in a container on Modal; stop it first: ml-experiments "
-            f"sweep stop {sweep_id}"
-        )
-    folder = _brought_here(folder)
     if folder.remote_file.exists():
-        from ml_experiments.runner.detached.on_modal import count_lost
+        from ml_experiments.runner.detached.remote_sweeps import bring_end_here
 
-        count_lost(folder)
+        bring_end_here(folder)
     return folder
 
 

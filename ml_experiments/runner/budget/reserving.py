@@ -331,6 +331,11 @@ def has_spent(sweep_dir: Path) -> bool:
     return _read_amount(sweep_dir / _SPENT_FILE) is not None
 
 
+def forget_spent(sweep_dir: Path) -> None:
+    """Forget what such a sweep has spent, once it is counted."""
+    (sweep_dir / _SPENT_FILE).unlink(missing_ok=True)
+
+
 def _read_amount(file: Path) -> float | None:
     try:
         return _amount(float(json.loads(file.read_text("utf-8"))["usd"]))

@@ -118,7 +118,8 @@ def control_sweep(request: dict[str, Any]) -> None:
     """Run a sweep; one that another container has begun is taken up again.
 
     Args:
-        request: The `SweepSpec` as JSON, the secrets in it, and what the points may cost.
+        request: The `SweepSpec` as JSON, the secrets in it, what the points may cost, whether
+            only those run that have failed, and when this was asked for.
     """
     spec = parse_record(SweepSpec, request["spec"])
     there = f"{SWEEPS_FOLDER}/{spec.sweep_id}"
@@ -126,19 +127,24 @@ def control_sweep(request: dict[str, Any]) -> None:
     with _restored(there, request["secrets"], ledger_copy) as store:
         runs_here = store.mirror.source
         folder = SweepFolder(runs_here / "sweeps" / spec.sweep_id)
-        is_known = folder.path.is_dir()
-        if not is_known:
+        is_taken_over = folder.remote_file.exists()
+        if not folder.path.is_dir():
             SweepFolder.create(runs_here, spec, Redactor(secret_values()))
         # for machines that have not started it, which get it with the sweep
         write_json_atomically(
             folder.remote_file, dataclasses.asdict(RemoteCall.of_this_container())
         )
         # points with secrets in them are not recognized in records, which have none
-        asked = folder.read_spec() if is_known and request["secrets"] else spec
+        asked = folder.read_spec() if is_taken_over and request["secrets"] else spec
         asked = dataclasses.replace(asked, allowed_usd=request["allowed_usd"])
         # with a cap, a point is stored before it starts; else it may start twice, which is quicker
         accepted = store.news.set if asked.allowed_usd is None else store.save
-        points = resume_sweep(folder, observer=_Notices(accepted), spec=asked)
+        points = resume_sweep(
+            folder,
+            observer=_Notices(accepted),
+            failed_only=request["failed_only"],
+            spec=asked,
+        )
 
         def stop(_content: bytes) -> None:
             folder.stop_file.touch()
@@ -149,16 +155,16 @@ def control_sweep(request: dict[str, Any]) -> None:
                     pass
             except Error as e:
                 folder.note_stop(str(e))
-                _note_spent(folder, spec)
+                _note_spent(folder, spec, request["began_at"])
                 raise
             finally:
                 points.close()  # type: ignore[attr-defined]
-            _note_spent(folder, spec)
+            _note_spent(folder, spec, request["began_at"])
 
 
-def _note_spent(folder: SweepFolder, spec: SweepSpec) -> None:
+def _note_spent(folder: SweepFolder, spec: SweepSpec, began_at: str) -> None:
     spent_usd = open_ledger().spent_usd(spec.budget.scope)
-    note_spent(folder.path, spent_usd + _cost_since(spec.created_at))
+    note_spent(folder.path, spent_usd + _cost_since(began_at))
 
 
 def source_here(spec: RunSpec) -> RunSpec:

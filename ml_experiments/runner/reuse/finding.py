@@ -86,17 +86,24 @@ def find_earlier(prepared: PreparedRun, backend: Backend, runs_dir: Path) -> Sea
         backend: Its backend.
         runs_dir: Where the earlier runs are.
     """
-    registry = RunRegistry(runs_dir)
-    condition = _condition(recorded_config(prepared))
-    for folder in _candidates(prepared, registry, None, condition):
-        if not any(differences(prepared, backend, folder)):
-            return Search(found=folder)
+    same = find_same(prepared, backend, runs_dir)
+    if same is not None:
+        return Search(found=same)
     nearest = Search()
-    for folder in _candidates(prepared, registry, _MAX_NEAREST, None):
+    for folder in _candidates(prepared, RunRegistry(runs_dir), _MAX_NEAREST, None):
         found = tuple(differences(prepared, backend, folder))
         if nearest.nearest is None or len(found) < len(nearest.differences):
             nearest = Search(None, folder, found)
     return nearest
+
+
+def find_same(prepared: PreparedRun, backend: Backend, runs_dir: Path) -> RunFolder | None:
+    """Return the newest run whose result a prepared one would come to; None if there is none."""
+    condition = _condition(recorded_config(prepared))
+    for folder in _candidates(prepared, RunRegistry(runs_dir), None, condition):
+        if not any(differences(prepared, backend, folder)):
+            return folder
+    return None
 
 
 def _candidates(

@@ -17,7 +17,7 @@ from ml_experiments.config.overrides import assign, parse_override
 from ml_experiments.errors import BudgetError, ConfigError, Error
 from ml_experiments.execution.interruptions import held_interrupt
 from ml_experiments.execution.observer import Observer
-from ml_experiments.runner.prepare import prepare_run
+from ml_experiments.runner.prepare import locate_experiment, prepare_run
 from ml_experiments.runner.resume import attach_run, resume_run
 from ml_experiments.runner.run import submit_with_code, take_earlier
 from ml_experiments.runner.sweeps.folder import (
@@ -33,7 +33,7 @@ from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
-from ml_experiments.runs.spec import RunSpec
+from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.settings import working_dir
 
 _POLL_S = 0.5
@@ -242,6 +242,8 @@ class Controller:
             outcome = existing.outcome() if is_remote else _wait_for_end(existing)
             if outcome.status is RunStatus.SUCCESS:
                 return outcome
+            # one that its client has not handed over can't go on, whatever became of the client
+            is_remote = is_remote and existing.read_manifest().is_elsewhere
             if is_remote and not outcome.status.has_ended:
                 return attach_run(
                     existing, backend=self._backend, observer=self._observer_of(point)
@@ -253,15 +255,9 @@ class Controller:
                 force=True,
                 budget=budget,
                 choose_pool=choose_pool,
+                place=locate_experiment(self._spec.experiment),
             )
-        prepared = prepare_run(
-            self._spec.experiment,
-            config_of(self._base, point.overrides),
-            backend=self._backend,
-            **options_of(self._spec, point),
-        )
-        if self._spec.is_seed_drawn:
-            prepared = dataclasses.replace(prepared, takes_any_seed=True)
+        prepared = prepare_point(self._spec, self._base, point, self._backend)
         earlier, prepared = take_earlier(
             prepared, self._backend, self._folder.runs_dir, self._observer
         )
@@ -399,6 +395,21 @@ def base_config(spec: SweepSpec) -> dict[str, Any]:
 def config_of(base: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """Return the config of a point."""
     return load_config(None, overrides, base=base)
+
+
+def prepare_point(
+    spec: SweepSpec, base: Mapping[str, Any], point: NextPoint, backend: Backend
+) -> PreparedRun:
+    """Check a point as it is going to run.
+
+    Raises:
+        Error: If it could not work.
+    """
+    config = config_of(base, point.overrides)
+    prepared = prepare_run(spec.experiment, config, backend=backend, **options_of(spec, point))
+    if spec.is_seed_drawn:
+        prepared = dataclasses.replace(prepared, takes_any_seed=True)
+    return prepared
 
 
 def options_of(spec: SweepSpec, point: NextPoint) -> dict[str, Any]:

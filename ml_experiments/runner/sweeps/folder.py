@@ -226,16 +226,17 @@ class SweepFolder:
             run: The folder of the earlier run.
         """
         entry = {"key": key, "point": shlex.join(overrides), "run_id": run.path.name}
-        with self._reused_file.open("a", encoding="utf-8") as file:
+        with self.reused_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     @property
-    def _reused_file(self) -> Path:
+    def reused_file(self) -> Path:
+        """The points for which earlier runs were taken, once there is one."""
         return self.path / "reused.jsonl"
 
     def _reused_runs(self) -> Iterator[tuple[str, RecordedRun]]:
         try:
-            lines = self._reused_file.read_text("utf-8").splitlines()
+            lines = self.reused_file.read_text("utf-8").splitlines()
         except FileNotFoundError:
             return
         for line in lines:

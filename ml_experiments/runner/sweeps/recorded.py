@@ -28,7 +28,7 @@ def resume_grid(
     progress: Progress,
     *,
     failed_only: bool,
-) -> PointSource:
+) -> tuple[PointSource, Checked | None]:
     todo = []
     for number, overrides in enumerate(spec.space.points()):
         run = recorded.get(point_key(overrides))
@@ -42,7 +42,7 @@ def resume_grid(
         else:
             progress.earlier.append(point)
     if not todo:
-        return GridPoints(spec.space, (), spec.parallel)
+        return GridPoints(spec.space, (), spec.parallel), None
     checked = check_points(spec, backend, todo)
     _check_room(checked, spec, folder, backend, recorded)
     progress.to_run, progress.forecast = len(todo), checked.forecast
@@ -52,7 +52,7 @@ def resume_grid(
         study = Study(spec, None, lambda: past)
     keyed = zip(todo, checked.setup_keys, strict=True)
     source = GridPoints(spec.space, keyed, spec.parallel, study)
-    return in_rounds(source, spec, len(todo), checked.forecast, progress.earlier)
+    return in_rounds(source, spec, len(todo), checked.forecast, progress.earlier), checked
 
 
 def resume_sampled(
@@ -63,7 +63,7 @@ def resume_sampled(
     progress: Progress,
     *,
     failed_only: bool,
-) -> PointSource:
+) -> tuple[PointSource, Checked | None]:
     study = Study(spec, folder.journal, lambda: past_trials(spec, recorded))
     again: list[Trial] = []
     scores: dict[str, float | None] = {}
@@ -88,12 +88,13 @@ def resume_sampled(
     new = 0 if failed_only else (spec.trials or 0) - study.count
     progress.to_run = len(again) + max(0, new)
     if not progress.to_run:
-        return source
+        return source, None
     checked = check_points(spec, backend)
     _check_room(checked, spec, folder, backend, recorded)
     one = checked.first.forecast
     progress.forecast = None if one is None else one.for_runs(progress.to_run, spec.max_cost)
-    return in_rounds(source, spec, progress.to_run, progress.forecast, progress.earlier)
+    rounds = in_rounds(source, spec, progress.to_run, progress.forecast, progress.earlier)
+    return rounds, checked
 
 
 def _check_room(
@@ -130,10 +131,10 @@ def recorded_points(folder: SweepFolder) -> list[SweepPoint]:
 
 
 def is_to_run(point: SweepPoint, *, failed_only: bool) -> bool:
-    """Return whether a resumption runs a point again that was begun."""
+    """Return whether a resumption runs a point again that was begun, or follows it to its end."""
     status = point.result.status
     if failed_only:
-        return status is RunStatus.ERROR
+        return status is RunStatus.ERROR or not status.has_ended
     return status is not RunStatus.SUCCESS and not point.is_pruned
 
 

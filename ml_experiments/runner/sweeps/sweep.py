@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,9 +16,10 @@ from ml_experiments.errors import ConfigError, Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
-from ml_experiments.runner.sweeps.checking import check_points
+from ml_experiments.runner.sweeps.checking import Checked, check_points
 from ml_experiments.runner.sweeps.controller import Controller, Progress
 from ml_experiments.runner.sweeps.folder import (
+    RecordedRun,
     SweepFolder,
     SweepSpec,
     reserved_name,
@@ -162,6 +164,51 @@ def resume_sweep(
     Raises:
         Error: If another process runs the sweep, or its record had secrets taken out.
     """
+    with taken_up(folder, failed_only=failed_only, change=change, spec=spec) as found:
+        spec, progress = found.spec, found.progress
+        if dry_run:
+            on_begin(folder, spec, progress)
+            return
+        if progress.forecast is not None:
+            approve(progress.forecast)
+        if change is not None:
+            folder.write_spec(spec, Redactor(secret_values()))
+        on_begin(folder, spec, progress)
+        yield from Controller(
+            spec, folder, found.backend, found.source, found.recorded, observer, progress
+        ).run()
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """A sweep that was taken up again.
+
+    Attributes:
+        spec: The sweep, extended if it was to be.
+        backend: Where its points run.
+        recorded: The runs that there are, by point.
+        source: Gives out the points that are left.
+        progress: How far the sweep is.
+        checked: What is known of the points that are left; None if there is none.
+    """
+
+    spec: SweepSpec
+    backend: Backend
+    recorded: dict[str, RecordedRun]
+    source: PointSource
+    progress: Progress
+    checked: Checked | None
+
+
+@contextlib.contextmanager
+def taken_up(
+    folder: SweepFolder,
+    *,
+    failed_only: bool = False,
+    change: Callable[[SweepSpec], SweepSpec] | None = None,
+    spec: SweepSpec | None = None,
+) -> Iterator[TakenUp]:
+    """Lock a sweep for a block, and check the points that are left; see `resume_sweep`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
         spec = spec or folder.read_spec()
@@ -182,18 +229,10 @@ def resume_sweep(
         recorded = folder.recorded_runs()
         progress = Progress(spec.total or 0)
         resume = resume_grid if spec.sampler == "grid" else resume_sampled
-        source = resume(spec, folder, backend, recorded, progress, failed_only=failed_only)
-        if change is not None and not progress.to_run:  # else its points were checked just now
+        source, checked = resume(spec, folder, backend, recorded, progress, failed_only=failed_only)
+        if change is not None and checked is None:
             check_points(spec, backend)
-        if dry_run:
-            on_begin(folder, spec, progress)
-            return
-        if progress.forecast is not None:
-            approve(progress.forecast)
-        if change is not None:
-            folder.write_spec(spec, Redactor(secret_values()))
-        on_begin(folder, spec, progress)
-        yield from Controller(spec, folder, backend, source, recorded, observer, progress).run()
+        yield TakenUp(spec, backend, recorded, source, progress, checked)
 
 
 def extended(spec: SweepSpec, axes: Sequence[str], trials: int | None) -> SweepSpec:

@@ -24,8 +24,9 @@ from ml_experiments.runner.budget.reserving import (
     release,
     reserve_asked,
 )
+from ml_experiments.runner.detached.allowance import Allowance, reserve_all
 from ml_experiments.runner.detached.controller import LEDGER_FILE
-from ml_experiments.runner.detached.on_modal import Allowance, count_lost, reserve_all
+from ml_experiments.runner.detached.remote_sweeps import _count_lost
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import Attempt, RunResult, RunStatus
@@ -72,7 +73,7 @@ def test_a_sweep_elsewhere_counts_as_reserved_until_its_end_is_here(runs_dir: Pa
     point = Ask("point", 1, runs_dir, "a run on t4", 0.5, 0.1)
     no_cap = Cap("", None, "")
     there.reserve([point], spec.budget.scope, no_cap, no_cap)
-    count_lost(folder)
+    _count_lost(folder)
     assert open_ledger().spent_usd(spec.budget.scope) == 0.5
     (folder.path / "spent.json").write_text('{"usd": -1}')
     assert read_spent(runs_dir, spec.sweep_id, ALL_ATTEMPTS) is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import modal
@@ -38,34 +39,50 @@ def list_folders(path: str) -> list[str]:
     return sorted(PurePosixPath(e.path).name for e in entries if e.type == folder)
 
 
-def fetch_files(path: str, target: Callable[[PurePosixPath], Path | None]) -> int:
-    """Copy files of a folder there to this machine; return how many were copied.
+FilesThere = Mapping[PurePosixPath, int]
 
-    Args:
-        path: The folder.
-        target: Where a file goes, by its path in the folder; None for one that stays there.
+
+def list_files(path: str) -> FilesThere:
+    """Return the files of a folder there by their path in it, with when they were written.
+
+    That is Unix time, in seconds. Without the folder, there are none.
 
     Raises:
         BackendError: If Modal can't be reached.
     """
     require_access()
-    volume, count = runs_volume(), 0
-    with platform_errors("copy a folder of the volume of runs"):
+    with platform_errors("list a folder of the volume of runs"):
         try:
-            entries = list(volume.iterdir(f"/{path}", recursive=True))
+            entries = list(runs_volume().iterdir(f"/{path}", recursive=True))
         except modal.exception.NotFoundError:
-            return 0
-        found = [e.path for e in entries if e.type == modal.types.FileEntryType.FILE]
+            return {}
+    return {
+        PurePosixPath(entry.path.lstrip("/")).relative_to(path): entry.mtime
+        for entry in entries
+        if entry.type == modal.types.FileEntryType.FILE
+    }
+
+
+def fetch_files(path: str, files: FilesThere, places: Mapping[PurePosixPath, Path]) -> None:
+    """Copy files of a folder there to this machine, with when they were written.
+
+    Args:
+        path: The folder.
+        files: What is in it.
+        places: Where each file goes that is to come.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    volume = runs_volume()
+    with platform_errors("copy a folder of the volume of runs"):
         # a run has ended once its result is here, so that comes after all else
-        for name in sorted(found, key=lambda name: (name.endswith("/result.json"), name)):
-            place = target(PurePosixPath(name.lstrip("/")).relative_to(path))
-            if place is None:
-                continue
+        for name in sorted(places, key=lambda name: (name.name == "result.json", name)):
+            place = places[name]
             place.parent.mkdir(parents=True, exist_ok=True)
             with open_atomically(place, durable=False) as file:
-                volume.read_file_into_fileobj(name, file)
-            count += 1
-    return count
+                volume.read_file_into_fileobj(f"{path}/{name}", file)
+            os.utime(place, (files[name], files[name]))
 
 
 def put_file(path: str, content: bytes = b"") -> None:
@@ -80,6 +97,26 @@ def put_file(path: str, content: bytes = b"") -> None:
         runs_volume().batch_upload(force=True) as batch,
     ):
         batch.put_file(io.BytesIO(content), f"/{path}")
+
+
+def put_files(path: str, files: Mapping[PurePosixPath, Path]) -> None:
+    """Replace a folder there by files of this machine.
+
+    Args:
+        path: The folder.
+        files: The files, by their path in it.
+
+    Raises:
+        BackendError: If Modal can't be reached.
+    """
+    require_access()
+    remove_file(path, recursive=True)
+    with (
+        platform_errors("write to the volume of runs"),
+        runs_volume().batch_upload(force=True) as batch,
+    ):
+        for name, file in files.items():
+            batch.put_file(file, f"/{path}/{name}")
 
 
 def ask_to_cancel(run_id: str, *, at_once: bool) -> None:
@@ -127,8 +164,8 @@ class Mirror:
         """Copy all that is there back, for a container that goes on with another one's work."""
         if self._target.is_dir():
             shutil.copytree(self._target, self.source, dirs_exist_ok=True)
-            there = (f for f in self._target.rglob("*") if f.is_file())
-            self._copied = {file.relative_to(self._target): (0, 0) for file in there}
+            copies = [file for file in self.source.rglob("*") if file.is_file()]
+            self._copied = {file.relative_to(self.source): _state_of(file) for file in copies}
 
     def copy(self) -> None:
         """Copy what has changed, remove what is gone, and store that; any thread may call it."""
@@ -147,8 +184,7 @@ class Mirror:
             if any(part.startswith(".") or part in self._left_out for part in name.parts):
                 continue
             try:
-                stat = file.stat()
-                seen = (stat.st_size, stat.st_mtime_ns)
+                seen = _state_of(file)
                 if not file.is_file() or self._copied.get(name) == seen:
                     continue
                 place = self._target / name
@@ -159,3 +195,8 @@ class Mirror:
             self._copied[name], changed = seen, True
         if changed:
             modal.Volume.from_name(RUNS_VOLUME).commit()
+
+
+def _state_of(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
