@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
@@ -93,3 +94,9 @@ class RunOptions(TypedDict, total=False):
         Doc("Run once under this id: if there is such a run, it is followed, and none started."),
     ]
     prefetch: Annotated[bool, Doc("Download the models that the config names first.")]
+
+
+def as_recorded(backend_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a backend as the record of a sweep or a bench has them."""
+    given = backend_options or {}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}

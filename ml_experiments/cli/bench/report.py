@@ -48,6 +48,7 @@ def print_plan(
         click.echo(json.dumps(record))
     cases = len(spec.cases)
     where = ", ".join(spec.gpus) or "this machine"
+    where += f" on each of {spec.nodes} machines" if spec.nodes > 1 else ""
     runs = f"{cases} case{'s' * (cases > 1)}, each with a warm-up and {spec.repeat} measured run"
     click.echo(f"{where}: {runs}{'s' * (spec.repeat > 1)}", err=form != "table")
     if forecast is not None:

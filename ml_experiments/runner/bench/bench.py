@@ -26,6 +26,7 @@ from ml_experiments.runner.bench.measuring import BenchRow, is_whole, outputs_of
 from ml_experiments.runner.bench.options import BenchOptions
 from ml_experiments.runner.bench.plot import draw_plot
 from ml_experiments.runner.budget.reserving import Budget, above_limit, reserve
+from ml_experiments.runner.options import as_recorded
 from ml_experiments.runner.prepare import locate_experiment
 from ml_experiments.runner.sweeps.search_space.space import Space, overrides_in, read_space
 from ml_experiments.runs.result import RunResult, RunStatus
@@ -206,7 +207,7 @@ def plan_bench(
         fixed=tuple(fixed),
         axes=[] if space is None else space.to_dict(),
         backend=backend,
-        backend_options=dict(backend_options or {}),
+        backend_options=as_recorded(backend_options),
         seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
         working_dir=str(working_dir()),
         **{"repeat": _REPEAT, "timeout_s": _TIMEOUT_S, **given},

@@ -144,6 +144,7 @@ def _options(spec: BenchSpec, case: Case, repeat: int) -> dict[str, Any]:
         "gpu": case.gpu,
         "launch": spec.launch,
         "nproc_per_node": spec.nproc_per_node,
+        "nodes": spec.nodes,
         "timeout_s": spec.timeout_s,
         "seed": spec.seed,
         "name": spec.name,

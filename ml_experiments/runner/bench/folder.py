@@ -66,6 +66,7 @@ class BenchSpec:
         latency: The logged metric whose percentiles are shown; None for the seconds of `run()`.
         launch: What starts the processes of a run; None where it is one.
         nproc_per_node: How many, if that was given.
+        nodes: On how many machines at once.
         max_cost: The most that all runs may cost, in US dollars.
         working_dir: The folder that it was started in.
     """
@@ -83,6 +84,7 @@ class BenchSpec:
     latency: str | None = None
     launch: str | None = None
     nproc_per_node: int | None = None
+    nodes: int = 1
     timeout_s: float | None = None
     seed: int = 0
     name: str | None = None

@@ -133,6 +133,8 @@ def _read_run(
         for name in grouped
         if name in row.values
     )
+    if manifest.modal is not None and manifest.modal.nodes:  # others than on one machine
+        overrides = (f"nodes={manifest.modal.nodes}", *overrides)
     return _past_run(spec, manifest, result, overrides, outputs), problem
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc, TypedDict
 
-from ml_experiments.runner.options import MAX_PROCESSES, MAX_SEED
+from ml_experiments.runner.options import MAX_NODES, MAX_PROCESSES, MAX_SEED
 from ml_experiments.settings import MAX_USD
 
 MAX_REPEAT = 10_000
@@ -43,6 +43,12 @@ class BenchOptions(TypedDict, total=False):
         Ge(1),
         Le(MAX_PROCESSES),
         Doc("With launch: how many processes; by default one for each GPU."),
+    ]
+    nodes: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_NODES),
+        Doc("With launch, on Modal: how many machines, each with all that is asked for."),
     ]
     timeout_s: Annotated[
         float | None, Gt(0), Le(24 * 3600), Doc("End each run after this time; 1h by default.")

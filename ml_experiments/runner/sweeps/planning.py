@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Unpack
 
 from ml_experiments.config.options import read_options
 from ml_experiments.errors import ConfigError, suggest
-from ml_experiments.runner.options import RunOptions
+from ml_experiments.runner.options import RunOptions, as_recorded
 from ml_experiments.runner.prepare import locate_experiment
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.options import SweepOptions
@@ -60,8 +59,6 @@ def plan_sweep(
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
     if max_cost is not None and backend != "modal" and not runs.get("escalate_to"):
         raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
-    # as JSON: it is recorded
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in (backend_options or {}).items()}
     spec = SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,
@@ -69,7 +66,7 @@ def plan_sweep(
         axes=space.to_dict(),
         fixed=tuple(fixed),
         backend=backend,
-        backend_options=plain,
+        backend_options=as_recorded(backend_options),
         seed=secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed,
         is_seed_drawn=seed is None,
         parallel=1 if backend == "debug" else parallel,

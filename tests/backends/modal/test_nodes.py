@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from ml_experiments import LocalBackend, ModalBackend, run_experiment, submit_experiment, sweep
+from ml_experiments import (
+    LocalBackend,
+    ModalBackend,
+    bench,
+    run_experiment,
+    submit_experiment,
+    sweep,
+)
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from modal_emulator import Emulator
@@ -244,6 +251,15 @@ def test_a_sweep_on_two_nodes(modal_emulator: Emulator) -> None:
     [function] = [f for f in modal_emulator.functions("run_remote") if f.gpus == ("T4:8",)][-1:]
     containers = [c for c in modal_emulator.containers() if c.function_id == function.function_id]
     assert [each.inputs_taken for each in containers] == [2, 2]
+
+
+def test_a_bench_on_two_nodes(modal_emulator: Emulator) -> None:
+    report = bench(on_nodes, {"how": "returns"}, per="results.world_size", repeat=1, **TWO_NODES)
+    [row] = report.rows
+    assert (row.status, row.gpu, row.outputs) == ("measured", "t4:8", 2.0)
+    [function] = [f for f in modal_emulator.functions("run_remote") if f.gpus == ("T4:8",)][-1:]
+    containers = [c for c in modal_emulator.containers() if c.function_id == function.function_id]
+    assert [each.inputs_taken for each in containers] == [2, 2]  # warm-up and run, on both
 
 
 def test_a_cap_pays_for_all_nodes(modal_emulator: Emulator, backend: ModalBackend) -> None:

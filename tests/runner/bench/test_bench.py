@@ -86,7 +86,7 @@ def test_a_run_of_several_processes_is_measured_by_its_first_one(runs_dir: Path)
         ({"backend": "slurm"}, "on Slurm each run is a job of its own; measure on a node"),
         ({"nproc_per_node": 2}, "add launch='torchrun'"),
         ({"launch": "torchrun"}, "nproc_per_node=2"),
-        ({"launch": "torchrun", "nproc_per_node": 2, "nodes": 2}, "nodes: unknown option"),
+        ({"launch": "torchrun", "nproc_per_node": 2, "nodes": 2}, "nodes=2 is for a run on Modal"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(
@@ -172,7 +172,9 @@ def test_gpu_types_are_checked_one_by_one() -> None:
         plan_bench(DRAW, None, gpu="t4,t4")
     spec = plan_bench(f"{__file__}:project", None, gpu="A10,h100:2")
     assert (spec.gpus, spec.backend) == (("a10g", "h100:2"), "modal")
-    assert plan_bench(f"{__file__}:project", None, backend="modal").gpus == ("a10g",)
+    file = {"requirements": Path("needs.txt")}
+    spec = plan_bench(f"{__file__}:project", None, backend="modal", backend_options=file)
+    assert (spec.gpus, spec.backend_options) == (("a10g",), {"requirements": "needs.txt"})
 
 
 def test_a_bench_is_found_by_name_and_id_or_the_nearest_is_named(

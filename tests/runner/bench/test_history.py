@@ -35,6 +35,7 @@ def test_each_second_of_a_run_on_several_machines_costs_as_much_as_on_all(runs_d
     one, three = read_history(runs_dir, "train.Train", {}, "results.images").runs
     assert one.usd_per_s is not None
     assert three.usd_per_s == pytest.approx(3 * one.usd_per_s)
+    assert (one.overrides, three.overrides) == ((), ("nodes=3",))
 
 
 def test_only_runs_with_the_given_values_count(runs_dir: Path) -> None:
