@@ -240,12 +240,26 @@ def release(reservation: Reservation | None) -> None:
 def give_back_unstarted(folder: RunFolder) -> None:
     """Give back what was reserved for an attempt whose client died before it handed it over."""
     manifest = folder.read_manifest()
-    if folder.result_file.exists() or manifest.is_on_modal or not open_ledger().file.exists():
+    if folder.result_file.exists() or manifest.is_on_modal:
+        return
+    _give_back(folder.path.name, manifest.attempt)
+    if not manifest.earlier_attempts:
+        _give_back(folder.path.name, ALL_ATTEMPTS)
+
+
+def give_back_unstarted_sweep(sweep_dir: Path) -> None:
+    """Give back what was reserved for a controller of a sweep that was never started."""
+    if not has_spent(sweep_dir):
+        _give_back(sweep_dir.name, ALL_ATTEMPTS)
+
+
+def _give_back(run_id: str, attempt: int) -> None:
+    if not open_ledger().file.exists():
         return
     try:
-        open_ledger().give_back(folder.path.name, manifest.attempt)
+        open_ledger().give_back(run_id, attempt)
     except BudgetError as e:  # without a cap, it doesn't matter; with one, the next question fails
-        logger.warning("what was reserved for run %s stays so: %s", folder.path.name, e)
+        logger.warning("what was reserved for %s stays so: %s", run_id, e)
 
 
 def _settle_quietly(reservation: Reservation, spent_usd: float | None = None) -> None:

@@ -14,7 +14,11 @@ from typing import Any
 
 from ml_experiments.backends.base import Backend
 from ml_experiments.backends.forecast import Forecast
-from ml_experiments.backends.modal.detached.containers import SOURCE_PLACE, start_on_modal
+from ml_experiments.backends.modal.detached.containers import (
+    SOURCE_PLACE,
+    RemoteCall,
+    start_on_modal,
+)
 from ml_experiments.backends.modal.plan import remote_path
 from ml_experiments.backends.modal.preflight.staging import stage_source
 from ml_experiments.backends.modal.remote_runs import claim_id, remove_from_volume
@@ -92,14 +96,11 @@ def start_run_on_modal(prepared: PreparedRun, say: Callable[[str], object]) -> R
     budget = Budget.of_run(spec.run_id, spec.max_cost)
     there = source_here(dataclasses.replace(spec, experiment=remote_path(spec.experiment)))
     asked = make_request(there, manifest, prepared.secrets, None).to_dict()
-    # first: whatever becomes of this process, the run is found by it
-    handed_over = dataclasses.replace(
-        manifest,
-        client=None,
-        modal=dataclasses.replace(plan.place, app_url=""),  # it may be there
-        submission=secrets.token_hex(8),
-    )
-    folder.write_manifest(dataclasses.replace(handed_over, client=manifest.client), redactor)
+    manifest = dataclasses.replace(manifest, submission=secrets.token_hex(8))
+    folder.write_manifest(manifest, redactor)
+    # before the call: whatever becomes of this process, the run is found by it
+    place_there = dataclasses.replace(plan.place, app_url="")
+    may_be_there = dataclasses.replace(manifest, modal=place_there)
     with contextlib.ExitStack() as undo, ScratchFolder() as scratch:
         undo.callback(discard, folder)
         allowance = reserve_all(spec.run_id, budget, prepared.forecast, plan, place)
@@ -117,10 +118,12 @@ def start_run_on_modal(prepared: PreparedRun, say: Callable[[str], object]) -> R
             tags={"controls": spec.run_id},
             source=source.folder,
             pip=plan.pip,
+            before_call=lambda: folder.write_manifest(may_be_there, redactor),
             **allowance.calls(MAX_CONTROLLER_RETRIES),
         )
         undo.pop_all()
-    folder.write_manifest(dataclasses.replace(handed_over, controller=call.call_id), redactor)
+    handed_over = dataclasses.replace(may_be_there, client=None, controller=call.call_id)
+    folder.write_manifest(handed_over, redactor)
     return folder
 
 
@@ -157,7 +160,7 @@ def start_sweep_on_modal(
         if prefetch:
             checked.prefetch(backend, Observer())
         folder = SweepFolder.create(place, spec, Redactor((*secret_values(), *checked.secrets)))
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo, folder.locked():
             undo.callback(shutil.rmtree, folder.path)
             _take_earlier_runs(folder, reused, say)
             if left:
@@ -295,6 +298,7 @@ def _hand_over(
             control_here(folder)
         allowance = reserve_all(spec.sweep_id, spec.budget, forecast, plan, folder.runs_dir)
         undo.callback(release, allowance.reservation)
+        undo.callback(folder.remote_file.unlink, missing_ok=True)
         if spec.budget.is_capped:
             say(str(allowance))
         if is_known:
@@ -311,9 +315,14 @@ def _hand_over(
             tags={"sweep": spec.sweep_id},
             source=source.folder,
             pip=(*plan.pip, *(_SAMPLERS_NEED if needs_optuna else ())),
+            before_call=lambda: _note_call(folder, RemoteCall("")),
             **allowance.calls(0),
         )
         undo.pop_all()
+    _note_call(folder, call)
+
+
+def _note_call(folder: SweepFolder, call: RemoteCall) -> None:
     write_json_atomically(folder.remote_file, dataclasses.asdict(call))
 
 

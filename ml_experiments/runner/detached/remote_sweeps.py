@@ -57,6 +57,7 @@ def bring_end_here(folder: SweepFolder) -> None:
     if folder.remote_file.exists():
         refuse_while_there(folder)
         bring_sweep_here(folder.path.name, folder.runs_dir)
+        refuse_while_there(folder)  # its client died before it knew the call
         _count_lost(folder)
 
 
@@ -90,9 +91,12 @@ def _count_lost(folder: SweepFolder) -> None:
 
     What is reserved there for points whose outcome never came counts as spent.
     """
+    if has_spent(folder.path):
+        return
     there = Ledger(folder.path / LEDGER_FILE, read_spent)
-    if there.file.exists() and not has_spent(folder.path):
-        note_spent(folder.path, there.spent_usd(folder.read_spec().budget.scope))
+    # without one, no point was started
+    spent_usd = there.file.exists() and there.spent_usd(folder.read_spec().budget.scope)
+    note_spent(folder.path, float(spent_usd))
 
 
 def control_here(folder: SweepFolder) -> None:

@@ -16,6 +16,7 @@ from ml_experiments.errors import ConfigError, Error
 from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
+from ml_experiments.runner.budget.reserving import give_back_unstarted_sweep
 from ml_experiments.runner.sweeps.checking import Checked, check_points
 from ml_experiments.runner.sweeps.controller import Controller, Progress
 from ml_experiments.runner.sweeps.folder import (
@@ -211,6 +212,8 @@ def taken_up(
     """Lock a sweep for a block, and check the points that are left; see `resume_sweep`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
+        if not folder.remote_file.exists():
+            give_back_unstarted_sweep(folder.path)
         spec = spec or folder.read_spec()
         if Redactor.MARK in str((spec.fixed, spec.axes, spec.options, spec.backend_options)):
             raise Error(

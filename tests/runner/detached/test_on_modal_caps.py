@@ -27,7 +27,7 @@ from ml_experiments.runner.budget.reserving import (
 from ml_experiments.runner.detached.allowance import Allowance, reserve_all
 from ml_experiments.runner.detached.controller import LEDGER_FILE
 from ml_experiments.runner.detached.remote_sweeps import _count_lost
-from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
+from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec, find_sweep
 from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.result import Attempt, RunResult, RunStatus
 from modal_emulator import Emulator
@@ -97,6 +97,48 @@ def test_a_reservation_of_a_client_that_was_killed_too_early_is_free_again(
     done = run_command(modal_emulator, tmp_path, "runs", "resume", path.name)
     assert done.returncode == 0, done.stderr
     assert open_ledger().spent_usd(f"run:{path.name}") < max_cost
+
+
+KILLED_WHILE_THE_IMAGE_IS_BUILT = """
+import os, signal
+from ml_experiments import ModalBackend, prepare_run
+from ml_experiments.backends.modal.detached import containers
+from ml_experiments.runner.detached.on_modal import start_run_on_modal, start_sweep_on_modal
+from ml_experiments.runner.sweeps.planning import plan_sweep
+from ml_experiments.runner.sweeps.search_space.space import read_space
+from ml_experiments.settings import runs_dir
+
+containers.package_image = lambda **_: os.kill(os.getpid(), signal.SIGKILL)
+options = dict(gpu="t4", timeout_s=3600, retries=1, max_cost=100.0)
+if {is_sweep}:
+    space = read_space(["lr=1"])
+    spec = plan_sweep("quick.py:train", space, backend="modal", **options)
+    start_sweep_on_modal(spec, runs_dir())
+with ModalBackend() as backend:
+    prepared = prepare_run("quick.py:train", dict(lr=1), backend=backend, **options)
+    start_run_on_modal(prepared, print)
+"""
+
+
+@pytest.mark.parametrize("is_sweep", [True, False], ids=["sweep", "run"])
+def test_a_reservation_for_a_controller_that_was_never_started_is_free_again(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path, is_sweep: bool
+) -> None:
+    (tmp_path / "quick.py").write_text("def train(lr): return 1\n")
+    program = KILLED_WHILE_THE_IMAGE_IS_BUILT.format(is_sweep=is_sweep)
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=tmp_path, timeout=WAIT_S, check=False).returncode == -9
+    if is_sweep:
+        path = find_sweep(runs_dir, "last").path
+    else:
+        [path] = [p for p in runs_dir.iterdir() if (p / "spec.json").exists()]
+    resume = ("sweep" if is_sweep else "runs", "resume", path.name)
+    scope = f"{'sweep' if is_sweep else 'run'}:{path.name}"
+    reserved_usd = open_ledger().spent_usd(scope)
+    assert reserved_usd > 1
+    done = run_command(modal_emulator, tmp_path, *resume)
+    assert done.returncode == 0, done.stderr
+    assert open_ledger().spent_usd(scope) < reserved_usd / 10
 
 
 def test_without_a_cap_a_controller_is_limited_by_nothing() -> None:

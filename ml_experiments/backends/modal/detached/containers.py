@@ -30,7 +30,7 @@ class RemoteCall:
     """A function that goes on on Modal.
 
     Attributes:
-        call_id: Modal's name for the call.
+        call_id: Modal's name for the call; empty where it isn't known whether there was one.
     """
 
     call_id: str
@@ -48,6 +48,8 @@ class RemoteCall:
         Raises:
             BackendError: If Modal can't be reached.
         """
+        if not self.call_id:
+            return False
         with platform_errors("ask for the state of the call"):
             try:
                 modal.FunctionCall.from_id(self.call_id).get(timeout=0)
@@ -73,6 +75,7 @@ def start_on_modal(
     tags: Mapping[str, str],
     source: Path,
     pip: Sequence[str],
+    before_call: Callable[[], object],
     timeout_s: int = MAX_TIMEOUT_S,
     retries: int = 0,
 ) -> RemoteCall:
@@ -85,6 +88,7 @@ def start_on_modal(
         tags: Those of the app.
         source: The folder with the user's modules.
         pip: Requirements to add to the image.
+        before_call: Is called once the image is built: until then, nothing can be there.
         timeout_s: The call is ended after so many seconds.
         retries: How often it is called again after an exception, or after its timeout.
 
@@ -106,5 +110,6 @@ def start_on_modal(
         include_source=False,
     )(function)
     with platform_errors("start the controller"), without_modals_output(), app.run(detach=True):
+        before_call()
         call = remote.spawn(request)
         return RemoteCall(call.object_id)
