@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import logging
@@ -109,13 +110,14 @@ def earlier_seconds(experiment: str, gpu: str, nodes: int = 1) -> list[float]:
     )
     try:
         rows = RunRegistry(folder).rows(_MAX_EARLIER_RUNS, run_filter)
-        # the filter takes the end of a path for the whole
-        return [
-            row.seconds
-            for row in rows
-            if row.experiment == experiment and row.seconds
-            if RunFolder(folder / row.run_id).read_spec().nodes == nodes
-        ]
     except RunFolderError as e:
         logger.warning("earlier runs can't be read, so the estimate is from the timeout: %s", e)
         return []
+    found = []
+    for row in rows:
+        # the filter takes the end of a path for the whole
+        if row.experiment == experiment and row.seconds:
+            with contextlib.suppress(RunFolderError):  # a damaged one
+                if RunFolder(folder / row.run_id).read_spec().nodes == nodes:
+                    found.append(row.seconds)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_history_is_this_experiments_successful_runs_on_the_same_gpu(runs_dir: P
     assert earlier_seconds("train.Train", "t4") == [20, 10]
     assert earlier_seconds("train.Train", "t4", nodes=2) == [35]
     assert earlier_seconds("train.*", "t4") == []
+
+
+def test_a_damaged_run_is_left_out_of_the_history(runs_dir: Path) -> None:
+    for number, seconds in ((1, 10), (2, 20)):
+        write_modal_run(runs_dir, number, seconds)
+    assert earlier_seconds("train.Train", "t4") == [20, 10]
+    spec = runs_dir / "20261125-120002-0000000" / "spec.json"
+    content, status = spec.read_bytes(), spec.stat()
+    spec.write_bytes(b"?" + content[1:])
+    os.utime(spec, ns=(status.st_atime_ns, status.st_mtime_ns))  # the index doesn't notice
+    assert earlier_seconds("train.Train", "t4") == [10]
 
 
 def test_history_that_cannot_be_read_is_none(
