@@ -137,11 +137,9 @@ def control_sweep(request: dict[str, Any]) -> None:
         # points with secrets in them are not recognized in records, which have none
         asked = folder.read_spec() if is_taken_over and request["secrets"] else spec
         asked = dataclasses.replace(asked, allowed_usd=request["allowed_usd"])
-        # with a cap, a point is stored before it starts; else it may start twice, which is quicker
-        accepted = store.news.set if asked.allowed_usd is None else store.save
         points = resume_sweep(
             folder,
-            observer=_Notices(accepted),
+            observer=_Notices(store),
             failed_only=request["failed_only"],
             spec=asked,
         )
@@ -179,18 +177,18 @@ def source_here(spec: RunSpec) -> RunSpec:
 
 
 class _Notices(Observer):
-    """Lets a run be stored once it is accepted, so that no other container starts it again."""
+    """Lets a run be stored before it starts, so that no other container starts it again."""
 
-    def __init__(self, store: Callable[[], object]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     @override
     def notice(self, spec: RunSpec, text: str) -> None:
-        self._store()
+        self._store.save(spec.run_id)
 
     @override
     def started(self, spec: RunSpec) -> None:
-        self._store()
+        self._store.news.set()
 
 
 class _Attempts(EventPrinter):
@@ -228,11 +226,16 @@ class Store:
             shutil.copyfile(self._ledger_copy, ledger.file)
             ledger.move_runs(self.mirror.source)
 
-    def save(self) -> None:
-        """Copy what has changed."""
+    def save(self, run_id: str | None = None) -> None:
+        """Copy what has changed.
+
+        Args:
+            run_id: Of all runs, the only one that is looked at; there may be many.
+        """
         if self._ledger_copy.parent.is_dir():
             open_ledger().copy_to(self._ledger_copy)
-        self.mirror.copy()
+        ledger_folder = self._ledger_copy.parent.relative_to(self.mirror.source)
+        self.mirror.copy(() if run_id is None else (Path(run_id), ledger_folder))
 
     @contextlib.contextmanager
     def copying(self, request: str, end: Callable[[bytes], object]) -> Iterator[None]:

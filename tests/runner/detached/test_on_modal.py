@@ -128,6 +128,23 @@ def test_a_cap_holds_where_the_points_are_started(
     assert max(limits) < max_cost / 2
 
 
+def test_a_point_is_noted_before_it_starts(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MEETING)
+    with meetings() as points:
+        start = ("mine.train", "lr=0.1,0.2", f"port={points.port}", "--gpu", "t4", "--parallel=1")
+        folder = begin_detached(modal_emulator, tmp_path, runs_dir, *start)
+        for count, number in enumerate((0.1, 0.2), start=1):
+            found, connection = points.next()
+            assert found == number
+            # whoever takes over finds it
+            assert len(set(list_folders(f".sweeps/{folder.path.name}")) - {"sweeps"}) == count
+            connection.send(b"x")
+        wait_for_end(folder)
+    assert set(statuses(folder).values()) == {"success"}
+
+
 def point(lr: float) -> float:
     return lr
 

@@ -167,19 +167,25 @@ class Mirror:
             copies = [file for file in self.source.rglob("*") if file.is_file()]
             self._copied = {file.relative_to(self.source): _state_of(file) for file in copies}
 
-    def copy(self) -> None:
-        """Copy what has changed, remove what is gone, and store that; any thread may call it."""
-        with self._lock:
-            self._copy()
+    def copy(self, only: Sequence[Path] = ()) -> None:
+        """Copy what has changed, remove what is gone, and store that; any thread may call it.
 
-    def _copy(self) -> None:
-        gone = [name for name in self._copied if not (self.source / name).exists()]
+        Args:
+            only: The folders in it to look at; all of them without any.
+        """
+        with self._lock:
+            self._copy(only)
+
+    def _copy(self, only: Sequence[Path]) -> None:
+        copied = [n for n in self._copied if not only or any(n.is_relative_to(o) for o in only)]
+        gone = [name for name in copied if not (self.source / name).exists()]
         # first: a result that is gone was that of an earlier attempt
         for name in gone:
             (self._target / name).unlink(missing_ok=True)
             del self._copied[name]
         changed = bool(gone)
-        for file in sorted(self.source.rglob("*"), key=lambda file: file.name == "result.json"):
+        found = [file for name in only or ("",) for file in (self.source / name).rglob("*")]
+        for file in sorted(found, key=lambda file: file.name == "result.json"):
             name = file.relative_to(self.source)
             if any(part.startswith(".") or part in self._left_out for part in name.parts):
                 continue
