@@ -222,7 +222,8 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     from ml_experiments.runner.sweeps.controller import Progress
     from ml_experiments.runner.sweeps.recorded import recorded_points
 
-    folder = _brought_here(_find(sweep_reference))
+    folder = _find(sweep_reference)
+    goes_on = _look_on_modal(folder) if folder.remote_file.exists() else folder.is_running
     spec, points = folder.read_spec(), recorded_points(folder)
     progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
     progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
@@ -230,7 +231,7 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     form = format_of(as_json, as_csv)
     if form == "table":
         _print_space(spec, form)
-    print_report(folder, spec, progress, form, wants_importances=importances)
+    print_report(folder, spec, progress, form, wants_importances=importances, goes_on=goes_on)
     return 0
 
 
@@ -430,15 +431,18 @@ def _goes_on_on_modal(folder: SweepFolder) -> bool:
     return goes_on_there(folder)
 
 
-def _brought_here(folder: SweepFolder) -> SweepFolder:
-    """Return a sweep with what its controller on Modal has left so far, if it has one."""
-    if folder.remote_file.exists():
-        from ml_experiments.runner.detached.remote_sweeps import bring_if_reachable
+def _look_on_modal(folder: SweepFolder) -> bool:
+    """Bring what a controller on Modal has left of a sweep so far; return whether it goes on."""
+    from ml_experiments.errors import BackendError
+    from ml_experiments.runner.detached.remote_sweeps import bring_sweep_here, goes_on_there
 
-        why = bring_if_reachable(folder)
-        if why is not None:
-            click.echo(f"what is known here is shown: {why}", err=True)
-    return folder
+    try:
+        goes_on = goes_on_there(folder)  # first: what comes after its end is all
+        bring_sweep_here(folder.path.name, folder.runs_dir)
+    except BackendError as e:
+        click.echo(f"what is known here is shown: {e}", err=True)
+        return False
+    return goes_on
 
 
 def _find_to_resume(reference: str) -> SweepFolder:

@@ -140,6 +140,7 @@ def print_report(
     form: Format,
     *,
     wants_importances: bool = False,
+    goes_on: bool = False,
 ) -> None:
     """Print the points, the best first, and how much each axis matters where that can be said.
 
@@ -149,6 +150,7 @@ def print_report(
         progress: How far it is.
         form: How it is printed.
         wants_importances: Whether to say why nothing can be said.
+        goes_on: Whether something runs the sweep.
     """
     ranked = rank(progress.points, spec.direction)
     found, problem = _importances(spec, progress.points, is_asked=wants_importances)
@@ -167,7 +169,7 @@ def print_report(
             _print_importances(spec, found)
         elif wants_importances:
             click.echo(printable(f"no importances: {problem}"))
-        _print_advice(spec, progress)
+        _print_advice(spec, progress, goes_on=goes_on)
 
 
 def _importances(
@@ -219,7 +221,7 @@ def _print_table(spec: SweepSpec, ranked: list[SweepPoint]) -> None:
         click.echo(f"{len(ranked) - _MAX_ROWS:,} more: --json or --csv prints all")
 
 
-def _print_advice(spec: SweepSpec, progress: Progress) -> None:
+def _print_advice(spec: SweepSpec, progress: Progress, *, goes_on: bool) -> None:
     """Print what went wrong, and what can be done."""
     if progress.stopped is not None:
         click.echo(printable(f"stopped: {progress.stopped}"))
@@ -232,7 +234,9 @@ def _print_advice(spec: SweepSpec, progress: Progress) -> None:
     problems = {point.problem for point in progress.points if point.problem}
     for problem in sorted(problems)[:3]:
         click.echo(printable(f"no score: {problem}"))
-    if not progress.is_whole and not progress.running:
+    if goes_on:
+        click.echo("it goes on")
+    elif not progress.is_whole:
         click.echo(f"run what is missing with: ml-experiments sweep resume {spec.sweep_id}")
 
 

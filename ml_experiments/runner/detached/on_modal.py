@@ -282,10 +282,16 @@ def _hand_over(
         is_known: Whether there are runs of it.
     """
     plan, first = checked.first.plan, checked.first.spec
+    # by the name that its other runs have, unless that is a file here
+    experiment = first.experiment
+    experiment = remote_path(experiment) if ".py:" in experiment else experiment
     secrets = (*secret_values(), *checked.secrets)
     there = dataclasses.replace(
         spec,
-        experiment=remote_path(first.experiment),
+        # the name that its other runs have, too, as long as no file is named
+        experiment=remote_path(first.experiment)
+        if ".py:" in first.experiment
+        else first.experiment,
         working_dir=SOURCE_PLACE,
         backend_options=first.backend_options,  # a requirements file is on this machine
         options={name: value for name, value in spec.options.items() if name != "reuse"},

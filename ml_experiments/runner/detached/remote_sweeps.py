@@ -20,7 +20,7 @@ from ml_experiments.backends.modal.detached.volume_folder import (
     read_file,
     remove_file,
 )
-from ml_experiments.errors import BackendError, Error, RunFolderError
+from ml_experiments.errors import Error, RunFolderError
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.ledger import Ledger
 from ml_experiments.runner.budget.reserving import has_spent, note_spent, read_spent
@@ -250,13 +250,3 @@ def remove_copies_there(run_ids: Set[str], runs_dir: Path) -> None:
         names = there & run_ids if there - run_ids else {""}
         for name in sorted(names):
             remove_file(f"{SWEEPS_FOLDER}/{sweep_id}/{name}".rstrip("/"), recursive=True)
-
-
-def bring_if_reachable(folder: SweepFolder) -> str | None:
-    """Bring a sweep here whose controller is on Modal; return why not, if it can't be reached."""
-    try:
-        if call_of(folder) is not None:
-            bring_sweep_here(folder.path.name, folder.runs_dir)
-    except BackendError as e:
-        return str(e)
-    return None

@@ -77,10 +77,16 @@ def test_a_sweep_that_modal_has_controlled_is_taken_up_there_and_here(
         number, failed = points.next()
         assert number == 0.1
         wait_until(lambda: statuses(folder)["lr=0.1"] == "running", "the next attempt")
+        shown = run_command(modal_emulator, tmp_path, "sweep", "show", "last").stdout
+        assert "it goes on" in shown
+        assert "run what is missing with" not in shown
         replace_controller(modal_emulator, folder)
         failed.send(b"x")
         wait_for_end(folder)
         assert set(statuses(folder).values()) == {"success"}
+        points_there = recorded_points(folder)
+        # so that they count as earlier runs of the same experiment
+        assert {point.result.experiment_class for point in points_there} == {"mine.train"}
         second_usd = spent_usd(folder)
         assert first_usd < second_usd < 10
 
