@@ -386,8 +386,8 @@ def _saying(as_json: bool) -> Callable[[str], None]:
 
 def _say_why_here(spec: SweepSpec) -> None:
     click.echo(
-        f"the sweep is controlled on this machine, where the runs are that may be used again: "
-        f"which points {spec.sampler} suggests isn't known before",
+        "the sweep is controlled on this machine: --reuse looks for earlier runs here, and which "
+        f"points {spec.sampler} suggests isn't known yet",
         err=True,
     )
 

@@ -138,8 +138,8 @@ def put_sweep_there(folder: SweepFolder, spec: SweepSpec, redactor: Redactor) ->
         SweepFolder(Path(scratch)).write_spec(spec, redactor)
         put_files(there, {**files, own / "sweep.json": Path(scratch, "sweep.json")})
     written = list_files(there)
-    for name, file in results.items():  # what is there is not newer
-        os.utime(file, (written[name], written[name]))
+    for name in results.keys() & written.keys():  # what is there is not newer
+        os.utime(results[name], (written[name], written[name]))
 
 
 def stop_on_modal(folder: SweepFolder) -> None:

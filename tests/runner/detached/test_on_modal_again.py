@@ -131,6 +131,16 @@ def test_a_detached_sweep_spares_what_has_run_here(
         second = find_sweep(runs_dir, "last")
         points.answer(0.2, b"x")
         wait_for_end(second)
+
+        # what a sampler suggests isn't known before
+        random = ("lr=uniform:0:1", port, "--sampler", "random", "--trials", "1", "--reuse")
+        begun = run_command(modal_emulator, tmp_path, "sweep", *first, *random, "--detach")
+        assert "controlled on this machine" in begun.stderr
+        points.next()[1].send(b"x")
+        third = find_sweep(runs_dir, "last")
+        wait_until(lambda: not third.is_running, "the end of the sweep")
+        assert not third.remote_file.exists()
+        assert set(statuses(third).values()) == {"success"}
     assert statuses(second) == {"lr=0.1": "success", "lr=0.2": "success"}
     [point] = recorded_points(folder)
     taken, own = recorded_points(second)
