@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from ml_experiments import load_run
+from ml_experiments import ModalBackend, load_run, prepare_run
 from ml_experiments.backends.modal.detached.volume_folder import list_folders, read_file
 from ml_experiments.backends.modal.plan import IDLE_S
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import open_ledger
+from ml_experiments.runner.detached import allowance
+from ml_experiments.runner.detached.on_modal import start_run_on_modal
 from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from modal_emulator.control.info import ContainerInfo
@@ -219,6 +221,32 @@ def test_a_run_is_followed_and_cancelled_from_any_terminal(
     assert [a.status for a in folder.read_result().attempts] == ["error", "cancelled"]
     for function in ("control_run", "run_remote"):
         wait_until(lambda f=function: not containers(modal_emulator, f), "the end of the container")  # type: ignore[misc]
+
+
+def test_a_controller_that_modal_ends_after_its_day_is_replaced(
+    call: Commands, gate: Gate, modal_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(call.project)
+    monkeypatch.setattr(allowance, "MAX_TIMEOUT_S", 12)  # instead of 24 h
+    config = {"port": gate.port}
+    with ModalBackend() as backend:
+        prepared = prepare_run("mine.large", config, backend=backend, gpu="t4", escalate="l4")
+        folder = start_run_on_modal(prepared, print)
+    _, held = gate.meet()
+    [first] = containers(modal_emulator, "control_run")
+
+    def is_replaced() -> bool:
+        now = containers(modal_emulator, "control_run")
+        return any(each.task_id != first.task_id for each in now)
+
+    wait_until(is_replaced, "another controller")
+    held.send(b"x")
+    gpu, held = gate.meet()
+    assert gpu == "L4"
+    held.send(b"x")
+    call("runs", "follow", folder.path.name)
+    assert gpus(folder.path.name) == ["T4", "L4"]
+    assert not gate.has_more()
 
 
 def test_a_lost_container_is_replaced_though_all_processes_here_are_killed(
