@@ -148,7 +148,10 @@ def start(
     approve = _asking(form, is_approved=yes)
 
     if detach and backend_name == "modal":
-        from ml_experiments.runner.detached.on_modal import can_be_on_modal, start_sweep_on_modal
+        from ml_experiments.runner.detached.sweep_on_modal import (
+            can_be_on_modal,
+            start_sweep_on_modal,
+        )
 
         if can_be_on_modal(spec):
             say = _saying(as_json)
@@ -278,7 +281,10 @@ def _take_up(
     )
     approve = _asking(form, is_approved=yes)
     if detach and (spec := folder.read_spec()).backend == "modal":
-        from ml_experiments.runner.detached.on_modal import can_be_on_modal, resume_sweep_on_modal
+        from ml_experiments.runner.detached.sweep_on_modal import (
+            can_be_on_modal,
+            resume_sweep_on_modal,
+        )
 
         if can_be_on_modal(spec):
             say, change = _saying(as_json), request.change

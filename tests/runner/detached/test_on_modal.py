@@ -9,8 +9,8 @@ import pytest
 
 from ml_experiments.backends.modal.detached.volume_folder import list_folders
 from ml_experiments.backends.modal.plan import IDLE_S
-from ml_experiments.runner.detached.on_modal import _request, can_be_on_modal
 from ml_experiments.runner.detached.remote_sweeps import bring_sweeps_here, stop_on_modal
+from ml_experiments.runner.detached.sweep_on_modal import _request, can_be_on_modal
 from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runner.sweeps.planning import plan_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points

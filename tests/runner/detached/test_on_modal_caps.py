@@ -103,7 +103,8 @@ KILLED_WHILE_THE_IMAGE_IS_BUILT = """
 import os, signal
 from ml_experiments import ModalBackend, prepare_run
 from ml_experiments.backends.modal.detached import containers
-from ml_experiments.runner.detached.on_modal import start_run_on_modal, start_sweep_on_modal
+from ml_experiments.runner.detached.on_modal import start_run_on_modal
+from ml_experiments.runner.detached.sweep_on_modal import start_sweep_on_modal
 from ml_experiments.runner.sweeps.planning import plan_sweep
 from ml_experiments.runner.sweeps.search_space.space import read_space
 from ml_experiments.settings import runs_dir
