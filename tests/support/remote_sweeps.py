@@ -20,8 +20,10 @@ from tests.support.waiting import wait_until
 # connects to the test, which says what becomes of it: `x` for success
 MEETING = """
 import socket
+from ml_experiments import current_run
 
 def train(lr: float, port: int):
+    (current_run().output_dir / "lr.txt").write_text(str(lr))
     with socket.create_connection(("127.0.0.1", port)) as test:
         test.sendall(str(lr).encode())
         if test.recv(1) != b"x":

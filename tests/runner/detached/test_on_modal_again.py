@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from ml_experiments.backends.modal.detached.volume_folder import list_folders
 from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
@@ -25,21 +27,33 @@ from tests.support.waiting import wait_until
 
 
 def test_a_sweep_of_this_machine_goes_on_on_modal(
-    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+    modal_emulator: Emulator,
+    tmp_path: Path,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "mine.py").write_text(MEETING)  # not in the folder that it is started in
     (tmp_path / "needs.txt").write_text("einops\n")
     with meetings() as points:
-        arguments = ("lib/mine.py:train", "lr=0.1,0.2,0.3", f"port={points.port}", "--gpu", "t4")
-        more = ("--parallel", "2", "--max-cost", "100", "--requirements", "needs.txt")
+        arguments = ("lib/mine.py:train", "lr=0.1,0.2,0.3,0.4", f"port={points.port}")
+        more = (
+            "--gpu",
+            "t4",
+            "--parallel",
+            "2",
+            "--max-cost",
+            "100",
+            "--requirements",
+            "needs.txt",
+        )
         client = start_command(modal_emulator, tmp_path, "sweep", *arguments, *more)
         held = dict([points.next(), points.next()])
         held[0.1].send(b"n")
-        number, third = points.next()
-        assert number == 0.3
+        points.answer(0.3, b"x")
+        number, fourth = points.next()
+        assert number == 0.4
         folder = find_sweep(runs_dir, "last")
-        wait_until(lambda: statuses(folder)["lr=0.1"] == "error", "the result of the first point")
         client.send_signal(signal.SIGKILL)
         client.communicate()
 
@@ -47,15 +61,22 @@ def test_a_sweep_of_this_machine_goes_on_on_modal(
         assert again.path == folder.path
         assert spent_usd(folder) < 100
         # the one that has failed runs again once there is room for it: two go on
-        third.send(b"x")
+        fourth.send(b"x")
         points.answer(0.1, b"x")
         held[0.2].send(b"x")
         wait_for_end(folder)
     assert set(statuses(folder).values()) == {"success"}
-    assert len(list(runs_dir.glob("*/spec.json"))) == 3  # no point has another run
+    assert len(list(runs_dir.glob("*/spec.json"))) == 4  # no point has another run
     attempts = {p.overrides[0]: len(p.result.attempts) for p in recorded_points(folder)}
-    assert attempts == {"lr=0.1": 2, "lr=0.2": 1, "lr=0.3": 1}
+    assert attempts == {"lr=0.1": 2, "lr=0.2": 1, "lr=0.3": 1, "lr=0.4": 1}
     assert handed_out_usd(containers_of(modal_emulator, folder)) <= spent_usd(folder) < 10
+
+    # another machine gets all of it
+    elsewhere = runs_dir.with_name(f"{runs_dir.name}-elsewhere")
+    monkeypatch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(elsewhere))
+    assert run_command(modal_emulator, tmp_path, "runs", "sync").returncode == 0
+    for point in recorded_points(folder):
+        assert (elsewhere / point.result.run_id / "artifacts" / "lr.txt").exists()
 
 
 def test_a_sweep_that_modal_has_controlled_is_taken_up_there_and_here(
