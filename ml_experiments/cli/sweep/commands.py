@@ -445,10 +445,10 @@ def _look_on_modal(folder: SweepFolder) -> bool:
     try:
         goes_on = goes_on_there(folder)  # first: what comes after its end is all
         bring_sweep_here(folder.path.name, folder.runs_dir)
+        return goes_on or goes_on_there(folder)  # another machine may have taken it up
     except BackendError as e:
         click.echo(f"what is known here is shown: {e}", err=True)
         return False
-    return goes_on
 
 
 def _find_to_resume(reference: str) -> SweepFolder:

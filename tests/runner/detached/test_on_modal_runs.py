@@ -154,6 +154,12 @@ def test_a_run_climbs_though_all_processes_here_are_killed(
         assert "goes on in a container on Modal" in call("runs", "resume", "climbs", *force, code=2)
     assert "it is pending" in call("runs", "rm", "climbs", "--from", "both", "--yes", code=1)
     elsewhere = runs_dir.with_name(f"{runs_dir.name}-elsewhere")
+
+    def has_started_there() -> bool:
+        manifest = json.loads(read_file("climbs/manifest.json") or b"{}")
+        return manifest.get("attempt") == 2 and "process" in manifest
+
+    wait_until(has_started_there, "the commit of the second attempt's start")
     with monkeypatch.context() as patch:
         patch.setenv("ML_EXPERIMENTS_RUNS_DIR", str(elsewhere))
         assert "climbs  running" in call("runs", "sync")
