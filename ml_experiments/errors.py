@@ -216,8 +216,13 @@ class SoftTimeout(BaseException):
     """
 
 
+_SHORT = 3
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known word closest to `word`, or an empty text."""
     by_folded = {name.casefold(): name for name in known}
+    if len(word) <= _SHORT:  # a cpu is no gpu
+        by_folded = {n: name for n, name in by_folded.items() if n[:1] == word[:1].casefold()}
     closest = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f" (did you mean {by_folded[closest[0]]!r}?)" if closest else ""

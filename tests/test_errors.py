@@ -14,6 +14,8 @@ from ml_experiments.errors import suggest
         ("TRAIN", ["Train", "Test"], " (did you mean 'Train'?)"),
         ("promt", {"prompt": 1, "negative_prompt": 2}, " (did you mean 'prompt'?)"),
         ("zzz", ["t4"], ""),
+        ("gpu", ["cpu"], ""),
+        ("lrr", ["lr"], " (did you mean 'lr'?)"),
         ("x", [], ""),
         ("", ["a"], ""),
     ],

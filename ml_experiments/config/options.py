@@ -44,7 +44,7 @@ def read_options(schema: type[Any], given: Mapping[str, Any], what: str) -> dict
         )
     except pydantic.ValidationError as e:
         errors = e.errors(include_url=False)
-        problems = describe_problems(errors, schema, values)
+        problems = describe_problems(errors, schema, values, is_written=False)
         lists = [
             f"{name}=[{v!r}]" for name, v in values.items() if _lacks_brackets(schema, name, v)
         ]

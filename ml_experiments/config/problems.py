@@ -38,16 +38,23 @@ _EXTRA = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def describe_problems(
-    errors: list[ErrorDetails], schema: type[Any], data: Mapping[str, Any]
+    errors: list[ErrorDetails], schema: type[Any], data: Mapping[str, Any], *, is_written: bool
 ) -> tuple[str, ...]:
-    """Return one message per field: what it is called, what was given, what is allowed."""
+    """Return one message per field: what it is called, what was given, what is allowed.
+
+    Args:
+        errors: What pydantic says.
+        schema: What the data was validated as.
+        data: What was given.
+        is_written: Whether it was written in a file or on the command line, and not in Python.
+    """
     by_field: dict[str, list[str]] = {}
     located = [(path_in(data, error), error) for error in errors]
     parents = {path[:depth] for path, _ in located for depth in range(len(path))}
     for path, error in located:
         if path in parents and error["type"].endswith("_type"):
             continue  # of a member of a union that is something else than what was given
-        message = _describe(error, schema, path)
+        message = _describe(error, schema, path, is_written=is_written)
         field = ".".join(map(str, path)) or "config"
         named = None if path else _FIELD_NAMED.match(error["msg"])
         # a validator of the whole config can say which field is wrong
@@ -113,7 +120,7 @@ def path_in(data: Any, error: ErrorDetails) -> Location:
     return tuple(path)
 
 
-def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
+def _describe(error: ErrorDetails, schema: type[Any], path: Location, *, is_written: bool) -> str:
     name = str(path[-1]) if path else ""
     if _is_extra(error):
         known = sorted({n for m in models_at(schema, error["loc"][:-1]) for n in fields_of(m)})
@@ -132,8 +139,9 @@ def _describe(error: ErrorDetails, schema: type[Any], path: Location) -> str:
     given = _show(error["input"], path, info)
     message = _message(error)
     is_shown = given != Redactor.MARK
-    hint = _hint(error, path, info.annotation if info else None) if is_shown else ""
-    if not is_shown and error["type"] in ("string_type", "bytes_type"):
+    annotation = info.annotation if info else None
+    hint = _hint(error, path, annotation, is_written=is_written) if is_shown else ""
+    if is_written and not is_shown and error["type"] in ("string_type", "bytes_type"):
         hint = f" (as a string, in quotes: {'.'.join(map(str, path))}='\"...\"')"
     return f"given {given}: {message[:1].lower()}{message[1:]}{hint}{allowed}"
 
@@ -173,7 +181,7 @@ def _paths(schema: Any, location: Location) -> Iterator[str]:
                 yield from _paths(schema, inner)
 
 
-def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
+def _hint(error: ErrorDetails, path: Location, annotation: Any, *, is_written: bool) -> str:
     """Return how the refused value of a field is to be written, where that is known."""
     value, kind, name = error["input"], error["type"], ".".join(map(str, path))
     choices = [str(choice) for choice in choices_of(annotation)]
@@ -187,15 +195,18 @@ def _hint(error: ErrorDetails, path: Location, annotation: Any) -> str:
         quoted = "null" if value is None else str(value) if type(value) is int else "..."
     elif kind in _DICT_TYPES or kind == "union_tag_not_found":
         key = error.get("ctx", {}).get("discriminator", "KEY").strip("'")
-        return f" (as in {name}.{key}=VALUE)" if path and isinstance(path[-1], str) else ""
+        is_nested = is_written and path and isinstance(path[-1], str)
+        return f" (as in {name}.{key}=VALUE)" if is_nested else ""
     elif example := next((e for start, e in _EXAMPLES.items() if kind.startswith(start)), None):
         return f" (as in {example})"
     elif isinstance(value, str) and kind in _LIST_TYPES:
-        return f" (as a list: {name}=[{value}])"
+        return f" (as a list: {f'{name}=[{value}]' if is_written else [value]})"
     elif isinstance(value, str) and is_number_list(value):
         return " (a run takes one value of each field; start a run for each of them)"
     if quoted is None:
         return ""
+    if not is_written:
+        return f" (as a string: {quoted!r})" if quoted != "..." else ""
     if path and isinstance(path[-1], int):
         return f" (as a string, in quotes: {name.rpartition('.')[0]}='[\"{quoted}\"]')"
     return f" (as a string, in quotes: {name}='\"{quoted}\"')"

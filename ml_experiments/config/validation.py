@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 from ml_experiments.config.building import build, dump, reader_of
 from ml_experiments.config.given import read_fields
 from ml_experiments.config.problems import describe_problems, ignored_fields, unknown_fields
-from ml_experiments.config.scalars import tree_problems
+from ml_experiments.config.scalars import LoadedConfig, tree_problems
 from ml_experiments.config.schema import schema_of
 from ml_experiments.errors import ConfigError, UnportableResultError
 from ml_experiments.serialization.encoder import to_json
@@ -42,14 +42,16 @@ def validate_config(experiment: Callable[..., Any], data: Any) -> tuple[Any, dic
             raise ConfigError(f"the config of {name} is not valid:", problems)
         encoded = to_json(fields)
         return from_json(encoded), encoded
-    config = _validate(schema, fields, name, is_new=True)
+    is_written = isinstance(data, LoadedConfig)
+    config = _validate(schema, fields, name, is_new=True, is_written=is_written)
     with _json_problems(name):
         dumped: dict[str, Any] = to_json(dump(schema, config))
         travelled = from_json(dumped)
         try:
             again = to_json(dump(schema, build(schema, travelled)))
         except pydantic.ValidationError as e:
-            problems = describe_problems(e.errors(include_url=False), schema, travelled)
+            errors = e.errors(include_url=False)
+            problems = describe_problems(errors, schema, travelled, is_written=False)
             raise ConfigError(
                 f"the config of {name} is not valid once it has travelled as JSON; a default must "
                 "be of its field's type, and validators must accept what serializers write:",
@@ -110,7 +112,9 @@ def _json_problems(name: str) -> Iterator[None]:
         ) from e
 
 
-def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) -> Any:
+def _validate(
+    schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool, is_written: bool = False
+) -> Any:
     """Build a config: once, if it is valid.
 
     Args:
@@ -118,6 +122,7 @@ def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) 
         data: Its fields.
         name: What messages call the experiment.
         is_new: Whether the fields come from a user, and not from a config that was valid.
+        is_written: Whether they were written in a file or on the command line.
     """
     try:
         extra = reader_of(schema).extra
@@ -134,7 +139,7 @@ def _validate(schema: Any, data: Mapping[str, Any], name: str, *, is_new: bool) 
                 return config
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation) as e:
         raise ConfigError(f"the config class of {name} is not usable: {e}") from e
-    problems = describe_problems(errors, schema, data)
+    problems = describe_problems(errors, schema, data, is_written=is_written)
     raise ConfigError(f"the config of {name} is not valid:", problems, unknown_fields(errors))
 
 

@@ -22,7 +22,7 @@ import modal
 from typing_extensions import Doc
 
 from ml_experiments.backends.modal.container import cache_operations, run_remote
-from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.errors import platform_errors
 from ml_experiments.backends.modal.gpu_functions import APP_NAME, gpu_function
 from ml_experiments.backends.modal.gpus import DEFAULT_GPU_TYPE, GPU_CONFIGS
 from ml_experiments.backends.modal.image import cache_image, package_image, with_this_package
@@ -219,7 +219,6 @@ def run_experiment_local(
         if name in options:
             raise ConfigError(f"run_experiment_local takes {parameter}, not {name}")
     checked = read_options(ModalRunOptions, options, "run_experiment_local")
-    require_access()
     from ml_experiments.runner.run import run_experiment as run_on_backend
 
     runs_dir = checked.pop("runs_dir", None)

@@ -17,7 +17,7 @@ from ml_experiments.backends import open_backend
 from ml_experiments.backends.base import Backend
 from ml_experiments.config.options import read_options
 from ml_experiments.config.scalars import LoadedConfig
-from ml_experiments.errors import ConfigError, PreflightError
+from ml_experiments.errors import BackendError, ConfigError, PreflightError
 from ml_experiments.execution.launch.preparing import check_nodes
 from ml_experiments.execution.observer import Observer
 from ml_experiments.experiment.by_value import FILE_NAME, is_without_file, source_of
@@ -68,6 +68,10 @@ def prepare_run(
         Error: If the run could not work; the message says what to do.
     """
     refuse_while_importing()
+    if not isinstance(backend, Backend):
+        raise BackendError(
+            f"backend is {backend!r}, which is not open; write: with LocalBackend() as backend:"
+        )
     asked = read_options(RunOptions, options, "run_experiment")
     seed = asked.get("seed")
     check_attempts(asked, backend.name)

@@ -121,6 +121,7 @@ def submit_experiment(
                 print(first.result().results, second.result().results)  # 9 16
         ```
     """
+    guarded(observer)  # what is no observer is refused before anything starts
     with ThreadPoolExecutor(1) as beside:  # git takes as long as the preflight
         code = beside.submit(describe_code, working_dir())
         prepared = prepare_run(experiment, config, backend=backend, **options)

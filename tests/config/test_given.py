@@ -11,6 +11,7 @@ import pydantic
 import pytest
 
 from ml_experiments.config.loading import load_config
+from ml_experiments.config.scalars import LoadedConfig
 from ml_experiments.config.validation import validate_config
 from ml_experiments.errors import ConfigError
 from ml_experiments.experiment.base import Experiment, ExperimentConfig
@@ -119,25 +120,33 @@ def test_a_config_that_was_changed_after_it_was_loaded_is_taken_as_it_is() -> No
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "written"),
+    ("field", "value", "written", "in_python"),
     [
-        ("mode", False, "mode='\"off\"'"),
-        ("switch", True, "switch='\"on\"'"),
-        ("precision", 16, "precision='\"16\"'"),
-        ("bits", 4, "bits='\"4\"'"),
-        ("name", False, "name='\"...\"'"),
-        ("langs", [True], "langs='[\"...\"]'"),
-        ("sizes", "1,2,3", "sizes=[1,2,3]"),
-        ("langs", "no,en", "langs=[no,en]"),
-        ("flag", "0.1,0.2", "a run takes one value of each field"),
-        ("name", 7, "name='\"7\"'"),
-        ("name", None, "name='\"null\"'"),
+        ("mode", False, "mode='\"off\"'", "(as a string: 'off')"),
+        ("switch", True, "switch='\"on\"'", "(as a string: 'on')"),
+        ("precision", 16, "precision='\"16\"'", "(as a string: '16')"),
+        ("bits", 4, "bits='\"4\"'", "(as a string: '4')"),
+        ("name", False, "name='\"...\"'", ""),
+        ("langs", [True], "langs='[\"...\"]'", ""),
+        ("sizes", "1,2,3", "sizes=[1,2,3]", "(as a list: ['1,2,3'])"),
+        ("langs", "no,en", "langs=[no,en]", "(as a list: ['no,en'])"),
+        ("flag", "0.1,0.2", "a run takes one value of each field", "a run takes one value"),
+        ("name", 7, "name='\"7\"'", "(as a string: '7')"),
+        ("name", None, "name='\"null\"'", "(as a string: 'null')"),
     ],
 )
-def test_a_refused_value_says_how_to_write_it(field: str, value: Any, written: str) -> None:
+def test_a_refused_value_says_how_to_write_it(
+    field: str, value: Any, written: str, in_python: str
+) -> None:
+    loaded = LoadedConfig({field: value})
+    loaded.unquoted = {}
+    with pytest.raises(ConfigError) as caught:
+        validate_config(Mode, loaded)
+    assert written in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         validate_config(Mode, {field: value})
-    assert written in str(caught.value)
+    assert in_python in str(caught.value)
+    assert "'\"" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -224,24 +224,30 @@ def test_mistakes_are_raised_before_anything_starts(modal_emulator: Emulator) ->
     assert len(modal_emulator.apps()) == apps
 
 
-def test_without_a_token_nothing_else_is_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "error"), [("a10gg", "GpuTypeError: 'a10gg' is not a GPU"), ("a10g", "AuthError")]
+)
+def test_without_a_token_a_typo_is_told_before_it(gpu: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("def job(config): return 1\n")
     code = (
         "from ml_experiments.core.modal_runner import run_experiment_local\n"
-        "run_experiment_local({'no': 'such'}, 'class.Path')\n"
+        f"run_experiment_local({{}}, 'job.job', gpu_type={gpu!r})\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MODAL_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**environment, "MODAL_CONFIG_PATH": str(tmp_path / "none.toml")},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"{AuthError.__module__}.AuthError")
-    assert "modal token new" in last
-    assert '--backend local, or in Python backend="local"' in last
+    assert last.startswith(f"{AuthError.__module__}.{error}")
+    if error == "AuthError":
+        assert "modal token new" in last
+        assert '--backend local, or in Python backend="local"' in last
     assert done.stderr.count("Traceback") == 1  # not of Modal's client, too
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from ml_experiments import (
+    BackendError,
     ConfigError,
     Error,
     Experiment,
     ExperimentConfig,
     LocalBackend,
+    Observer,
     RunFailedError,
     current_run,
     run_experiment,
@@ -218,3 +220,18 @@ def test_a_script_without_main_guard_is_refused_instead_of_starting_itself_for_e
         assert done.returncode == code, done.stderr
         assert says in done.stdout + done.stderr
         assert len([p for p in runs_dir.iterdir() if p.is_dir()]) == 1 - code
+
+
+@pytest.mark.parametrize("backend", ["local", LocalBackend])
+def test_a_backend_that_is_not_open_is_told_so(backend: Any) -> None:
+    with pytest.raises(BackendError, match=r"is not open; write: with LocalBackend\(\) as"):
+        submit_experiment(Plain, backend=backend)
+
+
+@pytest.mark.parametrize("observer", [print, Observer])
+def test_what_is_no_observer_is_told_so_before_anything_starts(
+    observer: Any, runs_dir: Path
+) -> None:
+    with pytest.raises(ConfigError, match="pass an instance of a subclass of"):
+        run_experiment(Plain, observer=observer)
+    assert list(runs_dir.glob("*/spec.json")) == []

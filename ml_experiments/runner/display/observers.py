@@ -141,7 +141,15 @@ atexit.register(DISPLAY._close)  # so that the terminal is left as it was
 
 
 def guarded(observer: Observer | None) -> Observer:
-    """Return what receives the events of one run: the given observer, or the display; guarded."""
+    """Return what receives the events of one run: the given observer, or the display; guarded.
+
+    Raises:
+        ConfigError: If it is no observer.
+    """
+    if observer is not None and not isinstance(observer, Observer):
+        raise ConfigError(
+            f"observer is {observer!r}; pass an instance of a subclass of ml_experiments.Observer"
+        )
     return GuardedObserver(observer or DISPLAY)
 
 
