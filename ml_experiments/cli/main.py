@@ -11,6 +11,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -171,11 +172,19 @@ def _with_hint(error: click.ClickException) -> click.ClickException:
         if not meant and elsewhere:
             meant = f"; write {' or '.join(elsewhere)}"
         return click.UsageError(f"no such command {word!r}{meant}", error.ctx)
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+    if isinstance(error, click.UsageError) and error.ctx is not None:
         # without their dashes, which make short names look alike
         known = [o.lstrip("-") for p in error.ctx.command.params for o in p.opts if o[0] == "-"]
-        meant = _suggest(error.option_name.lstrip("-"), known).replace("mean '", "mean '--")
-        return click.UsageError(f"no such option {error.option_name!r}{meant}", error.ctx)
+        if isinstance(error, click.NoSuchOption):
+            meant = _suggest(error.option_name.lstrip("-"), known).replace("mean '", "mean '--")
+            if not meant and isinstance(error.ctx.command, click.Group):
+                meant = "; options stand behind the name of the command that they are for"
+            return click.UsageError(f"no such option {error.option_name!r}{meant}", error.ctx)
+        extra = re.match(r"Got unexpected extra argument \((?P<name>[\w-]+)=(.*)\)", error.message)
+        if extra and extra["name"] in known:
+            return click.UsageError(
+                f"{error.message}; write --{extra['name']} {extra[2]}", error.ctx
+            )
     return error
 
 

@@ -71,7 +71,8 @@ class RunCommand(click.Command):
             if field.startswith("no-") and value == "VALUE":
                 field, value = field.removeprefix("no-"), "false"
             # without their dashes, which make short names look alike
-            options = [flag.lstrip("-") for parameter in self.params for flag in parameter.opts]
+            given_as_flags = [each for each in self.params if isinstance(each, click.Option)]
+            options = [flag.lstrip("-") for each in given_as_flags for flag in each.opts]
             meant = suggest(start.lstrip("-"), options).replace("mean '", "mean '--")
             raise click.UsageError(
                 f"no such option {word.partition('=')[0]!r}{meant}; a field of the config is set "
