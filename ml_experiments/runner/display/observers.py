@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ml_experiments.errors import ConfigError
 from ml_experiments.execution.observer import GuardedObserver, Observer
+from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.display.plain_screen import PlainScreen, Screen, ShownRun, is_terminal
 from ml_experiments.runner.display.printable import printable, printable_lines
@@ -86,8 +87,9 @@ class Display(Observer):
         run = self._runs.get(spec.run_id)
         if run is None:
             colours = wants_colours() and not (is_terminal(sys.stdout) and has_dumb_terminal())
-            name, is_debugged = printable(spec.name or spec.run_id), spec.backend == "debug"
-            run = ShownRun(name, TerminalRows(colours=colours), is_debugged)
+            name = Redactor(secret_values()).redact_text(spec.name) if spec.name else spec.run_id
+            is_debugged = spec.backend == "debug"
+            run = ShownRun(printable(name), TerminalRows(colours=colours), is_debugged)
             self._runs[spec.run_id] = run
             if is_debugged:
                 self._close()

@@ -54,5 +54,15 @@ def test_what_others_wrote_is_no_command_to_the_terminal(
     assert len(shown.splitlines()) == 3
 
 
+def test_a_secret_in_the_name_of_a_run_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", "tok-5f4dcc3b5aa7")
+    display, run = Display(), spec("of tok-5f4dcc3b5aa7")
+    display.progress(run, 1, 1, "")
+    display.forget(run.run_id)
+    assert capsys.readouterr().err == "of <redacted>: 1/1\n"
+
+
 def test_an_unknown_run_is_forgotten_in_silence() -> None:
     Display().forget("nothing")
