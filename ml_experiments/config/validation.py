@@ -107,6 +107,8 @@ def _json_problems(name: str) -> Iterator[None]:
         UnicodeDecodeError,
         UnportableResultError,
     ) as e:
+        if isinstance(e, PydanticSerializationError) and e.__cause__ is not None:
+            raise e.__cause__ from None  # a serializer of the user's has raised it
         raise ConfigError(
             f"the config of {name} can't travel as JSON; give its fields types that can: {e}"
         ) from e

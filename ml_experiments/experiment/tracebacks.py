@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bdb
+import contextlib
 import importlib
 import re
 import sys
@@ -143,6 +144,7 @@ def _from_user_on(frames: traceback.StackSummary) -> traceback.StackSummary:
     """
     kept = [frame for frame in frames if not _is_of_import(frame.filename)]
     callers = [Path(str(m.__file__)).parent for m in [sys.modules.get("pydantic")] if m]
+    callers.append(Path(contextlib.__file__))
     first = next(
         (
             i

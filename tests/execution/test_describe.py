@@ -154,6 +154,10 @@ VALIDATOR = """
         @classmethod
         def check(cls, value): return {}[value]
 """
+SERIALIZER = """
+        @pydantic.field_serializer("lr")
+        def write(self, value): return {}[value]
+"""
 DEFAULT = """
         steps: int = pydantic.Field(default_factory=lambda: 1 / 0)
 """
@@ -170,6 +174,10 @@ BROKEN_HOOKS = {
     "validator": (VALIDATOR, ("checking the config of Train failed: KeyError: 0.5", "in check")),
     "validator that exits": (EXITS, ("checking the config of Train failed: SystemExit: bad",)),
     "default": (DEFAULT, ("Train failed: ZeroDivisionError", "train.py", "line 9, in <lambda>")),
+    "serializer": (
+        SERIALIZER,
+        ("checking the config of Train failed: KeyError: 0.5", "train.py", "line 10, in write"),
+    ),
     "debugger": (
         VALIDATOR.replace("return {}[value]", "breakpoint(); return value"),
         ("debugger that was opened in", "train.py, line 11 was left\n", "run --debug"),
