@@ -122,6 +122,10 @@ class Tmux:
             assert time.monotonic() < deadline, "\n".join(self.screen())
             time.sleep(0.05)
 
+    def type(self, key: str) -> None:
+        """Press a key, such as Enter or C-c."""
+        self._call("send-keys", key)
+
     def wait(self) -> list[str]:
         """Wait for the command's end; return the lines that are shown."""
         self._call("wait-for", "ended")

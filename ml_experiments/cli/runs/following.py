@@ -187,11 +187,11 @@ def _cancel_on_modal(folder: RunFolder, at_once: bool) -> RunResult:
 def _display(folder: RunFolder) -> Iterator[Callable[[bytes], object]]:
     """Give what shows pieces of a log, which may be cut amid a character, as `run` does."""
     from ml_experiments.execution.logs import WholeCharacters
-    from ml_experiments.runner.display.observers import Display
+    from ml_experiments.runner.display.observers import DISPLAY
 
-    display, spec, whole = Display(), folder.read_spec(), WholeCharacters()
+    spec, whole = folder.read_spec(), WholeCharacters()
     try:
-        yield lambda data: display.log(spec, whole.feed(data))
+        yield lambda data: DISPLAY.log(spec, whole.feed(data))
     finally:
-        display.log(spec, whole.flush())
-        display.forget(spec.run_id)
+        DISPLAY.log(spec, whole.flush())
+        DISPLAY.forget(spec.run_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
+from tests.support.terminal import Tmux, needs_tmux
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -112,6 +115,22 @@ def test_of_a_progress_bar_in_a_log_the_last_state_is_shown(project: Path) -> No
     followed = call("runs", "follow", "last", "--json")
     assert json.loads(followed.stdout)["status"] == "success"
     assert followed.stderr == "8/9 é\n"
+
+
+@needs_tmux
+@pytest.mark.parametrize("command", ["follow", "logs -f"])
+def test_ctrl_c_takes_the_status_line_away_and_leaves_the_run(command: str, project: Path) -> None:
+    folder = detached()
+    wait_until_begun(folder)
+    shell = shlex.join([*COMMAND, "runs", *command.split(), "last"])
+    with Tmux(f"trap : INT; {shell}", 80, project) as tmux:
+        tmux.wait_until(lambda lines: any(re.search("0:00:0[1-9]$", line) for line in lines))
+        tmux.type("C-c")
+        lines = tmux.wait()
+    assert not any(re.search(r"0:00:\d+$", line) for line in lines)
+    assert any(line.endswith("goes on; come back to it with:") for line in lines)
+    (folder.path / "go").touch()
+    assert call("runs", "wait", "last", "--timeout", f"{LIMIT_S}").returncode == 0
 
 
 def test_a_detached_run_outlives_its_terminal() -> None:
