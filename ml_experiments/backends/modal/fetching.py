@@ -76,13 +76,29 @@ def read_manifest_there(
     return theirs if is_same or not _is_a_clients(record, controller) else None
 
 
-def has_result_there(volume: modal.Volume, run_id: str, controller: str | None = None) -> bool:
+def has_result_there(
+    volume: modal.Volume, folder: RunFolder, controller: str | None = None
+) -> bool:
     """Return whether a run has ended that has begun there; see `fetch_run_folder`."""
+    run_id = folder.path.name
     result, manifest = (PurePosixPath(run_id, name) for name in ("result.json", "manifest.json"))
     found = _list_files(volume, run_id)
     if result not in found or manifest not in found:
         return result in found
-    return _is_a_clients(_read_json(volume, manifest), controller)
+    record = _read_json(volume, manifest)
+    return _is_a_clients(record, controller) and not _is_superseded(record, folder.path)
+
+
+def _is_superseded(manifest: dict[str, Any], folder: Path) -> bool:
+    """Return whether what the volume has is of an earlier attempt than the one that is known here.
+
+    That is so until the container of a resumed run has written something.
+    """
+    try:
+        known = RunFolder(folder).read_manifest()
+    except RunFolderError:  # not here yet
+        return False
+    return isinstance(there := manifest.get("attempt"), int) and there < known.attempt
 
 
 def _is_a_clients(manifest: dict[str, Any], controller: str | None) -> bool:
@@ -121,6 +137,7 @@ def fetch_run_folder(
     """Copy what a run has left on the volume into its folder here, but for its checkpoints.
 
     `result.json` comes last: once it is here, so is all else. What a link leads to comes as a file.
+    Nothing comes of an earlier attempt than the one that is known here.
 
     Args:
         volume: The volume.
@@ -138,6 +155,8 @@ def fetch_run_folder(
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
         jsons = threads.map(lambda path: _read_json(volume, path), records)
         read = {path.name: record for path, record in zip(records, jsons, strict=True)}
+        if _is_superseded(read.get("manifest.json", {}), folder):
+            return Fetched({}, left_behind=())
         if sums in found:
             _fetch(volume, sums, folder)
         hashes = read_checksums(folder) if goes_on else {}

@@ -202,7 +202,7 @@ class ModalRunHandle(RunHandle):
     def recover(self) -> bool:
         """Bring the run's result and files here; return whether there is a result."""
         with platform_errors("look for the result of the run"):
-            is_there = has_result_there(runs_volume(), self.run_id, self._controller)
+            is_there = has_result_there(runs_volume(), self.folder, self._controller)
         if is_there:
             self._bring_here(RunStatus.ERROR, None, None)
         return is_there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -140,11 +141,47 @@ def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_found_and_not_
     assert folder.outcome().status is RunStatus.PENDING
     with ModalBackend() as backend:
         volume = runs_volume()
-        wait_until(lambda: has_result_there(volume, folder.path.name), "the end of the run")
+        wait_until(lambda: has_result_there(volume, folder), "the end of the run")
         with pytest.raises(Error, match="nothing to resume"):
             resume_run(folder, backend=backend)
     assert folder.read_result().results == "ran"
     assert len(folder.read_result().attempts) == 1
+
+
+def test_what_an_earlier_attempt_has_left_is_not_taken_for_a_later_ones(
+    modal_emulator: Emulator, tmp_path: Path
+) -> None:
+    code = """
+        import socket
+        from ml_experiments import current_run
+        def run(port: int):
+            if current_run().latest_checkpoint() is None:
+                current_run().save_checkpoint({}, step=0)
+                raise ValueError("the first attempt")
+            with socket.create_connection(("127.0.0.1", port)) as test:
+                return test.recv(100).decode()
+    """
+    (tmp_path / "twice.py").write_text(textwrap.dedent(code))
+    with socket.create_server(("127.0.0.1", 0)) as server, ModalBackend() as backend:
+        server.settimeout(WAIT_S)
+        config = {"port": server.getsockname()[1]}
+        first = run_experiment(f"{tmp_path}/twice.py:run", config, backend=backend)
+        folder = folder_of(first)
+        # one that is ended before its container has written anything
+        handle = resume_run(folder, backend=backend, observer=Recorder())
+        handle.cancel(at_once=True)
+        assert handle.result(WAIT_S).status is RunStatus.CANCELLED
+        # one that is looked for before its container has written anything
+        handle = resume_run(folder, backend=backend, observer=Recorder())
+        done = run_command(modal_emulator, tmp_path, "runs", "pull", first.run_id)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not folder.result_file.exists()
+        connection, _ = server.accept()
+        with connection:
+            connection.send(b"the second one")
+        result = handle.result(WAIT_S)
+    assert result.results == "the second one"
+    assert [a.status for a in result.attempts] == ["error", "cancelled", "success"]
 
 
 def test_a_run_whose_client_was_killed_before_it_knew_the_call_is_followed_and_cancelled(
