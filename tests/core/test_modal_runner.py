@@ -308,6 +308,7 @@ def test_the_cache_functions_work_from_python_and_from_the_shell(
 
 @slow
 def test_a_model_that_a_run_downloads_is_cached_for_the_next(modal_emulator: Emulator) -> None:
+    pytest.importorskip("torch")
     from ml_experiments.tasks.tiny_digits import model_dir
 
     with HubServer() as hub:
@@ -354,6 +355,7 @@ def test_modal_run_of_an_experiment_says_what_is_wrong_with_its_config(
 def test_modal_run_of_the_file_exits_with_what_became_of_the_run(
     name: str, config: dict[str, Any], code: int, run_modal: Modal
 ) -> None:
+    pytest.importorskip("torch")
     path = "ml_experiments.tasks.text_to_image.TextToImageExperiment"
     given = json.dumps({"prompt": "a red seven", **config})
     options = ("--experiment-config", given, "--experiment-class-path", path)
@@ -364,6 +366,7 @@ def test_modal_run_of_the_file_exits_with_what_became_of_the_run(
 def test_a_deployed_app_is_called_from_another_process_by_name(
     modal_emulator: Emulator, project: Path, run_modal: Modal
 ) -> None:
+    pytest.importorskip("torch")
     run_modal("deploy", str(RUNNER))
     file = write(
         project,

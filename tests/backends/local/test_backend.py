@@ -159,6 +159,7 @@ def test_a_seed_decides_every_draw(backend: LocalBackend) -> None:
 
 @pytest.mark.slow
 def test_a_seed_holds_for_torch_imported_inside_run() -> None:
+    pytest.importorskip("torch")
     with LocalBackend() as backend:
         cold = run_experiment(DrawTorch, {}, backend=backend, seed=5).results
         warm = run_experiment(DrawTorch, {}, backend=backend, seed=5).results
@@ -205,6 +206,7 @@ def test_each_way_to_fail_becomes_an_error_of_its_kind(
 
 @pytest.mark.slow
 def test_torchs_own_out_of_memory_exception_is_cuda_oom(backend: LocalBackend) -> None:
+    pytest.importorskip("torch")
     error = run_ends(backend, "cuda_oom_by_type").error
     assert error is not None
     assert error.kind is ErrorKind.CUDA_OOM

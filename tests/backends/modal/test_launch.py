@@ -14,6 +14,7 @@ from tests.support.modal_runs import Recorder, folder_of, function_of
 
 
 def test_a_container_with_two_gpus_trains_in_two_ranks(modal_emulator: Emulator) -> None:
+    pytest.importorskip("torch")
     seen = Recorder()
     with ModalBackend() as backend:
         result = run_experiment(

@@ -34,6 +34,8 @@ from tests.support.modal_runs import (
 )
 from tests.support.waiting import wait_until
 
+pytest.importorskip("torch")
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(

@@ -18,6 +18,8 @@ from tests.support.launched_experiments import Regression, ends, goes_on, uses_a
 from tests.support.modal_runs import Recorder, folder_of
 from tests.support.waiting import wait_until
 
+pytest.importorskip("torch")
+
 pytestmark = pytest.mark.slow
 
 QUIET = Observer()

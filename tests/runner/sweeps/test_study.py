@@ -32,6 +32,7 @@ def study_of(**given: Any) -> Study:
 
 @pytest.mark.slow
 def test_a_gaussian_process_learns_and_suggests_the_same_again() -> None:
+    pytest.importorskip("torch")
     found = []
     for _ in range(2):
         study, suggested = study_of(sampler="gp", trials=11, seed=3), []

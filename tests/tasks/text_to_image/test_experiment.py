@@ -50,6 +50,7 @@ class Listener(Observer):
 
 
 def test_first_run_needs_only_a_prompt_and_says_nothing_on_the_terminal() -> None:
+    pytest.importorskip("torch")
     config = {"prompt": PROMPT, "num_images": 8}
     result = run_experiment(CLASS_PATH, config, seed=1).raise_for_error()
     results = result.results

@@ -16,6 +16,8 @@ from ml_experiments.tasks.tiny_digits import TrainTinyDigits
 from ml_experiments.tasks.tiny_digits.experiment import CLASS_PATH
 from ml_experiments.tasks.tiny_digits.model_card import render_model_card
 
+pytest.importorskip("torch")
+
 pytestmark = pytest.mark.slow
 
 Config = TrainTinyDigits.Config

@@ -12,6 +12,7 @@ from ml_experiments.tasks.tiny_digits.prompts import (
 
 @pytest.mark.slow
 def test_judge_reads_digits_that_it_never_saw_and_every_colour() -> None:
+    pytest.importorskip("sklearn")
     from ml_experiments.tasks.tiny_digits.digits import load_split, palette
     from ml_experiments.tasks.tiny_digits.judge import Judge, read_colours
 

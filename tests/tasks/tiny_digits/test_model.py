@@ -27,8 +27,7 @@ RECORDED: dict[str, Any] = json.loads((model_dir() / "evaluation.json").read_tex
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """The networks are too small to gain from more, and lose by threads that wait for a core."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

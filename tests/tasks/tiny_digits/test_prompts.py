@@ -39,6 +39,7 @@ def test_training_prompts_name_their_digit_and_colour_and_no_other() -> None:
 
 @pytest.mark.slow
 def test_unseen_wordings_have_a_word_that_no_training_prompt_has() -> None:
+    pytest.importorskip("transformers")
     from ml_experiments.tasks.tiny_digits.tokenizer import word_counts
 
     listed = set(word_counts())

@@ -33,6 +33,7 @@ def test_merges_join_the_commonest_pair_first_and_ties_go_by_spelling() -> None:
 
 @pytest.mark.slow
 def test_tokenizer_is_the_same_in_every_process_and_the_one_that_is_shipped(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
     code = (
         "import sys; from ml_experiments.tasks.tiny_digits.tokenizer import build_tokenizer; "
         "build_tokenizer().save_pretrained(sys.argv[1])"
@@ -53,6 +54,7 @@ def test_tokenizer_is_the_same_in_every_process_and_the_one_that_is_shipped(tmp_
 def test_tokenizer_knows_each_digit_and_colour_as_one_token_and_fits_every_training_prompt() -> (
     None
 ):
+    pytest.importorskip("transformers")
     from ml_experiments.tasks.tiny_digits.tokenizer import MAX_LENGTH, build_tokenizer
 
     tokenizer = build_tokenizer()
