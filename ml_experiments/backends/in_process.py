@@ -14,6 +14,7 @@ from ml_experiments.execution.describe import describe_experiment
 from ml_experiments.execution.events import deliver
 from ml_experiments.execution.execute import execute_run
 from ml_experiments.execution.hints import Hints
+from ml_experiments.execution.interruptions import released_interrupt
 from ml_experiments.execution.launch.preparing import with_processes
 from ml_experiments.execution.logs import log_traceback, redact_log
 from ml_experiments.execution.observer import Observer
@@ -71,7 +72,11 @@ class DebugBackend(Backend):
         spec = prepared.spec
         self.forget_fingerprint(prepared, folder)
         observer.started(spec)
-        with folder.log_file.open("a", encoding="utf-8") as log, _copy_output_to(log):
+        with (
+            folder.log_file.open("a", encoding="utf-8") as log,
+            _copy_output_to(log),
+            released_interrupt(),
+        ):
             result = execute_run(
                 spec,
                 folder,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from ml_experiments.errors import SoftTimeout
 
@@ -53,6 +54,9 @@ def soft_timeout(seconds: float | None) -> Iterator[Interruption]:
         signal.signal(signal.SIGALRM, previous)
 
 
+_held_from: list[Any] = []  # the handlers that `held_interrupt` stands in for
+
+
 @contextmanager
 def held_interrupt() -> Iterator[Interruption]:
     """Note an interrupt (SIGINT) in the block, which goes on; only the main thread gets any."""
@@ -65,10 +69,25 @@ def held_interrupt() -> Iterator[Interruption]:
         interrupt.fired = True
 
     previous = signal.signal(signal.SIGINT, note)
+    _held_from.append(previous)
     try:
         yield interrupt
     finally:
+        _held_from.pop()
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def released_interrupt() -> Iterator[None]:
+    """Let an interrupt (SIGINT) do in the block what it did before `held_interrupt`."""
+    if not _held_from or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = signal.signal(signal.SIGINT, _held_from[-1])
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, held)
 
 
 @contextmanager

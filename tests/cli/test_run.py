@@ -223,11 +223,15 @@ def test_debug_keeps_the_log_too() -> None:
     assert (Path(json.loads(done.stdout)["run_dir"]) / "log.txt").read_text() == "step 0\nstep 1\n"
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_exits_130_and_leaves_a_cancelled_run(runs_dir: Path, presses: int) -> None:
+@pytest.mark.parametrize(("presses", "options"), [(1, []), (2, []), (1, ["--debug"])])
+def test_ctrl_c_exits_130_and_leaves_a_cancelled_run(
+    runs_dir: Path, presses: int, options: list[str]
+) -> None:
     how = "sleeps" if presses == 1 else "ignores_interrupt"
     command = subprocess.Popen(
-        [*COMMAND, "run", ENDS, f"how={how}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "run", ENDS, f"how={how}", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
     while not list(runs_dir.glob("*/metrics.jsonl")):
