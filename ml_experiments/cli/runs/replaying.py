@@ -67,8 +67,9 @@ def replay(
         click.echo(json.dumps({**result.to_dict(), "compared": compared}, allow_nan=False))
     else:
         print_report(result)
-        click.echo("")
-        print_diff(found, shows_patch=False)
+        if result.status != "cancelled":  # it came to nothing that could be compared
+            click.echo("")
+            print_diff(found, shows_patch=False)
     if result.status == "cancelled" or not verify:
         return EXIT_CODES[result.status]
     return 1 if found.outcomes else 0

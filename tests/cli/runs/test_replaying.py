@@ -11,12 +11,14 @@ from tests.support.command import call
 from tests.support.git_repo import make_repo
 
 TRAIN = """
-import random, sys
+import os, random, signal, sys
 def train(noise=False):
     draw = random.SystemRandom().random if noise else random.random
     return {"loss": draw()}
 def crash():
     sys.exit(3)
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
 """
 
 
@@ -49,3 +51,11 @@ def test_a_failure_that_is_repeated_is_verified(repo: Path) -> None:
     assert call("runs", "replay", "last", "--verify", cwd=repo).returncode == 0
     assert call("runs", "replay", "last", cwd=repo).returncode == 1
     assert call("runs", "replay", "nothing", cwd=repo).returncode == 2
+
+
+@pytest.mark.slow
+def test_a_replay_that_is_cancelled_compares_nothing(repo: Path) -> None:
+    assert call("run", "train.interrupted", cwd=repo).returncode == 130
+    done = call("runs", "replay", "last", cwd=repo)
+    assert done.returncode == 130
+    assert "the same" not in done.stdout
