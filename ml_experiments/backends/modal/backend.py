@@ -17,7 +17,7 @@ from ml_experiments.backends.modal.billing.forecast import earlier_seconds, make
 from ml_experiments.backends.modal.billing.rates import refresh_rates
 from ml_experiments.backends.modal.cache import call_cache_operation
 from ml_experiments.backends.modal.detached.containers import RemoteCall
-from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.errors import LIST_INSTEAD, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import (
     checkpoint_files,
     read_manifest_there,
@@ -230,7 +230,7 @@ class ModalBackend(Backend):
         manifest = folder.read_manifest()
         if manifest.modal is None or (manifest.controller is None and manifest.submission is None):
             raise RunFolderError(f"{folder.path}: the run was never handed over to Modal")
-        require_access()
+        require_access(LIST_INSTEAD)
         spec, here = folder.read_spec(), self.controller
         handle = ModalRunHandle(spec, folder, observer, controller=here)
         is_known = manifest.call_id is not None
@@ -254,7 +254,7 @@ class ModalBackend(Backend):
         is_known = place is None or (maker is None and place.function_call_id is not None)
         if folder.result_file.exists() or is_known:
             return
-        require_access()
+        require_access(LIST_INSTEAD)
         handle = ModalRunHandle(folder.read_spec(), folder, observer)
         if maker is not None and RemoteCall(maker).goes_on():
             raise RunFolderError(

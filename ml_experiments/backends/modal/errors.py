@@ -15,7 +15,10 @@ from ml_experiments.errors import AuthError, BackendError, Error
 
 ANSWER_LIMIT_S = 15.0
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_RUN_LOCALLY = 'or run on this machine: --backend local, or in Python backend="local"'
+_RUN_LOCALLY = (
+    'or run on this machine: ml-experiments run ... --backend local, or in Python backend="local"'
+)
+LIST_INSTEAD = "or list what is here: ml-experiments runs list --offline"
 
 
 @contextlib.contextmanager

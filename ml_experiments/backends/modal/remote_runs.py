@@ -14,7 +14,7 @@ from pathlib import Path
 
 import modal
 
-from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.errors import LIST_INSTEAD, platform_errors, require_access
 from ml_experiments.backends.modal.fetching import RECORDS, Fetched, fetch_run_folder
 from ml_experiments.backends.modal.mounts import CONTROLLED_FOLDER, ENDED_FOLDER, runs_volume
 from ml_experiments.backends.modal.run_handle import ModalRunHandle
@@ -26,7 +26,6 @@ from ml_experiments.runs.result import RunStatus
 from ml_experiments.serialization.files import write_json_atomically
 
 _WITHOUT = "remove the folders of this machine alone with --from local"
-LIST_INSTEAD = "or list what is here: ml-experiments runs list --offline"
 
 
 def statuses_there() -> dict[str, str]:

@@ -27,13 +27,8 @@ def sync(dry_run: bool, as_json: bool) -> None:
 
     Sweeps that are controlled on Modal come with their runs.
     """
-    from ml_experiments.backends.modal.errors import require_access
-    from ml_experiments.backends.modal.remote_runs import (
-        LIST_INSTEAD,
-        bring_here,
-        runs_there,
-        statuses_there,
-    )
+    from ml_experiments.backends.modal.errors import LIST_INSTEAD, require_access
+    from ml_experiments.backends.modal.remote_runs import bring_here, runs_there, statuses_there
     from ml_experiments.runner.detached.remote_sweeps import bring_sweeps_here
     from ml_experiments.settings import runs_dir
 
@@ -72,8 +67,8 @@ def pull(runs: tuple[str, ...]) -> int:
     What is here as the run left it is left out, so a pull that was broken off goes on. A file that
     is damaged here is fetched again. The exit code is 1 if one is damaged on Modal too.
     """
-    from ml_experiments.backends.modal.errors import require_access
-    from ml_experiments.backends.modal.remote_runs import LIST_INSTEAD, bring_here
+    from ml_experiments.backends.modal.errors import LIST_INSTEAD, require_access
+    from ml_experiments.backends.modal.remote_runs import bring_here
     from ml_experiments.cli.runs.finding import for_each
     from ml_experiments.settings import runs_dir
 

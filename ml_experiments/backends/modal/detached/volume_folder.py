@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import modal
 
-from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.backends.modal.errors import LIST_INSTEAD, platform_errors, require_access
 from ml_experiments.backends.modal.mounts import (
     AT_ONCE,
     CANCEL_FILE,
@@ -29,7 +29,7 @@ def list_folders(path: str) -> list[str]:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access()
+    require_access(LIST_INSTEAD)
     with platform_errors("list a folder of the volume of runs"):
         try:
             entries = runs_volume().listdir(f"/{path}")
@@ -50,7 +50,7 @@ def list_files(path: str) -> FilesThere:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access()
+    require_access(LIST_INSTEAD)
     with platform_errors("list a folder of the volume of runs"):
         try:
             entries = list(runs_volume().iterdir(f"/{path}", recursive=True))
@@ -91,7 +91,7 @@ def put_file(path: str, content: bytes = b"") -> None:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access()
+    require_access(LIST_INSTEAD)
     with (
         platform_errors("write to the volume of runs"),
         runs_volume().batch_upload(force=True) as batch,
@@ -109,7 +109,7 @@ def put_files(path: str, files: Mapping[PurePosixPath, Path]) -> None:
     Raises:
         BackendError: If Modal can't be reached.
     """
-    require_access()
+    require_access(LIST_INSTEAD)
     remove_file(path, recursive=True)
     with (
         platform_errors("write to the volume of runs"),
