@@ -115,6 +115,11 @@ def replace_controller(emulator: Emulator, folder: SweepFolder) -> None:
     """Kill the container of a sweep's controller; return when another one has taken over."""
     [first] = controllers_of(emulator, folder)
     emulator.kill(first.task_id)
+    wait_for_another(emulator, folder, first)
+
+
+def wait_for_another(emulator: Emulator, folder: SweepFolder, first: ContainerInfo) -> None:
+    """Return when another container controls a sweep than the first one."""
 
     def is_replaced() -> bool:
         now = [each.task_id for each in controllers_of(emulator, folder)]

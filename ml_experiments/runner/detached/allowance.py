@@ -13,6 +13,8 @@ from ml_experiments.runner.budget.ledger import Ask, Reservation
 from ml_experiments.runner.budget.reserving import ALL_ATTEMPTS, Budget, no_price, reserve_asked
 
 MIN_CONTROLLER_S = 600
+# what Modal allows; a call that has lasted for 24 h is ended, and is one of them
+MAX_CONTROLLER_RETRIES = 10
 
 
 @dataclass(frozen=True)

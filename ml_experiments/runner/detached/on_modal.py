@@ -15,7 +15,7 @@ from ml_experiments.backends.modal.remote_runs import claim_id, remove_from_volu
 from ml_experiments.backends.modal.request import make_request
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import Budget, release
-from ml_experiments.runner.detached.allowance import reserve_all
+from ml_experiments.runner.detached.allowance import MAX_CONTROLLER_RETRIES, reserve_all
 from ml_experiments.runner.detached.controller import control_run, source_here
 from ml_experiments.runner.run import discard, open_run_folder
 from ml_experiments.runs.folder import RunFolder
@@ -23,9 +23,6 @@ from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 from ml_experiments.settings import runs_dir, working_dir
-
-# what Modal allows; a call that has lasted for 24 h is ended, and is one of them
-MAX_CONTROLLER_RETRIES = 10
 
 
 def can_run_be_on_modal(spec: RunSpec) -> bool:

@@ -24,7 +24,7 @@ from ml_experiments.execution.observer import Observer
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runner.budget.reserving import forget_spent, has_spent, open_ledger, release
-from ml_experiments.runner.detached.allowance import reserve_all
+from ml_experiments.runner.detached.allowance import MAX_CONTROLLER_RETRIES, reserve_all
 from ml_experiments.runner.detached.controller import LEDGER_FILE, control_sweep
 from ml_experiments.runner.detached.remote_sweeps import (
     control_here,
@@ -244,7 +244,8 @@ def _hand_over(
             source=source.folder,
             pip=(*plan.pip, *(_SAMPLERS_NEED if needs_optuna else ())),
             before_call=lambda: _note_call(folder, RemoteCall("")),
-            **allowance.calls(0),
+            # a cap pays for one call
+            **allowance.calls(MAX_CONTROLLER_RETRIES if allowance.own_s is None else 0),
         )
         undo.pop_all()
     _note_call(folder, call)

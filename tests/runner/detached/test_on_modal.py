@@ -9,8 +9,13 @@ import pytest
 
 from ml_experiments.backends.modal.detached.volume_folder import list_folders
 from ml_experiments.backends.modal.plan import IDLE_S
+from ml_experiments.runner.detached import allowance
 from ml_experiments.runner.detached.remote_sweeps import bring_sweeps_here, stop_on_modal
-from ml_experiments.runner.detached.sweep_on_modal import _request, can_be_on_modal
+from ml_experiments.runner.detached.sweep_on_modal import (
+    _request,
+    can_be_on_modal,
+    start_sweep_on_modal,
+)
 from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runner.sweeps.planning import plan_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
@@ -26,11 +31,13 @@ from tests.support.remote_sweeps import (
     MEETING,
     begin_detached,
     containers_of,
+    controllers_of,
     functions_of,
     meetings,
     replace_controller,
     spent_usd,
     statuses,
+    wait_for_another,
     wait_for_end,
 )
 from tests.support.waiting import wait_until
@@ -91,6 +98,26 @@ def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
     assert list_folders(f".sweeps/{folder.path.name}") == [second, "sweeps"]
     assert run_command(modal_emulator, project, *rm, second).returncode == 0
     assert folder.path.name not in list_folders(".sweeps")
+
+
+def test_a_controller_that_modal_ends_after_its_day_is_replaced(
+    modal_emulator: Emulator, project: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "mine.py").write_text(MEETING)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(allowance, "MAX_TIMEOUT_S", 12)  # instead of 24 h
+    with meetings() as met:
+        space = read_space(("lr=0.1,0.2", f"port={met.port}"), None)
+        spec = plan_sweep("mine.train", space, backend="modal", gpu="t4", parallel=1)
+        folder = start_sweep_on_modal(spec, runs_dir)
+        number, held = met.next()
+        [first] = controllers_of(modal_emulator, folder)
+        wait_for_another(modal_emulator, folder, first)
+        held.send(b"x")
+        met.answer(0.2 if number == 0.1 else 0.1, b"x")
+    wait_for_end(folder)
+    assert set(statuses(folder).values()) == {"success"}
+    assert len(list(runs_dir.glob("*/spec.json"))) == 2  # no point ran twice
 
 
 def test_a_cap_holds_where_the_points_are_started(
