@@ -21,7 +21,6 @@ from typing import Any
 from ml_experiments.errors import BackendError
 from ml_experiments.execution.worker.messages import WorkerSetup
 from ml_experiments.execution.worker.starting import (
-    StartedProcess,
     current_search_path,
     start_process,
     take_early,
@@ -35,7 +34,7 @@ _MAX_OUTPUT_TAIL = 2000
 
 def start_template(experiment: str, import_paths: tuple[str, ...]) -> TemplateProcess:
     """Start a template before there is a backend, while what that needs is imported here."""
-    return TemplateProcess(experiment, import_paths, None, current_search_path(), take_early())
+    return TemplateProcess(experiment, import_paths, None, current_search_path())
 
 
 class TemplateProcess:
@@ -46,7 +45,6 @@ class TemplateProcess:
         import_paths: Folders that its modules are imported from.
         threads: OMP_NUM_THREADS, unless the user has set it.
         search_path: What to add at the end of `sys.path`.
-        started: The process, if it was started early.
 
     Raises:
         BackendError: If the system has no room for another process.
@@ -58,15 +56,19 @@ class TemplateProcess:
         import_paths: tuple[str, ...],
         threads: int | None,
         search_path: tuple[str, ...],
-        started: StartedProcess | None = None,
     ) -> None:
         self._threads = threads
         self._lock = threading.Lock()
         with _system_limits():
-            started = started or start_process(threads, search_path)
-        self._process, self._connection, self._output = started
+            started = take_early(search_path) or start_process(search_path)
+        self._process, self._connection, self._output, _ = started
         self._guards: weakref.WeakSet[GuardProcess] = weakref.WeakSet()
-        _send(self._connection, {"load": experiment, "import_paths": list(import_paths)})
+        message = {
+            "load": experiment,
+            "import_paths": list(import_paths),
+            "environment": worker_environment(None, threads),
+        }
+        _send(self._connection, message)
 
     @property
     def is_alive(self) -> bool:

@@ -26,18 +26,19 @@ class StartedProcess(NamedTuple):
         process: The process.
         connection: The connection to it.
         output: What it prints.
+        search_path: What was added at the end of its `sys.path`.
     """
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
     output: BinaryIO
+    search_path: tuple[str, ...]
 
 
-def start_process(threads: int | None, search_path: Sequence[str]) -> StartedProcess:
+def start_process(search_path: tuple[str, ...]) -> StartedProcess:
     """Start a process that imports what every template needs, and then waits.
 
     Args:
-        threads: OMP_NUM_THREADS, unless the user has set it.
         search_path: What to add at the end of `sys.path`.
 
     Raises:
@@ -53,26 +54,29 @@ def start_process(threads: int | None, search_path: Sequence[str]) -> StartedPro
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(None, threads),
+                env=worker_environment(None, None),
                 start_new_session=True,
             )
         except OSError:
             ours.close()
             raise
-    return StartedProcess(process, ours, output)
+    return StartedProcess(process, ours, output, search_path)
 
 
 def start_early() -> None:
     """Start the process that this one will need; it ends with this one if it is not taken."""
     global _early
     with contextlib.suppress(OSError):  # told when a process is needed
-        _early = start_process(None, current_search_path())
+        _early = start_process(current_search_path())
 
 
-def take_early() -> StartedProcess | None:
-    """Return the process that was started early, once."""
+def take_early(search_path: tuple[str, ...]) -> StartedProcess | None:
+    """Return the process that was started early, once, if its search path is this one."""
     global _early
     early, _early = _early, None
+    if early is not None and early.search_path != search_path:
+        early.connection.close()  # it ends
+        return None
     return early
 
 

@@ -2,7 +2,7 @@
 
 Started by `process.py`, with one end of a socket pair. It receives, one JSON object a line:
 
-    {"load": class path, "import_paths": [...]}   first
+    {"load": class path, "import_paths": [...], "environment": {...}}   first
     {"guard": true, "executes": bool}             with the guard's end of its connection; whether
                                                   its workers execute runs
 """
@@ -71,6 +71,8 @@ class Template:
         """Serve until the client is gone; returns in a forked worker only."""
         while (message := self._receive()) is not None:
             if "load" in message:
+                update_environment(self._first_environment, message["environment"])
+                self._first_environment = self._sources.environment = whole_environment()
                 self._load(message["load"], tuple(message["import_paths"]))
             else:
                 if message["executes"]:

@@ -12,6 +12,7 @@ from ml_experiments.backends.base import Backend
 from ml_experiments.backends.modal.preflight.import_graph import (
     OWN_EXPERIMENTS,
     OWN_PACKAGE,
+    ImportGraph,
     walk_imports,
 )
 from ml_experiments.backends.modal.preflight.staging import named_files
@@ -35,7 +36,9 @@ _known: dict[tuple[str, tuple[str, ...]], SourceFiles] = {}
 def with_fingerprint(run: PreparedRun, backend: Backend) -> PreparedRun:
     """Return a prepared run with what its result depends on."""
     spec = run.spec
-    config, files = recorded_config(run), describe_source(spec)
+    # of a run on Modal, the imports are known already
+    imports = getattr(run.plan, "imports", None)
+    config, files = recorded_config(run), describe_source(spec, imports)
     parsed = parse_experiment_path(spec.experiment)
     fingerprint = Fingerprint(
         experiment=f"{parsed.module}:{parsed.name}",
@@ -55,29 +58,36 @@ def recorded_config(run: PreparedRun) -> dict[str, Any]:
     return config
 
 
-def describe_source(spec: RunSpec) -> SourceFiles:
+def describe_source(spec: RunSpec, imports: ImportGraph | None = None) -> SourceFiles:
     """Return the hashes of the user's own modules that an experiment imports.
 
     One that is imported from an installed package has none: its version stands for it.
+
+    Args:
+        spec: A run of the experiment.
+        imports: What it imports; looked for by default.
     """
     key = spec.experiment, spec.import_paths
     known = _known.get(key)
     if known is None or known.have_changed():
-        known = _known[key] = _read_source(spec)
+        known = _known[key] = _read_source(imports or _imports_of(spec))
     return known
 
 
-def _read_source(spec: RunSpec) -> SourceFiles:
+def _imports_of(spec: RunSpec) -> ImportGraph:
     parsed = parse_experiment_path(spec.experiment)
     paths = [parsed.root] if parsed.root else []
     try:
-        graph = walk_imports(
+        return walk_imports(
             parsed.module, [*paths, *map(Path, spec.import_paths)], follows_own_package=False
         )
     except PreflightError:  # of an installed package
-        return SourceFiles()
+        return ImportGraph((), (), ())
+
+
+def _read_source(imports: ImportGraph) -> SourceFiles:
     found = SourceFiles()
-    for module in graph.modules:
+    for module in imports.modules:
         is_own = module.name.partition(".")[0] == OWN_PACKAGE  # its version stands for it
         if module.path.is_dir() or (is_own and not module.name.startswith(OWN_EXPERIMENTS)):
             continue

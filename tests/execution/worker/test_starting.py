@@ -17,24 +17,41 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 CHILDREN_OF_CLIENT = """
-import psutil
+import os, psutil
+threads = os.environ.get("OMP_NUM_THREADS")  # at import
 def run(client: int):
-    return [child.pid for child in psutil.Process(client).children()]
+    return len(psutil.Process(client).children()), threads
 """
 CLIENT = """
 import os, sys
 from ml_experiments.__main__ import main
-sys.argv = ["ml-experiments", "run", "job.py:run", f"client={os.getpid()}", "--json"]
+command, *options = sys.argv[1:]
+sys.argv = ["ml-experiments", command, "job.py:run", f"client={os.getpid()}", "--json", *options]
 main()
 """
 
 
-def test_a_run_uses_the_process_that_was_started_early(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "threads"),
+    [(["run"], None), (["sweep", "--parallel", "100"], "1")],
+    ids=["run", "sweep"],
+)
+def test_a_command_uses_the_process_that_was_started_early(
+    tmp_path: Path, command: list[str], threads: str | None
+) -> None:
     (tmp_path / "job.py").write_text(CHILDREN_OF_CLIENT)
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CLIENT, *command],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert len(json.loads(done.stdout)["results"]) == 1
+    outcome = json.loads(done.stdout)
+    if "points" in outcome:
+        [outcome] = outcome["points"]
+    assert outcome["results"] == [1, threads]  # started with the threads of its backend
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from ml_experiments import LocalBackend, RunResult, run_experiment, submit_experiment, sweep
+from ml_experiments import (
+    LocalBackend,
+    ModalBackend,
+    RunResult,
+    run_experiment,
+    submit_experiment,
+    sweep,
+)
 from ml_experiments.backends import base
 from ml_experiments.cache import layout
 from ml_experiments.runner.prepare import prepare_run
@@ -21,6 +28,7 @@ from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
 from ml_experiments.runner.sweeps.sweep import resume_sweep
 from ml_experiments.runs.folder import RunFolder
+from modal_emulator import Emulator
 from tests.support.command import call
 from tests.support.hub_cache import commit_of, write_repo
 from tests.support.modal_runs import Recorder
@@ -306,3 +314,23 @@ def test_the_command_says_what_it_reuses_and_explains_what_differs(project: Path
     missed = asked("lr=0.5", "--reuse")
     assert f"the nearest one, {first['run_id']}, differs in config.lr" in missed.stderr
     assert calls(project) == 2
+
+
+@pytest.mark.slow
+def test_a_run_on_modal_depends_on_the_same_source(
+    modal_emulator: Emulator, tmp_path: Path
+) -> None:
+    fingerprints = []
+    for backend in (LocalBackend(), ModalBackend()):
+        project = tmp_path / backend.name  # what is known of one folder is not read again
+        project.mkdir()
+        (project / "mine.py").write_text("import near_by\ndef run(x=1): return open('data.txt')\n")
+        (project / "near_by.py").write_text("from ml_experiments import current_run\n")
+        (project / "data.txt").touch()
+        with backend:
+            fingerprints.append(prepare_run(f"{project}/mine.py:run", backend=backend).fingerprint)
+    here, there = fingerprints
+    assert here is not None
+    assert there is not None
+    assert sorted(here.source) == ["mine", "near_by"]
+    assert (here.source, here.data) == (there.source, there.data)
