@@ -23,6 +23,8 @@ def main() -> None:
 def _imports_experiment(arguments: list[str]) -> bool:
     if not _IMPORT & {*arguments[:1]} or _NEEDS_NO_PROCESS & {*arguments}:
         return False
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # closed: a socket would take its number
+        return False
     # else it is a command of the group, such as `sweep show`
     return any("=" not in word and ("." in word or ":" in word) for word in arguments[1:])
 

@@ -122,8 +122,9 @@ def _open_closed() -> None:
     """Open the standard streams that this process was started without, which Python leaves None."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            opened = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123,SIM115 - light to import
-            setattr(sys, name, opened)
+            # not closed with this object, for another one may write there
+            number = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _outlive_reader(stream: TextIO) -> TextIO:

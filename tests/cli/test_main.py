@@ -37,7 +37,7 @@ def test_a_reader_that_has_seen_enough_ends_no_run(
     assert log.endswith("ValueError: the loss is not a number\n" if code else "line 99999\n")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_command_works_where_a_standard_stream_is_closed(closed: str, tmp_path: Path) -> None:
     (tmp_path / "gives.py").write_text("def run(): return 1\n")
     run = f"{' '.join(COMMAND)} run gives.run {closed}"
