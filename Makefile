@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 COMPILE := $(BIN)/python -m compileall -q ml_experiments modal_emulator
 unexport PYTHONDONTWRITEBYTECODE
 # tests wait for processes and servers about as long as they compute
-PYTEST := -m pytest -n 4 --dist worksteal -q
+PYTEST := -m pytest -n 5 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \
