@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ml_experiments import (
     run_experiment,
     submit_experiment,
 )
+from ml_experiments.backends import base
 from ml_experiments.errors import RunFolderError
 from ml_experiments.execution.observer import Observer
 from ml_experiments.runs.folder import RunFolder
@@ -388,20 +390,24 @@ def test_cancelling_ends_an_experiment_that_ignores_it() -> None:
 
 @pytest.mark.parametrize("is_closed_by_hand", [False, True], ids=["with", "close()"])
 def test_an_interrupt_while_a_backend_waits_for_its_runs_cancels_them(
-    is_closed_by_hand: bool,
+    is_closed_by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt() -> None:
         assert recorder.began.wait(WAIT_S)
         assert waits.wait(WAIT_S)
         os.kill(os.getpid(), signal.SIGINT)
 
+    def wait_noted(futures: Any) -> Any:
+        waits.set()
+        return wait(futures)
+
     recorder, waits = Recorder(), threading.Event()
+    monkeypatch.setattr(base, "wait", wait_noted)
     threading.Thread(target=interrupt, daemon=True).start()
     backend = LocalBackend(max_workers=1)
     options: dict[str, Any] = {"backend": backend, "observer": recorder}
     handles = [submit_experiment(Ends, {"how": "sleeps"}, **options) for _ in range(2)]
     leave = backend.close if is_closed_by_hand else lambda: backend.__exit__(None, None, None)
-    waits.set()
     with pytest.raises(KeyboardInterrupt):
         leave()
     results = [handle.result(WAIT_S) for handle in handles]
