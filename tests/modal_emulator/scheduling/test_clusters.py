@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import modal
@@ -55,6 +56,10 @@ def fail_once(key: str) -> str:
     attempt = 0 if seen.put(f"{key}{rank}", True, skip_if_exists=True) else 1
     if attempt == 0:
         if rank == 1:
+            while not seen.contains(
+                f"{key}0"
+            ):  # else it would be the first one's first attempt again
+                time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         signal.pause()
     return f"attempt {attempt}"
