@@ -90,3 +90,29 @@ def processes_with(mark: str) -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+SEARCHED_SINCE = """
+import sys
+from ml_experiments.execution.worker.starting import start_early
+start_early()
+sys.path.append(sys.argv[1])
+from ml_experiments import Observer, run_experiment
+print(run_experiment("job.py:run", observer=Observer()).results)
+"""
+
+
+def test_a_process_that_was_started_early_is_left_if_modules_are_found_elsewhere_now(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "job.py").write_text("import added\ndef run(): return added.VALUE\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "added.py").write_text("VALUE = 'found'\n")
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCHED_SINCE, str(tmp_path / "more")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "found\n"
