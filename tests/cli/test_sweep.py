@@ -221,6 +221,22 @@ def test_a_detached_sweep_outlives_its_terminal_and_is_stopped_and_resumed_so(
     assert folder.log_file.read_text() == ""
 
 
+def test_one_bad_value_among_hundreds_is_named_before_anything_starts(
+    project: Path, runs_dir: Path
+) -> None:
+    values = [str(n) for n in range(250)]
+    values[20], values[180] = "early", "late"
+    done = call("sweep", "train.py:train", f"lr={','.join(values)}")
+    assert done.returncode == 2
+    assert "given 'early'" in done.stderr
+    assert "(at lr=early)" in done.stderr
+    assert "(at lr=late)" in done.stderr
+    assert not (project / "calls.txt").exists()
+    values[20], values[180] = "20", "180"
+    dry = call("sweep", "train.py:train", f"lr={','.join(values)}", "--dry-run")
+    assert dry.stdout.splitlines()[-1] == "250 checked; nothing was started"
+
+
 def test_an_extension_is_tried_first_and_may_be_detached(project: Path, runs_dir: Path) -> None:
     call("sweep", "train.py:train", "lr=0.1,0.2")
     folder = find_sweep(runs_dir, "last")
