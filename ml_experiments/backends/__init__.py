@@ -25,6 +25,10 @@ def open_backend(name: str, **options: Any) -> Backend:
     Raises:
         BackendError: If there is none of that name.
     """
+    if not isinstance(name, str):
+        raise BackendError(
+            f"backend is {name!r:.100}, where a name is needed; known: {', '.join(BACKENDS)}"
+        )
     if name not in BACKENDS:
         raise BackendError(
             f"{name!r} is not a backend{suggest(name, BACKENDS)}; known: {', '.join(BACKENDS)}"

@@ -20,8 +20,7 @@ from ml_experiments.execution.worker.messages import Description
 from ml_experiments.execution.worker.pool import TemplatePool
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
-from ml_experiments.runs.provenance.environment import package_versions
-from ml_experiments.runs.provenance.fingerprint import hash_of
+from ml_experiments.runs.provenance.environment import hash_of_packages
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import PreparedRun, RunSpec
 
@@ -200,7 +199,7 @@ class Backend(ABC):
         Args:
             run: The run, as `prepare` returned it.
         """
-        return {"python": platform.python_version(), INSTALLED: hash_of(package_versions())}
+        return {"python": platform.python_version(), INSTALLED: hash_of_packages()}
 
     def model_revision(self, repo: str, ref: str) -> str | None:
         """Return the revision in the cache that a run is going to load; None if none is there.

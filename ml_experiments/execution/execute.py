@@ -253,10 +253,7 @@ class _Attempt:
 
     def note_start(self) -> None:
         """Say in the manifest which process, on which machine, executes the run."""
-        known = self.folder.read_manifest()
-        manifest = with_this_process(known)
-        if manifest != known:
-            self.folder.write_manifest(manifest, self.redactor)
+        self.folder.change_manifest(with_this_process, self.redactor)
 
     def run_experiment(self) -> BaseException | None:
         """Run the experiment; return what it raised."""
@@ -411,8 +408,7 @@ class _Attempt:
                 if isinstance(e, RunFolderError):
                     self.error = describe_damaged_folder(e)
             result = dataclasses.replace(result, status=self.status, error=self.error)
-            data = redact_result(result, self.redactor)
-            return RunResult.from_dict(data, run_dir=self.folder.path)
+            return redact_result(result, self.redactor)
 
     def note_models(self) -> None:
         """Name in the manifest the exact weights, and in the cache that they were used."""
@@ -425,10 +421,10 @@ class _Attempt:
         from ml_experiments.cache.usage.recorded_uses import record_uses  # most runs use none
 
         record_uses(_cache_dir(), models)
-        manifest = dataclasses.replace(
-            self.folder.read_manifest(), cached_models=tuple(model.to_dict() for model in models)
+        cached = tuple(model.to_dict() for model in models)
+        self.folder.change_manifest(
+            lambda manifest: dataclasses.replace(manifest, cached_models=cached), self.redactor
         )
-        self.folder.write_manifest(manifest, self.redactor)
 
     @property
     def _reports(self) -> bool:

@@ -23,6 +23,8 @@ from ml_experiments.experiment.tracebacks import describe_error, needs_terminal,
 EXTRAS_HINT = "it with: pip install 'ml_experiments[diffusion,training]'"
 # a thread or a process has a run() too, but its own __init__ takes no config
 _STARTED_ELSEWHERE = ("threading", "multiprocessing.process")
+# what this process has loaded; a warm worker loads the same for each run
+_loaded: dict[str, tuple[ExperimentPath, Any]] = {}
 _importing = threading.local()  # `.path`: what this thread is importing
 
 
@@ -36,7 +38,7 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
     Raises:
         ExperimentPathError: If the module doesn't import, or holds no such experiment.
     """
-    parsed = parse_experiment_path(path)
+    parsed, known = _loaded.get(path) or (parse_experiment_path(path), None)
     folders = list(dict.fromkeys([*import_paths, *([str(parsed.root)] if parsed.root else [])]))
     if sys.path[: len(folders)] != folders:  # folders of other experiments come after these
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
@@ -47,7 +49,11 @@ def load_experiment(path: str, import_paths: Iterable[str] = ()) -> Callable[...
             target = getattr(target, part, None)  # a module may have a __getattr__ of its own
     if target is None:
         raise ExperimentPathError(_not_in_module(parsed, module))
-    return check_experiment(target, path)
+    if target is not known:
+        check_experiment(target, path)
+        if parsed.file is None or path == f"{parsed.file}:{parsed.name}":  # from any folder
+            _loaded[path] = parsed, target
+    return target  # type: ignore[no-any-return]
 
 
 def refuse_while_importing() -> None:
@@ -259,7 +265,7 @@ def _import_file(parsed: ExperimentPath, file: Path) -> ModuleType:
     if found is None and importlib.util.find_spec(name) is not None:
         found = importlib.import_module(name)
     if found is not None and getattr(found, "__file__", None):
-        if Path(str(found.__file__)).resolve() == file:
+        if found.__file__ == str(file) or Path(str(found.__file__)).resolve() == file:
             return found
         # another module has the name already, as with a user's random.py
         name = f"experiment_file_{re.sub(r'[^0-9A-Za-z_]', '_', str(file))}"

@@ -69,16 +69,14 @@ def locate(path: str) -> tuple[str, tuple[str, ...]]:
         ExperimentPathError: If it has none of the three forms, or its file doesn't exist.
     """
     current = str(working_dir())
-    root = parse_experiment_path(path).root
-    if root is None:
+    parsed = parse_experiment_path(path)
+    if parsed.file is None:
         top = path.partition(":")[0].partition(".")[0]
         below = Path(current, "src")
         if _has_module(below, top) and not _has_module(Path(current), top):
             return path, (current, str(below))
         return path, (current,)
-    location, _, name = path.rpartition(":")
-    path = f"{Path(location).expanduser().resolve()}:{name}"
-    return path, tuple(dict.fromkeys([str(root), current]))
+    return f"{parsed.file}:{parsed.name}", tuple(dict.fromkeys([str(parsed.root), current]))
 
 
 def _has_module(folder: Path, name: str) -> bool:

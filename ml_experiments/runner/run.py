@@ -184,6 +184,8 @@ def take_earlier(
     Raises:
         ConfigError: If the run of its id is another one.
     """
+    if not prepared.has_own_id and not prepared.reuses:
+        return None, prepared
     place = Path(runs_dir or default_runs_dir()).expanduser().resolve()
     existing = find_existing(prepared, backend, place) if prepared.has_own_id else None
     if existing is not None:

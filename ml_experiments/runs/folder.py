@@ -22,7 +22,7 @@ import mimetypes
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -229,14 +229,29 @@ class RunFolder:
         """
         if self.attempt is not None and manifest.attempt == self.attempt:
             self._check_attempt(self.read_manifest())
+        self._put_manifest(manifest, redactor)
+
+    def change_manifest(self, change: Callable[[Manifest], Manifest], redactor: Redactor) -> None:
+        """Replace the manifest by what a function makes of it.
+
+        Raises:
+            SupersededError: If it is another attempt's by now.
+        """
+        known = self.read_manifest()
+        self._check_attempt(known)
+        changed = change(known)
+        if changed != known:
+            self._put_manifest(changed, redactor)
+
+    def _put_manifest(self, manifest: Manifest, redactor: Redactor) -> None:
         data = redactor.redact_record(manifest.to_dict(), _MANIFEST_USER_DATA)
         write_json_atomically(self.path / "manifest.json", data, durable=False)
 
     def forget_fingerprint(self, redactor: Redactor) -> None:
         """Leave what the run depends on out of the manifest, because it is not known any more."""
-        manifest = self.read_manifest()
-        if manifest.fingerprint is not None:
-            self.write_manifest(dataclasses.replace(manifest, fingerprint=None), redactor)
+        self.change_manifest(
+            lambda manifest: dataclasses.replace(manifest, fingerprint=None), redactor
+        )
 
     def write_result(self, result: RunResult, redactor: Redactor) -> RunResult:
         """Write the outcome, secrets left out, and return it as it was written.
@@ -249,16 +264,16 @@ class RunFolder:
         manifest = self.read_manifest()
         self._check_attempt(manifest)
         result = dataclasses.replace(result, attempts=manifest.attempts(result))
-        data = {**redact_result(result, redactor), "run_dir": None}
-        if data["artifacts"] != [asdict(artifact) for artifact in result.artifacts]:
+        written = redact_result(result, redactor)
+        if written.artifacts != result.artifacts:
             self._rename_artifacts(redactor)
         try:
-            write_json_atomically(self.result_file, data)
+            write_json_atomically(self.result_file, {**written.to_dict(), "run_dir": None})
         except OSError:
             with contextlib.suppress(OSError):  # an empty file has room on most full disks
                 (self.path / _NOT_WRITTEN).touch()
             raise
-        return RunResult.from_dict(data, run_dir=self.path)
+        return dataclasses.replace(written, run_dir=self.path)
 
     def _rename_artifacts(self, redactor: Redactor) -> None:
         for folder, folders, files in os.walk(self.artifacts_dir, topdown=False):
@@ -367,8 +382,14 @@ class RunFolder:
         return dataclasses.replace(unfinished, status=RunStatus.ERROR, error=lost)
 
 
-def redact_result(result: RunResult, redactor: Redactor) -> dict[str, Any]:
-    """Return the record of an outcome, secrets left out."""
-    data = redactor.redact_record(result.to_dict(), _RESULT_USER_DATA)
-    data["artifacts"] = [{**a, "path": redactor.redact_path(a["path"])} for a in data["artifacts"]]
-    return data
+def redact_result(result: RunResult, redactor: Redactor) -> RunResult:
+    """Return an outcome, secrets left out."""
+    record = result.to_dict()
+    redacted = redactor.redact_record(record, _RESULT_USER_DATA)
+    redacted["artifacts"] = [
+        {**artifact, "path": redactor.redact_path(artifact["path"])}
+        for artifact in record["artifacts"]
+    ]
+    if redacted == record:
+        return result
+    return RunResult.from_dict(redacted, run_dir=result.run_dir)

@@ -24,6 +24,7 @@ from ml_experiments import (
     current_run,
     run_experiment,
     submit_experiment,
+    sweep,
 )
 from ml_experiments.runner.prepare import prepare_run
 from tests.support.experiments import Ends, Fit, Plain
@@ -118,6 +119,8 @@ def test_options_of_a_backend_go_with_its_name(runs_dir: Path) -> None:
 def test_an_unknown_backend_is_named_with_those_that_exist() -> None:
     with pytest.raises(Error, match=r"did you mean 'local'.*known: local, debug, slurm, modal"):
         run_experiment(Plain, backend="lokal")
+    with LocalBackend() as backend, pytest.raises(Error, match="where a name is needed"):
+        list(sweep(Plain, {}, backend=backend))  # type: ignore[arg-type]
 
 
 class BadSetupFields(Experiment):

@@ -253,11 +253,12 @@ class ModalRunHandle(RunHandle):
             self.notice(f"where the run is was not recorded, so keep this client: {e}")
 
     def _update_place(self, controller: str | None = None, **facts: Any) -> None:
-        manifest = self.folder.read_manifest()
-        place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
-        controller = controller or manifest.controller
-        changed = dataclasses.replace(manifest, modal=place, controller=controller)
-        self.folder.write_manifest(changed, self._redactor)
+        def change(manifest: Manifest) -> Manifest:
+            place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
+            controlled = controller or manifest.controller
+            return dataclasses.replace(manifest, modal=place, controller=controlled)
+
+        self.folder.change_manifest(change, self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
         """Add what only the container knew: who it was, and what is a Modal secret's value.

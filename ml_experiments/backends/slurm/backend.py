@@ -120,8 +120,9 @@ class SlurmBackend(Backend):
             raise error from e
         self._queue.expire()
         # the job waits for this, and writes the manifest from then on
-        manifest = dataclasses.replace(folder.read_manifest(), job=job)
-        folder.write_manifest(manifest, Redactor(prepared.secrets))
+        folder.change_manifest(
+            lambda manifest: dataclasses.replace(manifest, job=job), Redactor(prepared.secrets)
+        )
         observer.notice(spec, f"run {spec.run_id} is job {job} of Slurm")
         unused = [*(self._options.keys() - {"cluster"}), *(["--gpu"] if spec.gpu else [])]
         if self._is_local and unused:

@@ -107,7 +107,9 @@ class CacheWatch:
             commit, _ = read_ref(ref)
             if commit is not None:  # else removed since; what was opened of it is in `snapshots`
                 snapshots.add((ref.partition(f"{os.sep}refs{os.sep}")[0], commit))
-        mapped = {p for p in open_files(self._root, pids=[os.getpid()]) if _part(p) == "blobs"}
+        has_cache = any(os.path.isdir(folder) for folder in self._prefixes)
+        files = open_files(self._root, pids=[os.getpid()]) if has_cache else ()
+        mapped = {file for file in files if _part(file) == "blobs"}
         for blob in mapped | self._blobs:
             snapshots |= _snapshots_with(blob)
         found = [self._describe(repo, commit) for repo, commit in snapshots]

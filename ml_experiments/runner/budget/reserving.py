@@ -105,9 +105,11 @@ def _reserve(
     is_kept: bool,
 ) -> tuple[PreparedRun, ...]:
     paid = [run for run in runs if run.forecast is not None]
+    if not paid:
+        return tuple(runs)
     unpriced = [run for run in paid if run.forecast.worst_case_usd is None]
     is_capped = budget.is_capped
-    if not paid or (unpriced and not is_capped):
+    if unpriced and not is_capped:
         return tuple(runs)
     if unpriced:
         raise no_price(unpriced[0].spec.gpu, unpriced[0].forecast)

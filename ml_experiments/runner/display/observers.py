@@ -189,7 +189,7 @@ class Notifier(GuardedObserver):
         named = {"name": spec.name, "tags": spec.tags}
         body = json.dumps(
             {
-                **redact_result(result, self._redactor),
+                **redact_result(result, self._redactor).to_dict(),
                 **self._redactor.redact_record(named, SPEC_USER_DATA),
             }
         )

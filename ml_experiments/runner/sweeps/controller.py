@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import time
@@ -38,6 +39,8 @@ from ml_experiments.settings import working_dir
 
 _POLL_S = 0.5
 _END_POLL_S = 0.05
+# an experiment that is edited meanwhile may run as it was
+_MAX_AHEAD_S = 1.0
 _MAX_END_S = 10.0
 
 
@@ -143,6 +146,8 @@ class Controller:
         self._source, self._recorded, self._observer = source, dict(recorded), observer
         self._progress = progress
         self._base = base_config(spec)
+        # the next point, and since when it is prepared: points are shorter than that, or it is idle
+        self._ahead: tuple[NextPoint, PreparedRun, float] | None = None
         self._code = describe_code(working_dir())
         self._running: dict[int, tuple[NextPoint, RunHandle | RunResult]] = {}
         self._events: queue.SimpleQueue[int | _Report] = queue.SimpleQueue()
@@ -165,9 +170,11 @@ class Controller:
                 yield from self._decided(None)
                 if not self._running:
                     return
+                self._look_ahead()
                 yield from self._decided(self._finish(self._wait()))
         finally:
             self._cancel()
+            self._drop_ahead()
             while self._running:
                 try:
                     event = self._events.get()
@@ -257,7 +264,7 @@ class Controller:
                 choose_pool=choose_pool,
                 place=locate_experiment(self._spec.experiment),
             )
-        prepared = prepare_point(self._spec, self._base, point, self._backend)
+        prepared = self._prepare(point)
         earlier, prepared = take_earlier(
             prepared, self._backend, self._folder.runs_dir, self._observer
         )
@@ -271,6 +278,29 @@ class Controller:
             runs_dir=self._folder.runs_dir,
             observer=self._observer_of(point),
         )
+
+    def _look_ahead(self) -> None:
+        """Prepare a point while others run, unless one of them has ended already."""
+        point = self._source.upcoming() if self._events.empty() else None
+        if point is None or self._progress.stopped is not None or point.run_key in self._recorded:
+            return
+        self._drop_ahead()
+        with contextlib.suppress(Error):  # told when it is to start
+            prepared = prepare_point(self._spec, self._base, point, self._backend)
+            self._ahead = point, prepared, time.monotonic()
+
+    def _prepare(self, point: NextPoint) -> PreparedRun:
+        if self._ahead is not None:
+            known, prepared, at = self._ahead
+            if known == point and time.monotonic() - at <= _MAX_AHEAD_S:
+                self._ahead = None
+                return prepared
+        return prepare_point(self._spec, self._base, point, self._backend)
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None and self._ahead[1].template is not None:
+            self._backend.templates.release(self._ahead[1].template)
+        self._ahead = None
 
     def _observer_of(self, point: NextPoint) -> Observer:
         metric = self._spec.pruner_metric

@@ -61,6 +61,11 @@ class Schedule:
         self._use_any_worker()
         return self._start(key)
 
+    def upcoming(self) -> int | None:
+        """Return a point that is likely to start when one of the running points has ended."""
+        waiting = (self._waiting[key] for key in self._active.values() if key is not None)
+        return next((points[0] for points in (*waiting, self._alone) if points), None)
+
     def ended(self, point: int) -> None:
         """Make the worker of a point free again."""
         key = self._active.pop(point)

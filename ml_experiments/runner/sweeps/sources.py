@@ -55,6 +55,10 @@ class PointSource(ABC):
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""
 
+    def upcoming(self) -> NextPoint | None:
+        """Return a point that `take` is likely to give when one of those that run has ended."""
+        return None
+
     def may_give_more(self) -> bool:
         """Return whether there may be points for workers that `take` has none for now."""
         return False
@@ -82,6 +86,7 @@ class PointSource(ABC):
 
 class GridPoints(PointSource):
     """Points of a grid, ordered so that they share set-ups.
+
     Args:
         space: The grid.
         todo: The numbers of the points to run, each with its set-up key.
@@ -109,6 +114,11 @@ class GridPoints(PointSource):
         if self._study is not None:
             self._trials[number] = self._study.begin(point.overrides)
         return point
+
+    def upcoming(self) -> NextPoint | None:
+        """Return a point that `take` is likely to give when one of those that run has ended."""
+        number = self._schedule.upcoming()
+        return None if number is None else NextPoint(number, self._space.point(number))
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Take what a running point has logged; return whether to end it early."""

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.runs.provenance.fingerprint import hash_of
 from ml_experiments.runs.provenance.nvidia import query_gpus
 
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
@@ -37,7 +38,21 @@ def describe_environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the version of each installed package, by normalized name, sorted."""
-    return dict(_versions_in(tuple((place, _changed_at(place)) for place in sys.path)))
+    return dict(_versions_in(_places()))
+
+
+def hash_of_packages() -> str:
+    """Return a hash of `package_versions`; each run asks for it."""
+    return _hash_in(_places())
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    return tuple((place, _changed_at(place)) for place in sys.path)
+
+
+@functools.lru_cache(maxsize=4)
+def _hash_in(places: tuple[tuple[str, int], ...]) -> str:
+    return hash_of(_versions_in(places))
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from dataclasses import dataclass
@@ -58,7 +59,11 @@ class ProcessId:
 
 def this_process() -> ProcessId:
     """Return the id of this process."""
-    hostname, pid = socket.gethostname(), os.getpid()
+    return _process_of(socket.gethostname(), os.getpid())
+
+
+@functools.lru_cache(maxsize=1)  # by the pid: a fork is another process
+def _process_of(hostname: str, pid: int) -> ProcessId:
     boot_id, stat = _read_boot_id(), _read_stat(pid)
     if boot_id is None or stat is None:
         import psutil

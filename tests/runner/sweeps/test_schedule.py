@@ -56,3 +56,12 @@ def test_workers_without_a_model_of_their_own_help() -> None:
     first = [schedule.take() for _ in range(5)]
     assert first == [0, 4, 1, 2, None] or first == [0, 4, 1, 5, None]
     assert schedule.setups == 4
+
+
+def test_what_is_upcoming_is_what_starts_when_a_point_of_its_set_up_has_ended() -> None:
+    schedule = Schedule([*enumerate("aab"), (3, None)], 2)
+    assert [schedule.take(), schedule.take(), schedule.take()] == [3, 0, None]
+    assert schedule.upcoming() == 1
+    schedule.ended(0)
+    assert schedule.take() == 1
+    assert schedule.upcoming() is None  # nothing shares a set-up with one that runs
