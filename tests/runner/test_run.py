@@ -120,7 +120,7 @@ def test_an_unknown_backend_is_named_with_those_that_exist() -> None:
     with pytest.raises(Error, match=r"did you mean 'local'.*known: local, debug, slurm, modal"):
         run_experiment(Plain, backend="lokal")
     with LocalBackend() as backend, pytest.raises(Error, match="where a name is needed"):
-        list(sweep(Plain, {}, backend=backend))  # type: ignore[arg-type]
+        list(sweep(Plain, ["a=1,2"], backend=backend))  # type: ignore[arg-type]
 
 
 class BadSetupFields(Experiment):
