@@ -50,9 +50,7 @@ from ml_experiments.experiment.importing import load_experiment
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder, redact_result
-from ml_experiments.runs.manifest import Manifest
-from ml_experiments.runs.provenance.environment import describe_environment
-from ml_experiments.runs.provenance.processes import this_process
+from ml_experiments.runs.provenance.environment import this_environment, with_this_process
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 from ml_experiments.serialization.writing import encode
@@ -185,7 +183,7 @@ def execute_rank(
 
 def prepare_process() -> None:
     """Work out now what every run of this process, or of its forks, records."""
-    for prepare in (_environment, _cache_dir, watch_imports):
+    for prepare in (this_environment, _cache_dir, watch_imports):
         _try(prepare, None)
 
 
@@ -204,11 +202,6 @@ def _end_forked_child(error: BaseException | None) -> NoReturn:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(code)
-
-
-def with_this_process(manifest: Manifest) -> Manifest:
-    """Return a manifest that names this process and its machine as the ones that execute."""
-    return dataclasses.replace(manifest, process=this_process(), environment=_environment())
 
 
 @dataclass
@@ -488,11 +481,6 @@ class _Attempt:
 @functools.cache
 def _cache_dir() -> Path:
     return this_machine()
-
-
-@functools.cache
-def _environment() -> dict[str, Any]:
-    return describe_environment()
 
 
 def _open_closed_streams() -> None:

@@ -43,6 +43,7 @@ class OpenApp:
 
     app: modal.App
     function: Any
+    runs: modal.Volume
     url: str
     tags: dict[str, str]
     function_id: str  # the object forgets it when the app is stopped
@@ -139,7 +140,7 @@ class AppPool:
         image = packages.add_local_dir(self._this_package(source.own_files), f"/root/{OWN_PACKAGE}")
         if any(source.folder.iterdir()):  # empty for an experiment of this package
             image = image.add_local_dir(source.folder, f"/root/{SOURCE_FOLDER}")
-        tags = _tags(spec)
+        tags, runs = _tags(spec), runs_volume()
         app = modal.App(f"ml-experiments-{spec.run_id}", tags=tags)
         function = app.function(
             image=image,
@@ -149,7 +150,7 @@ class AppPool:
             scaledown_window=IDLE_S,
             max_containers=pool and pool.max_containers * plan.nodes,
             secrets=list(secrets),
-            volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs_volume()},
+            volumes={CACHE_MOUNT: cache_volume(), RUNS_MOUNT: runs},
             cpu=plan.resources.cpu_cores,
             memory=plan.resources.memory_mib,
             include_source=False,
@@ -159,7 +160,7 @@ class AppPool:
             # detached: the runs go on when this process dies
             stop.enter_context(app.run(detach=True))
         url, function_id = app.get_dashboard_url(), function.object_id
-        return OpenApp(app, function, url, tags, function_id, stop)
+        return OpenApp(app, function, runs, url, tags, function_id, stop)
 
     def _this_package(self, files: frozenset[Path]) -> Path:
         """Return a frozen copy of files of this package, the same for all apps that need them."""

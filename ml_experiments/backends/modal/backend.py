@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets as random_tokens
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +63,8 @@ from ml_experiments.runs.spec import PreparedRun, RunSpec
 from ml_experiments.serialization.scratch import ScratchFolder
 
 _RUNS_AT_A_TIME = 64
+# the points of a sweep don't all ask Modal about the token
+_ACCESS_HOLDS_S = 60.0
 
 
 class ModalBackend(Backend):
@@ -113,6 +116,7 @@ class ModalBackend(Backend):
             self._options["pip"] = list(self._pip)
         self._found: FoundSecrets | None = None
         self._is_first = True
+        self._has_access_until = 0.0  # as time.monotonic()
         self._earlier_s: dict[tuple[str, str, int], list[float]] = {}
         self._apps = AppPool(cuda_toolkit=bool(checked.get("cuda_toolkit")))
         self._threads = ThreadPoolExecutor(_RUNS_AT_A_TIME, thread_name_prefix="modal-run")
@@ -129,7 +133,9 @@ class ModalBackend(Backend):
         spec = dataclasses.replace(run.spec, backend_options=self._options)
         plan = plan_container(spec, (*self._pip, *run.requirements))
         run = with_processes(dataclasses.replace(run, spec=spec), _gpu_count(spec, plan))
-        require_access()  # last, for a typo can be mended without an account
+        if time.monotonic() >= self._has_access_until:
+            require_access()  # last, for a typo can be mended without an account
+            self._has_access_until = time.monotonic() + _ACCESS_HOLDS_S
         refresh_rates()
         self._find_secrets()
         if run.template is not None:

@@ -133,6 +133,7 @@ def fetch_run_folder(
     *,
     goes_on: bool = False,
     controller: str | None = None,
+    has_result: bool = False,
 ) -> Fetched:
     """Copy what a run has left on the volume into its folder here, but for its checkpoints.
 
@@ -147,6 +148,7 @@ def fetch_run_folder(
             there, and for artifacts with the hash that the run has recorded; a result that is here
             has its costs.
         controller: The call that this is done in, which takes the results of single attempts.
+        has_result: Whether the result has come already, as what the call returned.
     """
     found = _list_files(volume, run_id)
     result, sums = (PurePosixPath(run_id, name) for name in ("result.json", CHECKSUMS))
@@ -158,7 +160,7 @@ def fetch_run_folder(
         if _is_superseded(read.get("manifest.json", {}), folder):
             return Fetched({}, left_behind=())
         if sums in found:
-            _fetch(volume, sums, folder)
+            _fetch(volume, sums, folder, found[sums])
         hashes = read_checksums(folder) if goes_on else {}
 
         def is_damaged(path: PurePosixPath) -> bool:
@@ -168,17 +170,18 @@ def fetch_run_folder(
         known = [p for p in rest if goes_on and _size_here(p, folder) == found[p]]
         damaged = {p for p, bad in zip(known, threads.map(is_damaged, known), strict=True) if bad}
         rest = [path for path in rest if path in damaged or path not in known]
-        fetched = list(threads.map(lambda path: _fetch(volume, path, folder), rest))
+        fetched = list(threads.map(lambda path: _fetch(volume, path, folder, found[path]), rest))
         here = [path for path, is_here in zip(rest, fetched, strict=True) if is_here]
         still = [p for p, bad in zip(here, threads.map(is_damaged, here), strict=True) if bad]
     manifest = read.get("manifest.json", {})
     has_new_result = (
         result in found
+        and not has_result
         and _is_a_clients(manifest, controller)
         and not (goes_on and _has_result_of(folder, manifest.get("submission")))
     )
     if has_new_result:
-        _fetch(volume, result, folder, durable=True)
+        _fetch(volume, result, folder, found[result], durable=True)
     return Fetched(
         read,
         left_behind=tuple(str(path) for path in rest if path not in here),
@@ -220,20 +223,30 @@ def _list_files(volume: modal.Volume, run_id: str) -> dict[PurePosixPath, int]:
         entries = list(volume.iterdir(f"/{run_id}", recursive=True))
     except modal.exception.NotFoundError:
         return {}
-    kinds = (modal.types.FileEntryType.FILE, modal.types.FileEntryType.SYMLINK)
-    sizes = {PurePosixPath(e.path.lstrip("/")): e.size for e in entries if e.type in kinds}
+    file, link = modal.types.FileEntryType.FILE, modal.types.FileEntryType.SYMLINK
+    sizes = {  # that of a link says nothing of what it leads to
+        PurePosixPath(e.path.lstrip("/")): e.size if e.type == file else max(1, e.size)
+        for e in entries
+        if e.type in (file, link)
+    }
     return {path: size for path, size in sizes.items() if path.parts[1] != _LEFT_THERE}
 
 
 def _fetch(
-    volume: modal.Volume, path: PurePosixPath, folder: Path, *, durable: bool = False
+    volume: modal.Volume,
+    path: PurePosixPath,
+    folder: Path,
+    size_bytes: int,
+    *,
+    durable: bool = False,
 ) -> bool:
     """Copy a file; False if the volume can't find it under the name that it gave."""
     target = folder.joinpath(*path.parts[1:])
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open_atomically(target, durable=durable) as file:
-            volume.read_file_into_fileobj(path.as_posix(), file)
+            if size_bytes:
+                volume.read_file_into_fileobj(path.as_posix(), file)
     except (FileNotFoundError, IsADirectoryError, modal.exception.NotFoundError):
         return False
     return True

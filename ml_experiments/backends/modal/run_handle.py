@@ -54,6 +54,10 @@ class OpenApp(Protocol):
         """Modal's function around `run_remote`."""
 
     @property
+    def runs(self) -> modal.Volume:
+        """The volume of run folders that its containers have."""
+
+    @property
     def url(self) -> str:
         """Where a person sees the app."""
 
@@ -77,6 +81,7 @@ class ModalRunHandle(RunHandle):
         self._observer = observer
         self._redactor = Redactor((*secret_values(), *secrets))
         self._call: Any = None
+        self._volume = runs_volume()
         self._cancel_asked = threading.Event()
         self._at_once = False
         self._stop: Callable[[], object] | None = None  # ends what `until_cancelled` waits for
@@ -126,6 +131,7 @@ class ModalRunHandle(RunHandle):
         """Start the run and see it to its end; for the backend's thread."""
         try:
             app = open_app()
+            self._volume = app.runs  # which needs not be looked up again
             # from here on it may go on there, whatever becomes of this process
             self._note_place(app_url=app.url)
             with self._lock:
@@ -144,7 +150,7 @@ class ModalRunHandle(RunHandle):
         call_id = self._call.object_id
         self._note_place(function_call_id=call_id)
         self.notice(f"run {self.run_id} on Modal: {app.url} (call {call_id})")
-        return self._follow(is_log_written=True)
+        return self._follow(is_new=True)
 
     def collect(self) -> RunResult:
         """See a run to its end that another process started; for the backend's thread."""
@@ -164,14 +170,14 @@ class ModalRunHandle(RunHandle):
             self._call = call
         if self._cancel_asked.is_set():  # before the call was known
             self.cancel(at_once=self._at_once)
-        return self._follow(is_log_written=False)
+        return self._follow(is_new=False)
 
     def _wait_for_begin(self) -> Manifest:
         is_told = False
         while True:
             with platform_errors("look for the run"):
                 theirs = read_manifest_there(
-                    runs_volume(), self.run_id, self.folder.read_manifest(), self._controller
+                    self._volume, self.run_id, self.folder.read_manifest(), self._controller
                 )
             if theirs is not None and _call_of(theirs) is not None:
                 return theirs
@@ -182,7 +188,8 @@ class ModalRunHandle(RunHandle):
                 is_told = True
             self._cancel_asked.wait(_ASKED_EVERY_S)
 
-    def _follow(self, *, is_log_written: bool) -> RunResult:
+    def _follow(self, *, is_new: bool) -> RunResult:
+        """Wait for the end of the call, which this process has made if it is new."""
         logs = LiveLogs(
             self._call,
             self.spec,
@@ -190,11 +197,11 @@ class ModalRunHandle(RunHandle):
             self._observer,
             self._redactor,
             self._note_start,
-            is_written=is_log_written,
+            is_written=is_new,
         )
         logs.start()
         try:
-            status, error, result = self._wait()
+            status, error, result = self._wait(is_new=is_new)
         finally:
             logs.finish()
         return self._bring_here(status, error, result)
@@ -202,7 +209,7 @@ class ModalRunHandle(RunHandle):
     def recover(self) -> bool:
         """Bring the run's result and files here; return whether there is a result."""
         with platform_errors("look for the result of the run"):
-            is_there = has_result_there(runs_volume(), self.folder, self._controller)
+            is_there = has_result_there(self._volume, self.folder, self._controller)
         if is_there:
             self._bring_here(RunStatus.ERROR, None, None)
         return is_there
@@ -223,7 +230,11 @@ class ModalRunHandle(RunHandle):
         try:
             with platform_errors("bring the files of the run here"):
                 fetched = fetch_run_folder(
-                    runs_volume(), self.run_id, self.folder.path, controller=self._controller
+                    self._volume,
+                    self.run_id,
+                    self.folder.path,
+                    controller=self._controller,
+                    has_result=result is not None,
                 )
         except BackendError as e:
             raise RunNotCollectedError(
@@ -303,10 +314,10 @@ class ModalRunHandle(RunHandle):
             at_most_usd=attempt.at_most_usd or cost.get("at_most_usd"),
         )
 
-    def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
+    def _wait(self, *, is_new: bool) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""
         try:
-            data = self._output()
+            data = self._output(is_new=is_new)
         except RunNotCollectedError:
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
@@ -316,10 +327,10 @@ class ModalRunHandle(RunHandle):
         result = RunResult.from_dict(data, run_dir=self.folder.path)
         return result.status, result.error, result
 
-    def _output(self) -> Any:
+    def _output(self, *, is_new: bool) -> Any:
         """Return what the call returned, or raise what ended it."""
         # without a timeout, the client waits for ever for a result that has expired
-        timeout_s: float | None = 0.0
+        timeout_s: float | None = None if is_new else 0.0
         while True:
             try:
                 return self._call.get(timeout=timeout_s)

@@ -78,11 +78,11 @@ def _live_table(spec: SweepSpec, progress: Progress) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
-    table.add_row(Text(spec.name or "sweep", style="bold"), _state(progress))
+    table.add_row(Text(spec.name or "sweep", style="bold"), _state(spec, progress))
     best = rank(progress.points, spec.direction)[:1] if spec.metric else []
     if best and best[0].score is not None:
         table.add_row("best", f"{_score(best[0])}  {_overrides(spec, best[0].overrides)}")
-    running = list(progress.running.values())
+    running = list(progress.running.values())[: spec.parallel]
     for overrides in running[:_MAX_RUNNING]:
         table.add_row("running", Text(printable(_overrides(spec, overrides))))
     if len(running) > _MAX_RUNNING:
@@ -90,13 +90,14 @@ def _live_table(spec: SweepSpec, progress: Progress) -> Table:
     return table
 
 
-def _state(progress: Progress) -> str:
+def _state(spec: SweepSpec, progress: Progress) -> str:
     """Return how far a sweep is, in one line."""
     parts = [f"{len(progress.points):,} of {progress.total - progress.repeated:,} done"]
     if progress.repeated:
         parts.append(f"{progress.repeated} suggested again")
     if progress.running:
-        parts.append(f"{len(progress.running)} running")
+        running = min(len(progress.running), spec.parallel)  # others may wait on Modal
+        parts.append(f"{running} running")
     reused = sum(point.result.is_reused for point in progress.points)
     pruned = sum(point.is_pruned for point in progress.points)
     cancelled = progress.count(RunStatus.CANCELLED) - pruned
@@ -164,7 +165,7 @@ def print_report(
         _print_csv(spec, ranked)
     else:
         _print_table(spec, ranked)
-        click.echo(_state(progress))
+        click.echo(_state(spec, progress))
         if found is not None:
             _print_importances(spec, found)
         elif wants_importances:

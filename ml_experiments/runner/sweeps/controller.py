@@ -156,7 +156,7 @@ class Controller:
         # the part of a cap that a point gets decides the timeout of its container
         self._pools = Pools(spec.parallel, one_each=spec.max_cost is not None)
         self._pool_of: dict[int, Pool] = {}
-        self._budget = spec.budget
+        self._budget, self._most = spec.budget, spec.handed_over
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.
@@ -194,7 +194,7 @@ class Controller:
         return points
 
     def _start_points(self) -> None:
-        while len(self._running) < self._spec.parallel and self._progress.stopped is None:
+        while len(self._running) < self._most and self._progress.stopped is None:
             point = self._held or self._source.take()
             self._held = None
             self._progress.repeated = self._source.repeated

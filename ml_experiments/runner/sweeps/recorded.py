@@ -42,7 +42,7 @@ def resume_grid(
         else:
             progress.earlier.append(point)
     if not todo:
-        return GridPoints(spec.space, (), spec.parallel), None
+        return GridPoints(spec, ()), None
     checked = check_points(spec, backend, todo)
     _check_room(checked, spec, folder, backend, recorded)
     progress.to_run, progress.forecast = len(todo), checked.forecast
@@ -51,7 +51,7 @@ def resume_grid(
         past = [past_trial(spec, number, p) for number, p in enumerate(progress.earlier)]
         study = Study(spec, None, lambda: past)
     keyed = zip(todo, checked.setup_keys, strict=True)
-    source = GridPoints(spec.space, keyed, spec.parallel, study)
+    source = GridPoints(spec, keyed, study)
     return in_rounds(source, spec, len(todo), checked.forecast, progress.earlier), checked
 
 

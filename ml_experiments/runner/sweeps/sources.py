@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.points import SweepPoint
 from ml_experiments.runner.sweeps.schedule import Schedule
-from ml_experiments.runner.sweeps.search_space.space import Space, point_key
+from ml_experiments.runner.sweeps.search_space.space import point_key
 from ml_experiments.runner.sweeps.study import Study, Trial
 from ml_experiments.runs.result import RunStatus
 
@@ -88,22 +88,23 @@ class GridPoints(PointSource):
     """Points of a grid, ordered so that they share set-ups.
 
     Args:
-        space: The grid.
+        spec: The sweep.
         todo: The numbers of the points to run, each with its set-up key.
-        workers: How many points run at a time.
         study: Optuna's study, where a pruner compares the points.
     """
 
     def __init__(
         self,
-        space: Space,
+        spec: SweepSpec,
         todo: Iterable[tuple[int, Hashable | None]],
-        workers: int,
         study: Study | None = None,
     ) -> None:
-        self._space, self._study = space, study
+        self._space, self._study = spec.space, study
         self._trials: dict[int, int] = {}
-        self._schedule = Schedule(todo, workers)
+        points = list(todo)
+        # those that share a set-up wait here for the container that has it
+        has_setups = any(key is not None for _, key in points)
+        self._schedule = Schedule(points, spec.parallel if has_setups else spec.handed_over)
 
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends."""

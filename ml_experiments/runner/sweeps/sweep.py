@@ -130,7 +130,7 @@ def start_sweep(
             if spec.sampler == "grid":
                 compared = Study(spec, None, lambda: ()) if spec.has_optunas_pruner else None
                 keys = enumerate(checked.setup_keys)
-                source = GridPoints(spec.space, keys, spec.parallel, compared)
+                source = GridPoints(spec, keys, compared)
             else:
                 study = Study(spec, folder.journal, lambda: ())
                 source = SampledPoints(spec, study, (), {})

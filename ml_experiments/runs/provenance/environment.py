@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import os
 import platform
@@ -14,11 +15,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ml_experiments.runs.manifest import Manifest
 from ml_experiments.runs.provenance.fingerprint import hash_of
 from ml_experiments.runs.provenance.nvidia import query_gpus
+from ml_experiments.runs.provenance.processes import this_process
 
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def with_this_process(manifest: Manifest) -> Manifest:
+    """Return a manifest that names this process and its machine as the ones that execute."""
+    return dataclasses.replace(manifest, process=this_process(), environment=this_environment())
+
+
+@functools.cache
+def this_environment() -> dict[str, Any]:
+    """Return what `describe_environment` has found in this process or the one it is a fork of."""
+    return describe_environment()
 
 
 def describe_environment() -> dict[str, Any]:

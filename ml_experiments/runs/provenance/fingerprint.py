@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ class SourceFiles:
 
     def have_changed(self) -> bool:
         """Return whether one of the files is no longer what was read."""
-        return any(stamp_of(path) != stamp for path, stamp in self.stamps.items())
+        return have_changed(self.stamps)
+
+
+def have_changed(stamps: Mapping[str, Stamp]) -> bool:
+    """Return whether a file or folder is no longer what it was when its stamp was taken."""
+    return any(stamp_of(path) != stamp for path, stamp in stamps.items())
 
 
 def stamp_of(path: str) -> Stamp:

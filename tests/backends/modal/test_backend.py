@@ -346,14 +346,17 @@ def test_a_run_whose_container_is_killed_goes_on_from_its_checkpoint(
 def test_a_preempted_run_runs_again_whatever_it_makes_of_the_interrupt(
     modal_emulator: Emulator, how: str
 ) -> None:
-    modal_emulator.preempt_input(1, after_s=2, grace_s=20)
+    seen = Recorder()
     with ModalBackend() as backend:
-        result = run_experiment(
+        handle = submit_experiment(
             difficult.makes_something_of_an_interrupt,
             {"how": how},
             backend=backend,
-            observer=Recorder(),
+            observer=seen,
         )
+        assert seen.printed.wait(WAIT_S)
+        modal_emulator.preempt(grace_s=20)
+        result = handle.result(WAIT_S)
     assert result.status is RunStatus.SUCCESS, result.error
     assert result.results == "whole"
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ml_experiments import sweep
 from ml_experiments.backends.modal.plan import IDLE_S
+from ml_experiments.runner.sweeps.planning import plan_sweep
+from ml_experiments.runner.sweeps.search_space.space import read_space
+from ml_experiments.runs.folder import RunFolder
 from modal_emulator import Emulator
 from tests.support.waiting import wait_until
 
@@ -68,3 +75,43 @@ def test_each_model_is_set_up_in_a_container_of_its_own_and_they_end_at_once(
     assert max(end for _, end in ours()) < ended_at + 10 < ended_at + IDLE_S
     for start, _ in ours():
         assert sum(first <= start < last for first, last in ours()) <= workers
+
+
+def test_points_wait_on_modal_for_those_that_run(
+    modal_emulator: Emulator, tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "nap.py").write_text(
+        "import os, time\ndef nap(n: int):\n    time.sleep(0.4)\n    return time.time()\n"
+    )
+    began_at = time.time()
+    points = list(sweep(f"{tmp_path}/nap.py:nap", {"n": range(3)}, backend="modal", parallel=1))
+    runs = sorted(points, key=lambda point: point.result.results)
+    handed_over = [
+        datetime.datetime.fromisoformat(
+            RunFolder(point.result.run_dir).read_manifest().began_at
+        ).timestamp()
+        for point in runs
+    ]
+    # before the one before has ended, in whose container they run
+    assert all(at < run.result.results for at, run in zip(handed_over[1:], runs, strict=False))
+    assert handed_over[2] > handed_over[0] + 0.4  # but no more than one for each container
+    assert len([c for c in modal_emulator.containers() if c.created_at >= began_at]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 6),
+        ({"fail_fast": True}, 3),
+        ({"max_cost": 5.0}, 3),
+        ({"sampler": "random", "trials": 9}, 3),
+        ({"backend": "local"}, 3),
+    ],
+)
+def test_points_that_others_decide_about_are_not_handed_over_early(
+    tmp_path: Path, options: dict[str, Any], count: int
+) -> None:
+    (tmp_path / "nap.py").write_text("def nap(n: int):\n    return n\n")
+    given = {"backend": "modal", "parallel": 3, **options}
+    spec = plan_sweep(f"{tmp_path}/nap.py:nap", read_space(["n=range:9"]), **given)
+    assert spec.handed_over == count

@@ -19,10 +19,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ml_experiments
 from ml_experiments.backends.modal.preflight.imports import Import, imports_of, parse
 from ml_experiments.errors import PreflightError
+from ml_experiments.runs.provenance.fingerprint import Stamp, have_changed, stamp_of
 
 OWN_PACKAGE = "ml_experiments"
 OWN_EXPERIMENTS = f"{OWN_PACKAGE}.tasks."
@@ -65,6 +67,8 @@ def walk_imports(
 ) -> ImportGraph:
     """Return everything that a module imports, directly or through the user's own modules.
 
+    A walk is remembered until one of the files that it has read changes, or one of the folders.
+
     Args:
         module: The experiment's module.
         import_paths: Folders that are searched before `sys.path`.
@@ -74,6 +78,9 @@ def walk_imports(
     Raises:
         PreflightError: If the module itself isn't found.
     """
+    key = (module, tuple(map(str, import_paths)), tuple(sys.path), follows_own_package)
+    if key in _walked and not have_changed(_walked[key][1]):
+        return _walked[key][0]
     importlib.invalidate_caches()
     walk = _Walk(_Finder(import_paths), follows_own_package=follows_own_package)
     if not walk.add_local(module):
@@ -83,11 +90,13 @@ def walk_imports(
             f"(looked in {searched}); give its file as path/to/file.py:Class"
         )
     walk.run()
-    return ImportGraph(
+    graph = ImportGraph(
         modules=tuple(walk.modules.values()),
         external=tuple(walk.external.values()),
         problems=tuple(walk.problems),
     )
+    _walked[key] = graph, walk.finder.stamps
+    return graph
 
 
 def walk_own_package(names: Iterable[str]) -> tuple[LocalModule, ...]:
@@ -98,6 +107,9 @@ def walk_own_package(names: Iterable[str]) -> tuple[LocalModule, ...]:
     walk.run()
     own = f"{OWN_PACKAGE}."  # a user's random.py may hide the standard one
     return tuple(m for name, m in walk.modules.items() if f"{name}.".startswith(own))
+
+
+_walked: dict[tuple[Any, ...], tuple[ImportGraph, dict[str, Stamp]]] = {}
 
 
 @functools.cache
@@ -150,6 +162,7 @@ class _Walk:
                 )
                 continue
             if self._is_followed(module.name):
+                self.finder.note(str(module.path))
                 for found in _read_imports(module, self.problems):
                     self._follow(found)
 
@@ -192,6 +205,14 @@ class _Finder:
     def __init__(self, import_paths: Sequence[Path]) -> None:
         self._paths = [str(path) for path in import_paths]
         self._known: dict[str, importlib.machinery.ModuleSpec | None] = {}
+        self.stamps: dict[str, Stamp] = {}  # of what was read or searched, from before
+        self.note(*self._paths, *sys.path)
+
+    def note(self, *paths: str) -> None:
+        """Remember the state of files and folders."""
+        for path in (each or "." for each in paths):
+            if path not in self.stamps:
+                self.stamps[path] = stamp_of(path)
 
     def find(self, name: str) -> importlib.machinery.ModuleSpec | None:
         """Return where a module comes from, without importing it or its parents."""
@@ -214,6 +235,7 @@ class _Finder:
         spec = self.find(parent)
         if spec is None or spec.submodule_search_locations is None:
             return None
+        self.note(*spec.submodule_search_locations)
         # by its last part: of a namespace package's full name, the parent would have to be imported
         found = importlib.machinery.PathFinder.find_spec(
             name.rpartition(".")[2], list(spec.submodule_search_locations)

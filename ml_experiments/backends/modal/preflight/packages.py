@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class MissingPackage:
         return text
 
 
+@functools.cache  # a package's file stays as it is
 def read_lock(file: Path = LOCK_FILE) -> dict[str, str]:
     """Return the pinned version of each package, by its normalized name.
 

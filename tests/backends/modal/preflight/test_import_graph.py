@@ -249,3 +249,21 @@ def test_walking_a_project_of_300_modules_imports_nothing_and_takes_about_a_seco
     assert len(closure.modules) == count + 1
     assert not {m for m in set(sys.modules) - before if m.partition(".")[0] in ("big", "torch")}
     assert took < 10  # 0.6 s on an idle machine
+
+
+def test_a_walk_is_made_again_once_anything_that_it_has_seen_is_another(tmp_path: Path) -> None:
+    write(tmp_path, {"train.py": "import helper, not_yet_there", "helper.py": "import pkg.deep"})
+    write(tmp_path, {"pkg/__init__.py": "", "pkg/deep.py": ""})
+    first = walk_imports("train", [tmp_path])
+    assert walk_imports("train", [tmp_path]) is first
+    assert external(first) == {"not_yet_there"}
+    for change, more in (
+        ({"not_yet_there.py": ""}, {"not_yet_there"}),
+        ({"pkg/deep.py": "from pkg import wide"}, set()),
+        ({"pkg/wide.py": "import numpy"}, {"pkg.wide"}),
+    ):
+        before = names(walk_imports("train", [tmp_path]))
+        write(tmp_path, change)
+        after = walk_imports("train", [tmp_path])
+        assert names(after) == before | more
+    assert external(after) == {"numpy"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml_experiments import run_experiment
+from ml_experiments.backends.modal.preflight import own_package
 from ml_experiments.backends.modal.preflight.import_graph import walk_imports
 from ml_experiments.backends.modal.preflight.own_package import (
     PACKAGE,
@@ -156,3 +158,34 @@ def test_what_was_not_sent_along_is_an_error_that_says_how_it_is(
     assert error is not None
     assert error.kind is ErrorKind.IMPORT
     assert "from ml_experiments import run_experiment" in error.hint
+
+
+def test_what_is_sent_is_looked_up_once_and_again_when_the_file_of_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ML_EXPERIMENTS_INDEX_DIR", str(tmp_path))
+    walks = []
+    walk = own_package.walk_own_package
+    monkeypatch.setattr(own_package, "walk_own_package", lambda n: walks.append(n) or walk(n))
+
+    def found() -> frozenset[Path]:
+        package_files.cache_clear()  # as in another process
+        return package_files(*CACHE_ROOTS)
+
+    whole = found()
+    assert (found(), len(walks)) == (whole, 1)
+    [file] = tmp_path.iterdir()
+    record = json.loads(file.read_text())
+    elsewhere = {asked: ["../../secrets.txt"] for asked in record["answers"]}
+    for content in (
+        b"\0",
+        json.dumps({**record, "answers": elsewhere}).encode(),
+        json.dumps({**record, "answers": 7}).encode(),
+        json.dumps({**record, "state": "another version's"}).encode(),
+    ):
+        file.write_bytes(content)
+        count = len(walks)
+        assert (found(), len(walks)) == (whole, count + 1)
+    file.unlink()
+    file.mkdir()  # nothing can be written there
+    assert found() == whole
