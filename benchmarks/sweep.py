@@ -108,8 +108,8 @@ def modal_points(folder: Path, points: int) -> dict[str, list[str]]:
     at_a_time = str(AT_A_TIME)
     ours = ["experiment.py:nap", f"x=range:{points}", "--gpu", "t4", "--parallel", at_a_time]
     return {
-        "ours, on the local server": [*EMULATOR, *SWEEP, *ours],
         "bare map": [*EMULATOR, sys.executable, "bare.py", str(points), at_a_time],
+        "ours, on the local server": [*EMULATOR, *SWEEP, *ours],
     }
 
 
@@ -146,16 +146,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=500, help="trivial points")
     parser.add_argument("--few", type=int, default=40, help="points on Modal, and of pictures")
+    parser.add_argument("--many", type=int, default=200, help="points on Modal in a longer sweep")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "experiment.py").write_text(EXPERIMENT)
-        for commands_in, points in (
-            (trivial_points, given.points),
-            (modal_points, given.few),
-            (pictures, given.few),
+        for number, (commands_in, points) in enumerate(
+            (
+                (trivial_points, given.points),
+                (modal_points, given.few),
+                (modal_points, given.many),
+                (pictures, given.few),
+            )
         ):
+            folder = Path(scratch, str(number))
+            folder.mkdir()
+            (folder / "experiment.py").write_text(EXPERIMENT)
             first: float | None = None
             columns = f"{'what':<26} {'s':>8} {'ms a point':>11} {'times the first':>16}"
             print(columns, f"  {points} points")
