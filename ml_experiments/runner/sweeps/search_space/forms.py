@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ _WITH_PARENTHESES = re.compile(r"\s*([A-Za-z_]+)\((.*)\)\s*", re.DOTALL)
 _WITH_COLONS = re.compile(r"\s*([A-Za-z_]+):(.*)", re.DOTALL)
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _MIN_SIMILARITY = 0.6  # lgo and log
+_MAX_NUMBER = 1e300  # the distance between two such numbers is one, too
+_MAX_INT = 2**63 - 1  # numpy's, with which samplers count
 
 
 def parse_axis(name: str, written: str) -> Axis:
@@ -101,6 +104,9 @@ def build_form(name: str, form: str, arguments: Sequence[str], written: str) -> 
                 f"{FORMS['uniform']}"
             )
         numbers = [int(number) for number in numbers]
+    largest = _MAX_INT if is_int else _MAX_NUMBER
+    if any(abs(number) > largest for number in numbers):
+        raise ConfigError(f"{where}: the largest number there may be is {largest:.2g}")
     if form == "range" and len(numbers) == 1:
         numbers = [0, *numbers]
     allowed = (2,) if form in ("log", "logint") else (2, 3)
@@ -121,6 +127,8 @@ def build_form(name: str, form: str, arguments: Sequence[str], written: str) -> 
         raise ConfigError(f"{where}: a log scale begins above 0, not at {low:g}")
     if high == low and (is_log or step is None):
         raise ConfigError(f"{where} has one value only; write {name}={low:g}")
+    if step is not None and (high - low) / step >= sys.maxsize:
+        raise ConfigError(f"{where} has too many values to count; write a larger step")
     axis = Interval(name, low, high, step, is_log, is_int)
     if step is not None:  # what no step reaches is left out
         last = low + (axis.size - 1) * step
@@ -143,12 +151,21 @@ def choice(name: str, values: Sequence[str], written: str) -> Choice:
                 f"{name}={written}: there is nothing between two commas, or after the last; for "
                 "an empty string write '\"\"'"
             )
-        meaning = json.dumps(resolve_scalars([_without_missing(parse_value(value, name))])[0])
+        meaning = meaning_of(name, value)
         if meaning in seen:
             same = f" (as {seen[meaning]})" if seen[meaning] != value else ""
             raise ConfigError(f"{name}={_shorten(written)} has the value {value} twice{same}")
         seen[meaning] = value
     return Choice(name, tuple(values))
+
+
+def meaning_of(name: str, value: str) -> str:
+    """Return what equal values have in common, however they are written: 0.1 and 1e-1.
+
+    Raises:
+        ConfigError: If the value is not readable.
+    """
+    return json.dumps(resolve_scalars([_without_missing(parse_value(value, name))])[0])
 
 
 def split_values(name: str, written: str) -> list[str]:
@@ -254,7 +271,7 @@ def _is_one_call(written: str) -> bool:
 def _number(written: str, where: str, form: str) -> float:
     number = parse_scalar(written.strip())
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not math.isfinite(number):
+    if not is_number or (isinstance(number, float) and not math.isfinite(number)):
         raise ConfigError(f"{where}: {written.strip()!r} is not a number; write {FORMS[form]}")
     return float(number) if isinstance(number, float) else number
 

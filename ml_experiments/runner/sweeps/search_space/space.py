@@ -19,6 +19,7 @@ from ml_experiments.runner.sweeps.search_space.forms import (
     FORMS,
     build_form,
     choice,
+    meaning_of,
     parse_axis,
     parse_form,
     read_values,
@@ -112,7 +113,10 @@ def _joined(old: Axis, new: Axis) -> Axis:
     assert old.grid is not None
     if new.grid is None:
         raise ConfigError(f"{new.name} ({new.describe()}) has no end of values; list them")
-    return Choice(old.name, tuple(dict.fromkeys([*old.grid, *new.grid])))
+    joined: dict[str, str] = {}
+    for value in (*old.grid, *new.grid):
+        joined.setdefault(meaning_of(old.name, value), value)
+    return Choice(old.name, tuple(joined.values()))
 
 
 def _widened(old: Axis, new: Axis) -> Axis:

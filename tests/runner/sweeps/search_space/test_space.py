@@ -108,6 +108,10 @@ def test_hydras_intervals_are_understood() -> None:
         ("x=log:a:b", "'a' is not a number; write log:1e-5:1e-2"),
         ("x=log:1", "has 1 numbers"),
         ("x=uniform:0:.inf", "'.inf' is not a number"),
+        ("x=uniform:-1e308:1e308", "the largest number there may be is 1e+300"),
+        ("x=int:0:1e30", "the largest number there may be is 9.2e+18"),
+        (f"x=range:{10**400}", "the largest number there may be is 9.2e+18"),
+        ("x=uniform:0:1:1e-300", "too many values to count; write a larger step"),
         ("x=1,", "there is nothing between two commas"),
         ("x=1,1", "has the value 1 twice"),
         ("x=1e-4,0.0001", "has the value 0.0001 twice (as 1e-4)"),
@@ -203,6 +207,14 @@ def test_a_space_in_python() -> None:
     )
     with pytest.raises(ConfigError, match="is not JSON"):
         read_space((), data={"x": [object()]})
+
+
+def test_a_grid_is_extended_by_values_that_it_lacks_however_they_are_written() -> None:
+    space = read_space(["lr=0.1,0.2", "n=range:3", "flag=true"])
+    more = space.extended(
+        read_space(["lr=1e-1,.3", "n=0x2,3", "flag=True,null"]).axes, is_sampled=False
+    )
+    assert [axis.describe() for axis in more.axes] == ["0.1, 0.2, .3", "0, 1, 2, 3", "true, null"]
 
 
 def test_endless_axes_have_no_count() -> None:
