@@ -330,9 +330,9 @@ class Study:
 
         name = self._spec.sampler
         seed = self._spec.seed % 2**31
+        if name == "qmc":
+            return _sequence(self._space, seed, number)
         kind = getattr(optuna.samplers, SAMPLERS[name][0])
-        if name == "qmc":  # one sequence, of which each point is the next
-            return kind(seed=seed, scramble=True)  # type: ignore[no-any-return]
         return kind(seed=(seed + number) % 2**31)  # type: ignore[no-any-return]
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -351,6 +351,24 @@ class Study:
             case "wilcoxon":
                 return pruners.WilcoxonPruner(n_startup_steps=steps)
         return pruners.NopPruner()
+
+
+def _sequence(space: Space, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler for one point of a quasi-random sequence: that of its number.
+
+    Optuna's own counts in the study, and begins once a point has a score. Without a metric none
+    has, and it would suggest the first point again and again.
+    """
+    from optuna.samplers import QMCSampler
+
+    class Sequence(QMCSampler):
+        def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+            return distributions_of(space)
+
+        def _find_sample_id(self, *_: Any) -> int:
+            return number
+
+    return Sequence(seed=seed, scramble=True)
 
 
 def distributions_of(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from ml_experiments import sweep
 from ml_experiments.runner.sweeps.folder import SweepSpec
 from ml_experiments.runner.sweeps.search_space.space import read_space
-from ml_experiments.runner.sweeps.study import Study
+from ml_experiments.runner.sweeps.study import PastTrial, Study
 from modal_emulator import Emulator
 
 LOGS = """
@@ -24,10 +25,10 @@ def train(lr: float):
 """
 
 
-def study_of(**given: Any) -> Study:
+def study_of(past: Sequence[PastTrial] = (), **given: Any) -> Study:
     space = read_space(["lr=log:1e-4:1", "steps=int:1:3"])
     spec = SweepSpec("id", "a:b", "", space.to_dict(), direction="minimize", **given)
-    return Study(spec, None, lambda: ())
+    return Study(spec, None, lambda: past)
 
 
 @pytest.mark.slow
@@ -45,6 +46,23 @@ def test_a_gaussian_process_learns_and_suggests_the_same_again() -> None:
     assert found[0] == found[1]
     # after ten at random, it comes closer than these
     assert min(abs(lr - 0.01) for lr in found[0][10:]) < min(abs(lr - 0.01) for lr in found[0][:10])
+
+
+def test_a_quasi_random_sequence_goes_on_without_scores_and_without_its_journal() -> None:
+    pytest.importorskip("scipy")
+
+    def suggested(study: Study, score: float | None) -> list[tuple[str, ...]]:
+        trials = [study.ask() for _ in range(4)]
+        for trial in trials:
+            study.tell(trial.number, score)
+        return [trial.overrides for trial in trials]
+
+    scored = study_of(sampler="qmc", trials=8, seed=3)
+    first, second = suggested(scored, 1.0), suggested(scored, 1.0)
+    assert len({*first, *second}) == 8
+    assert suggested(study_of(sampler="qmc", trials=8, seed=3), None) == first
+    past = [PastTrial(number, point, None, True) for number, point in enumerate(first)]
+    assert suggested(study_of(past, sampler="qmc", trials=8, seed=3), None) == second
 
 
 def losses(point: int, poor: bool) -> list[float]:
