@@ -68,11 +68,6 @@ class Space:
         assert self.count is not None
         return map(self.point, range(self.count))
 
-    def with_axes(self, axes: Sequence[Axis]) -> Space:
-        """Return a space in which some axes are replaced, and others added at the end."""
-        replaced = {axis.name: axis for axis in (*self.axes, *axes)}
-        return Space(tuple(replaced.values()))
-
     def extended(self, axes: Sequence[Axis], *, is_sampled: bool) -> Space:
         """Return the space with more values on some axes; all of its points stay.
 
@@ -80,7 +75,7 @@ class Space:
             ConfigError: If an axis is new, or Optuna could not go on with it.
         """
         known = {axis.name: axis for axis in self.axes}
-        changed: list[Axis] = []
+        changed = dict(known)
         for axis in axes:
             old = known.get(axis.name)
             if old is None:
@@ -88,8 +83,8 @@ class Space:
                     f"the sweep has no axis {axis.name}{suggest(axis.name, known)}; what the "
                     "points have had in common can't be varied later: start a new sweep"
                 )
-            changed.append(_widened(old, axis) if is_sampled else _joined(old, axis))
-        return self.with_axes(changed)
+            changed[axis.name] = _widened(old, axis) if is_sampled else _joined(old, axis)
+        return Space(tuple(changed.values()))
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the axes as JSON."""
@@ -169,7 +164,17 @@ def read_space(
         raise ConfigError(
             "the search space is empty: there is nothing to vary; write lr=1e-4,3e-4 seed=range:5"
         )
-    return Space(()).with_axes(axes)
+    return Space(tuple(_later_ones(axes)))
+
+
+def _later_ones(axes: Sequence[Axis]) -> list[Axis]:
+    """Return the axes that no later one replaces, be it `opt={…}` after `opt.lr=…`."""
+    kept: dict[str, Axis] = {}
+    for axis in axes:
+        for name in [name for name in kept if name.startswith(f"{axis.name}.")]:
+            del kept[name]
+        kept[axis.name] = axis
+    return list(kept.values())
 
 
 def overrides_in(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

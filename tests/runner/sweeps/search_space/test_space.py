@@ -145,6 +145,9 @@ def test_an_empty_space_is_refused() -> None:
 
 def test_later_axes_win_in_their_place() -> None:
     assert grid("a=1,2", "b=3", "a=4") == [("a=4", "b=3")]
+    # else its points would differ in a.b alone, which has no effect
+    assert grid("a.b=1,2", "ab=3", "a={b: 4}") == [("ab=3", "a={b: 4}")]
+    assert grid("a={b: 4}", "a.c=1,2") == [("a={b: 4}", "a.c=1"), ("a={b: 4}", "a.c=2")]
 
 
 def test_values_from_a_file(tmp_path: Path) -> None:
