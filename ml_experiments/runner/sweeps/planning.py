@@ -123,6 +123,8 @@ def _objective(given: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if not both:
         return None, None
     metric = given[both[0]].strip()
+    if not all(part.strip() for part in metric.split(".")):
+        raise ConfigError(f"--{both[0]} {metric!r} names no result; write it as in results.loss")
     if metric != "results" and not metric.startswith("results."):
         metric = f"results.{metric}"
     return metric, both[0]

@@ -101,18 +101,27 @@ def read_score(result: RunResult, metric: str) -> float:
         Error: If there is none, or it is no finite number.
     """
     value: Any = result.results
-    path = metric.removeprefix("results").removeprefix(".")
-    for part in path.split(".") if path else ():
-        if not isinstance(value, dict) or part not in value:
-            known = sorted(map(str, value)) if isinstance(value, dict) else []
-            there = f"; there are {', '.join(known)}" if known else ""
-            raise Error(f"the results have no {metric}{suggest(part, known)}{there}")
-        value = value[part]
+    rest = metric.removeprefix("results").removeprefix(".")
+    while rest:
+        keys = {str(key): key for key in value} if isinstance(value, dict) else {}
+        part = rest if rest in keys else rest.partition(".")[0]  # a key may have a dot
+        if part not in keys:
+            there = f"; there are {', '.join(sorted(keys))}" if keys else ""
+            raise Error(f"the results have no {metric}{suggest(part, keys)}{there}")
+        value, rest = value[keys[part]], rest[len(part) + 1 :]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Error(f"{metric} is {value!r:.60}, not a number")
-    if not math.isfinite(value):
-        raise Error(f"{metric} is {value}, which can't be compared")
-    return float(value)
+    number = _as_float(value)
+    if not math.isfinite(number):
+        raise Error(f"{metric} is {number}, which can't be compared")
+    return number
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int
+        return math.inf if value > 0 else -math.inf
 
 
 def logged_values(result: RunResult, metric: str) -> dict[int, float]:
@@ -121,7 +130,7 @@ def logged_values(result: RunResult, metric: str) -> dict[int, float]:
     for entry in result.metrics:
         value = entry.get("metrics", {}).get(metric)
         if isinstance(value, int | float) and isinstance(entry.get("step"), int):
-            steps.setdefault(entry["step"], float(value))
+            steps.setdefault(entry["step"], _as_float(value))
     return steps
 
 

@@ -99,6 +99,7 @@ def test_what_is_not_valid_is_found_before_the_first_point(project: Path, runs_d
         ({"sampler": "grid", "trials": 3}, "--trials goes with a sampler"),
         ({"batch": 3}, "--batch goes with a sampler"),
         ({"maximize": "a", "minimize": "b"}, "either --maximize or --minimize"),
+        ({"minimize": "results."}, "--minimize 'results.' names no result"),
         ({"parallel": 0}, "parallel"),
         ({"paralel": 2}, "did you mean 'parallel'"),
     ],

@@ -143,6 +143,8 @@ def read_space(
     Raises:
         ConfigError: Naming every axis that can't be understood.
     """
+    if isinstance(overrides, str):  # a sequence of letters
+        raise ConfigError(f"{overrides!r} is a string; write {overrides.split()!r}")
     problems: list[str] = []
     axes: list[Axis] = []
     for given in (None if file is None else read_config_file(file), data):
@@ -223,10 +225,10 @@ def _axis_of(name: str, value: Any) -> Axis:
         shown = f"{form}({','.join(written)})"
         is_choice = form == "choice"
         return choice(name, written, shown) if is_choice else build_form(name, form, written, shown)
-    if isinstance(value, range):
+    if isinstance(value, range) and value.step > 0:
         arguments = [str(part) for part in (value.start, value.stop, value.step)]
         return build_form(name, "range", arguments, f"range({','.join(arguments)})")
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         written = [_written(name, item) for item in value]
         return choice(name, written, f"[{', '.join(written)}]")
     if isinstance(value, str):

@@ -200,6 +200,7 @@ on: [off, "off"]
 
 
 def test_a_space_in_python() -> None:
+    assert read_space((), data={"n": range(3, 0, -1)}).axes == (Choice("n", ("3", "2", "1")),)
     data = {"a": [1, 2.5, "x", None, True, "1"], "b": range(2), "c": {"log": [1, 10]}, "d": 3}
     space = read_space((), data=data)
     assert [load_config(None, [f"a={v}"])["a"] for v in space.axes[0].grid or ()] == data["a"]
@@ -218,6 +219,11 @@ def test_a_grid_is_extended_by_values_that_it_lacks_however_they_are_written() -
         read_space(["lr=1e-1,.3", "n=0x2,3", "flag=True,null"]).axes, is_sampled=False
     )
     assert [axis.describe() for axis in more.axes] == ["0.1, 0.2, .3", "0, 1, 2, 3", "true, null"]
+
+
+def test_a_space_in_one_string_is_answered_with_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"write \['lr=1,2', 'n=3'\]"):
+        read_space("lr=1,2 n=3")
 
 
 def test_endless_axes_have_no_count() -> None:
