@@ -11,8 +11,9 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from ml_experiments.config.options import descriptions
+from ml_experiments.config.options import descriptions, read_options
 from ml_experiments.errors import suggest
+from ml_experiments.runner.options import RunOptions
 
 Format = Literal["table", "json", "csv"]
 
@@ -109,6 +110,17 @@ class Tag(click.ParamType[tuple[str, str]]):
 def yes_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option that starts something without asking about its cost."""
     return click.option("--yes", is_flag=True, help=f"Don't ask, whatever {what} may cost.")
+
+
+def max_cost_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that replaces a cap."""
+
+    def check(context: click.Context, _option: click.Parameter, given: float | None) -> Any:
+        name = context.command_path.removeprefix("ml-experiments ")
+        return read_options(RunOptions, {"max_cost": given}, name).get("max_cost")
+
+    text = f"Another cap, for all {what} together."
+    return click.option("--max-cost", type=float, callback=check, help=text)
 
 
 def csv_option(rows: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

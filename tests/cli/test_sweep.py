@@ -297,8 +297,14 @@ def test_a_sweep_on_modal_goes_the_same_way(
     for refused in refusals:
         assert refused.returncode == 2
         assert "the day's cap of $0.0010 is too low" in refused.stderr
+    # a cap may be replaced, and is kept
+    poor = run_command(modal_emulator, tmp_path, "sweep", "resume", "last", "--max-cost", "1e-6")
+    assert poor.returncode == 0  # for nothing is left to run
+    poor = run_command(modal_emulator, tmp_path, *extension, "--yes")
+    assert "the cap of <$0.0001 is too low" in poor.stderr
+    assert run_command(modal_emulator, tmp_path, *extension, "--max-cost", "0").returncode == 2
     assert find_sweep(runs_dir, "last").read_spec().total == 2
-    again = run_command(modal_emulator, tmp_path, *extension, "--yes", "--json")
+    again = run_command(modal_emulator, tmp_path, *extension, "--yes", "--json", "--max-cost", "2")
     assert json.loads(again.stdout)["total"] == 3
 
 

@@ -17,6 +17,7 @@ from ml_experiments.cli.parameters import (
     csv_option,
     format_of,
     given_options,
+    max_cost_option,
     options_of,
     yes_option,
 )
@@ -140,11 +141,19 @@ def start(
 
 @bench.command()
 @click.argument("reference", metavar="BENCH")
+@max_cost_option("runs")
 @_YES
 @JSON
 @_CSV
 @_PLOT
-def resume(reference: str, yes: bool, as_json: bool, as_csv: bool, plot_file: Path | None) -> int:
+def resume(
+    reference: str,
+    max_cost: float | None,
+    yes: bool,
+    as_json: bool,
+    as_csv: bool,
+    plot_file: Path | None,
+) -> int:
     """Run the cases again that were not measured to their end."""
     from ml_experiments.runner.bench.bench import resume_bench
     from ml_experiments.runner.bench.plot import check_plot
@@ -154,7 +163,13 @@ def resume(reference: str, yes: bool, as_json: bool, as_csv: bool, plot_file: Pa
     folder = _find(reference)
 
     def measure(view: _View) -> BenchReport:
-        return resume_bench(folder, approve=_approve(yes), on_begin=view.begin, on_run=view.show)
+        return resume_bench(
+            folder,
+            max_cost=max_cost,
+            approve=_approve(yes),
+            on_begin=view.begin,
+            on_run=view.show,
+        )
 
     return _follow(measure, format_of(as_json, as_csv), plot_file)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ml_experiments.cli.parameters import JSON, yes_option
+from ml_experiments.cli.parameters import JSON, max_cost_option, yes_option
 from ml_experiments.cli.runs.finding import find_run
 
 if TYPE_CHECKING:
@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 @click.argument("run")
 @JSON
 @click.option("--force", is_flag=True, help="Also if it seems to go on.")
-@click.option("--max-cost", type=float, help="Another cap, for all attempts together.")
+@max_cost_option("attempts")
 @yes_option("it")
 def resume(run: str, as_json: bool, force: bool, max_cost: float | None, yes: bool) -> int:
     """Run a run again that did not succeed, from its checkpoints."""
     from ml_experiments.backends import open_backend
     from ml_experiments.cli.run import approve_cost, follow, report
-    from ml_experiments.config.options import read_options
-    from ml_experiments.runner.options import RunOptions
     from ml_experiments.runner.resume import resume_run
 
-    checked = read_options(RunOptions, {"max_cost": max_cost}, "runs resume")
     folder = find_run(run)
     spec = folder.read_spec()
     with open_backend(spec.backend, **spec.backend_options) as backend:
@@ -37,7 +34,7 @@ def resume(run: str, as_json: bool, force: bool, max_cost: float | None, yes: bo
                 folder,
                 backend=backend,
                 force=force,
-                max_cost=checked.get("max_cost"),
+                max_cost=max_cost,
                 approve=lambda run: approve_cost(run, backend, yes=yes, may_ask=False),
             )
 

@@ -18,6 +18,7 @@ from ml_experiments.cli.parameters import (
     csv_option,
     format_of,
     given_options,
+    max_cost_option,
     options_of,
     yes_option,
 )
@@ -37,6 +38,7 @@ _DETACH = click.option("--detach", is_flag=True, help="Return once it has begun;
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Check all points, and start none.")
 _YES = yes_option("the sweep")
 _CSV = csv_option("points")
+_MAX_COST = max_cost_option("points")
 
 
 def _may_be_command(word: str) -> bool:
@@ -181,6 +183,7 @@ def start(
 @sweep.command()
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.option("--failed", "failed_only", is_flag=True, help="Only the points that have failed.")
+@_MAX_COST
 @_DRY_RUN
 @_YES
 @_DETACH
@@ -199,6 +202,7 @@ def resume(sweep_reference: str, failed_only: bool, **choices: Any) -> int:
 @click.argument("sweep_reference", metavar="SWEEP")
 @click.argument("axes", nargs=-1, metavar="[KEY=VALUES]...")
 @click.option("--trials", type=int, help="How many points a sampler suggests in all.")
+@_MAX_COST
 @_DRY_RUN
 @_YES
 @_DETACH
@@ -263,6 +267,7 @@ def _take_up(
     failed_only: bool = False,
     axes: tuple[str, ...] = (),
     trials: int | None = None,
+    max_cost: float | None,
     dry_run: bool,
     yes: bool,
     detach: bool,
@@ -277,7 +282,12 @@ def _take_up(
     form = format_of(as_json, as_csv)
     _check_detach(detach, dry_run=dry_run, as_csv=as_csv)
     request = SweepRequest(
-        folder=folder, failed_only=failed_only, axes=axes, trials=trials, is_approved=yes
+        folder=folder,
+        failed_only=failed_only,
+        axes=axes,
+        trials=trials,
+        max_cost=max_cost,
+        is_approved=yes,
     )
     approve = _asking(form, is_approved=yes)
     if detach and (spec := folder.read_spec()).backend == "modal":

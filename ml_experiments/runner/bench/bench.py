@@ -189,8 +189,8 @@ def plan_bench(
             "is a job of its own; measure on a node, without --backend: srun --gres=gpu:a100:1 "
             "ml-experiments bench CLASS_PATH"
         )
-    if given.get("max_cost") is not None and backend != "modal":
-        raise ConfigError("max_cost caps what runs cost on Modal; here they cost nothing")
+    if given.get("max_cost") is not None:
+        _check_cap(backend)
     if space is not None and space.endless:
         axis = space.endless[0]
         raise ConfigError(
@@ -212,6 +212,11 @@ def plan_bench(
         working_dir=str(working_dir()),
         **{"repeat": _REPEAT, "timeout_s": _TIMEOUT_S, **given},
     )
+
+
+def _check_cap(backend: str) -> None:
+    if backend != "modal":
+        raise ConfigError("max_cost caps what runs cost on Modal; here they cost nothing")
 
 
 def _gpus(given: str | None, backend: str | None) -> tuple[str, ...]:
@@ -269,11 +274,19 @@ def run_bench(
 def resume_bench(
     folder: BenchFolder,
     *,
+    max_cost: float | None = None,
     approve: Approve = lambda _question: True,
     on_begin: OnBegin = lambda _folder, _spec, _forecast: None,
     on_run: OnRun = lambda _ended: None,
 ) -> BenchReport:
     """Run the cases again that were not measured to their end, and report.
+
+    Args:
+        folder: The bench.
+        max_cost: Replaces the cap that it has, in US dollars; what it has cost so far counts.
+        approve: See `run_bench`.
+        on_begin: See `run_bench`.
+        on_run: See `run_bench`.
 
     Raises:
         Error: If another process runs the bench, or its record had secrets taken out.
@@ -286,6 +299,9 @@ def resume_bench(
                 f"the config or the options of bench {spec.bench_id} held a secret, which was not "
                 "recorded; start a new bench with it"
             )
+        if max_cost is not None:
+            _check_cap(spec.backend)
+            spec = dataclasses.replace(spec, max_cost=max_cost)
         # relative paths in configs, and modules, are those of the folder it was started in
         with contextlib.suppress(OSError):
             stack.enter_context(contextlib.chdir(spec.working_dir))
@@ -297,6 +313,8 @@ def resume_bench(
         backend = stack.enter_context(opened(spec))
         checked = _check(spec, backend, cases, folder.runs_dir)
         _ask(checked, approve)
+        if max_cost is not None:
+            folder.write_spec(spec, Redactor(secret_values()))
         on_begin(folder, spec, checked.forecast)
         return _run(CaseRunner(spec, folder, backend, cases), on_run)
 

@@ -123,11 +123,13 @@ class BenchFolder:
             RunFolderError: If it can't be written.
         """
         folder = cls(_benches_dir(runs_dir) / spec.bench_id)
-        record = redactor.redact_record(dataclasses.asdict(spec), _USER_DATA)
-        make_group_folder(
-            folder.path, lambda draft: write_json_atomically(draft / _SPEC_FILE, record), "bench"
-        )
+        make_group_folder(folder.path, lambda draft: cls(draft).write_spec(spec, redactor), "bench")
         return folder
+
+    def write_spec(self, spec: BenchSpec, redactor: Redactor) -> None:
+        """Replace what was asked for."""
+        record = redactor.redact_record(dataclasses.asdict(spec), _USER_DATA)
+        write_json_atomically(self.path / _SPEC_FILE, record)
 
     @property
     def runs_dir(self) -> Path:

@@ -90,6 +90,7 @@ class SweepRequest:
         failed_only: Whether to run only the points of it that have failed.
         axes: What to add to it, as on the command line.
         trials: How many points its sampler suggests in all; None for as many as before.
+        max_cost: The most that all of its points may cost; None for as much as before.
         prefetch: Whether to download the models that the points name first.
         is_approved: Whether it may cost more than the setting `ask_above`.
     """
@@ -99,15 +100,16 @@ class SweepRequest:
     failed_only: bool = False
     axes: tuple[str, ...] = ()
     trials: int | None = None
+    max_cost: float | None = None
     prefetch: bool = False
     is_approved: bool = False
 
     @property
     def change(self) -> Callable[[SweepSpec], SweepSpec] | None:
         """What extends the sweep; None if it is only taken up again."""
-        if not self.axes and self.trials is None:
+        if not self.axes and self.trials is None and self.max_cost is None:
             return None
-        return lambda spec: extended(spec, self.axes, self.trials)
+        return lambda spec: extended(spec, self.axes, self.trials, self.max_cost)
 
 
 def start_detached_sweep(request: SweepRequest) -> SweepFolder:

@@ -57,8 +57,8 @@ def plan_sweep(
     if "run_id" in runs:
         raise ConfigError("run_id is for single runs; each point of a sweep has a run of its own")
     seed, max_cost = runs.pop("seed", None), runs.pop("max_cost", None)
-    if max_cost is not None and backend != "modal" and not runs.get("escalate_to"):
-        raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
+    if max_cost is not None:
+        check_cap(backend, runs)
     spec = SweepSpec(
         sweep_id=new_run_id(),
         experiment=location,
@@ -89,6 +89,16 @@ def plan_sweep(
     elif spec.pruner is not None:
         check_packages("grid", spec.pruner)
     return spec
+
+
+def check_cap(backend: str, options: Mapping[str, Any]) -> None:
+    """Make sure that the points of a sweep with these options can cost something.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if backend != "modal" and not options.get("escalate_to"):
+        raise ConfigError("max_cost caps what points cost on Modal; here they cost nothing")
 
 
 def describe_choice(spec: SweepSpec) -> str:

@@ -25,7 +25,7 @@ from ml_experiments.runner.sweeps.folder import (
     SweepSpec,
     reserved_name,
 )
-from ml_experiments.runner.sweeps.planning import SweepCall, plan_sweep
+from ml_experiments.runner.sweeps.planning import SweepCall, check_cap, plan_sweep
 from ml_experiments.runner.sweeps.points import SweepPoint
 from ml_experiments.runner.sweeps.recorded import resume_grid, resume_sampled
 from ml_experiments.runner.sweeps.rounds import in_rounds
@@ -238,11 +238,13 @@ def taken_up(
         yield TakenUp(spec, backend, recorded, source, progress, checked)
 
 
-def extended(spec: SweepSpec, axes: Sequence[str], trials: int | None) -> SweepSpec:
-    """Return a sweep with more values on its axes, or with more trials.
+def extended(
+    spec: SweepSpec, axes: Sequence[str], trials: int | None, max_cost: float | None = None
+) -> SweepSpec:
+    """Return a sweep with more values on its axes, with more trials, or with another cap.
 
     Raises:
-        ConfigError: If that is not more than it has.
+        ConfigError: If that is not more than it has, or a cap would have no effect.
     """
     is_sampled = spec.sampler != "grid"
     if trials is not None and (not is_sampled or trials <= (spec.trials or 0)):
@@ -251,7 +253,16 @@ def extended(spec: SweepSpec, axes: Sequence[str], trials: int | None) -> SweepS
     space = spec.space
     if axes:
         space = space.extended(read_space(axes).axes, is_sampled=is_sampled)
-    return dataclasses.replace(spec, axes=space.to_dict(), trials=trials or spec.trials)
+    if max_cost is not None:
+        check_cap(spec.backend, spec.options)
+        if spec.pruner == "halving" and spec.max_cost is None:
+            raise ConfigError("--max-cost: this sweep is halved by steps, and would be by money")
+    return dataclasses.replace(
+        spec,
+        axes=space.to_dict(),
+        trials=trials or spec.trials,
+        max_cost=spec.max_cost if max_cost is None else max_cost,
+    )
 
 
 def opened(spec: SweepSpec) -> Backend:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import ConfigError, Error, bench, find_runs
-from ml_experiments.errors import GpuTypeError, RunNotFoundError
+from ml_experiments.errors import BudgetError, GpuTypeError, RunNotFoundError
 from ml_experiments.runner.bench.bench import plan_bench, report_on, resume_bench, run_bench
 from ml_experiments.runner.bench.folder import find_bench
 from ml_experiments.runner.budget.ledger import Ask, Cap
@@ -226,3 +226,10 @@ def test_a_bench_stops_when_the_money_is_spent(
     report = run_bench(spec, on_begin=spend_all)
     assert "the day's cap of $1.00 is too low" in str(report.stopped)
     assert [row.status for row in report.rows] == ["not measured"] * 2
+    # a cap of its own may be replaced, and is kept
+    folder = find_bench(runs_dir, "last")
+    monkeypatch.delenv("ML_EXPERIMENTS_MAX_COST_PER_DAY")
+    with pytest.raises(BudgetError, match=r"the cap of \$0.0010 is too low"):
+        resume_bench(folder, max_cost=0.001)
+    assert resume_bench(folder, max_cost=2).is_whole
+    assert folder.read_spec().max_cost == 2
