@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ml_experiments.runs.registry import RunRegistry
 from ml_experiments.runs.result import ErrorKind, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
 
-_MAX_RUNS = 500
+_MAX_RUNS = 500  # on Modal, and as many elsewhere
 _MAX_GROUPED = 8  # values of a field; one with more, such as a prompt, tells nothing of a GPU
 
 
@@ -90,7 +91,11 @@ def read_history(
         RunFolderError: If the folder is not readable.
     """
     registry = RunRegistry(runs_dir)
-    rows = registry.rows(_MAX_RUNS, RunFilter(experiment=glob.escape(experiment)))
+    every = RunFilter(experiment=glob.escape(experiment))
+    # those on this machine, of which there may be many more, tell only of memory
+    filters = (dataclasses.replace(every, backend="modal"), every)
+    found = {row.run_id: row for each in filters for row in registry.rows(_MAX_RUNS, each)}
+    rows = sorted(found.values(), key=lambda row: row.run_id, reverse=True)
     # the filter takes the end of a path for the whole
     rows = [row for row in rows if row.experiment == experiment and not row.problem]
     if not rows:
@@ -100,7 +105,7 @@ def read_history(
     _check_fields(wanted, rows)
     rows = [row for row in rows if row.status == "success" or row.error_kind == "cuda_oom"]
     counted = [row for row in rows if all(row.values.get(k) == v for k, v in wanted.items())]
-    fields = _differing(counted)
+    fields = _differing(row for row in counted if row.backend == "modal")
     grouped = [name for name, values in fields.items() if len(values) <= _MAX_GROUPED]
     runs: list[PastRun] = []
     setups: dict[Any, PastRun] = {}
@@ -111,7 +116,8 @@ def read_history(
             setups.setdefault(run.process, run)
         if row in counted:
             runs.append(run)
-            uncounted = problem or uncounted
+            if run.gpu is not None:
+                uncounted = problem or uncounted
     mixed = tuple(name.removeprefix("config.") for name in fields if name not in grouped)
     return History(tuple(runs), mixed, uncounted, tuple(setups.values()))
 

@@ -55,6 +55,20 @@ def test_only_runs_with_the_given_values_count(runs_dir: Path) -> None:
         read_history(runs_dir, "train.Train", {"batchsize": 4}, None)
 
 
+def test_runs_on_this_machine_group_none_on_modal_and_hide_none(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_experiments.runner.bench.history._MAX_RUNS", 2)
+    for number in range(2):
+        write_past_run(runs_dir, number, "t4", config={"batch_size": 1})
+    for number in range(2, 12):
+        write_past_run(runs_dir, number, None, config={"batch_size": number})
+    history = read_history(runs_dir, "train.Train", {}, None)
+    on_modal = [run for run in history.runs if run.gpu is not None]
+    assert [run.overrides for run in on_modal] == [(), ()]
+    assert history.mixed == ()
+
+
 def test_a_field_with_many_values_is_no_group(runs_dir: Path) -> None:
     for number in range(9):
         write_past_run(runs_dir, number, "t4", config={"prompt": f"a {number}"})
