@@ -60,7 +60,8 @@ def wait_for(file: Path) -> None:
 
 
 def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) -> None:
-    done = call("sweep", "train.py:train", "lr=0.2,0.1", "n=range:1:3", "--minimize", "loss")
+    space = ("lr=0.2,0.1", "n=range:1:3")
+    done = call("sweep", "train.py:train", *space, "--minimize", "loss", "--name", "night")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:3] == ["lr  0.2, 0.1  (2 values)", "n   1, 2  (2 values)", "4 points"]
@@ -70,8 +71,12 @@ def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) 
     assert lines[-1] == "4 of 4 done"
     shown = call("sweep", "show", "last")
     assert shown.stdout.splitlines()[-1] == "4 of 4 done"
-    listed = call("runs", "list", "--sweep", lines[3].split()[1], "--json")
-    assert len(json.loads(listed.stdout)) == 4
+    for reference in (lines[3].split()[1], "night", "last", "*"):
+        listed = call("runs", "list", "--sweep", reference, "--json")
+        assert len(json.loads(listed.stdout)) == 4
+    unknown = call("costs", "--sweep", "lats")
+    assert unknown.returncode == 2
+    assert "has the id or the name 'lats' (did you mean 'last'?)" in unknown.stderr
     assert call("sweep", "stop", "last").stdout.endswith("is not running\n")
 
 

@@ -69,7 +69,7 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--tag", "tags", type=Tag(), multiple=True, help="Repeatable."),
             click.option("--gpu", help="The GPU asked for, such as 'h100*'."),
             click.option("--backend", help="local or modal."),
-            click.option("--sweep", help="The tag `sweep`; * is a wildcard."),
+            click.option("--sweep", help="Its sweep, as for `sweep show`; * is a wildcard."),
             click.option("--since", help="A date, 2026-11-25, or an age, 12h or 7d."),
             click.option("--until", help="The same."),
             click.option("--where", help="Such as 'config.lr < 1e-3 and results.accuracy > 0.9'."),
@@ -80,10 +80,31 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def filter_of(options: dict[str, Any]) -> RunFilter:
-    """Return the filter that the options of a command stand for."""
+    """Return the filter that the options of a command stand for.
+
+    Raises:
+        RunNotFoundError: If no sweep, or more than one, is the one that is meant.
+    """
     from ml_experiments.runs.index.filters import RunFilter
 
-    return RunFilter(**{**options, "tags": dict(options["tags"])})
+    sweep = options["sweep"] and _sweep_id(options["sweep"])
+    return RunFilter(**{**options, "tags": dict(options["tags"]), "sweep": sweep})
+
+
+def _sweep_id(reference: str) -> str:
+    """Return the tag `sweep` that a sweep's name, the beginning of its id, or `last` stands for."""
+    from ml_experiments.errors import RunNotFoundError
+    from ml_experiments.runner.sweeps.folder import find_sweep
+    from ml_experiments.runs.index.filters import RunFilter
+    from ml_experiments.settings import runs_dir
+
+    try:
+        return find_sweep(runs_dir(), reference).path.name
+    except RunNotFoundError:
+        # a pattern, a tag of the user's own, or runs of a sweep whose folder is elsewhere
+        if "*" in reference or open_registry().rows(1, RunFilter(sweep=reference)):
+            return reference
+        raise
 
 
 def _show_progress(done: int, total: int) -> None:
