@@ -144,9 +144,12 @@ class BenchFolder:
         """
         file = self.path / _SPEC_FILE
         try:
-            return parse_record(BenchSpec, read_json_object(file))
+            spec = parse_record(BenchSpec, read_json_object(file))
+            if spec.axes:
+                Space.from_dict(spec.axes)
         except ValueError as e:
             raise RunFolderError(f"{file} is not a bench: {e}") from e
+        return spec
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

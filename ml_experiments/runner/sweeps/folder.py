@@ -194,9 +194,12 @@ class SweepFolder:
         """
         file = self.path / "sweep.json"
         try:
-            return parse_record(SweepSpec, read_json_object(file))
+            spec = parse_record(SweepSpec, read_json_object(file))
+            if spec.total is None:
+                raise ValueError("it has no end of points")
         except ValueError as e:
             raise RunFolderError(f"{file} is not a sweep: {e}") from e
+        return spec
 
     def write_spec(self, spec: SweepSpec, redactor: Redactor) -> None:
         """Replace what was asked for."""

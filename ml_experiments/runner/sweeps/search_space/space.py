@@ -92,15 +92,24 @@ class Space:
 
     @classmethod
     def from_dict(cls, data: Sequence[Mapping[str, Any]]) -> Space:
-        """Read back what `to_dict` has returned."""
-        return cls(
-            tuple(
+        """Read back what `to_dict` has returned.
+
+        Raises:
+            ValueError: If it is something else, as in a file that was edited.
+        """
+        try:
+            axes = tuple(
                 Choice(axis["name"], tuple(axis["values"]))
                 if "values" in axis
                 else Interval(**axis)
                 for axis in data
             )
-        )
+            sizes = [len(axis.grid) for axis in axes if axis.grid is not None]
+        except (ArithmeticError, KeyError, TypeError) as e:
+            raise ValueError(f"an axis is not valid: {e}") from e
+        if not axes or min(sizes, default=1) < 1:
+            raise ValueError("an axis has no values, or there is none")
+        return cls(axes)
 
 
 def _joined(old: Axis, new: Axis) -> Axis:
