@@ -254,11 +254,12 @@ class SweepFolder:
 
     def _reused_runs(self) -> Iterator[tuple[str, RecordedRun]]:
         try:
-            lines = self.reused_file.read_text("utf-8").splitlines()
+            lines = self.reused_file.read_text("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError):  # the last one was cut short
+            # the last one may be cut short
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 key, run = entry["key"], RunFolder(self.runs_dir / entry["run_id"])
                 trial = int(key) if key.isdecimal() else 0
@@ -287,7 +288,7 @@ class SweepFolder:
     def read_stop(self) -> str | None:
         """Return why no more points were started; None if that is not so."""
         try:
-            return self._stopped_file.read_text(encoding="utf-8").strip()
+            return self._stopped_file.read_text("utf-8", "replace").strip()
         except OSError:
             return None
 

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ MIN_FOR_IMPORTANCES = 10  # points; of fewer, the best tenth is one by chance
 _LOG_FROM = 100  # the largest of some numbers over the smallest
 PRUNERS = ("median", "percentile", "halving", "hyperband", "wilcoxon")
 _STUDY = "sweep"
+_TRIAL_BEGINS, _HAS_PARAMETER = 4, 5  # operations in Optuna's journal
 
 
 @dataclass(frozen=True)
@@ -248,9 +249,10 @@ class Study:
             )
 
     def _open(self, journal: Path | None, past: Callable[[], Sequence[PastTrial]]) -> optuna.Study:
+        known = past()
         if journal is not None and journal.exists():
             try:
-                return self._load(journal)
+                return self._load(journal, known)
             except Exception as e:  # noqa: BLE001 - Optuna names no errors for a damaged journal
                 damaged = journal.with_name(f"{journal.name}.damaged")
                 journal.replace(damaged)
@@ -259,7 +261,7 @@ class Study:
                     *(journal, type(e).__name__, e, damaged.name),
                 )
         study = self._create(journal)
-        self._add(study, past())
+        self._add(study, known)
         return study
 
     def _storage(self, journal: Path | None) -> Any:
@@ -277,14 +279,16 @@ class Study:
         Path(f"{path}.lock").unlink(missing_ok=True)
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
-    def _load(self, journal: Path) -> optuna.Study:
+    def _load(self, journal: Path, known: Sequence[PastTrial]) -> optuna.Study:
         import optuna
 
-        _check_lines(journal)
+        _check_lines(journal, {axis.name for axis in self._space.axes})
         study = optuna.load_study(
             study_name=_STUDY, storage=self._storage(journal), pruner=self._pruner()
         )
-        study.get_trials(deepcopy=False)
+        newest = max((trial.number for trial in known), default=-1)
+        if newest >= len(study.get_trials(deepcopy=False)):
+            raise ValueError(f"point {newest} has run and is not in it")
         return study
 
     def _create(self, journal: Path | None) -> optuna.Study:
@@ -415,19 +419,28 @@ def params_of(space: Space, overrides: Sequence[str]) -> dict[str, Any]:
     return params
 
 
-def _check_lines(journal: Path) -> None:
-    """Cut off a last line that is not whole: Optuna would append to it, and read nothing more.
+def _check_lines(journal: Path, axes: Collection[str]) -> None:
+    """Cut off what a killed process has not written to its end.
+
+    Optuna would append to a last line that is not whole, and read nothing more. A suggestion that
+    was not made to its end belongs to no point; it is made again, and comes to the same.
 
     Raises:
         ValueError: If another line is not JSON; Optuna would notice that only later.
     """
     content = journal.read_bytes()
     end = content.rfind(b"\n") + 1
+    lines = content[:end].splitlines(keepends=True)
+    records = [json.loads(line) for line in lines]
+    begun = [n for n, record in enumerate(records) if record["op_code"] == _TRIAL_BEGINS]
+    if begun:
+        last = records[begun[-1] :]
+        names = {record["param_name"] for record in last if record["op_code"] == _HAS_PARAMETER}
+        if "state" not in last[0] and not names.issuperset(axes):  # else it was added whole
+            end = sum(map(len, lines[: begun[-1]]))
     if end < len(content):
         journal.with_name(f"{journal.name}.cut").write_bytes(content[end:])
         os.truncate(journal, end)
-    for line in content[:end].splitlines():
-        json.loads(line)
 
 
 @contextlib.contextmanager

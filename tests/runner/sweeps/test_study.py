@@ -25,10 +25,10 @@ def train(lr: float):
 """
 
 
-def study_of(past: Sequence[PastTrial] = (), **given: Any) -> Study:
+def study_of(past: Sequence[PastTrial] = (), journal: Path | None = None, **given: Any) -> Study:
     space = read_space(["lr=log:1e-4:1", "steps=int:1:3"])
     spec = SweepSpec("id", "a:b", "", space.to_dict(), direction="minimize", **given)
-    return Study(spec, None, lambda: past)
+    return Study(spec, journal, lambda: past)
 
 
 @pytest.mark.slow
@@ -63,6 +63,41 @@ def test_a_quasi_random_sequence_goes_on_without_scores_and_without_its_journal(
     assert suggested(study_of(sampler="qmc", trials=8, seed=3), None) == first
     past = [PastTrial(number, point, None, True) for number, point in enumerate(first)]
     assert suggested(study_of(past, sampler="qmc", trials=8, seed=3), None) == second
+
+
+def test_a_suggestion_that_a_kill_has_cut_short_is_made_again(tmp_path: Path) -> None:
+    pytest.importorskip("cmaes")
+    journal, given = tmp_path / "study.log", {"sampler": "cmaes", "trials": 7, "seed": 3}
+
+    def suggested(study: Study, count: int) -> list[tuple[str, ...]]:
+        found = []
+        for _ in range(count):
+            trial = study.ask()
+            study.tell(trial.number, trial.number % 3)
+            found.append(trial.overrides)
+        return found
+
+    whole = suggested(study_of(**given), 7)
+    assert suggested(study_of(journal=journal, **given), 5) == whole[:5]
+    before = journal.read_bytes()
+    suggested(study_of(journal=journal, **given), 1)
+    added = journal.read_bytes().removeprefix(before).splitlines(keepends=True)
+    parameter = next(n for n, line in enumerate(added) if b'"param_name"' in line)
+    journal.write_bytes(b"".join([before, *added[: parameter + 1]]))  # and not the other one
+    assert suggested(study_of(journal=journal, **given), 2) == whole[5:]
+
+
+def test_a_journal_that_lacks_points_which_have_run_is_made_again(tmp_path: Path) -> None:
+    journal, given = tmp_path / "study.log", {"sampler": "random", "trials": 6, "seed": 3}
+    study = study_of(journal=journal, **given)
+    trials = [study.ask() for _ in range(2)]
+    content = journal.read_bytes()  # as a backup, or what a power cut has left
+    trials += [study.ask() for _ in range(2)]
+    journal.write_bytes(content)
+    past = [PastTrial(trial.number, trial.overrides, 1.0, True) for trial in trials]
+    again = study_of(past, journal, **given)
+    assert [trial.overrides for trial in again.trials()] == [t.overrides for t in trials]
+    assert again.ask().number == 4
 
 
 def losses(point: int, poor: bool) -> list[float]:
