@@ -19,6 +19,7 @@ from ml_experiments.runner.sweeps.folder import find_sweep
 from modal_emulator import Emulator
 from tests.support.command import COMMAND, call
 from tests.support.modal_runs import run_command
+from tests.support.terminal import Tmux, needs_tmux
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,23 @@ def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) 
     assert unknown.returncode == 2
     assert "has the id or the name 'lats' (did you mean 'last'?)" in unknown.stderr
     assert call("sweep", "stop", "last").stdout.endswith("is not running\n")
+
+
+@needs_tmux
+def test_a_terminal_shows_values_as_they_are_written(project: Path) -> None:
+    (project / "texts.py").write_text(
+        "import pathlib, time\ndef measure(text):\n"
+        "    while text == 'wait' and not pathlib.Path('go').exists(): time.sleep(0.01)\n"
+        "    return {'length': len(text)}\n"
+    )
+    value = f'"[/red] {"long " * 30}"'
+    space = shlex.quote(f"text={value},wait")
+    command = f"{shlex.join(COMMAND)} sweep texts.measure {space} --maximize length"
+    with Tmux(command, 60, project) as terminal:
+        terminal.wait_until(lambda lines: any(line.startswith("running  text=w") for line in lines))
+        assert any(line.startswith('best     157  text="[/red] long') for line in terminal.screen())
+        (project / "go").touch()
+        assert terminal.wait()[-1] == "2 of 2 done"
 
 
 def test_a_sweep_ends_with_the_importance_of_its_axes(project: Path) -> None:

@@ -76,12 +76,13 @@ def _live_table(spec: SweepSpec, progress: Progress) -> Table:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=len("running"))
     table.add_column(no_wrap=True, overflow="ellipsis")
-    table.add_row(Text(spec.name or "sweep", style="bold"), _state(spec, progress))
+    table.add_row(Text(printable(spec.name or "sweep"), style="bold"), _state(spec, progress))
     best = rank(progress.points, spec.direction)[:1] if spec.metric else []
     if best and best[0].score is not None:
-        table.add_row("best", f"{_score(best[0])}  {_overrides(spec, best[0].overrides)}")
+        shown = f"{_score(best[0])}  {_overrides(spec, best[0].overrides)}"
+        table.add_row("best", Text(printable(shown)))  # no markup, such as a list [a,b]
     running = list(progress.running.values())[: spec.parallel]
     for overrides in running[:_MAX_RUNNING]:
         table.add_row("running", Text(printable(_overrides(spec, overrides))))
