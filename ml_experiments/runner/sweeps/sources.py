@@ -159,6 +159,7 @@ class SampledPoints(PointSource):
         self._scores = dict(scores)
         self._suggests = suggests
         self._again = {trial.number for trial in again if not trial.is_open}
+        self._same: dict[str, list[Trial]] = {}  # as a point that runs, by its key
 
     def take(self) -> NextPoint | None:
         """Return the next point; None if none can start until one ends, or there are enough."""
@@ -169,7 +170,11 @@ class SampledPoints(PointSource):
                 return None
             trial = self._waiting.popleft()
             point = NextPoint(trial.number, trial.overrides, trial.number)
+            if point.key in self._same:  # until that has ended
+                self._same[point.key].append(trial)
+                continue
             if point.key not in self._scores or trial.number in self._again:
+                self._same[point.key] = []
                 return point
             self._study.tell(trial.number, self._scores[point.key])
             self.repeated += 1
@@ -185,8 +190,10 @@ class SampledPoints(PointSource):
 
     def ended(self, point: SweepPoint) -> None:
         """Report the score of a point."""
+        key = point_key(point.overrides)
+        self._waiting.extendleft(reversed(self._same.pop(key)))
         if point.result.status is RunStatus.SUCCESS:
-            self._scores[point_key(point.overrides)] = point.score
+            self._scores[key] = point.score
         if point.number not in self._again:
             self._study.tell(point.number, point.score, is_pruned=point.is_pruned)
         self._open.discard(point.number)
