@@ -227,13 +227,14 @@ def show(sweep_reference: str, importances: bool, as_json: bool, as_csv: bool) -
     """Show the space of a sweep, how far it is, and its points, the best first."""
     from ml_experiments.cli.sweep.report import print_report
     from ml_experiments.runner.sweeps.controller import Progress
-    from ml_experiments.runner.sweeps.recorded import recorded_points
+    from ml_experiments.runner.sweeps.recorded import count_repeated, recorded_points
 
     folder = _find(sweep_reference)
     goes_on = _look_on_modal(folder) if folder.remote_file.exists() else folder.is_running
     spec, points = folder.read_spec(), recorded_points(folder)
     progress = Progress(spec.total or 0, [p for p in points if p.result.status.has_ended])
     progress.running = {p.number: p.overrides for p in points if not p.result.status.has_ended}
+    progress.repeated = count_repeated(folder, points)
     progress.stopped = folder.read_stop()
     form = format_of(as_json, as_csv)
     if form == "table":

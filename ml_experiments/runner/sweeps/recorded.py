@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_experiments.backends.base import Backend
 from ml_experiments.runner.sweeps.checking import Checked, check_points
@@ -16,6 +16,7 @@ from ml_experiments.runner.sweeps.study import (
     PastTrial,
     Study,
     Trial,
+    finished_trials,
 )
 from ml_experiments.runs.result import RunStatus
 
@@ -82,9 +83,11 @@ def resume_sampled(
             scores[point_key(point.overrides)] = point.score
         if trial.is_open:
             study.tell(trial.number, point.score, is_pruned=point.is_pruned)
+    repeated = study.count - len(progress.earlier) - len(again)
     if failed_only:
         again = [trial for trial in again if str(trial.number) in recorded]
     source = SampledPoints(spec, study, again, scores, suggests=not failed_only)
+    source.repeated = repeated
     new = 0 if failed_only else (spec.trials or 0) - study.count
     progress.to_run = len(again) + max(0, new)
     if not progress.to_run:
@@ -128,6 +131,18 @@ def recorded_points(folder: SweepFolder) -> list[SweepPoint]:
         number = numbers.get(key, run.trial)
         found.append(ended_point(number, run.overrides, run.outcome(), spec.metric))
     return sorted(found, key=lambda point: point.number)
+
+
+def count_repeated(folder: SweepFolder, points: Sequence[SweepPoint]) -> int:
+    """Return how many points were suggested again, and so did not run again.
+
+    Args:
+        folder: The sweep.
+        points: Those of it that have a run.
+    """
+    if folder.read_spec().sampler == "grid":
+        return 0
+    return len(finished_trials(folder.journal) - {point.number for point in points})
 
 
 def is_to_run(point: SweepPoint, *, failed_only: bool) -> bool:

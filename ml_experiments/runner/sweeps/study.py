@@ -43,7 +43,8 @@ MIN_FOR_IMPORTANCES = 10  # points; of fewer, the best tenth is one by chance
 _LOG_FROM = 100  # the largest of some numbers over the smallest
 PRUNERS = ("median", "percentile", "halving", "hyperband", "wilcoxon")
 _STUDY = "sweep"
-_TRIAL_BEGINS, _HAS_PARAMETER = 4, 5  # operations in Optuna's journal
+_TRIAL_BEGINS, _HAS_PARAMETER, _HAS_STATE = 4, 5, 6  # operations in Optuna's journal
+_RUNNING = 0  # a state there
 
 
 @dataclass(frozen=True)
@@ -417,6 +418,25 @@ def params_of(space: Space, overrides: Sequence[str]) -> dict[str, Any]:
         else:
             params[axis.name] = int(value) if axis.is_int else float(value)
     return params
+
+
+def finished_trials(journal: Path) -> set[int]:
+    """Return the numbers of the trials that are told, as far as a journal is readable.
+
+    It may be written to meanwhile, and takes neither Optuna nor a lock to read.
+    """
+    finished: set[int] = set()
+    count = 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in journal.read_text("utf-8", "replace").splitlines():
+            record = json.loads(line)
+            is_new = record["op_code"] == _TRIAL_BEGINS
+            count += is_new
+            if record["op_code"] == _HAS_STATE or (is_new and "state" in record):
+                number = count - 1 if is_new else record["trial_id"]
+                if record["state"] != _RUNNING:
+                    finished.add(number)
+    return finished
 
 
 def _check_lines(journal: Path, axes: Collection[str]) -> None:

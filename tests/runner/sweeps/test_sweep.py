@@ -228,16 +228,6 @@ def test_a_damaged_journal_is_made_again_from_the_run_folders(
     assert [found[number] for number in sorted(found)] == whole
 
 
-@pytest.mark.parametrize("options", [{}, {"parallel": 3}, {"batch": 4, "parallel": 2}])
-def test_a_point_that_is_suggested_twice_runs_once(
-    project: Path, runs_dir: Path, options: dict[str, Any]
-) -> None:
-    space = {"steps": [1, 2]}
-    points = list(sweep(TRAIN, space, sampler="random", trials=10, minimize="loss", **options))
-    assert len(points) == len(calls(project)) == 2
-    assert len(recorded_points(find_sweep(runs_dir, "last"))) == 2
-
-
 def test_a_combination_that_the_config_refuses_fails_alone(project: Path) -> None:
     (project / "pair.py").write_text(
         "import pydantic\nfrom ml_experiments import Experiment, ExperimentConfig\n"

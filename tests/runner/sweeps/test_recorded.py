@@ -1,0 +1,36 @@
+"""What the run folders and the journal of a sweep tell of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_experiments import sweep
+from ml_experiments.execution.observer import Observer
+from ml_experiments.runner.sweeps.controller import Progress
+from ml_experiments.runner.sweeps.folder import find_sweep
+from ml_experiments.runner.sweeps.recorded import count_repeated, recorded_points
+from ml_experiments.runner.sweeps.sweep import resume_sweep
+
+
+@pytest.mark.parametrize("options", [{}, {"parallel": 3}, {"batch": 4, "parallel": 2}])
+def test_a_point_that_is_suggested_twice_runs_once(
+    project: Path, runs_dir: Path, options: dict[str, Any]
+) -> None:
+    space = {"steps": [1, 2]}
+    points = list(
+        sweep("train.py:train", space, sampler="random", trials=10, minimize="loss", **options)
+    )
+    assert len(points) == len((project / "calls.txt").read_text().splitlines()) == 2
+    folder = find_sweep(runs_dir, "last")
+    assert count_repeated(folder, recorded_points(folder)) == 8
+    begun: list[Progress] = []
+    resumed = resume_sweep(
+        folder,
+        observer=Observer(),
+        on_begin=lambda _folder, _spec, progress: begun.append(progress),
+    )
+    assert list(resumed) == []
+    assert (begun[0].repeated, begun[0].is_whole) == (8, True)
