@@ -81,6 +81,17 @@ def test_a_sweep_prints_its_space_then_lines_then_a_ranked_table(project: Path) 
     assert call("sweep", "stop", "last").stdout.endswith("is not running\n")
 
 
+def test_a_pruner_whose_metric_no_point_logs_is_told(project: Path) -> None:
+    (project / "logs.py").write_text(
+        "from ml_experiments import current_run\n"
+        "def fit(lr: float):\n    current_run().log({'loss': lr}, step=1)\n    return lr\n"
+    )
+    command = ("sweep", "logs.fit", "lr=0.1,0.2", "--pruner", "halving", "--minimize", "results")
+    done = call(*command, "--metric", "los")
+    assert "no point has logged 'los' at a step (did you mean 'loss'?); logged: loss" in done.stdout
+    assert "compared nothing" not in call(*command, "--metric", "loss").stdout
+
+
 @needs_tmux
 def test_a_terminal_shows_values_as_they_are_written(project: Path) -> None:
     (project / "texts.py").write_text(

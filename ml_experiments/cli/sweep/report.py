@@ -15,11 +15,11 @@ from ml_experiments.backends.forecast import Forecast, dollars
 from ml_experiments.cli.parameters import Format
 from ml_experiments.cli.run_report import COLOURS
 from ml_experiments.cli.table import Cell, Column, cut, is_terminal, print_table
-from ml_experiments.errors import Error
+from ml_experiments.errors import Error, suggest
 from ml_experiments.runner.display.printable import printable
 from ml_experiments.runner.sweeps.controller import Progress
 from ml_experiments.runner.sweeps.folder import SweepFolder, SweepSpec
-from ml_experiments.runner.sweeps.points import SweepPoint, rank
+from ml_experiments.runner.sweeps.points import SweepPoint, logged_values, rank
 from ml_experiments.runner.sweeps.study import MIN_FOR_IMPORTANCES, importances
 from ml_experiments.runs.result import RunStatus
 from ml_experiments.settings import has_dumb_terminal
@@ -236,10 +236,28 @@ def _print_advice(spec: SweepSpec, progress: Progress, *, goes_on: bool) -> None
     problems = {point.problem for point in progress.points if point.problem}
     for problem in sorted(problems)[:3]:
         click.echo(printable(f"no score: {problem}"))
+    uncompared = _uncompared(spec, progress.points) if progress.points else None
+    if uncompared is not None:
+        click.echo(printable(f"the pruner has compared nothing: {uncompared}"))
     if goes_on:
         click.echo("it goes on")
     elif not progress.is_whole:
         click.echo(f"run what is missing with: ml-experiments sweep resume {spec.sweep_id}")
+
+
+def _uncompared(spec: SweepSpec, points: list[SweepPoint]) -> str | None:
+    """Return why a pruner can't have compared points; None if it can."""
+    metric = spec.pruner_metric
+    logged: set[str] = set()
+    if metric is None:
+        return None
+    for point in points:
+        if logged_values(point.result, metric):
+            return None
+        for entry in point.result.metrics:
+            logged |= set(entry.get("metrics", ()))
+    known = f"; logged: {', '.join(sorted(logged))}" if logged else ""
+    return f"no point has logged {metric!r} at a step{suggest(metric, logged - {metric})}{known}"
 
 
 def _record(
