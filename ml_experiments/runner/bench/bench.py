@@ -152,6 +152,8 @@ def bench(
         Error: If a case is not valid; nothing was started. What happens in the runs is in the
             rows.
     """
+    if not isinstance(config or {}, Mapping):
+        raise ConfigError(f"config is a dict of fields, not a {type(config).__name__}")
     space = None
     if vary:
         space = read_space((), data=vary) if isinstance(vary, Mapping) else read_space(vary)

@@ -207,6 +207,12 @@ def test_a_secret_in_the_config_is_not_recorded_so_the_bench_is_not_resumed(
         resume_bench(folder)
 
 
+def test_a_config_is_a_dict(project: Path) -> None:
+    wrong: Any = ["n=1"]
+    with pytest.raises(ConfigError, match="config is a dict of fields, not a list"):
+        bench("draw.py:plain", wrong)
+
+
 def test_without_costs_there_is_nothing_to_plot(project: Path) -> None:
     report = bench("draw.py:plain", repeat=1)
     with pytest.raises(ConfigError, match="runs on this machine cost nothing"):
