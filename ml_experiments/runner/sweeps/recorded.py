@@ -79,8 +79,7 @@ def resume_sampled(
             again.append(trial)
             continue
         progress.earlier.append(point)
-        if point.result.status is RunStatus.SUCCESS:
-            scores[point_key(point.overrides)] = point.score
+        scores[point_key(point.overrides)] = point.score
         if trial.is_open:
             study.tell(trial.number, point.score, is_pruned=point.is_pruned)
     repeated = study.count - len(progress.earlier) - len(again)

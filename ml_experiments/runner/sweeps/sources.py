@@ -140,7 +140,8 @@ class SampledPoints(PointSource):
         spec: The sweep.
         study: Optuna's study.
         again: Points that were suggested before, and are to run again.
-        scores: The scores of points that have succeeded: one that is suggested twice runs once.
+        scores: The scores of points that will not run again, None for one that has none: one that
+            is suggested twice runs once, also if it has failed.
         suggests: Whether there are new points, too.
     """
 
@@ -192,7 +193,7 @@ class SampledPoints(PointSource):
         """Report the score of a point."""
         key = point_key(point.overrides)
         self._waiting.extendleft(reversed(self._same.pop(key)))
-        if point.result.status is RunStatus.SUCCESS:
+        if point.result.status is not RunStatus.CANCELLED or point.is_pruned:
             self._scores[key] = point.score
         if point.number not in self._again:
             self._study.tell(point.number, point.score, is_pruned=point.is_pruned)

@@ -34,3 +34,17 @@ def test_a_point_that_is_suggested_twice_runs_once(
     )
     assert list(resumed) == []
     assert (begun[0].repeated, begun[0].is_whole) == (8, True)
+
+
+def test_a_point_that_has_failed_runs_again_only_when_the_sweep_is_resumed(
+    project: Path, runs_dir: Path
+) -> None:
+    points = list(sweep("train.py:fails", {"lr": [0.1, 0.9]}, sampler="random", trials=8))
+    assert sorted(str(point.result.status) for point in points) == ["error", "success"]
+    folder = find_sweep(runs_dir, "last")
+    (project / "mended").touch()
+    assert len(list(resume_sweep(folder, observer=Observer()))) == 1
+    ended = recorded_points(folder)
+    assert {str(point.result.status) for point in ended} == {"success"}
+    assert count_repeated(folder, ended) == 6
+    assert len((project / "calls.txt").read_text().splitlines()) == 3
