@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -108,6 +109,10 @@ def idle(stop: bool, as_json: bool) -> None:
     from ml_experiments.settings import runs_dir
 
     apps = find_idle_apps(runs_dir())
+    if not all(app.is_known for app in apps):
+        _bring_runs_of_sweeps_here(runs_dir())
+        listed = {app.app_id for app in apps}
+        apps = [app for app in find_idle_apps(runs_dir()) if app.app_id in listed]
     stopped = [app for app in apps if app.is_known] if stop else []
     stop_apps(stopped)
     if as_json:
@@ -127,6 +132,16 @@ def idle(stop: bool, as_json: bool) -> None:
         click.echo(f"{len(stopped)} stopped")
     elif known:
         click.echo(f"--stop ends {'it' if known == len(apps) == 1 else f'{known} of them'}")
+
+
+def _bring_runs_of_sweeps_here(place: Path) -> None:
+    """Bring the runs here that controllers of sweeps on Modal have started meanwhile."""
+    from ml_experiments.runner.detached.remote_sweeps import bring_sweep_here
+    from ml_experiments.runner.sweeps.folder import list_sweeps
+
+    for folder in list_sweeps(place):
+        if folder.remote_file.exists():
+            bring_sweep_here(folder.path.name, place)
 
 
 def _print_sums(by: str, sums: Sequence[CostSum]) -> None:

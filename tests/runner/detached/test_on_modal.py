@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,11 @@ def test_a_sweep_on_modal_needs_neither_its_client_nor_its_first_container(
     # the client has ended
     both = {"lr=0.1": "success", "lr=2.0": "running"}
     wait_until(lambda: statuses(folder) == both, "the first result")
+    # its point is no idle container, also where its run has not come here yet
+    [running] = [p.result for p in recorded_points(folder) if p.result.status == "running"]
+    shutil.rmtree(runs_dir / running.run_id)
+    idle = run_command(modal_emulator, project, "costs", "idle", "--json")
+    assert running.run_id not in str(json.loads(idle.stdout)["apps"])
     replace_controller(modal_emulator, folder)
 
     refused = run_command(modal_emulator, project, "sweep", "resume", "last")

@@ -31,7 +31,7 @@ class IdleApp:
         containers: The ids of its containers.
         run_ids: The runs that it was started for.
         why: Why none of them needs it.
-        is_known: Whether the runs are of this runs folder; another person's may go on.
+        is_known: Whether all of its runs are in this runs folder; another one may go on.
     """
 
     app_id: str
@@ -85,10 +85,11 @@ def _describe(
     statuses = dict(_statuses(names, runs_dir))
     if set(statuses.values()) & {*_GOES_ON}:
         return None
-    if statuses:
+    missing = [run_id for run_id in names if run_id not in statuses]  # one may go on
+    if not missing:
         ended = ", ".join(f"{run_id} ended: {status}" for run_id, status in statuses.items())
         return IdleApp(app_id, tuple(containers[app_id]), names, ended, is_known=True)
-    why = f"its run is not in {runs_dir}"
+    why = f"its run {missing[-1]} is not in {runs_dir}"
     return IdleApp(app_id, tuple(containers[app_id]), names, why, is_known=False)
 
 

@@ -49,7 +49,7 @@ def test_an_app_is_not_idle_while_a_run_goes_on_and_unknown_without_its_folder(
         shutil.copytree(runs_dir, kept)
         [app] = find_idle_apps(runs_dir.with_name("none"))
         assert not app.is_known
-        assert "its run is not in" in app.why
+        assert f"its run {handle.run_id} is not in" in app.why
         assert handle.folder.path.is_dir()
         handle.cancel()
 
