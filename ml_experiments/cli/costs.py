@@ -72,7 +72,9 @@ def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
     ended = {row.run_id: row for row in rows if row.seconds is not None and not row.problem}
     starts = [datetime.datetime.fromisoformat(str(row.created_at)) for row in ended.values()]
     estimates = {run_id: row.cost_usd for run_id, row in ended.items() if row.cost_usd is not None}
-    bills = share_bills(read_bills(min(starts), this_hour=this_hour), estimates) if starts else {}
+    apps = {run_id: _app_of(runs_dir() / run_id) for run_id in ended}
+    found_bills = read_bills(min(starts), this_hour=this_hour, apps=apps) if starts else []
+    bills = share_bills(found_bills, estimates)
     found = {run_id: usd for run_id, usd in bills.items() if run_id in ended}
     for run_id, usd in found.items():
         record_bill(runs_dir(), run_id, usd)
@@ -109,7 +111,7 @@ def idle(stop: bool, as_json: bool) -> None:
     from ml_experiments.settings import runs_dir
 
     apps = find_idle_apps(runs_dir())
-    if not all(app.is_known for app in apps):
+    if apps:
         _bring_runs_of_sweeps_here(runs_dir())
         listed = {app.app_id for app in apps}
         apps = [app for app in find_idle_apps(runs_dir()) if app.app_id in listed]
@@ -132,6 +134,18 @@ def idle(stop: bool, as_json: bool) -> None:
         click.echo(f"{len(stopped)} stopped")
     elif known:
         click.echo(f"--stop ends {'it' if known == len(apps) == 1 else f'{known} of them'}")
+
+
+def _app_of(run: Path) -> str | None:
+    """Return the app on Modal in which a run was executed; None where that isn't known."""
+    from ml_experiments.errors import RunFolderError
+    from ml_experiments.runs.folder import RunFolder
+
+    try:
+        place = RunFolder(run).read_manifest().modal
+    except RunFolderError:
+        return None
+    return None if place is None else place.app_id
 
 
 def _bring_runs_of_sweeps_here(place: Path) -> None:

@@ -35,6 +35,11 @@ class ModalPlace:
     started_at: float | None = None
     nodes: int | None = None
 
+    @property
+    def app_id(self) -> str | None:
+        """The app, whose page ends with its id; None until the run is handed over to it."""
+        return self.app_url.rpartition("/")[2] if self.app_url else None
+
 
 @dataclass(frozen=True)
 class Manifest:

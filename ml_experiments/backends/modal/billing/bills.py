@@ -32,12 +32,18 @@ class AppBill:
     run_ids: frozenset[str] = field(default_factory=frozenset)
 
 
-def read_bills(since: datetime.datetime, *, this_hour: bool = False) -> list[AppBill]:
+def read_bills(
+    since: datetime.datetime,
+    *,
+    this_hour: bool = False,
+    apps: Mapping[str, str | None] | None = None,
+) -> list[AppBill]:
     """Return what Modal has billed for apps of runs, in the hours that are over.
 
     Args:
         since: From when on.
         this_hour: Whether the hour that is not over counts too, as far as it is billed.
+        apps: The apps of runs as they are recorded; an app has tags of its first runs only.
 
     Raises:
         AuthError: If there is no token, or Modal rejected it.
@@ -60,6 +66,10 @@ def read_bills(since: datetime.datetime, *, this_hour: bool = False) -> list[App
         bills[item.object_id] = dataclasses.replace(
             bill, usd=bill.usd + item.cost, run_ids=bill.run_ids | run_ids
         )
+    for run_id, app_id in (apps or {}).items():
+        if app_id in bills:
+            bill = bills[app_id]
+            bills[app_id] = dataclasses.replace(bill, run_ids=bill.run_ids | {run_id})
     return [bill for bill in bills.values() if bill.run_ids]
 
 

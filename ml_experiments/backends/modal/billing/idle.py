@@ -15,6 +15,8 @@ import modal
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.errors import BackendError, RunFolderError
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.index.filters import RunFilter
+from ml_experiments.runs.registry import RunRegistry
 
 _LIST_LIMIT_S = 60
 _RUN_APP = re.compile(r"ml-experiments-(\d{8}-\d{6}-\w{7})")
@@ -52,11 +54,12 @@ def find_idle_apps(runs_dir: Path) -> list[IdleApp]:
     """
     require_access(_WITHOUT)
     containers = _list_containers()
+    in_use = set(_apps_in_use(runs_dir))
     with platform_errors("list the apps", _WITHOUT):
         found = []
         for app in modal.Environment.from_context().apps.list():
             match = _RUN_APP.fullmatch(app.description or app.name or "")
-            if match is None or app.app_id not in containers:
+            if match is None or app.app_id not in containers or app.app_id in in_use:
                 continue
             tagged = {v for name, v in app.get_tags().items() if name.startswith("run_id")}
             idle = _describe(str(app.app_id), {match[1], *tagged}, containers, runs_dir)
@@ -91,6 +94,16 @@ def _describe(
         return IdleApp(app_id, tuple(containers[app_id]), names, ended, is_known=True)
     why = f"its run {missing[-1]} is not in {runs_dir}"
     return IdleApp(app_id, tuple(containers[app_id]), names, why, is_known=False)
+
+
+def _apps_in_use(runs_dir: Path) -> Iterator[str | None]:
+    """Yield the apps in which runs go on, as recorded: an app has tags of its first runs only."""
+    for row in RunRegistry(runs_dir).rows(None, RunFilter(backend="modal", status=_GOES_ON)):
+        try:
+            place = RunFolder(runs_dir / row.run_id).read_manifest().modal
+        except RunFolderError:
+            continue
+        yield None if place is None else place.app_id
 
 
 def _statuses(run_ids: Iterable[str], runs_dir: Path) -> Iterator[tuple[str, str]]:

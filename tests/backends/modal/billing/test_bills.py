@@ -64,6 +64,16 @@ def test_the_bill_of_an_app_is_the_sum_of_its_hours(
     assert asked == [{"start": HOUR, "end": None, "resolution": "h", "tag_names": ["*"]}]
 
 
+def test_a_run_that_its_app_has_no_tag_of_shares_the_bill_as_recorded(
+    report: Callable[..., list[dict[str, Any]]],
+) -> None:
+    report(item("ap-1", "0.30", run_id=FIRST))
+    apps = {FIRST: "ap-1", SECOND: "ap-1", "20261125-120000-0000003": None}
+    assert read_bills(HOUR, apps=apps) == [
+        AppBill("ap-1", Decimal("0.30"), frozenset({FIRST, SECOND}))
+    ]
+
+
 def test_runs_share_the_bill_of_their_app_as_they_estimate() -> None:
     bills = [
         AppBill("ap-1", Decimal("0.30"), frozenset({"a", "b"})),
