@@ -11,9 +11,8 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from ml_experiments.config.options import descriptions, read_options
+from ml_experiments.config.options import descriptions
 from ml_experiments.errors import suggest
-from ml_experiments.runner.options import RunOptions
 
 Format = Literal["table", "json", "csv"]
 
@@ -116,6 +115,9 @@ def max_cost_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., A
     """Return the option that replaces a cap."""
 
     def check(context: click.Context, _option: click.Parameter, given: float | None) -> Any:
+        from ml_experiments.config.options import read_options
+        from ml_experiments.runner.options import RunOptions
+
         name = context.command_path.removeprefix("ml-experiments ")
         return read_options(RunOptions, {"max_cost": given}, name).get("max_cost")
 

@@ -82,6 +82,10 @@ def _user_errors(what: str) -> Iterator[None]:
 def _check_setup_fields(target: Callable[..., Any]) -> None:
     if not inspect.isclass(target) or not issubclass(target, Experiment):
         return
+    if isinstance(target.setup_fields, str):
+        raise ConfigError(
+            f"{target.__qualname__}.setup_fields is a string; write ({target.setup_fields!r},)"
+        )
     config = getattr(target, "Config", None)
     declared = set(target.setup_fields or ())
     known = set(getattr(config, "model_fields", ())) | {"seed"} if config else declared

@@ -188,6 +188,10 @@ BROKEN_HOOKS = {
         ("hub_models() of Train failed: AttributeError", "train.py", "in hub_models"),
     ),
     "setup_fields": ("\n    setup_fields = 5\n", ("config of Train failed: TypeError",)),
+    "a string of setup_fields": (
+        '\n    setup_fields = ("model")\n',
+        ("setup_fields is a string; write ('model',)",),
+    ),
 }
 
 

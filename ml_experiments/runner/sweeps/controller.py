@@ -29,7 +29,7 @@ from ml_experiments.runner.sweeps.folder import (
     SweepFolder,
     SweepSpec,
 )
-from ml_experiments.runner.sweeps.points import SweepPoint, end_early, ended_point
+from ml_experiments.runner.sweeps.points import SweepPoint, comparable, end_early, ended_point
 from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
@@ -387,10 +387,9 @@ class _Reports(Observer):
 
     def metrics(self, spec: RunSpec, metrics: Mapping[str, Any], step: int | None) -> None:
         """Send the metric to the controller, if it is there at this step."""
-        value = metrics.get(self._metric)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and step is not None and step >= 0:
-            self._events.put(_Report(self._number, step, float(value)))  # type: ignore[arg-type]
+        found = comparable(step, metrics.get(self._metric))
+        if found is not None:
+            self._events.put(_Report(self._number, *found))
         self._pass_on(spec, metrics, step)
 
 

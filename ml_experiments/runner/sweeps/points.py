@@ -14,6 +14,7 @@ from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 
 PRUNED = "Pruned"  # the type of the error of a run that was ended early
+_MAX_STEP = 2**63 - 1  # numpy's, with which pruners count
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,15 @@ def read_score(result: RunResult, metric: str) -> float:
     return number
 
 
+def comparable(step: object, value: object) -> tuple[int, float] | None:
+    """Return what a pruner compares; None where a metric is no number, or its step no count."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _MAX_STEP:
+        return None
+    return step, _as_float(value)
+
+
 def _as_float(value: float) -> float:
     try:
         return float(value)
@@ -128,9 +138,9 @@ def logged_values(result: RunResult, metric: str) -> dict[int, float]:
     """Return the values of a logged metric by step."""
     steps: dict[int, float] = {}
     for entry in result.metrics:
-        value = entry.get("metrics", {}).get(metric)
-        if isinstance(value, int | float) and isinstance(entry.get("step"), int):
-            steps.setdefault(entry["step"], _as_float(value))
+        found = comparable(entry.get("step"), entry.get("metrics", {}).get(metric))
+        if found is not None:
+            steps.setdefault(*found)
     return steps
 
 
