@@ -163,7 +163,7 @@ def check_all_operations(root: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(TREES, st.booleans())
 def test_any_tree_is_listed_verified_and_cleared(
     tree: list[tuple[str, bytes, Any]], with_repo: bool

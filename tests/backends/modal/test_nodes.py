@@ -46,7 +46,7 @@ pytestmark = [
 QUIET = Observer()
 TWO_NODES: dict[str, Any] = {"launch": "torchrun", "gpu": "t4:8", "nodes": 2, "nproc_per_node": 1}
 # under load, torch's launcher takes some seconds until the ranks begin; a tenth is left to save
-SOFT_TIMEOUT_S, HARD_TIMEOUT_S = 20, 15
+SOFT_TIMEOUT_S, HARD_TIMEOUT_S = 30, 15
 
 
 class Waiting(NamedTuple):

@@ -135,7 +135,7 @@ def test_force_deletes_exactly_what_the_dry_run_names_and_frees_what_it_says(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30))
 def test_no_pattern_changes_anything_outside_the_cache(pattern: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -172,8 +172,9 @@ def test_a_point_is_noted_before_it_starts(
         for count, number in enumerate((0.1, 0.2), start=1):
             found, connection = points.next()
             assert found == number
-            # whoever takes over finds it
-            assert len(set(list_folders(f".sweeps/{folder.path.name}")) - {"sweeps"}) == count
+            # whoever takes over finds it; the next one may wait on Modal already
+            noted = set(list_folders(f".sweeps/{folder.path.name}")) - {"sweeps"}
+            assert count <= len(noted) <= 2
             connection.send(b"x")
         wait_for_end(folder)
     assert set(statuses(folder).values()) == {"success"}

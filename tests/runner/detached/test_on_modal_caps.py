@@ -63,7 +63,8 @@ def test_what_all_attempts_elsewhere_cost_is_read_once_their_end_is_here(runs_di
 
 
 def test_a_sweep_elsewhere_counts_as_reserved_until_its_end_is_here(runs_dir: Path) -> None:
-    spec = SweepSpec("20261126-120000-0000001", "x:y", "", [], max_cost=3.0)
+    axes = [{"name": "lr", "values": ["0.1", "0.2"]}]
+    spec = SweepSpec("20261126-120000-0000001", "x:y", "", axes, max_cost=3.0)
     folder = SweepFolder.create(runs_dir, spec, Redactor(()))
     ask = Ask(spec.sweep_id, ALL_ATTEMPTS, runs_dir, "a sweep", 2.0, 1.0)
     reserve_asked([ask], spec.budget)

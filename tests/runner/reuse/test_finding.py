@@ -23,11 +23,13 @@ from ml_experiments.backends import base
 from ml_experiments.cache import layout
 from ml_experiments.runner.prepare import prepare_run
 from ml_experiments.runner.resume import resume_run
+from ml_experiments.runner.reuse import finding
 from ml_experiments.runner.reuse.finding import find_earlier
 from ml_experiments.runner.sweeps.folder import find_sweep
 from ml_experiments.runner.sweeps.recorded import recorded_points
 from ml_experiments.runner.sweeps.sweep import resume_sweep
 from ml_experiments.runs.folder import RunFolder
+from ml_experiments.runs.provenance.fingerprint import hash_of
 from modal_emulator import Emulator
 from tests.support.command import call
 from tests.support.hub_cache import commit_of, write_repo
@@ -172,9 +174,9 @@ def test_packages_are_compared_by_name(
     run: Run, explain: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run()
-    versions = {**base.package_versions(), "numpy": "99.0"}
-    for module in ("backends.base", "runner.reuse.finding"):
-        monkeypatch.setattr(f"ml_experiments.{module}.package_versions", lambda: versions)
+    versions = {**finding.package_versions(), "numpy": "99.0"}
+    monkeypatch.setattr(base, "hash_of_packages", lambda: hash_of(versions))
+    monkeypatch.setattr(finding, "package_versions", lambda: versions)
     assert explain() == ["package numpy"]
 
 
