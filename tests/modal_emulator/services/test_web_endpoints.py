@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -210,9 +211,13 @@ def test_modal_serve_serves_an_edited_file_anew(
             url = "http://127.0.0.1" + line.partition("http://127.0.0.1")[2].split()[0].rstrip("/")
             break
     assert httpx.get(url, timeout=TIMEOUT_S).json() == 1
-    file.write_text(SERVED.replace("return 1", "return 2"))
+    edited_at = float("-inf")
 
     def is_new() -> bool:
+        nonlocal edited_at
+        if time.monotonic() > edited_at + 10:  # the first edit may come before it is watched for
+            edited_at = time.monotonic()
+            file.write_text(SERVED.replace("return 1", "return 2"))
         try:
             return bool(httpx.get(url, timeout=TIMEOUT_S).json() == 2)
         except (httpx.HTTPError, ValueError):  # amid the change of the versions
