@@ -169,9 +169,9 @@ def test_a_point_is_noted_before_it_starts(
     with meetings() as points:
         start = ("mine.train", "lr=0.1,0.2", f"port={points.port}", "--gpu", "t4", "--parallel=1")
         folder = begin_detached(modal_emulator, tmp_path, runs_dir, *start)
-        for count, number in enumerate((0.1, 0.2), start=1):
+        for count in (1, 2):
             found, connection = points.next()
-            assert found == number
+            assert found in (0.1, 0.2)
             # whoever takes over finds it; the next one may wait on Modal already
             noted = set(list_folders(f".sweeps/{folder.path.name}")) - {"sweeps"}
             assert count <= len(noted) <= 2
