@@ -63,7 +63,7 @@ def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
     The workspace must have a billing report. What runs were billed replaces their estimates in
     `costs` and in the ledger that caps are kept with.
     """
-    from ml_experiments.backends.modal.billing.bills import read_bills, share_bills
+    from ml_experiments.backends.modal.billing.bills import app_of, read_bills, share_bills
     from ml_experiments.runner.budget.reserving import record_bill
     from ml_experiments.runs.index.filters import RunFilter
     from ml_experiments.settings import runs_dir
@@ -72,7 +72,7 @@ def reconcile(since: str, this_hour: bool, as_json: bool) -> None:
     ended = {row.run_id: row for row in rows if row.seconds is not None and not row.problem}
     starts = [datetime.datetime.fromisoformat(str(row.created_at)) for row in ended.values()]
     estimates = {run_id: row.cost_usd for run_id, row in ended.items() if row.cost_usd is not None}
-    apps = {run_id: _app_of(runs_dir() / run_id) for run_id in ended}
+    apps = {run_id: app_of(runs_dir() / run_id) for run_id in ended}
     found_bills = read_bills(min(starts), this_hour=this_hour, apps=apps) if starts else []
     bills = share_bills(found_bills, estimates)
     found = {run_id: usd for run_id, usd in bills.items() if run_id in ended}
@@ -134,18 +134,6 @@ def idle(stop: bool, as_json: bool) -> None:
         click.echo(f"{len(stopped)} stopped")
     elif known:
         click.echo(f"--stop ends {'it' if known == len(apps) == 1 else f'{known} of them'}")
-
-
-def _app_of(run: Path) -> str | None:
-    """Return the app on Modal in which a run was executed; None where that isn't known."""
-    from ml_experiments.errors import RunFolderError
-    from ml_experiments.runs.folder import RunFolder
-
-    try:
-        place = RunFolder(run).read_manifest().modal
-    except RunFolderError:
-        return None
-    return None if place is None else place.app_id
 
 
 def _bring_runs_of_sweeps_here(place: Path) -> None:

@@ -146,7 +146,7 @@ class Controller:
         self._source, self._recorded, self._observer = source, dict(recorded), observer
         self._progress = progress
         self._base = base_config(spec)
-        # the next point, and since when it is prepared: points are shorter than that, or it is idle
+        # the next point as it was prepared, and when, as time.monotonic()
         self._ahead: tuple[NextPoint, PreparedRun, float] | None = None
         self._code = describe_code(working_dir())
         self._running: dict[int, tuple[NextPoint, RunHandle | RunResult]] = {}

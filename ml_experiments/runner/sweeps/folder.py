@@ -108,19 +108,16 @@ class SweepSpec:
         return Budget(f"sweep:{self.sweep_id}", cap, None if cap is None else cap / self.parallel)
 
     @property
-    def waits_on_modal(self) -> bool:
-        """Whether points are handed over before those that run have ended, and wait on Modal.
+    def handed_over(self) -> int:
+        """The most points that are handed over and have not ended.
 
-        The containers, never more than `parallel`, are not paid for while they wait for this
-        process. A cap has to know what the points before have cost.
+        On Modal, points of a grid wait there for those that run: the containers, never more than
+        `parallel`, are not paid for while they wait for this process. A cap has to know what the
+        points before have cost.
         """
         is_grid_there = self.backend == "modal" and self.sampler == "grid"
-        return is_grid_there and not self.stops_at_failure and not self.budget.is_capped
-
-    @property
-    def handed_over(self) -> int:
-        """The most points that are handed over and have not ended."""
-        return 2 * self.parallel if self.waits_on_modal else self.parallel
+        waits_there = is_grid_there and not self.stops_at_failure and not self.budget.is_capped
+        return 2 * self.parallel if waits_there else self.parallel
 
     @property
     def is_halved_by_money(self) -> bool:

@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 
 import modal
 
 from ml_experiments.backends.modal.errors import platform_errors, require_access
+from ml_experiments.errors import RunFolderError
+from ml_experiments.runs.folder import RunFolder
 
 _RUN_TAG = re.compile(r"run_id(_\d+)?")
 _WITHOUT = "what runs have cost by estimate: ml-experiments costs"
@@ -30,6 +33,15 @@ class AppBill:
     app_id: str
     usd: Decimal = Decimal(0)
     run_ids: frozenset[str] = field(default_factory=frozenset)
+
+
+def app_of(run: Path) -> str | None:
+    """Return the app in which a run was executed, by its folder; None where that isn't known."""
+    try:
+        place = RunFolder(run).read_manifest().modal
+    except RunFolderError:
+        return None
+    return None if place is None else place.app_id
 
 
 def read_bills(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import modal
 
+from ml_experiments.backends.modal.billing.bills import app_of
 from ml_experiments.backends.modal.errors import platform_errors, require_access
 from ml_experiments.errors import BackendError, RunFolderError
 from ml_experiments.runs.folder import RunFolder
@@ -99,11 +100,7 @@ def _describe(
 def _apps_in_use(runs_dir: Path) -> Iterator[str | None]:
     """Yield the apps in which runs go on, as recorded: an app has tags of its first runs only."""
     for row in RunRegistry(runs_dir).rows(None, RunFilter(backend="modal", status=_GOES_ON)):
-        try:
-            place = RunFolder(runs_dir / row.run_id).read_manifest().modal
-        except RunFolderError:
-            continue
-        yield None if place is None else place.app_id
+        yield app_of(runs_dir / row.run_id)
 
 
 def _statuses(run_ids: Iterable[str], runs_dir: Path) -> Iterator[tuple[str, str]]:
