@@ -187,10 +187,12 @@ class Container:
             self.kill()
 
     async def wait(self) -> int:
-        """Wait for the end of the process and return its exit code."""
+        """Wait for the end of the process and return its exit code; the others end with it."""
         if self._process is None:
             return -1
-        return await self._process.wait()
+        code = await self._process.wait()
+        self.kill()
+        return code
 
     def read_output(self) -> None:
         """Read what was printed so far, so that it is logged with the input that runs."""
@@ -247,11 +249,18 @@ class Container:
             self._kill_timer = loop.call_later(grace_s, self.kill)
 
     def kill(self) -> None:
-        """Kill the process and its process group."""
+        """Kill all its processes; none of them acts on the end of another."""
         self.stopping = True
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if not self.pid:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGSTOP)
+        for pid in self.processes():
+            if pid != self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _signal(self, signum: int) -> None:
         if self.pid:

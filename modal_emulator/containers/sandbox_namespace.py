@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,11 @@ class Namespace:
 
     def processes(self) -> list[int]:
         """Return the ids of the processes in the namespace."""
-        status = self.root.stat()
+        try:
+            status = self.root.stat()
+        except FileNotFoundError:
+            # deleted, after all of them had ended
+            return []
         identity = (status.st_dev, status.st_ino)
         found = []
         for folder in Path("/proc").iterdir():
@@ -86,8 +91,19 @@ class Namespace:
         processes = self.processes()
         if not processes:
             raise ProcessLookupError("The container has ended")
-        # the oldest: the container itself, not a script that remounts a volume
-        return min(processes)
+        # the oldest: the container itself, not a script that remounts a volume (it may have the
+        # lower id, for ids begin anew at some number)
+        return min(processes, key=_started_at)
+
+
+def _started_at(pid: int) -> float:
+    """Return when a process has started, in ticks since the start of this machine."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        # just ended
+        return math.inf
+    return float(status.rpartition(")")[2].split()[19])  # the 22nd of all; a name can have spaces
 
 
 def _root_of(process: Path) -> tuple[int, int] | None:

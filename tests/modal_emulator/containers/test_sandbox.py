@@ -168,6 +168,37 @@ def test_nothing_is_left_of_a_container_that(end: str, emulator: Emulator) -> No
     assert contents(volume) == {"file": b"1"}
 
 
+HEIR = """
+import os, time
+print("ready", flush=True)
+while os.getppid() == {parent}: time.sleep(0.0005)
+open("inherited", "w").close()
+time.sleep(1000)
+"""
+
+
+def start_heir() -> None:
+    """In a container: start a process that writes to the volume once its parent has ended."""
+    heir = subprocess.Popen(
+        [sys.executable, "-c", HEIR.format(parent=os.getpid())],
+        start_new_session=True,
+        cwd=os.environ["DATA"],
+        stdout=subprocess.PIPE,
+    )
+    assert heir.stdout is not None
+    heir.stdout.readline()
+
+
+def test_no_process_of_a_container_acts_on_its_end() -> None:
+    with Emulator(commit_every_s=0.002) as emulator, connected(emulator):
+        volume = new_volume()
+        with containers({"/data": volume}) as container:
+            container("a")(start_heir)
+            emulator.kill(emulator.containers()[0].task_id)
+            wait_until(lambda: all(each.state == "ended" for each in emulator.containers()))
+        assert contents(volume) == {}
+
+
 REFUSED = "echo 0 > /proc/sys/user/max_mnt_namespaces"
 PROGRAM = """
 import logging
