@@ -81,6 +81,7 @@ class Supervision:
         on_models: Receives the models of the cache that the run uses.
         on_checkpoint: Called when the run has saved a checkpoint.
         addresses: See `RunMessage`.
+        goes_on_elsewhere: See `RunMessage`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Supervision:
         on_models: Callable[[tuple[str, ...]], None] | None = None,
         on_checkpoint: Callable[[], None] = lambda: None,
         addresses: tuple[str, ...] = (),
+        goes_on_elsewhere: bool = False,
     ) -> None:
         self._spec, self._folder = spec, folder
         self._template, self._slot, self._setup_key = template, slot, setup_key
@@ -115,6 +117,7 @@ class Supervision:
         self._on_models = on_models
         self._on_checkpoint = on_checkpoint
         self._addresses = addresses
+        self._goes_on_elsewhere = goes_on_elsewhere
         self._cancel_sent = False
         self._has_started = False
         self._may_start_again = True
@@ -214,6 +217,7 @@ class Supervision:
             hints=f"{type(self._hints).__module__}:{type(self._hints).__qualname__}",
             reports_models=self._on_models is not None,
             addresses=self._addresses,
+            goes_on_elsewhere=self._goes_on_elsewhere,
         )
         worker.send({"run": message.to_dict()})
         if self._cancel_sent:  # to the worker before this one

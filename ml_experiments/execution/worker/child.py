@@ -123,7 +123,9 @@ class Worker:
                 secrets=message.secrets,
                 began_at=message.began_at,
                 on_returned=self._on_returned,
-                is_preempted=lambda: self._interrupted.get(spec.run_id, False),
+                is_preempted=lambda: self._interrupted.get(
+                    spec.run_id, self._client_is_gone and message.goes_on_elsewhere
+                ),
                 reports_models=message.reports_models,
                 in_ranks=None
                 if spec.launch is None
@@ -174,7 +176,8 @@ class Worker:
                 self._interrupted[run_id] = message["preempted"]  # perhaps before it begins
                 if run_id == self._running and not self._has_returned:
                     _interrupt_main_thread()
-        # the client is gone: the run ends as a cancelled one; the guard waits for that
+        # the client is gone: the run ends as a cancelled one, or without a result where it goes on
+        # elsewhere; the guard waits for that
         self._client_is_gone = True
         self._inbox.put(None)
         if self._running is not None and not self._has_returned:

@@ -8,8 +8,9 @@ is forked from the template and talks to the client over a socket of its own, a 
     to the client     {"ended": exit code}: the worker and all that it started are gone; with an
                       "errno" where it could not be started
 
-When the client is gone, the worker ends its run by itself, as a cancelled one. What is still there
-after a grace period is killed, and secrets are taken out of the log.
+When the client is gone, the worker ends its run by itself, as a cancelled one or without a result
+(see `RunMessage`). What is still there after a grace period is killed, and secrets are taken out of
+the log.
 """
 
 from __future__ import annotations

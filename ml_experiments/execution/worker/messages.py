@@ -67,6 +67,8 @@ class RunMessage:
         hints: The class of the hints, as `module:Class`.
         reports_models: Whether to report the models that the run uses.
         addresses: Those of the machines of the run, this one's first, where they are several.
+        goes_on_elsewhere: Whether the platform runs it again where its client is lost, so that it
+            has not ended then; else it is cancelled.
     """
 
     spec: RunSpec
@@ -79,6 +81,7 @@ class RunMessage:
     hints: str
     reports_models: bool
     addresses: tuple[str, ...] = ()
+    goes_on_elsewhere: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as JSON."""

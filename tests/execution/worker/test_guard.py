@@ -78,6 +78,27 @@ def test_a_client_that_is_killed_while_events_are_unread_leaves_no_process(
     assert json.loads(file.read_text())["status"] == "cancelled"
 
 
+SLEEPS = "import time\ndef run():\n    print('begun', flush=True)\n    time.sleep(600)\n"
+CLIENT = """
+import sys
+from functools import partial
+from ml_experiments import run_experiment
+from ml_experiments.backends.local import backend
+backend.Supervision = partial(backend.Supervision, goes_on_elsewhere=True)
+run_experiment(sys.argv[1])
+"""
+
+
+def test_a_run_that_goes_on_elsewhere_has_not_ended_with_its_client(
+    tmp_path: Path, runs_dir: Path
+) -> None:
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, f"{tmp_path}/sleeps.py:run"])
+    wait_until(lambda: any(f.read_text() for f in runs_dir.glob("*/log.txt")), "its output")
+    kill_and_wait(client)
+    assert not list(runs_dir.glob("*/result.json"))
+
+
 IMPORTS_WITHOUT_END = """
 import ctypes, os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
