@@ -30,16 +30,16 @@ from ml_experiments.backends.modal.request import RunRequest
 from ml_experiments.backends.modal.secrets import attached_values
 from ml_experiments.cache.usage.leases import LeaseKeeper
 from ml_experiments.errors import ConfigError, RunFolderError
-from ml_experiments.execution.launch.launcher import run_in_ranks
 from ml_experiments.execution.launch.nodes import joined, shown_to_nodes
 from ml_experiments.execution.supervisor import Cancellation, Supervision
 from ml_experiments.execution.worker.messages import Description, RunMessage
-from ml_experiments.execution.worker.pool import TemplatePool, WorkerSlot
+from ml_experiments.execution.worker.pool import Template, TemplatePool, WorkerSlot
 from ml_experiments.redaction.environment import secret_values
 from ml_experiments.redaction.redactor import Redactor
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.manifest import Manifest, ModalPlace
 from ml_experiments.runs.provenance.environment import with_this_process
+from ml_experiments.runs.provenance.processes import this_process
 from ml_experiments.runs.records import parse_record
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
 from ml_experiments.runs.spec import RunSpec
@@ -114,6 +114,8 @@ def _serve_first_node(asked: RunRequest, number: int, addresses: tuple[str, ...]
             hints=f"{ModalHints.__module__}:{ModalHints.__qualname__}",
             reports_models=False,
         )
+        from ml_experiments.execution.launch.launcher import run_in_ranks  # else not needed
+
         try:
             outcome = run_in_ranks(message, lambda _event: None, ModalHints(), node)
         finally:
@@ -129,6 +131,21 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
     """Execute a run, unless it has ended already."""
     began_at = time.monotonic()
     spec = _here(asked.spec)
+    # first: it imports the experiment while this process asks for the volume
+    template = _templates.get(spec.experiment, spec.import_paths)
+    try:
+        return _run_from(template, spec, asked, began_at, addresses)
+    finally:
+        _templates.release(template)
+
+
+def _run_from(
+    template: Template,
+    spec: RunSpec,
+    asked: RunRequest,
+    began_at: float,
+    addresses: tuple[str, ...],
+) -> RunResult:
     volume = _runs_volume()
     if _is_on_volume(volume, spec.run_id):
         _see_earlier_attempts(volume)
@@ -145,7 +162,7 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
         if spec.timeout_s == 0:
             return _out_of_time(asked.spec)
     try:
-        result = _execute(spec, folder, asked.setup_key, hidden, began_at, addresses)
+        result = _execute(template, spec, folder, asked.setup_key, hidden, began_at, addresses)
     except BaseException as e:
         if folder.result_file.exists():  # it was over, whatever ends this container
             ended = _store_paid_time(folder, folder.read_result(), asked.idle_s)
@@ -160,6 +177,8 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
             logger.warning("what the run has left was not stored: %s", failure)
         _let_no_other_run_in()
         raise
+    if result.error is not None:
+        _describe_machine(folder, Redactor(hidden))
     result = _store_paid_time(folder, result, asked.idle_s)
     _mark_ended(asked, result.status)
     failure = _commit(volume)
@@ -167,6 +186,16 @@ def _run(asked: RunRequest, addresses: tuple[str, ...]) -> RunResult:
     if result.error is not None and _may_be_the_machines(result.error):
         _let_no_other_run_in()
     return result if failure is None else _not_stored(result, failure)
+
+
+def _describe_machine(folder: RunFolder, redactor: Redactor) -> None:
+    """Say in the manifest what this machine is like, if the run came to no process that says so."""
+
+    def change(manifest: Manifest) -> Manifest:
+        return manifest if manifest.environment else with_this_process(manifest)
+
+    with contextlib.suppress(OSError, RunFolderError):  # a full volume
+        folder.change_manifest(change, redactor)
 
 
 def describe(experiment: str, config: Any, seed: int) -> Description:
@@ -179,6 +208,7 @@ def describe(experiment: str, config: Any, seed: int) -> Description:
 
 
 def _execute(
+    template: Template,
     spec: RunSpec,
     folder: RunFolder,
     setup_key: str | None,
@@ -187,7 +217,6 @@ def _execute(
     addresses: tuple[str, ...],
 ) -> RunResult:
     """Execute a run in a process of its own, as the local backend does."""
-    template = _templates.get(spec.experiment, spec.import_paths)
     # what is printed may hold secrets, and the volume is stored every few seconds
     with (
         tempfile.NamedTemporaryFile(prefix="output-") as output,
@@ -210,6 +239,7 @@ def _execute(
             on_models=lease.add,
             on_checkpoint=commits.checkpoint_saved,
             addresses=addresses,
+            goes_on_elsewhere=True,  # Modal gives its input to another container
         )
         try:
             return supervision.run()
@@ -218,8 +248,6 @@ def _execute(
             is_preempted = isinstance(e, KeyboardInterrupt)
             supervision.end_early(preempted=is_preempted, limit_s=_SAVE_LIMIT_S)
             raise
-        finally:
-            _templates.release(template)
 
 
 def _store_checkpoints() -> None:
@@ -286,7 +314,7 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
         manifest = dataclasses.replace(manifest, modal=place)
     folder = RunFolder(runs_dir() / spec.run_id, manifest.attempt)
     if not folder.path.is_dir():
-        return RunFolder.create(runs_dir(), spec, with_this_process(manifest), redactor)
+        return RunFolder.create(runs_dir(), spec, _executed_here(manifest), redactor)
     known = folder.read_manifest()
     is_claim = known.process is None and not known.earlier_attempts  # of the id, by its client
     if known.submission != manifest.submission:
@@ -297,12 +325,17 @@ def _open_folder(spec: RunSpec, manifest: Manifest, redactor: Redactor) -> RunFo
     if is_claim:
         claimed = RunFolder(folder.path)  # perhaps by a client that was lost before an attempt
         claimed.write_spec(spec, redactor)
-        claimed.write_manifest(with_this_process(manifest), redactor)
+        claimed.write_manifest(_executed_here(manifest), redactor)
         claimed.log_file.touch()
     elif not folder.result_file.exists() and known.process is not None:
         # its container was taken away before it could say so
         folder.record_preemption(_TAKEN, {}, redactor)
     return folder
+
+
+def _executed_here(manifest: Manifest) -> Manifest:
+    """Return a manifest that names this process; the run's own says what the machine is like."""
+    return dataclasses.replace(manifest, process=this_process())
 
 
 def with_time_left(spec: RunSpec, folder: RunFolder) -> RunSpec:
