@@ -116,11 +116,15 @@ def stubborn_sleep(seconds: float) -> None:
 
 
 class Resumes(Experiment):
-    """Counts steps in a checkpoint, and returns the step at which it started."""
+    """Counts steps in a checkpoint, and returns the step at which it started.
+
+    An attempt that begins at step 0 gets no further than `stuck_after`, unless that is 0.
+    """
 
     class Config(ExperimentConfig):
         steps: int = 6
         step_s: float = 0.4
+        stuck_after: int = 0
 
     def run(self) -> dict[str, Any]:
         run = current_run()
@@ -132,6 +136,8 @@ class Resumes(Experiment):
             new = file.with_suffix(".new")
             new.write_text(str(step + 1))
             new.replace(file)  # a kill between the opening and the writing would leave it empty
+            if first == 0 and step + 1 == self.config.stuck_after:
+                time.sleep(3600)
         return {"started_at": first, "steps": self.config.steps}
 
 

@@ -196,11 +196,11 @@ def test_a_timeout_on_modal_is_tried_again_where_the_volume_has_a_new_checkpoint
     with ModalBackend() as backend:
         result = run_experiment(
             Resumes,
-            {"steps": 12, "step_s": 0.5},
+            {"steps": 2, "step_s": 0.1, "stuck_after": 1},
             backend=backend,
             observer=Recorder(),
-            timeout_s=7,
-            retries=9,  # on a busy machine, an attempt gets less done
+            timeout_s=15,  # on a busy machine, the start takes some of it
+            retries=9,
         )
         stuck = run_experiment(
             Resumes,
