@@ -231,8 +231,10 @@ class RunFolder:
             self._check_attempt(self.read_manifest())
         self._put_manifest(manifest, redactor)
 
-    def change_manifest(self, change: Callable[[Manifest], Manifest], redactor: Redactor) -> None:
-        """Replace the manifest by what a function makes of it.
+    def change_manifest(
+        self, change: Callable[[Manifest], Manifest], redactor: Redactor
+    ) -> Manifest:
+        """Replace the manifest by what a function makes of it, and return that.
 
         Raises:
             SupersededError: If it is another attempt's by now.
@@ -242,6 +244,7 @@ class RunFolder:
         changed = change(known)
         if changed != known:
             self._put_manifest(changed, redactor)
+        return changed
 
     def _put_manifest(self, manifest: Manifest, redactor: Redactor) -> None:
         data = redactor.redact_record(manifest.to_dict(), _MANIFEST_USER_DATA)

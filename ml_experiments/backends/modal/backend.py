@@ -191,10 +191,10 @@ class ModalBackend(Backend):
         # on disk before the run can start: its result is found by it, whatever becomes of this
         # process, and an earlier submission's result does not count for it
         submission = random_tokens.token_hex(8)
-        manifest = dataclasses.replace(
-            folder.read_manifest(), modal=plan.place, submission=submission
+        manifest = folder.change_manifest(
+            lambda known: dataclasses.replace(known, modal=plan.place, submission=submission),
+            Redactor(prepared.secrets),
         )
-        folder.write_manifest(manifest, Redactor(prepared.secrets))
         if prepared.has_own_id:
             claim_id(folder)
         for note in (*source.notes, *self._news()):

@@ -201,7 +201,7 @@ class ModalRunHandle(RunHandle):
         )
         logs.start()
         try:
-            status, error, result = self._wait()
+            status, error, result = self._wait(is_new=is_new)
         finally:
             logs.finish()
         return self._bring_here(status, error, result)
@@ -264,11 +264,12 @@ class ModalRunHandle(RunHandle):
             self.notice(f"where the run is was not recorded, so keep this client: {e}")
 
     def _update_place(self, controller: str | None = None, **facts: Any) -> None:
-        manifest = self.folder.read_manifest()
-        place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
-        controller = controller or manifest.controller
-        changed = dataclasses.replace(manifest, modal=place, controller=controller)
-        self.folder.write_manifest(changed, self._redactor)
+        def change(manifest: Manifest) -> Manifest:
+            place = dataclasses.replace(manifest.modal or ModalPlace(), **facts)
+            controlled = controller or manifest.controller
+            return dataclasses.replace(manifest, modal=place, controller=controlled)
+
+        self.folder.change_manifest(change, self._redactor)
 
     def _take_over(self, records: dict[str, dict[str, Any]]) -> None:
         """Add what only the container knew: who it was, and what is a Modal secret's value.
@@ -313,10 +314,10 @@ class ModalRunHandle(RunHandle):
             at_most_usd=attempt.at_most_usd or cost.get("at_most_usd"),
         )
 
-    def _wait(self) -> tuple[RunStatus, RunError | None, RunResult | None]:
+    def _wait(self, *, is_new: bool) -> tuple[RunStatus, RunError | None, RunResult | None]:
         """Wait for the call; return its result, or how it ended without one."""
         try:
-            data = self._output()
+            data = self._output(is_new=is_new)
         except RunNotCollectedError:
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, the run has ended by it
@@ -326,10 +327,10 @@ class ModalRunHandle(RunHandle):
         result = RunResult.from_dict(data, run_dir=self.folder.path)
         return result.status, result.error, result
 
-    def _output(self) -> Any:
+    def _output(self, *, is_new: bool) -> Any:
         """Return what the call returned, or raise what ended it."""
         # without a timeout, the client waits for ever for a result that has expired
-        timeout_s: float | None = 0.0
+        timeout_s: float | None = None if is_new else 0.0
         while True:
             try:
                 return self._call.get(timeout=timeout_s)

@@ -117,7 +117,8 @@ class Ledger:
         """
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         with self._transaction(is_kept=is_kept) as connection:
-            self._settle_ended(connection, scope, today)
+            if cap.max_usd is not None or day_cap.max_usd is not None:
+                self._settle_ended(connection, scope, today)
             amounts = [ask.worst_case_usd for ask in asks]
             for limit, column, value in ((cap, "scope", scope), (day_cap, "day", today)):
                 if limit.max_usd is not None:
