@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,15 +167,16 @@ def given_options(schema: type[Any]) -> dict[str, Any]:
     }
 
 
-def read_pairs(schema: type[Any], pairs: Mapping[str, str], flag: str) -> dict[str, Any]:
+def read_pairs(schema: type[Any], pairs: Iterable[tuple[str, str]], flag: str) -> dict[str, Any]:
     """Return the options of a TypedDict that were written as `name=value`; `a.b=value` for a dict.
 
     Raises:
-        click.UsageError: If there is no such option, or a value has another type.
+        click.UsageError: If there is no such option, a value has another type, or an option that
+            takes one was given again.
     """
     known = {name: kind for name, (kind, _) in descriptions(schema).items()}
     found: dict[str, Any] = {}
-    for key, value in pairs.items():
+    for key, value in pairs:
         name, _, inner = key.partition(".")
         if name not in known:
             raise click.UsageError(
@@ -183,6 +184,9 @@ def read_pairs(schema: type[Any], pairs: Mapping[str, str], flag: str) -> dict[s
                 f"{', '.join(known)}"
             )
         flavour = _flavour(known[name])
+        is_known = inner in found.get(name, ()) if inner else name in found
+        if is_known and flavour is not list:
+            raise click.UsageError(f"{flag} {key} was given again, as {value!r}")
         if flavour is Mapping:
             if not inner:
                 raise click.UsageError(f"{flag} {key}={value}: write {flag} {name}.OPTION={value}")

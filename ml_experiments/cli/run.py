@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -61,7 +62,7 @@ class RunCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)  # click takes them out one by one
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as e:
             start = e.option_name
             index, word = next((i, w) for i, w in enumerate(given) if w.startswith(start))
@@ -78,6 +79,21 @@ class RunCommand(click.Command):
                 f"no such option {word.partition('=')[0]!r}{meant}; a field of the config is set "
                 f"without dashes: {field.replace('-', '_')}={value}"
             ) from e
+        self._refuse_repeated(ctx, given)
+        return rest
+
+    def _refuse_repeated(self, ctx: click.Context, args: list[str]) -> None:
+        """Refuse an option of one value that is given again: only the last one would count."""
+        *_, order = self.make_parser(ctx).parse_args(args=args)
+        options = [param for param in order if isinstance(param, click.Option)]
+        counts = Counter(o.opts[0] for o in options if not (o.multiple or o.is_flag))
+        for option in set(options):
+            if isinstance(option.type, Tag) and option.name != "slurm_options":  # some are lists
+                counts.update(f"{option.opts[0]} {key}" for key, _ in ctx.params[option.name or ""])
+        for flag, count in counts.items():
+            if count > 1:
+                several = "; several in one: --gpu t4,l4" if flag == "--gpu" else ""
+                raise click.UsageError(f"{flag} was given {count} times{several}", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; where it isn't one, or an option was written as a field, say so."""
@@ -233,7 +249,7 @@ def backend_of(given: str | None, options: Mapping[str, Any]) -> tuple[str, dict
         click.UsageError: If options were given that another one has.
     """
     for_modal = given_options(ModalOptions)
-    pairs = dict(click.get_current_context().params["slurm_options"])
+    pairs = click.get_current_context().params["slurm_options"]
     is_for_modal = "gpu" in options or ("escalate" in options and "escalate_to" not in options)
     by_default = "slurm" if pairs else "modal" if is_for_modal else "local"
     name = given or by_default

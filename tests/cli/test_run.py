@@ -16,6 +16,8 @@ from tests.support.command import COMMAND, ENDS, FIT, PLAIN, call
 
 pytestmark = pytest.mark.slow
 
+SLURM_TWICE = ("--slurm", "partition=a", "--slurm", "partition=b")
+
 
 def test_success_exits_0_and_reports(runs_dir: Path) -> None:
     done = call("run", FIT, "steps=2", "--name", "quick", "--tag", "team=vision", "--seed", "4")
@@ -70,6 +72,10 @@ def test_an_error_exits_1_and_tells_kind_traceback_and_hint(runs_dir: Path) -> N
         ([FIT, "timeout_s=60"], "set with dashes, as in --timeout VALUE"),
         ([FIT, "--memory", "lots"], "write 16 or 16GiB for GiB, 512MiB, or 16GB for decimal GB"),
         ([FIT, "--memory", "16G"], "no amount of memory"),
+        ([FIT, "--gpu", "t4", "--gpu=l4"], "--gpu was given 2 times; several in one: --gpu t4,l4"),
+        ([FIT, "--seed", "1", "--seed", "1", "--seed", "2"], "--seed was given 3 times"),
+        ([FIT, *SLURM_TWICE], "--slurm partition was given again, as 'b'"),
+        ([FIT, "--tag", "team=a", "--tag", "team=b"], "--tag team was given 2 times"),
     ],
 )
 def test_bad_usage_exits_2_and_starts_nothing(

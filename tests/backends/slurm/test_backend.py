@@ -275,6 +275,7 @@ def test_each_option_reaches_the_script_of_the_job(accepting: None, runs_dir: Pa
         "cpus_per_task=4": "#SBATCH --cpus-per-task=4",
         "memory_gib=1.5": "#SBATCH --mem=1536M",
         "setup=module load cuda": "module load cuda",
+        "setup=source env.sh": "source env.sh",
         "sbatch.licenses=matlab": "#SBATCH --licenses=matlab",
         "signal_delay_s=300": "#SBATCH --signal=B:USR2@300",
     }
