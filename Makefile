@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -n 5 --dist worksteal -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \
+.PHONY: help demo test test-again test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \
 	bench test-gpu gpu-wheels format build clean constraints lock check-lock
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ demo: $(VENV)/.installed-demo  ## draw eight red sevens on this machine
 
 test: $(VENV)/.installed-dev  ## run every test
 	$(BIN)/python $(PYTEST)
+
+test-again: $(VENV)/.installed-dev  ## run what failed in the last run of the tests, one after the other
+	$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none
 
 check: lint types fast-tests  ## lint, types and the fast tests, in under two minutes
 

@@ -77,7 +77,6 @@ TESTED_ELSEWHERE = {
     "backends/modal/options backends/modal/request",
     "backends/modal/billing/test_bills": "cli/costs",
     "backends/modal/test_hints": "backends/modal/mounts execution/hints",
-    "backends/modal/test_run_handle": "backends/modal/fetching",
     "cache/delete/test_in_use": "cache/open_files",
     "cache/scan/test_scanning": "cache/items",
     "cli/test_bench": "cli/bench/*",
