@@ -147,7 +147,7 @@ def point_key(overrides: Sequence[str]) -> str:
 def read_space(
     overrides: Sequence[str], file: Path | None = None, data: Mapping[str, Any] | None = None
 ) -> Space:
-    """Return the space of a file, of Python data and of the command line; later axes win.
+    """Return the space of a file, of Python data and of the command line, which win in this order.
 
     Raises:
         ConfigError: Naming every axis that can't be understood.
@@ -158,9 +158,16 @@ def read_space(
     axes: list[Axis] = []
     for given in (None if file is None else read_config_file(file), data):
         axes += _axes_of(given or {}, "", problems)
+    seen: dict[str, str] = {}
     for override in overrides:
         name, equals, written = override.partition("=")
         try:
+            if name in seen:
+                raise ConfigError(
+                    f"{name} is there twice, as {seen[name]} and {override}; write all values "
+                    f"after one {name}="
+                )
+            seen[name] = override
             if not equals:
                 raise ConfigError(
                     f"{override!r} is not an axis; write it as name=value,value or "

@@ -139,12 +139,18 @@ def test_all_problems_are_named_at_once() -> None:
     assert len(problem_of("x=range:0", "y=1,1", "z=1").splitlines()) == 3
 
 
+def test_an_axis_that_is_given_twice_loses_no_values() -> None:
+    problem = problem_of("a=1,2", "b=3", "a=4")
+    assert "a is there twice, as a=1,2 and a=4; write all values after one a=" in problem
+
+
 def test_an_empty_space_is_refused() -> None:
     assert "there is nothing to vary" in problem_of()
 
 
 def test_later_axes_win_in_their_place() -> None:
-    assert grid("a=1,2", "b=3", "a=4") == [("a=4", "b=3")]
+    in_file = {"a": [1, 2], "b": 3}
+    assert list(read_space(["a=4"], data=in_file).points()) == [("a=4", "b=3")]
     # else its points would differ in a.b alone, which has no effect
     assert grid("a.b=1,2", "ab=3", "a={b: 4}") == [("ab=3", "a={b: 4}")]
     assert grid("a={b: 4}", "a.c=1,2") == [("a={b: 4}", "a.c=1"), ("a={b: 4}", "a.c=2")]
