@@ -289,6 +289,15 @@ def test_an_extension_is_tried_first_and_may_be_detached(project: Path, runs_dir
     assert call("sweep", "show", "last").stdout.splitlines()[-1] == "3 of 3 done"
 
 
+def test_a_wider_interval_of_a_sweep_that_is_whole_asks_for_trials(project: Path) -> None:
+    sampled = ("lr=uniform:0:0.5", "--sampler", "random", "--trials", "2")
+    assert call("sweep", "train.py:train", *sampled).returncode == 0
+    wider = call("sweep", "extend", "last", "lr=uniform:0:1")
+    assert (wider.returncode, "--trials N suggests points" in wider.stderr) == (0, True)
+    more = call("sweep", "extend", "last", "--trials", "3")
+    assert (more.stdout.splitlines()[-1], more.stderr) == ("3 of 3 done", "")
+
+
 def test_a_detached_sweep_that_is_not_valid_is_refused_at_once(
     project: Path, runs_dir: Path
 ) -> None:

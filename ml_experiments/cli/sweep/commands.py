@@ -318,6 +318,8 @@ def _take_up(
 
             control_here(folder)
         view.begin(folder, spec, progress)
+        if axes and spec.sampler != "grid" and not progress.to_run:
+            click.echo("all trials have run: --trials N suggests points of the new space", err=True)
 
     points = resume_sweep(
         folder,

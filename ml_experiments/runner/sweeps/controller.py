@@ -29,8 +29,15 @@ from ml_experiments.runner.sweeps.folder import (
     SweepFolder,
     SweepSpec,
 )
-from ml_experiments.runner.sweeps.points import SweepPoint, comparable, end_early, ended_point
+from ml_experiments.runner.sweeps.points import (
+    SweepPoint,
+    comparable,
+    end_early,
+    ended_point,
+    has_metric,
+)
 from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
+from ml_experiments.runner.sweeps.study import INDEPENDENT
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
@@ -42,6 +49,8 @@ _END_POLL_S = 0.05
 # an experiment that is edited meanwhile may run as it was
 _MAX_AHEAD_S = 1.0
 _MAX_END_S = 10.0
+# so many points may end without the metric that a sampler learns from, before the first that has it
+_MAX_WITHOUT_METRIC = 3
 
 
 @dataclass
@@ -157,6 +166,9 @@ class Controller:
         self._pools = Pools(spec.parallel, one_each=spec.max_cost is not None)
         self._pool_of: dict[int, Pool] = {}
         self._budget, self._most = spec.budget, spec.handed_over
+        # how many points in a row, from the first one; None once a point has it
+        learns = spec.sampler not in ("grid", *INDEPENDENT)
+        self._without_metric: int | None = 0 if learns else None
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.
@@ -349,10 +361,22 @@ class Controller:
             run = RunFolder(self._folder.runs_dir / result.run_id)
             self._recorded[point.run_key] = RecordedRun(run, point.trial or 0, point.overrides)
         self._source.ended(ended)
+        self._look_for_metric(ended)
         if self._spec.stops_at_failure and result.status is RunStatus.ERROR:
             progress.stopped = progress.stopped or f"point {number} has failed"
             self._cancel()
         return ended
+
+    def _look_for_metric(self, ended: SweepPoint) -> None:
+        """Start no more points where none of the first ones has what the sampler learns from."""
+        metric, count = self._spec.metric, self._without_metric
+        if count is None or metric is None or ended.result.status is not RunStatus.SUCCESS:
+            return
+        self._without_metric = None if has_metric(ended.result, metric) else count + 1
+        if self._without_metric == _MAX_WITHOUT_METRIC and self._progress.stopped is None:
+            self._progress.stopped = (
+                f"none of the first {_MAX_WITHOUT_METRIC} points has a score: {ended.problem}"
+            )
 
     def _cancel(self, *, at_once: bool = False) -> None:
         for _, started in self._running.values():

@@ -95,12 +95,28 @@ def ended_point(
         return dataclasses.replace(point, problem=str(e))
 
 
+def has_metric(result: RunResult, metric: str) -> bool:
+    """Return whether a metric such as `results.accuracy` is a number, be it NaN."""
+    try:
+        _read_number(result, metric)
+    except Error:
+        return False
+    return True
+
+
 def read_score(result: RunResult, metric: str) -> float:
     """Return the number that a metric such as `results.accuracy` means.
 
     Raises:
         Error: If there is none, or it is no finite number.
     """
+    number = _read_number(result, metric)
+    if not math.isfinite(number):
+        raise Error(f"{metric} is {number}, which can't be compared")
+    return number
+
+
+def _read_number(result: RunResult, metric: str) -> float:
     value: Any = result.results
     rest = metric.removeprefix("results").removeprefix(".")
     while rest:
@@ -112,10 +128,7 @@ def read_score(result: RunResult, metric: str) -> float:
         value, rest = value[keys[part]], rest[len(part) + 1 :]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Error(f"{metric} is {value!r:.60}, not a number")
-    number = _as_float(value)
-    if not math.isfinite(number):
-        raise Error(f"{metric} is {number}, which can't be compared")
-    return number
+    return _as_float(value)
 
 
 def comparable(step: object, value: object) -> tuple[int, float] | None:

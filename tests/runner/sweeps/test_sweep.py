@@ -170,6 +170,25 @@ def test_a_score_that_is_none_is_a_problem_of_its_point(project: Path, metric: s
     }[metric] in (point.problem or "")
 
 
+@pytest.mark.parametrize(
+    ("metric", "sampler", "count"),
+    [("accuracy", "tpe", 3), ("nothing", "tpe", 3), ("nan", "tpe", 6), ("accuracy", "random", 6)],
+)
+def test_a_search_without_its_metric_stops(
+    metric: str, sampler: str, count: int, project: Path, runs_dir: Path
+) -> None:
+    points = list(
+        sweep(TRAIN, {"lr": "uniform:0:1"}, maximize=metric, sampler=sampler, trials=6, seed=1)
+    )
+    assert len(points) == count
+    why = find_sweep(runs_dir, "last").read_stop()
+    if count == 6:
+        assert why is None
+    else:
+        assert why == f"none of the first 3 points has a score: {points[2].problem}"
+        assert len(resume(find_sweep(runs_dir, "last"))) == 3  # as the experiment may be mended
+
+
 def test_set_ups_are_as_few_as_models(project: Path) -> None:
     space = {"seed": range(4), "model": ["a", "b", "c"]}
     points = list(sweep(WARM, space, parallel=2))
