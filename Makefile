@@ -9,8 +9,8 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 # pip compiles what it copies, not what it links; where Python may write no bytecode, each process would
 COMPILE := $(BIN)/python -m compileall -q ml_experiments modal_emulator
 unexport PYTHONDONTWRITEBYTECODE
-# tests wait for processes and servers about as long as they compute
-PYTEST := -m pytest -n 5 --dist worksteal -q
+# tests wait for processes and servers while others compute; with more of them at a time, two cores are no faster
+PYTEST := -m pytest -n 4 --dist worksteal -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-again test-python test-modal contract-modal prove-modal gpu-image check lint types fast-tests docs docs-serve \

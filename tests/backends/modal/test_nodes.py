@@ -46,7 +46,7 @@ pytestmark = [
 QUIET = Observer()
 TWO_NODES: dict[str, Any] = {"launch": "torchrun", "gpu": "t4:8", "nodes": 2, "nproc_per_node": 1}
 # under load, torch's launcher takes some seconds until the ranks begin; a tenth is left to save
-SOFT_TIMEOUT_S, HARD_TIMEOUT_S = 30, 15
+TIMEOUT_S = 30  # on a busy machine, the start of both nodes takes half of it
 
 
 class Waiting(NamedTuple):
@@ -189,7 +189,7 @@ def test_a_soft_timeout_reaches_the_ranks_of_all_nodes(
     modal_emulator: Emulator, backend: ModalBackend
 ) -> None:
     seen = Recorder()
-    options = {**TWO_NODES, "timeout_s": SOFT_TIMEOUT_S}
+    options = {**TWO_NODES, "timeout_s": TIMEOUT_S}
     handle = submit_experiment(on_nodes, backend=backend, observer=seen, **options)
     ranks = wait_for_ranks(seen)
     result = handle.result(WAIT_S)
@@ -204,7 +204,7 @@ def test_a_rank_of_another_node_that_goes_on_is_ended_at_the_timeout(
     modal_emulator: Emulator, backend: ModalBackend
 ) -> None:
     seen = Recorder()
-    options = {**TWO_NODES, "timeout_s": HARD_TIMEOUT_S}
+    options = {**TWO_NODES, "timeout_s": TIMEOUT_S}
     handle = submit_experiment(
         on_nodes, {"how": "is stubborn"}, backend=backend, observer=seen, **options
     )
@@ -213,7 +213,7 @@ def test_a_rank_of_another_node_that_goes_on_is_ended_at_the_timeout(
     assert result.error is not None
     assert result.error.kind is ErrorKind.TIMEOUT
     # Modal itself is half a second later
-    assert re.search(rf"ended (the run )?after {HARD_TIMEOUT_S} s", result.error.message)
+    assert re.search(rf"ended (the run )?after {TIMEOUT_S} s", result.error.message)
     assert b"[node1 rank1] got SoftTimeout" in seen.lines
     assert_all_have_ended(modal_emulator, result, ranks)
 

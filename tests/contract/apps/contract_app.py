@@ -113,8 +113,8 @@ def wait_for_the_end(notes: modal.Dict, key: str) -> str:
         for _ in range(100):
             time.sleep(0.3)
     except BaseException as e:
-        notes[f"{key}-raised"] = type(e).__name__
         notes[f"{key}-is-exception"] = isinstance(e, Exception)
+        notes[f"{key}-raised"] = type(e).__name__  # last: it is what the test waits for
         raise
     return "never cancelled"
 
