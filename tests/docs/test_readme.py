@@ -31,7 +31,8 @@ def test_the_make_targets_exist(target: str) -> None:
 
 
 def test_ci_calls_the_command_that_readme_gives_for_tests() -> None:
-    assert "\nmake test\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = (PROJECT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert "make test || make test-again" in commands
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ _ASKED_EVERY_S = 5.0
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print what would come here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def sync(dry_run: bool, as_json: bool) -> None:
+def sync(dry_run: bool, as_json: bool) -> int:
     """Bring runs here that are on Modal: those of other machines, and those that have ended.
 
     Sweeps that are controlled on Modal come with their runs.
     """
     from ml_experiments.backends.modal.errors import LIST_INSTEAD, require_access
     from ml_experiments.backends.modal.remote_runs import bring_here, runs_there, statuses_there
+    from ml_experiments.cli.runs.finding import for_each
     from ml_experiments.runner.detached.remote_sweeps import bring_sweeps_here
     from ml_experiments.settings import runs_dir
 
@@ -45,10 +46,14 @@ def sync(dry_run: bool, as_json: bool) -> None:
         if (run_id in new and _lacks_files(place / run_id))
         or (run_id in ended and _waits_for_result(place / run_id))
     )
-    for run_id in () if dry_run else wanted:
+
+    def bring(run_id: str) -> int:
         _note_problems(run_id, bring_here(run_id, place))
         if not as_json:
             click.echo(f"{run_id}  {ended.get(run_id, 'running')}")
+        return 0
+
+    code = for_each(() if dry_run else wanted, bring)
     if as_json:
         record = {"runs": wanted, "sweeps": sweeps, "brought": not dry_run}
         click.echo(json.dumps(record))
@@ -57,6 +62,7 @@ def sync(dry_run: bool, as_json: bool) -> None:
             click.echo(run_id)
     if not as_json and not wanted:
         click.echo("everything that is on Modal is here")
+    return code
 
 
 @click.command()

@@ -116,8 +116,8 @@ class SweepSpec:
         points before have cost.
         """
         is_grid_there = self.backend == "modal" and self.sampler == "grid"
-        waits_there = is_grid_there and not self.stops_at_failure and not self.budget.is_capped
-        return 2 * self.parallel if waits_there else self.parallel
+        is_alone = not self.stops_at_failure and self.pruner is None and not self.budget.is_capped
+        return 2 * self.parallel if is_grid_there and is_alone else self.parallel
 
     @property
     def is_halved_by_money(self) -> bool:

@@ -22,7 +22,10 @@ def test_a_result_that_came_with_the_call_is_not_fetched_again(
     with runs_volume().batch_upload(force=True) as batch:
         for name in ("manifest.json", "result.json", "log.txt"):
             batch.put_file(io.BytesIO(b"{}"), f"/{RUN_ID}/{name}")
-    fetched = fetch_run_folder(runs_volume(), RUN_ID, tmp_path, has_result=has_result)
+    try:
+        fetched = fetch_run_folder(runs_volume(), RUN_ID, tmp_path, has_result=has_result)
+    finally:  # others look at all runs there
+        runs_volume().remove_file(f"/{RUN_ID}", recursive=True)
     assert fetched.has_new_result != has_result
     expected = {"log.txt"} if has_result else {"log.txt", "result.json"}
     assert {file.name for file in tmp_path.iterdir()} == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from ml_experiments import ModalBackend, load_run, submit_experiment
+from ml_experiments.backends.modal.mounts import runs_volume
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.result import RunStatus
 from modal_emulator import Emulator
@@ -255,7 +257,15 @@ def test_another_machine_finds_the_runs_of_an_account(
     wait_until(
         lambda: goes_on.path.name in call("runs", "sync", "--dry-run").stdout, "the run there"
     )
-    assert set(call("runs", "sync").stdout.splitlines()) >= {
+    odd = "20260101-000000-0000005"  # without a spec, and before the others
+    with runs_volume().batch_upload(force=True) as batch:
+        batch.put_file(io.BytesIO(b"{}"), f"/{odd}/result.json")
+    try:
+        synced = call("runs", "sync")
+    finally:
+        runs_volume().remove_file(f"/{odd}", recursive=True)
+    assert (synced.returncode, odd in synced.stderr) == (2, True)
+    assert set(synced.stdout.splitlines()) >= {
         f"{ended.path.name}  success",
         f"{goes_on.path.name}  running",
     }

@@ -104,6 +104,7 @@ def test_points_wait_on_modal_for_those_that_run(
         ({}, 6),
         ({"fail_fast": True}, 3),
         ({"max_cost": 5.0}, 3),
+        ({"pruner": "median", "metric": "loss", "minimize": "loss"}, 3),
         ({"sampler": "random", "trials": 9}, 3),
         ({"backend": "local"}, 3),
     ],
