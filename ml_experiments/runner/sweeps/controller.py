@@ -37,7 +37,7 @@ from ml_experiments.runner.sweeps.points import (
     has_metric,
 )
 from ml_experiments.runner.sweeps.sources import NextPoint, PointSource
-from ml_experiments.runner.sweeps.study import INDEPENDENT
+from ml_experiments.runner.sweeps.study import learns
 from ml_experiments.runs.folder import RunFolder
 from ml_experiments.runs.provenance.git import describe_code
 from ml_experiments.runs.result import ErrorKind, RunError, RunResult, RunStatus
@@ -167,8 +167,7 @@ class Controller:
         self._pool_of: dict[int, Pool] = {}
         self._budget, self._most = spec.budget, spec.handed_over
         # how many points in a row, from the first one; None once a point has it
-        learns = spec.sampler not in ("grid", *INDEPENDENT)
-        self._without_metric: int | None = 0 if learns else None
+        self._without_metric: int | None = 0 if learns(spec.sampler) else None
 
     def run(self) -> Iterator[SweepPoint]:
         """Yield the points as they end; leaving early ends those that run.

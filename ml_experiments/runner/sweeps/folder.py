@@ -113,7 +113,7 @@ class SweepSpec:
 
         On Modal, points of a grid wait there for those that run: the containers, never more than
         `parallel`, are not paid for while they wait for this process. A cap has to know what the
-        points before have cost.
+        points before have cost, and a pruner what they have logged.
         """
         is_grid_there = self.backend == "modal" and self.sampler == "grid"
         is_alone = not self.stops_at_failure and self.pruner is None and not self.budget.is_capped

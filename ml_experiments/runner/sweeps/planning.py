@@ -19,6 +19,7 @@ from ml_experiments.runner.sweeps.study import (
     PRUNERS,
     SAMPLERS,
     check_packages,
+    learns,
 )
 from ml_experiments.runs.spec import new_run_id
 from ml_experiments.settings import working_dir
@@ -166,7 +167,7 @@ def _check_halving_by_money(given: Mapping[str, Any], sampler: str) -> None:
         raise ConfigError(
             "with --max-cost, halving goes by money and not by steps: leave --min-steps out"
         )
-    if sampler not in ("grid", *INDEPENDENT):
+    if learns(sampler):
         raise ConfigError(
             f"with --max-cost, halving gives points their money in parts, from which {sampler} "
             "can't learn; use a grid, or --sampler random or qmc"
@@ -190,7 +191,7 @@ def _sampler(given: Mapping[str, Any], space: Space, metric: str | None) -> str:
         raise ConfigError(
             f"--sampler {name} suggests points without end; say how many: --trials 50"
         )
-    if metric is None and name not in INDEPENDENT:
+    if metric is None and learns(name):
         raise ConfigError(
             f"--sampler {name} learns from the results; say which: --maximize results.accuracy or "
             "--minimize results.loss"

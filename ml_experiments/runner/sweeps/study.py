@@ -83,6 +83,11 @@ class PastTrial:
     is_pruned: bool = False
 
 
+def learns(sampler: str) -> bool:
+    """Return whether the points that a sampler suggests depend on what earlier ones scored."""
+    return sampler not in ("grid", *INDEPENDENT)
+
+
 def check_packages(sampler: str, pruner: str | None) -> None:
     """Make sure that what a sampler and a pruner take is installed.
 
